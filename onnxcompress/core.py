@@ -1,0 +1,114 @@
+"""The values that flow through a run: what a pass is, what it is given, and what it says it did."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+Feed = dict[str, "np.ndarray"]
+"""One set of inputs of a model: input name -> array, batch axis included."""
+
+
+class Need(enum.Enum):
+    """What a pass can't work without; the pipeline provides it or refuses before anything runs."""
+
+    DATA = "data"
+    """Feeds that the user gave (synthetic ones don't count)."""
+
+
+class Action(enum.StrEnum):
+    """How a decision ended."""
+
+    APPLIED = "applied"
+    SKIPPED = "skipped"
+    ROLLED_BACK = "rolled-back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One decision about one target: what was done to it, or why it was left alone.
+
+    `target` names a node, an initializer, or "graph" for what concerns the whole model.
+    `details` holds further JSON-serialisable facts (a predicted loss, a scheme, a node count).
+    """
+
+    pass_name: str
+    target: str
+    action: Action
+    reason: str
+    bytes_before: int = 0
+    bytes_after: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of `changes` in the JSON report."""
+        return {
+            "pass": self.pass_name,
+            "target": self.target,
+            "action": str(self.action),
+            "reason": self.reason,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            **self.details,
+        }
+
+
+class Gate:
+    """Numbers the rewrites of a run in the order they are made and says which may be made.
+
+    A run with the same gate makes the same rewrites, so a wrong one is found by bisection: `limit` admits
+    only the first so many, and `denied` shuts out those that were found wrong.
+    """
+
+    def __init__(self, *, limit: int | None = None, denied: frozenset[tuple[str, str]] = frozenset()) -> None:
+        self.limit = limit
+        self.denied = denied
+        self.admitted: list[tuple[str, str]] = []
+
+    def admits(self, pass_name: str, target: str) -> bool:
+        """Say whether the rewrite (pass, target) may be made now, and count it if so."""
+        if (pass_name, target) in self.denied:
+            return False
+        if self.limit is not None and len(self.admitted) >= self.limit:
+            return False
+        self.admitted.append((pass_name, target))
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a pass is given beside the model. Nothing in here is changed by a pass, except the gate's count."""
+
+    gate: Gate = field(default_factory=Gate)
+    feeds: Sequence[Feed] = ()
+    """The user's data, already fitted to the model's inputs; empty without `--data`."""
+    seed: int = 0
+    target: str = "cpu"
+    selects: Callable[[ir.Node], bool] = lambda _: True
+    """False for nodes that `--only`/`--skip` keep away from the lossy passes."""
+    progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items)
+    """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A rewrite of the graph. Its fields are its options; its docstring's first line says what changes.
+
+    `run` edits the model in place and returns what it did and what it refused. Before each rewrite it asks
+    `context.gate.admits(self.name, target)` and leaves the target alone on a no. A model is valid before and
+    after a pass, not in between.
+    """
+
+    name: ClassVar[str]
+    lossless: ClassVar[bool]
+    needs: ClassVar[frozenset[Need]]
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Rewrite `model` in place."""
+        ...

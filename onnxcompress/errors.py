@@ -1,0 +1,56 @@
+"""The one error type that users see: what went wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OnnxCompressError(Exception):
+    """Something the user can act on.
+
+    Args:
+        message: what went wrong, one sentence without a final full stop.
+        where: the file, node, field or sample it happened at ("" where nothing is more precise).
+        hint: what to do about it ("" where there is nothing to do).
+
+    `exit_code` is what the command line ends with (see the README's table of exit codes).
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}. {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (_rebuild, (type(self), self.message, self.where, self.hint))
+
+
+def _rebuild(kind: type[OnnxCompressError], message: str, where: str, hint: str) -> OnnxCompressError:
+    return kind(message, where=where, hint=hint)
+
+
+class LimitError(OnnxCompressError):
+    """A limit that the user gave was not met; nothing is written."""
+
+    exit_code = 1
+
+
+class UsageError(OnnxCompressError):
+    """An unknown recipe, pass or field, a value out of range, options that contradict each other."""
+
+    exit_code = 2
+
+
+class ModelError(OnnxCompressError):
+    """The model can't be read, run or written."""
+
+
+class DataError(OnnxCompressError):
+    """The data can't be read or does not fit the model."""

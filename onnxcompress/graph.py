@@ -1,0 +1,279 @@
+"""The edit verbs of the graph: every rewrite goes through these, so that names, shapes and outputs stay right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph, every body of If/Loop/Scan in it, and those of local functions, outermost first."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield every node of every graph of the model."""
+    for graph in graphs(model):
+        yield from graph
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Say whether `node` is one of these operators of the standard domain."""
+    return node is not None and node.op_type in op_types and node.domain in STANDARD_DOMAINS
+
+
+def label(node: ir.Node) -> str:
+    """Return the name by which reports speak of a node: its own, or the type and first output."""
+    if node.name:
+        return node.name
+    return f"{node.op_type}:{next((o.name for o in node.outputs if o.name), '?')}"
+
+
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    """Return an attribute's value, `default` where it is absent or refers to a function's parameter."""
+    attr = node.attributes.get(name)
+    if attr is None or attr.is_ref():
+        return default
+    return attr.value
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """Return the graphs that a control-flow node carries in its attributes."""
+    found: list[ir.Graph] = []
+    for attr in node.attributes.values():
+        if attr.is_ref():
+            continue
+        if attr.type == ir.AttributeType.GRAPH:
+            found.append(attr.as_graph())
+        elif attr.type == ir.AttributeType.GRAPHS:
+            found.extend(attr.as_graphs())
+    return found
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor behind a value that no run can change, None for all others.
+
+    Covers initializers (unless the graph lets callers override them) and Constant nodes with tensor or
+    number attributes. The data is not read.
+    """
+    if value is None:
+        return None
+    if value.is_initializer():
+        return None if value.is_graph_input() else value.const_value
+    node = value.producer()
+    if node is None or not is_op(node, "Constant") or len(node.attributes) != 1:
+        return None
+    attr = next(iter(node.attributes.values()))
+    if attr.is_ref():
+        return None
+    if attr.name == "value":
+        return attr.as_tensor()
+    kinds: dict[str, Any] = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
+    if attr.name in kinds:
+        return ir.tensor(np.asarray(attr.value, dtype=kinds[attr.name]), name=value.name)
+    if attr.name in ("value_string", "value_strings"):
+        many = attr.name == "value_strings"
+        strings = [s.encode() if isinstance(s, str) else s for s in (attr.value if many else [attr.value])]
+        return ir.StringTensor(strings, shape=ir.Shape([len(strings)] if many else []), name=value.name)
+    return None
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """Return the array behind a constant value (read from disk where it lies there), None for all others."""
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def small_constant(value: ir.Value | None, most: int = 1024) -> np.ndarray | None:
+    """Return the array behind a constant of at most `most` elements, None for all others."""
+    tensor = constant_tensor(value)
+    return None if tensor is None or tensor.size > most else tensor.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """Return the number behind a constant that holds exactly one element, None for all others."""
+    array = small_constant(value, most=1)
+    if array is None or array.size != 1 or array.dtype.kind not in "fiub":
+        return None
+    return float(array.reshape(())[()])
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads a value through one port; None when others, or an output, read it."""
+    if value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    return next(iter(value.uses())).node
+
+
+class Names:
+    """Unique names for one model: every value and node name in every graph counts as taken."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str] = set()
+        self._next: dict[str, int] = {}
+        for graph in graphs(model):
+            self._taken.update(v.name for v in graph.inputs if v.name)
+            self._taken.update(name for name in graph.initializers if name)
+            for node in graph:
+                if node.name:
+                    self._taken.add(node.name)
+                self._taken.update(o.name for o in node.outputs if o.name)
+
+    def fresh(self, hint: str) -> str:
+        """Return `hint`, or `hint_1`, `hint_2`, ... when it is taken, and take it."""
+        if hint not in self._taken:
+            self._taken.add(hint)
+            return hint
+        number = self._next.get(hint, 1)
+        while f"{hint}_{number}" in self._taken:
+            number += 1
+        self._next[hint] = number + 1
+        name = f"{hint}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def add_initializer(graph: ir.Graph, names: Names, hint: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """Store an array as a new initializer of `graph` under a fresh name and return its value."""
+    name = names.fresh(hint)
+    tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
+
+
+def set_weight(value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
+    """Replace an initializer's data for all its readers; data, shape and type are kept in step."""
+    tensor = ir.tensor(array, name=value.name) if isinstance(array, np.ndarray) else array
+    value.const_value = tensor
+    value.shape = ir.Shape(tensor.shape)
+    value.type = ir.TensorType(tensor.dtype)
+
+
+def remove_initializer(value: ir.Value) -> None:
+    """Drop an initializer that nothing reads any more; one that is still read or declared stays."""
+    graph = value.graph
+    if graph is None or value.uses() or value.is_graph_output() or value.is_graph_input() or not value.name:
+        return
+    graph.initializers.pop(value.name, None)
+
+
+def insert_before(
+    anchor: ir.Node,
+    names: Names,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    attributes: dict[str, Any] | None = None,
+    domain: str = "",
+    outputs: int = 1,
+    hint: str = "",
+) -> ir.Node:
+    """Make a node, put it right before `anchor` in the same graph, and return it."""
+    graph = anchor.graph
+    if graph is None:
+        raise ValueError(f"{label(anchor)} is in no graph")
+    made = ir.node(op_type, list(inputs), attributes or {}, domain=domain, num_outputs=outputs)
+    hint = hint or f"{anchor.name or anchor.op_type}_{op_type}"
+    made.name = names.fresh(hint)
+    for output in made.outputs:
+        output.name = names.fresh(f"{hint}_out")
+    graph.insert_before(anchor, made)
+    return made
+
+
+def can_replace(old: ir.Value, new: ir.Value) -> bool:
+    """Say whether every reader of `old`, graph outputs included, can read `new` instead.
+
+    A graph output must come from a node of its own graph, keep its name, and be listed once: then it can't
+    become an input, an initializer, a value of another graph or one that is already an output.
+    """
+    if not old.is_graph_output():
+        return True
+    node, old_node = new.producer(), old.producer()
+    return (
+        node is not None
+        and old_node is not None
+        and node.graph is old_node.graph
+        and not new.is_graph_output()
+        and (new.dtype is None or old.dtype is None or new.dtype == old.dtype)
+    )
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Let every reader of `old` read `new`; as a graph output, `new` takes over name, type and shape.
+
+    Raises:
+        ValueError: `can_replace(old, new)` does not hold.
+    """
+    if not can_replace(old, new):
+        raise ValueError(f"output {old.name!r} needs a node of its own")
+    was_output = old.is_graph_output()
+    old.replace_all_uses_with(new, replace_graph_outputs=was_output)
+    if was_output:
+        name, old.name = old.name, None
+        new.name, new.type, new.shape = name, old.type, old.shape
+
+
+def remove_node(node: ir.Node) -> None:
+    """Take a node out whose outputs nobody reads; initializers that only it read go with it."""
+    graph = node.graph
+    if graph is None:
+        return
+    inputs = {v for v in node.inputs if v is not None}
+    graph.remove(node, safe=True)
+    for value in inputs:
+        if value.is_initializer():
+            remove_initializer(value)
+
+
+def replace_node(node: ir.Node, news: Sequence[ir.Value]) -> None:
+    """Let the readers of each output of `node` read the value at the same place in `news`, and remove it."""
+    for old, new in zip(node.outputs, news, strict=True):
+        replace_value(old, new)
+    remove_node(node)
+
+
+def replace_by_constant(node: ir.Node, names: Names, arrays: Sequence[np.ndarray | ir.TensorProtocol | None]) -> None:
+    """Store a node's outputs as initializers under their own names and remove it (None: nobody reads that one).
+
+    An initializer may itself be a graph output.
+    """
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"{label(node)} is in no graph")
+    for old, array in zip(node.outputs, arrays, strict=True):
+        if array is None:
+            continue
+        tensor = ir.tensor(array, name=old.name) if isinstance(array, np.ndarray) else array
+        new = ir.Value(const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        old.replace_all_uses_with(new, replace_graph_outputs=old.is_graph_output())
+        new.name, old.name = old.name or names.fresh("constant"), None
+        graph.register_initializer(new)
+    remove_node(node)
+
+
+def tensor_bytes(values: Iterable[ir.Value | None]) -> int:
+    """Return the bytes that constant values take in the file, each counted once."""
+    seen = {id(v): t.nbytes for v in values if v is not None and (t := constant_tensor(v)) is not None}
+    return sum(seen.values())
+
+
+def opset(model: ir.Model, domain: str = "") -> int:
+    """Return the opset version that the model imports for a domain (0 where it imports none)."""
+    names = STANDARD_DOMAINS if domain in STANDARD_DOMAINS else (domain,)
+    return max((model.opset_imports.get(name, 0) for name in names), default=0)
