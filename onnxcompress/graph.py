@@ -98,6 +98,11 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Return the shape of a tensor as numbers."""
+    return tuple(int(d) for d in tensor.shape.numpy())
+
+
 def small_constant(value: ir.Value | None, most: int = 1024) -> np.ndarray | None:
     """Return the array behind a constant of at most `most` elements, None for all others."""
     tensor = constant_tensor(value)
@@ -110,6 +115,24 @@ def scalar(value: ir.Value | None) -> float | None:
     if array is None or array.size != 1 or array.dtype.kind not in "fiub":
         return None
     return float(array.reshape(())[()])
+
+
+def integers(
+    node: ir.Node, name: str, port: int | None = None, *, default: Sequence[int] | None = None
+) -> list[int] | None:
+    """Return whole numbers that a node takes as attribute `name` or as constant input `port`, by opset.
+
+    `default` stands for an attribute and input that are both absent; None also where only a run decides.
+    """
+    attr = node.attributes.get(name)
+    if attr is not None:
+        if attr.is_ref():
+            return None
+        return [int(attr.value)] if attr.type == ir.AttributeType.INT else [int(n) for n in attr.value]
+    if port is None or port >= len(node.inputs) or node.inputs[port] is None:
+        return None if default is None else list(default)
+    array = small_constant(node.inputs[port])
+    return None if array is None or array.dtype.kind not in "iu" else [int(n) for n in array.reshape(-1)]
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
@@ -151,7 +174,7 @@ def add_initializer(graph: ir.Graph, names: Names, hint: str, array: np.ndarray 
     """Store an array as a new initializer of `graph` under a fresh name and return its value."""
     name = names.fresh(hint)
     tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(dims(tensor)), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
 
@@ -160,7 +183,7 @@ def set_weight(value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
     """Replace an initializer's data for all its readers; data, shape and type are kept in step."""
     tensor = ir.tensor(array, name=value.name) if isinstance(array, np.ndarray) else array
     value.const_value = tensor
-    value.shape = ir.Shape(tensor.shape)
+    value.shape = ir.Shape(dims(tensor))
     value.type = ir.TensorType(tensor.dtype)
 
 
@@ -241,6 +264,53 @@ def remove_node(node: ir.Node) -> None:
             remove_initializer(value)
 
 
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let every reader of `old` read `new`, which takes its name too, and remove what nobody reads then.
+
+    For a new value that means the same as the old one.
+
+    Raises:
+        ValueError: `can_replace(old, new)` does not hold.
+    """
+    replace_value(old, new)
+    new.type, new.shape = new.type or old.type, new.shape or old.shape
+    name, old.name = old.name, None
+    remove_unread(old)
+    if name:
+        new.name = name
+
+
+def remove_unread(value: ir.Value) -> None:
+    """Remove a value that nobody reads: its initializer, or its node and what only that node read, and so on."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value.is_initializer():
+            remove_initializer(value)
+        elif (
+            node is not None
+            and node.graph is not None
+            and not any(o.uses() or o.is_graph_output() for o in node.outputs)
+        ):
+            inputs = {v for v in node.inputs if v is not None}
+            remove_node(node)
+            pending += [v for v in inputs if not v.is_initializer()]
+
+
+def copy_before(node: ir.Node, names: Names) -> ir.Node:
+    """Make a node like `node`, with the same inputs, right before it."""
+    return insert_before(
+        node,
+        names,
+        node.op_type,
+        node.inputs,
+        attributes={a.name: a for a in node.attributes.values()},
+        domain=node.domain,
+        outputs=len(node.outputs),
+    )
+
+
 def replace_node(node: ir.Node, news: Sequence[ir.Value]) -> None:
     """Let the readers of each output of `node` read the value at the same place in `news`, and remove it."""
     for old, new in zip(node.outputs, news, strict=True):
@@ -260,7 +330,7 @@ def replace_by_constant(node: ir.Node, names: Names, arrays: Sequence[np.ndarray
         if array is None:
             continue
         tensor = ir.tensor(array, name=old.name) if isinstance(array, np.ndarray) else array
-        new = ir.Value(const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+        new = ir.Value(const_value=tensor, shape=ir.Shape(dims(tensor)), type=ir.TensorType(tensor.dtype))
         old.replace_all_uses_with(new, replace_graph_outputs=old.is_graph_output())
         new.name, old.name = old.name or names.fresh("constant"), None
         graph.register_initializer(new)
