@@ -1,0 +1,327 @@
+"""onnxruntime behind one door: sessions, optimised graphs, paired timing and profiles. Its only importer.
+
+Every failure of the runtime becomes a `ModelError` with the runtime's own reason in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from .errors import ModelError
+
+PROVIDER = "CPUExecutionProvider"
+
+_SILENT = 4
+"""The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
+
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(
+        kind
+        for kind in vars(ort_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception
+    ),
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    UnicodeError,
+)
+
+_NOISE = (
+    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
+    re.compile(r"^Load model from .*? failed: ?"),
+    # the likes of "/src/core/model.cc:256 onnxruntime::Model::Model(...) Why" and "helper.h:59 Compute Why"
+    re.compile(r"\S+\.(?:cc|h|hpp):\d+ (?:\w+ (?=[A-Z]))?"),
+    re.compile(r"(?:\w[\w:<>&*]* )?onnxruntime::[\w:<>~]+\(.*?\) (?=[A-Z])"),
+)
+"""What the runtime puts around its reason: error codes, and the places in its own sources."""
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(bool)": np.dtype(np.bool_),
+    **{
+        f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}")
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a model declares about one of its inputs or outputs.
+
+    `dtype` is None for what the runtime's Python interface has no number array for: strings, sequences,
+    optionals, maps, bfloat16, float8 and 4-bit integers; `type` is the runtime's name for it in every case
+    ("tensor(float)"). A dimension is a size, a symbol, or None where nothing is known. A tensor of unknown
+    rank can't be told from a scalar here.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+    type: str
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"'{self.name}' {self.dtype or self.type} [{dims}]"
+
+
+class Session:
+    """A model loaded in onnxruntime on the CPU; made by `open_session`."""
+
+    def __init__(self, session: ort.InferenceSession, *, threads: int) -> None:
+        self._session = session
+        self.threads = threads
+        self.provider = PROVIDER
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        """The inputs that a feed must hold: weights that are declared as inputs have a value already."""
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+
+    def run(self, feed: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Run the model once.
+
+        Args:
+            feed: input name -> array (or list of arrays for a sequence), types and shapes as declared.
+            names: the outputs wanted; None for all.
+
+        Returns:
+            output name -> array, or list, dict or None where the model declares a sequence, map or optional.
+
+        Raises:
+            ModelError: the runtime refuses the feed or fails while running it.
+
+        """
+        wanted = [spec.name for spec in self.outputs] if names is None else list(names)
+        try:
+            values = self._session.run(wanted, dict(feed))
+        except _RUNTIME_ERRORS as error:
+            raise ModelError(f"onnxruntime can't run the model: {reason(error)}") from error
+        return dict(zip(wanted, values, strict=True))
+
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file that the runtime wrote; for `profile` only."""
+        return Path(self._session.end_profiling())
+
+
+def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Session:
+    """Load a model on the CPU.
+
+    Args:
+        model: a serialized ModelProto, or the path of one (needed where weights are in external files).
+        optimize: True for the runtime's full optimizations (speed, quality), False for none (equality).
+        threads: threads that one operator may use.
+
+    Raises:
+        ModelError: the runtime can't load the model, with its reason.
+
+    """
+    return Session(_load(model, _options(optimize=optimize, threads=threads)), threads=threads)
+
+
+def optimized_nodes(model: bytes | Path) -> list[str]:
+    """Return the operator types of the graph that the runtime executes, bodies of If, Loop and Scan included.
+
+    Raises:
+        ModelError: the runtime can't load the model.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+        path = Path(folder, "optimized.onnx")
+        options = _options(optimize=True, threads=1)
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
+        _load(model, options)
+        graph = onnx.load(path, load_external_data=False).graph
+    return [node.op_type for node in _walk(graph)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Two sessions timed in turns; the report's `latency` object.
+
+    `ratio` is the median over the paired runs of compressed / original (below 1 is faster), so it need not be
+    the quotient of the two medians in `original_ms` and `compressed_ms`.
+    """
+
+    original_ms: float
+    compressed_ms: float
+    ratio: float
+    runs: int
+    threads: int
+    provider: str
+
+    def as_json(self) -> dict[str, float | int | str]:
+        """Return the report's `latency` object."""
+        return {
+            "original_ms": self.original_ms,
+            "compressed_ms": self.compressed_ms,
+            "ratio": self.ratio,
+            "runs": self.runs,
+            "threads": self.threads,
+            "provider": self.provider,
+        }
+
+
+def race(
+    a: Session,
+    b: Session,
+    feed: Mapping[str, Any],
+    *,
+    rounds: int = 41,
+    min_seconds: float = 0.001,
+    max_seconds: float = 4.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Latency:
+    """Time two sessions on one feed: warm up, then A B A B ..., and take the median of the paired ratios.
+
+    Args:
+        a: the original.
+        b: the compressed model.
+        feed: input name -> array, for both.
+        rounds: pairs at most.
+        min_seconds: a measurement repeats the run until the original takes at least this long.
+        max_seconds: no further pair is begun after this time; three are always made.
+        clock: seconds, for tests.
+
+    Raises:
+        ModelError: one of the two can't run the feed.
+
+    """
+    _seconds(a, feed, loops=1, clock=clock)
+    _seconds(b, feed, loops=1, clock=clock)
+    once = _seconds(a, feed, loops=1, clock=clock)
+    loops = max(1, min(1000, round(min_seconds / max(once, 1e-7) + 0.5)))
+    pairs: list[tuple[float, float]] = []
+    deadline = clock() + max_seconds
+    while len(pairs) < 3 or (len(pairs) < rounds and clock() < deadline):
+        first = _seconds(a, feed, loops=loops, clock=clock)
+        pairs.append((first, _seconds(b, feed, loops=loops, clock=clock)))
+    return Latency(
+        original_ms=1e3 * statistics.median(first for first, _ in pairs) / loops,
+        compressed_ms=1e3 * statistics.median(second for _, second in pairs) / loops,
+        ratio=statistics.median(second / first for first, second in pairs),
+        runs=len(pairs) * loops,
+        threads=a.threads,
+        provider=a.provider,
+    )
+
+
+def profile(
+    model: bytes | Path, feed: Mapping[str, Any], *, threads: int = 1, runs: int = 5
+) -> list[tuple[str, str, float]]:
+    """Say where the time goes: (node name, operator type, milliseconds per run), slowest first.
+
+    The nodes are those of the optimised graph: fused ones have the runtime's names. A node in a loop body
+    counts with all its iterations; If, Loop and Scan count without their bodies.
+
+    Raises:
+        ModelError: the model can't be loaded or can't run the feed.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+        options = _options(optimize=True, threads=threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        session = Session(_load(model, options), threads=threads)
+        for _ in range(runs + 1):
+            session.run(feed)
+        events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+    totals: dict[tuple[str, str], float] = defaultdict(float)
+    for name, op_type, microseconds in _kernel_times(events, skip_runs=1):
+        totals[name, op_type] += microseconds / 1e3 / runs
+    return sorted(((*key, ms) for key, ms in totals.items()), key=lambda row: -row[2])
+
+
+def reason(error: BaseException) -> str:
+    """Return what the runtime says went wrong, in one line and without the file names of its own sources."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for noise in _NOISE:
+        text = noise.sub("", text)
+    return text.strip().rstrip(".")
+
+
+def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    where = "" if isinstance(model, bytes) else str(model)
+    if isinstance(model, Path) and not model.is_file():
+        raise ModelError("no such file", where=where)
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=[PROVIDER], enable_fallback=0)
+    except _RUNTIME_ERRORS as error:
+        raise ModelError(f"onnxruntime can't load the model: {reason(error)}", where=where) from error
+
+
+def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
+    levels = ort.GraphOptimizationLevel
+    options = ort.SessionOptions()
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SILENT
+    # Two sessions take turns in a race: the idle one must not keep the processor busy.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _spec(node: Any) -> TensorSpec:
+    return TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape or ()), node.type)
+
+
+def _seconds(session: Session, feed: Mapping[str, Any], *, loops: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(loops):
+        session.run(feed)
+    return clock() - start
+
+
+def _walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _walk(body)
+
+
+def _kernel_times(events: Sequence[Mapping[str, Any]], *, skip_runs: int) -> Iterator[tuple[str, str, float]]:
+    """Yield (node name, operator type, own microseconds) of the profile's events after the first runs.
+
+    The runtime's time for a node with a body includes the body's nodes: theirs is taken off.
+    """
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
+    begin = starts[skip_runs] if len(starts) > skip_runs else 0
+    kernels = sorted(
+        (event for event in events if event["name"].endswith("_kernel_time") and event["ts"] >= begin),
+        key=lambda event: (event["ts"], -event["dur"]),
+    )
+    own = [float(event["dur"]) for event in kernels]
+    parents: list[int] = []
+    for index, event in enumerate(kernels):
+        while parents and kernels[parents[-1]]["ts"] + kernels[parents[-1]]["dur"] <= event["ts"]:
+            parents.pop()
+        if parents:
+            own[parents[-1]] -= event["dur"]
+        if event["args"]["op_name"] in {"If", "Loop", "Scan"}:
+            parents.append(index)
+    for event, microseconds in zip(kernels, own, strict=True):
+        yield event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], max(0.0, microseconds)
