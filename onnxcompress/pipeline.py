@@ -1,0 +1,174 @@
+"""Runs passes on a model, keeps what is proved, takes back what is not, and names the rewrite at fault.
+
+    before --clone--> passes (gate counts rewrites) --> candidate --proof.problem()--> None: kept
+                                                                 \\--> text: bisect over the gate's count,
+                                                                      deny the culprit, run again
+
+Neighbouring lossless passes are run to a fixpoint and proved together, since one proof costs more than all of
+them; a failed proof is narrowed down to a single rewrite. Lossy passes are proved one by one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import onnx_ir as ir
+
+from . import model_io
+from .core import Action, Change, Context, Gate, Pass
+from .errors import OnnxCompressError
+
+log = logging.getLogger(__name__)
+
+_MOST_ROUNDS = 12
+"""Rounds of a group of lossless passes; each opens work for the others, and all models seen settle in 2 to 5."""
+
+_MOST_CULPRITS = 16
+"""Wrong rewrites that are singled out before the whole group is taken back."""
+
+
+class Proof(Protocol):
+    """Holds the model as it was before a group of passes, and judges what they made of it."""
+
+    def problem(self, candidate: ir.Model) -> str | None:
+        """Return one line that says what is wrong with the candidate, None where it is as good as before."""
+        ...
+
+
+Prover = Callable[[ir.Model, bool], Proof]
+"""Makes the proof for a group: (model before it, whether its passes are lossless) -> proof."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The model after all passes and everything that was done or refused, in order."""
+
+    model: ir.Model
+    changes: list[Change]
+
+
+def run(model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prover) -> Outcome:
+    """Run passes in order; `model` itself is never edited.
+
+    Args:
+        model: the model to start from.
+        passes: in the order of the recipe.
+        context: its gate is replaced for every attempt.
+        prover: makes the proof that a group of passes has to stand.
+    """
+    changes: list[Change] = []
+    for group in _groups(passes):
+        log.info("running %s", ", ".join(p.name for p in group))
+        outcome = _prove_group(model, group, context, prover(model, group[0].lossless))
+        model, changes = outcome.model, changes + outcome.changes
+    return Outcome(model, changes)
+
+
+def _groups(passes: Iterable[Pass]) -> Iterator[list[Pass]]:
+    """Split passes into runs of lossless neighbours and single lossy ones."""
+    for lossless, group in itertools.groupby(passes, key=lambda p: p.lossless):
+        if lossless:
+            yield list(group)
+        else:
+            yield from ([p] for p in group)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    model: ir.Model
+    changes: list[Change]
+    admitted: list[tuple[str, str]]
+    problem: str | None
+
+
+def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proof: Proof) -> Outcome:
+    """Apply a group; on a failed proof deny the culprits one after the other, at worst take all of it back."""
+    denied: dict[tuple[str, str], str] = {}
+    attempt = _attempt(before, group, context, proof, denied=frozenset())
+    while attempt.problem is not None and len(denied) < _MOST_CULPRITS:
+        culprit = _culprit(before, group, context, proof, attempt, frozenset(denied))
+        if culprit is None:
+            break
+        log.warning("%s on %s is taken back: %s", *culprit, attempt.problem)
+        denied[culprit] = attempt.problem
+        attempt = _attempt(before, group, context, proof, denied=frozenset(denied))
+    taken_back = [
+        Change(pass_name=name, target=target, action=Action.ROLLED_BACK, reason=why)
+        for (name, target), why in denied.items()
+    ]
+    if attempt.problem is None:
+        return Outcome(attempt.model, attempt.changes + taken_back)
+    log.warning("%s taken back: %s", ", ".join(p.name for p in group), attempt.problem)
+    lost = [
+        replace(c, action=Action.ROLLED_BACK, reason=attempt.problem, bytes_after=c.bytes_before)
+        if c.action is Action.APPLIED
+        else c
+        for c in attempt.changes
+    ]
+    if not lost:
+        lost = [
+            Change(pass_name=p.name, target="graph", action=Action.ROLLED_BACK, reason=attempt.problem) for p in group
+        ]
+    return Outcome(before, lost + taken_back)
+
+
+def _culprit(
+    before: ir.Model,
+    group: Sequence[Pass],
+    context: Context,
+    proof: Proof,
+    failed: _Attempt,
+    denied: frozenset[tuple[str, str]],
+) -> tuple[str, str] | None:
+    """Find the rewrite that completes the shortest failing prefix; None when not even one rewrite is at fault."""
+    if not failed.admitted or _attempt(before, group, context, proof, denied=denied, limit=0).problem is not None:
+        return None
+    good, bad = 0, len(failed.admitted)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        attempt = _attempt(before, group, context, proof, denied=denied, limit=middle)
+        good, bad = (middle, bad) if attempt.problem is None else (good, middle)
+    return failed.admitted[bad - 1]
+
+
+def _attempt(
+    before: ir.Model,
+    group: Sequence[Pass],
+    context: Context,
+    proof: Proof,
+    *,
+    denied: frozenset[tuple[str, str]],
+    limit: int | None = None,
+) -> _Attempt:
+    """Apply a group to a copy under a gate and prove the result."""
+    gate = Gate(limit=limit, denied=denied)
+    candidate = model_io.clone(before)
+    changes: list[Change] = []
+    try:
+        changes = _apply(candidate, group, replace(context, gate=gate))
+        problem = proof.problem(candidate) if gate.admitted else None
+    except OnnxCompressError as error:
+        problem = str(error)
+    except Exception as error:  # a bug in one pass must not cost the user the others; it is named in the report
+        log.warning("internal error, please report it", exc_info=error)
+        problem = f"internal error: {type(error).__name__}: {error}"
+    return _Attempt(candidate, changes, gate.admitted, problem)
+
+
+def _apply(model: ir.Model, group: Sequence[Pass], context: Context) -> list[Change]:
+    """Run the passes of a group in place: lossless ones in rounds until nothing changes, a lossy one once."""
+    done: list[Change] = []
+    refused: list[Change] = []
+    rounds = _MOST_ROUNDS if group[0].lossless else 1
+    for _ in range(rounds):
+        changes = [change for p in group for change in p.run(model, context)]
+        applied = [c for c in changes if c.action is Action.APPLIED]
+        done += applied
+        refused = [c for c in changes if c.action is not Action.APPLIED]
+        if not applied:
+            break
+    return done + refused

@@ -1,0 +1,154 @@
+"""Proofs that a group of passes left the model right: its structure, and its outputs in onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from . import model_io, runtime, validate
+from .core import Feed
+from .errors import ModelError
+
+log = logging.getLogger(__name__)
+
+GROWTH_RATIO = 1.01
+GROWTH_BYTES = 2048
+"""A file may grow by this factor plus these bytes (names, a scale, a shape constant), not by more."""
+
+
+class Structure:
+    """What must stay as it was: inputs, outputs, validity, and nearly the size of the file."""
+
+    def __init__(self, before: ir.Model) -> None:
+        self._inputs = _required_inputs(before)
+        self._outputs = _typed(before.graph.outputs)
+        self._fault_before = checker_fault(before)
+        self._bytes = model_io.model_bytes(before)
+
+    def problem(self, candidate: ir.Model) -> str | None:
+        """Return what the candidate broke, None where nothing.
+
+        A model that the checker refused before is not held against the checker afterwards: only what was
+        right must stay right.
+        """
+        if (inputs := _required_inputs(candidate)) != self._inputs:
+            return f"the inputs changed from {self._inputs} to {inputs}"
+        if (outputs := _typed(candidate.graph.outputs)) != self._outputs:
+            return f"the outputs changed from {self._outputs} to {outputs}"
+        if self._fault_before is None and (fault := checker_fault(candidate)):
+            return f"the model became invalid: {fault}"
+        size_bytes = model_io.model_bytes(candidate)
+        if size_bytes > self._bytes * GROWTH_RATIO + GROWTH_BYTES:
+            return f"the file grew from {self._bytes:,} to {size_bytes:,} bytes"
+        return None
+
+
+class WholeProof:
+    """Runs the whole model before and after on the same feeds; the runtime's own optimizations are off.
+
+    With them on, the runtime would make some of our rewrites itself and hide the difference. Lossless: outputs
+    must agree within `validate.mismatch`'s tolerance. Lossy: types and shapes must agree and nothing may become
+    NaN or infinite; how good the outputs are is judged by the limits, not here.
+    """
+
+    def __init__(self, before: ir.Model, feeds: Sequence[Feed], *, lossless: bool) -> None:
+        self._structure = Structure(before)
+        self._lossless = lossless
+        self._feeds = feeds
+        self._before = before
+        self._reference = _outputs(before, feeds)
+
+    def problem(self, candidate: ir.Model) -> str | None:
+        """Return one line that says what is wrong with the candidate, None where it is as good as before."""
+        if fault := self._structure.problem(candidate):
+            return fault
+        try:
+            outputs = _outputs(candidate, self._feeds)
+        except ModelError as error:
+            return error.message
+        judge = validate.mismatch if self._lossless else degenerate
+        for index, (expected, got) in enumerate(zip(self._reference, outputs, strict=True)):
+            if judge(expected, got) is None:
+                continue
+            stable = self._stable(index)
+            if fault := judge({name: expected[name] for name in stable}, {n: got[n] for n in stable if n in got}):
+                return fault
+        return None
+
+    def _stable(self, index: int) -> list[str]:
+        """Return the outputs that come out the same when the model before is run again on this feed.
+
+        A model may draw random numbers; what differs from itself can't be held against a rewrite.
+        """
+        again = _outputs(self._before, [self._feeds[index]])[0]
+        expected = self._reference[index]
+        return [name for name in expected if validate.mismatch({name: expected[name]}, {name: again[name]}) is None]
+
+
+def degenerate(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str | None:
+    """Return what makes lossy outputs unusable: another type or shape, or a NaN or infinity that wasn't there.
+
+    Args:
+        reference: output name -> array of the model before.
+        outputs: the same of the model after.
+    """
+    for name, expected in reference.items():
+        got = outputs.get(name)
+        if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
+            if type(expected) is not type(got):
+                return f"output {name!r} changed from {type(expected).__name__} to {type(got).__name__}"
+            continue
+        if got.dtype != expected.dtype or got.shape != expected.shape:
+            return f"output {name!r} changed from {expected.dtype}{expected.shape} to {got.dtype}{got.shape}"
+        if expected.dtype.kind == "f" and np.any(np.isfinite(expected) & ~np.isfinite(got)):
+            return f"output {name!r} has NaN or infinite elements that were finite before"
+    return None
+
+
+def checker_fault(model: ir.Model) -> str | None:
+    """Return the first line of what the onnx checker has against a model, None where it has nothing.
+
+    Large weights stay on disk: they are stood in for by empty tensors.
+    """
+    proto = model_io.skeleton(model)
+    _empty_external(proto.graph)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        return str(error).strip().splitlines()[0]
+    except (ValueError, RuntimeError) as error:
+        return f"the checker gave up: {error}".splitlines()[0]
+    return None
+
+
+def _empty_external(graph: onnx.GraphProto) -> None:
+    tensors = list(graph.initializer)
+    for node in graph.node:
+        for attr in node.attribute:
+            tensors += [attr.t, *attr.tensors] if attr.HasField("t") else list(attr.tensors)
+            for body in [attr.g, *attr.graphs] if attr.HasField("g") else attr.graphs:
+                _empty_external(body)
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+            del tensor.dims[:]
+            tensor.dims.append(0)
+
+
+def _outputs(model: ir.Model, feeds: Sequence[Feed]) -> list[dict[str, Any]]:
+    session = runtime.open_session(model_io.to_bytes(model), optimize=False)
+    return [session.run(feed) for feed in feeds]
+
+
+def _required_inputs(model: ir.Model) -> list[str]:
+    return _typed([v for v in model.graph.inputs if not v.is_initializer()])
+
+
+def _typed(values: Sequence[ir.Value]) -> list[str]:
+    return [f"{v.name} {v.type} {v.shape}" for v in values]

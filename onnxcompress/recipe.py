@@ -1,0 +1,181 @@
+"""Recipes: a named list of passes with their options, read from TOML and changed by `--set`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from . import passes
+from .core import Need, Pass
+from .errors import UsageError
+
+_FOLDER = importlib.resources.files(__package__) / "recipes"
+
+
+class _PassEntry(pydantic.BaseModel):
+    """One `[[passes]]` table: the pass's name, all other keys are its options."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class _RecipeFile(pydantic.BaseModel):
+    """The content of a recipe file."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    description: str = ""
+    max_drop: float | None = pydantic.Field(default=None, ge=0)
+    passes: list[_PassEntry]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A list of passes, validated and ready to run.
+
+    `max_drop` is the recipe's own limit, within which it backs off (None: it has none).
+    """
+
+    name: str
+    description: str
+    passes: tuple[Pass, ...]
+    max_drop: float | None = None
+
+    @classmethod
+    def load(cls, name: str | Path | Recipe, settings: Iterable[str] = ()) -> Recipe:
+        """Read a shipped recipe by name, or a TOML file by path, and apply `PASS.FIELD=VALUE` settings.
+
+        Raises:
+            UsageError: no such recipe, malformed TOML, unknown pass or field, value out of range, or a field
+                in a file that only the command line may set.
+        """
+        if isinstance(name, Recipe):
+            return name.with_settings(settings)
+        path = Path(name)
+        if str(name) in shipped():
+            text, where, title = shipped()[str(name)], f"recipe {name}", str(name)
+        elif path.suffix == ".toml":
+            text, where, title = _read(path), str(path), path.stem
+        else:
+            close = difflib.get_close_matches(str(name), shipped(), n=1)
+            known = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(shipped())}, or a .toml file"
+            raise UsageError(f"unknown recipe {str(name)!r}", hint=known)
+        content = _parse(text, where)
+        entries = [(entry.name, entry.options) for entry in content.passes]
+        for pass_name, options in entries:
+            _only_from_command_line(pass_name, options, where)
+        recipe = cls(
+            title,
+            content.description,
+            tuple(passes.build(pass_name, options) for pass_name, options in entries),
+            content.max_drop,
+        )
+        return recipe.with_settings(settings)
+
+    def with_settings(self, settings: Iterable[str]) -> Recipe:
+        """Return the recipe with `PASS.FIELD=VALUE` texts applied, each to all passes of that name.
+
+        Raises:
+            UsageError: a text has another form, the recipe has no such pass, or field or value are wrong.
+        """
+        wanted: dict[str, dict[str, Any]] = {}
+        for text in settings:
+            place, equals, value = text.partition("=")
+            pass_name, dot, field = place.strip().partition(".")
+            if not (equals and dot and field):
+                raise UsageError(f"--set {text!r} is not of the form PASS.FIELD=VALUE")
+            wanted.setdefault(pass_name, {})[field] = _value(value.strip())
+        own = [p.name for p in self.passes]
+        for pass_name in wanted:
+            passes.pass_class(pass_name)  # names the nearest when there is none
+            if pass_name not in own:
+                raise UsageError(
+                    f"recipe {self.name!r} has no pass {pass_name!r}", hint=f"It has: {', '.join(dict.fromkeys(own))}"
+                )
+        changed = tuple(
+            passes.build(p.name, {**options_of(p), **wanted[p.name]}) if p.name in wanted else p for p in self.passes
+        )
+        return dataclasses.replace(self, passes=changed)
+
+    @property
+    def lossless(self) -> bool:
+        """True when no pass changes what the model computes beyond float tolerance."""
+        return all(p.lossless for p in self.passes)
+
+    @property
+    def needs_data(self) -> bool:
+        """True when a pass can't work without feeds from the user."""
+        return any(Need.DATA in p.needs for p in self.passes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the resolved recipe: every pass with every option that is set."""
+        return {
+            "name": self.name,
+            "passes": [
+                {"name": p.name, **{k: v for k, v in options_of(p).items() if v is not None}} for p in self.passes
+            ],
+        }
+
+
+def shipped() -> dict[str, str]:
+    """Return the recipes that come with the package: name -> TOML text, sorted by name."""
+    files = sorted((f for f in _FOLDER.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def options_of(one: Pass) -> dict[str, Any]:
+    """Return the options of a pass with their values."""
+    return {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"can't read the recipe: {reason}", where=str(path)) from error
+
+
+def _parse(text: str, where: str) -> _RecipeFile:
+    try:
+        return _RecipeFile.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"the recipe is not TOML: {error}", where=where) from error
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(field, _RecipeFile.model_fields, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(_RecipeFile.model_fields)}"
+            raise UsageError(f"unknown key {field!r}", where=where, hint=hint) from error
+        raise UsageError(f"{field}: {first['msg']}", where=where) from error
+
+
+def _only_from_command_line(pass_name: str, options: Mapping[str, Any], where: str) -> None:
+    """Refuse options by which a file could make us run code."""
+    kept = getattr(passes.pass_class(pass_name), "command_line_only", frozenset())
+    for field in options:
+        if field in kept:
+            raise UsageError(
+                f"{pass_name}.{field} names code to run, which a recipe file may not do",
+                where=where,
+                hint=f"Give it on the command line: --set {pass_name}.{field}=...",
+            )
+
+
+def _value(text: str) -> Any:
+    """Read a value as TOML would (0.5, true, [1, 2]); anything else is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
