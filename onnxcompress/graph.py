@@ -170,6 +170,17 @@ class Names:
         return name
 
 
+def home(node: ir.Node) -> ir.Graph:
+    """Return the graph that a node is in.
+
+    Raises:
+        TypeError: it is in none, or in a local function's, which can't hold weights.
+    """
+    if not isinstance(node.graph, ir.Graph):
+        raise TypeError(f"{label(node)} is in no graph that holds weights")
+    return node.graph
+
+
 def add_initializer(graph: ir.Graph, names: Names, hint: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """Store an array as a new initializer of `graph` under a fresh name and return its value."""
     name = names.fresh(hint)
@@ -335,6 +346,25 @@ def replace_by_constant(node: ir.Node, names: Names, arrays: Sequence[np.ndarray
         new.name, old.name = old.name or names.fresh("constant"), None
         graph.register_initializer(new)
     remove_node(node)
+
+
+def turn_into(
+    node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None
+) -> None:
+    """Let a node compute the same value another way: its outputs keep their names, old inputs may go.
+
+    Nodes and initializers that nothing reads any more because of it are taken out.
+    """
+    before = [v for v in dict.fromkeys(node.inputs) if v is not None]
+    node.op_type, node.domain, node.version = op_type, "", None
+    node.resize_inputs(len(inputs))
+    for port, value in enumerate(inputs):
+        node.replace_input_with(port, value)
+    node.attributes.clear()
+    for attr in ir.convenience.convert_attributes(attributes or {}):
+        node.attributes.add(attr)
+    for value in before:
+        remove_unread(value)
 
 
 def tensor_bytes(values: Iterable[ir.Value | None]) -> int:

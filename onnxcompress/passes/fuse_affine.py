@@ -30,7 +30,7 @@ from .. import graph
 from ..core import Change, Context, Need
 from ..numerics.affine_maps import AffineMap, Array, grouped, respond_grouped, scaled, stored
 from .affine_view import Layer, Line, Parameter, parameter, read_layer, read_map
-from .rewriting import Refusal, Rewrite, Rule, Scene, rewrite
+from .rewriting import Refusal, Rewrite, Rule, Scene, outside, rewrite
 
 NODE_BYTES = 128
 """What a node takes in a file, about: a rewrite may add so many bytes of weights for each node it takes out."""
@@ -49,18 +49,14 @@ class FuseAffine:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of the model but local functions, which can't hold weights."""
         inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
-        layers = _outside(inside, _merge_into_layer)
-        pairs = _outside(inside, _merge_pair)
+        layers = outside(inside, _merge_into_layer)
+        pairs = outside(inside, _merge_pair)
         kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")
         rules: dict[str, Sequence[Rule]] = {
             **dict.fromkeys(kinds, (layers,)),
             **dict.fromkeys(("Add", "Sub", "Mul", "Div"), (pairs,)),
         }
         return rewrite(model, context, self.name, rules)
-
-
-def _outside(functions: set[int], rule: Rule) -> Rule:
-    return lambda node, scene: None if id(node.graph) in functions else rule(node, scene)
 
 
 @plain(frozen=True)
@@ -340,7 +336,7 @@ def _apply(plan: Plan, scene: Scene) -> None:
     bias = layer.bias
     if plan.weight is not None and layer.weight.fill is not None and plan.weight.size > 1:
         factors = graph.add_initializer(
-            _home(node), scene.names, f"{layer.weight.value.name}_factors", plan.weight
+            graph.home(node), scene.names, f"{layer.weight.value.name}_factors", plan.weight
         )
         product = graph.insert_before(node, scene.names, "Mul", [layer.weight.value, factors])
         _replace_input(node, layer.weight_port, product.outputs[0])
@@ -375,7 +371,7 @@ def _apply(plan: Plan, scene: Scene) -> None:
 
 
 def _add(value: ir.Value, shift: np.ndarray, anchor: ir.Node, scene: Scene) -> ir.Value:
-    constant = graph.add_initializer(_home(anchor), scene.names, f"{value.name}_shift", shift)
+    constant = graph.add_initializer(graph.home(anchor), scene.names, f"{value.name}_shift", shift)
     return graph.insert_before(anchor, scene.names, "Add", [value, constant]).outputs[0]
 
 
@@ -392,7 +388,7 @@ def _put(given: Parameter, array: np.ndarray, node: ir.Node, port: int, scene: S
 
 def _new_constant(array: np.ndarray, hint: str, node: ir.Node, scene: Scene, *, generated: bool) -> ir.Value:
     """Return a new constant for `node`; a generated one holds its first number everywhere."""
-    home = _home(node)
+    home = graph.home(node)
     if not generated:
         return graph.add_initializer(home, scene.names, hint, array)
     shape = graph.add_initializer(home, scene.names, f"{hint}_shape", np.array(array.shape, dtype=np.int64))
@@ -409,12 +405,6 @@ def _replace_input(node: ir.Node, port: int, new: ir.Value) -> None:
     node.replace_input_with(port, new)
     if old is not None:
         graph.remove_unread(old)
-
-
-def _home(node: ir.Node) -> ir.Graph:
-    if not isinstance(node.graph, ir.Graph):
-        raise TypeError(f"{graph.label(node)} is in no graph that holds weights")
-    return node.graph
 
 
 def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
@@ -441,7 +431,7 @@ def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
     def apply() -> None:
         kind = "Add" if combine is np.add else "Mul"
         constant = graph.add_initializer(
-            _home(node), scene.names, f"{before.outputs[0].name}_constant", together
+            graph.home(node), scene.names, f"{before.outputs[0].name}_constant", together
         )
         graph.take_over(
             node.outputs[0], graph.insert_before(node, scene.names, kind, [data, constant]).outputs[0]

@@ -64,6 +64,11 @@ class Scene:
 Rule = Callable[[ir.Node, Scene], Rewrite | Refusal | None]
 
 
+def outside(bodies: set[int], rule: Rule) -> Rule:
+    """Return the rule for nodes whose graph is none of these (by id): local functions can't hold weights."""
+    return lambda node, scene: None if id(node.graph) in bodies else rule(node, scene)
+
+
 def rewrite(
     model: ir.Model, context: Context, pass_name: str, rules: Mapping[str, Sequence[Rule]]
 ) -> list[Change]:
