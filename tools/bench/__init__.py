@@ -1,0 +1,1 @@
+"""The benchmarks behind `tools/bench.py`; imports nothing, because worker processes load this too."""

@@ -1,0 +1,127 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+app = typer.Typer(
+    help="Example: python tools/bench.py fold --only 'light/*' --peer-python ENV/bin/python",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Zoo = Annotated[Path | None, typer.Option(help="folder of real models, searched for *.onnx", file_okay=False)]
+Json = Annotated[Path | None, typer.Option("--json", help="write all figures here")]
+Markdown = Annotated[Path | None, typer.Option(help="write the tables here as Markdown")]
+Only = Annotated[str | None, typer.Option(help="glob on model keys, such as 'zoo/*' or 'node/*pad*'")]
+Work = Annotated[Path, typer.Option(help="folder for intermediate files and generated test models")]
+WORK = Path(tempfile.gettempdir()) / "onnxcompress-bench"
+
+
+@app.callback()
+def main() -> None:
+    """Benchmarks of onnxcompress beside other tools."""
+
+
+def fail(message: str) -> NoReturn:
+    """End with a one-line error and exit code 2."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+@app.command()
+def fold(
+    *,
+    tools: Annotated[str, typer.Option(help="'all', or names, comma-separated")] = "all",
+    peers: Annotated[str | None, typer.Option(help="run ours and these, comma-separated")] = None,
+    peer_python: Annotated[Path | None, typer.Option(help="Python with requirements-peers.txt")] = None,
+    peer_cache: Annotated[Path | None, typer.Option(help="JSON of an earlier run of the peers")] = None,
+    zoo: Zoo = None,
+    only: Only = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many models")] = None,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    best: Annotated[Path | None, typer.Option(help="write the fewest nodes per model")] = None,
+    level: Annotated[str, typer.Option(help="extended or all: whose nodes count")] = "extended",
+    jobs: Annotated[int, typer.Option(min=1, help="models at a time; times are fair with 1 only")] = 1,
+    timeout_seconds: Annotated[float, typer.Option(min=1, help="per tool and model")] = 180,
+    work: Work = WORK,
+) -> None:
+    """Fold tools on real models and the onnx backend tests: outcomes, bytes, nodes, seconds.
+
+    Example: python tools/bench.py fold --zoo ZOO --peer-python ENV/bin/python --json results.json
+    """
+    from bench import corpus
+    from bench.fold import (
+        PEERS,
+        Results,
+        Settings,
+        best_nodes,
+        failures,
+        real_models_table,
+        run,
+        shortfalls,
+        summary,
+    )
+    from bench.process import ChildDiedError
+    from bench.tables import publish
+    from bench.worker import OURS, TOOLS
+
+    chosen = list(TOOLS) if tools == "all" else tools.split(",")
+    if peers is not None:
+        chosen = [OURS, *(p for p in peers.split(",") if p)]
+    for name in chosen:
+        if name not in TOOLS:
+            fail(f"no tool {name!r}; there are {', '.join(TOOLS)}")
+    if level not in ("extended", "all"):
+        fail(f"no level {level!r}; there are extended and all")
+    if zoo is not None and not zoo.is_dir():
+        fail(f"{zoo} is no folder")
+    try:
+        cache = Results.load(peer_cache) if peer_cache is not None else None
+    except (OSError, ValueError, TypeError) as error:
+        fail(f"{peer_cache} is no cache of an earlier run: {error}")
+    if cache is not None and cache.level != level:
+        fail(f"{peer_cache} was counted at level {cache.level}")
+    missing = [t for t in chosen if t in PEERS and (cache is None or t not in cache.tools)]
+    if missing and peer_python is None:
+        fail(f"--peer-python is needed to run {', '.join(missing)}")
+    work.mkdir(parents=True, exist_ok=True)
+    models = corpus.corpus(zoo.resolve() if zoo else None, work.resolve(), only=only, limit=limit)
+    if not models:
+        fail(f"no model matches {only!r}")
+    settings = Settings(
+        tools=chosen,
+        peer_python=peer_python.absolute() if peer_python else Path(),
+        timeout_seconds=timeout_seconds,
+        jobs=jobs,
+        level="extended" if level == "extended" else "all",
+        work=work.resolve(),
+        cache=cache,
+    )
+    with _progress() as progress:
+        try:
+            results = run(models, settings, progress)
+        except ChildDiedError as error:
+            fail(str(error))
+    if json_file is not None:
+        results.save(json_file)
+    if best is not None:
+        best.write_text(json.dumps(best_nodes(results), indent=1, sort_keys=True) + "\n")
+    tables = [summary(results), real_models_table(results, models), failures(results, models)]
+    if OURS in chosen:
+        tables.append(shortfalls(results))
+    publish([table for table in tables if table.rows], markdown=markdown)
+    typer.echo(f"{len(results.skipped):,} models left out: the runtime refuses the originals", err=True)
