@@ -1,0 +1,77 @@
+"""Compares two models by what they compute: equality, differences, scores and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+RTOL = 1e-4
+ATOL_OF_PEAK = 2e-5
+
+
+def mismatch(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str | None:
+    """Return one line on where outputs are not equal, None where they are: the test for lossless rewrites."""
+    if list(reference) != list(outputs):
+        return f"the outputs are {list(outputs)} and not {list(reference)}"
+    for name, expected in reference.items():
+        if fault := _value_mismatch(expected, outputs[name]):
+            return f"output {name!r} {fault}"
+    return None
+
+
+def _value_mismatch(expected: Any, got: Any) -> str | None:
+    """Return how a value differs: arrays element by element, sequences and maps part by part."""
+    if isinstance(expected, np.ndarray) and isinstance(got, np.ndarray):
+        return _array_mismatch(expected, got)
+    if type(expected) is not type(got):
+        return f"is a {type(got).__name__} and not a {type(expected).__name__}"
+    if isinstance(expected, list):
+        if len(expected) != len(got):
+            return f"has {len(got)} parts and not {len(expected)}"
+        pairs = enumerate(zip(expected, got, strict=True))
+        return next((f"part {i} {fault}" for i, (a, b) in pairs if (fault := _value_mismatch(a, b))), None)
+    if isinstance(expected, dict):
+        if expected.keys() != got.keys():
+            return f"has the keys {sorted(got)} and not {sorted(expected)}"
+        keys = sorted(expected)
+        return next(
+            (f"[{k!r}] {fault}" for k in keys if (fault := _value_mismatch(expected[k], got[k]))), None
+        )
+    return _array_mismatch(np.asarray(expected), np.asarray(got))
+
+
+def _array_mismatch(expected: np.ndarray, got: np.ndarray) -> str | None:
+    if expected.dtype != got.dtype or expected.shape != got.shape:
+        return f"is {got.dtype}{list(got.shape)} and not {expected.dtype}{list(expected.shape)}"
+    if expected.size == 0:
+        return None
+    if expected.dtype.kind not in "fc":
+        wrong = expected != got
+        return _worst(expected, got, wrong.astype(np.float64)) if wrong.any() else None
+    finite = np.isfinite(expected)
+    same_special = (expected == got) | (np.isnan(expected) & np.isnan(got))
+    broken = ~np.where(finite, np.isfinite(got), same_special)
+    if broken.any():
+        return _worst(expected, got, broken.astype(np.float64))
+    a, b = (np.where(finite, array, 0).astype(np.float64) for array in (expected, got))
+    excess = np.abs(a - b) / (tolerance(a, expected.dtype) + np.finfo(np.float64).tiny)
+    return _worst(expected, got, excess) if excess.max() > 1 else None
+
+
+def tolerance(expected: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return how far each element may be off, float64 of the shape of `expected` (finite float64 values)."""
+    coarser = max(1.0, float(np.finfo(dtype).eps / np.finfo(np.float32).eps))
+    peak = float(np.abs(expected).max())
+    return np.asarray(coarser * (RTOL * np.abs(expected) + ATOL_OF_PEAK * peak))
+
+
+def _worst(expected: np.ndarray, got: np.ndarray, badness: np.ndarray) -> str:
+    """Describe the elements with `badness` above 0 (flags) or 1 (multiples of the tolerance)."""
+    flags = badness.max() <= 1
+    count = int((badness > 0).sum() if flags else (badness > 1).sum())
+    at = tuple(int(i) for i in np.unravel_index(int(badness.argmax()), badness.shape))
+    extent = "" if flags else f", {badness.max():.3g} times the tolerance"
+    worst = f"worst at {list(at)}: {got[at]} and not {expected[at]}{extent}"
+    return f"differs in {count} of {expected.size} elements, {worst}"
