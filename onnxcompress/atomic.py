@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -12,11 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ModelError, UsageError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two runs into one folder are not kept apart
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,6 +28,7 @@ class Pending:
 
         Raises:
             ModelError: when the disk is full or the folder can't be written to; nothing is left behind.
+
         """
         self.target = target
         self.path = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
@@ -50,7 +47,7 @@ class Pending:
         """Put the file in its place (under `name` in the same folder, if given) and return where that is."""
         final = self.target.with_name(name) if name else self.target
         with _explained(final, 0):
-            os.replace(self.path, final)
+            self.path.replace(final)
             _sync_folder(final.parent)
         return final
 
@@ -74,6 +71,7 @@ def check_target(target: Path, *, force: bool) -> None:
     Raises:
         UsageError: when it exists and `force` is off, is a folder, or its folder does not exist.
         ModelError: when its folder is not writable.
+
     """
     where = os.fspath(target)
     if target.is_dir():
@@ -99,9 +97,6 @@ def remove_stale(target: Path) -> None:
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Keep other runs from putting files into `folder`; where the system can't lock, do without."""
-    if fcntl is None:
-        yield
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -127,8 +122,6 @@ def _keep_mode(descriptor: int, target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -145,5 +138,7 @@ def _explained(target: Path, size: int) -> Iterator[None]:
         where = os.fspath(target)
         if error.errno in _FULL:
             message = f"no space left to write it: {size} bytes are needed"
-            raise ModelError(message, where=where, hint="Free some space, or write to another disk") from error
+            raise ModelError(
+                message, where=where, hint="Free some space, or write to another disk"
+            ) from error
         raise ModelError(f"can't be written ({error.strerror or error})", where=where) from error

@@ -1,4 +1,4 @@
-"""Load a model from anything that holds one; size, serialise and save it. Weights stay on disk until touched."""
+"""Load a model from anything that holds one; size, serialise and save it. Weights stay on disk until used."""
 
 from __future__ import annotations
 
@@ -57,12 +57,13 @@ _SIGNATURES = {
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph) -> ir.Model:
     """Return the model in `source`, which is never changed: a path, a ModelProto, an ir.Model, or a gs.Graph.
 
-    Weights of 1 KiB and more stay in the file: each use reads them again from its descriptor, which stays open,
-    so that the file may be replaced or deleted meanwhile. Those of a ModelProto are copied once, those of an
-    ir.Model and a gs.Graph are shared.
+    Weights of 1 KiB and more stay in the file: each use reads them again. The file stays open, so that it may
+    be replaced or deleted meanwhile. Those of a ModelProto are copied once, those of an ir.Model and a gs.Graph
+    are shared.
 
     Raises:
         ModelError: when there is no such file, or it holds no usable ONNX model.
+
     """
     if isinstance(source, str | os.PathLike):
         return _load_file(Path(source))
@@ -84,8 +85,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph)
 def skeleton(model: ir.Model) -> onnx.ModelProto:
     """Return `model` without its large tensors: light enough for the checker and shape inference at any size.
 
-    Tensors of 1 KiB and more are external references to "#raw_data" (which onnx's checker accepts); smaller ones,
-    such as shapes, are inline.
+    Tensors of 1 KiB and more are external references to "#raw_data" (which onnx's checker accepts); smaller
+    ones, such as shapes, are inline.
     """
     return to_proto(model).proto
 
@@ -100,6 +101,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
     Raises:
         ModelError: when that is over protobuf's 2 GiB.
+
     """
     detached = to_proto(model)
     plan = wire.plan(detached.serialize())
@@ -149,9 +151,10 @@ _IN_THE_FILE = frozenset({"#raw_data", "#float_data", "#double_data"})
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
-        return onnx.ModelProto.FromString(data)
+        proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except Exception as error:
         raise ModelError("is not an ONNX model, or is damaged", where=where, hint=_EXPORT_AGAIN) from error
+    return proto
 
 
 _EXPORT_AGAIN = "Export or download the model again"
@@ -165,7 +168,9 @@ def _check_signature(file: OpenFile) -> None:
         if start.startswith(signature):
             raise ModelError(f"is {kind}, not an ONNX model", where=file.label, hint=_EXPORT_AGAIN)
     if start[4:8] == b"ORTM":
-        raise ModelError("is an ORT-format model", where=file.label, hint="Give the .onnx file it was made from")
+        raise ModelError(
+            "is an ORT-format model", where=file.label, hint="Give the .onnx file it was made from"
+        )
     if start[4:8] == b"TFL3":
         raise ModelError("is a TensorFlow Lite model", where=file.label, hint="Convert it to ONNX first")
 

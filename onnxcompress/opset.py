@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import onnx
-import onnx_ir as ir
 import onnx.version_converter
+import onnx_ir as ir
 
 from .errors import ModelError
 from .proto import clone, from_proto, to_proto
@@ -21,12 +21,13 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 def convert_opset(model: ir.Model, version: int) -> ir.Model:
     """Return `model` at `version` of the default opset, its ir_version raised to what that needs.
 
-    Where no operator in the graph differs between both opsets only the import changes. Otherwise onnx's version
-    converter rewrites the graph (never the weights, which it doesn't see), and what it drops, functions and the
-    metadata of nodes and values, is restored by name. Functions keep the opset that they import themselves.
+    Where no operator in the graph differs between both opsets only the import changes. Otherwise onnx's
+    version converter rewrites the graph (never the weights, which it doesn't see), and what it drops,
+    functions and the metadata of nodes and values, is restored by name. Functions keep the opset they import.
 
     Raises:
         ModelError: when the converter can't.
+
     """
     current = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if current is None:
@@ -34,7 +35,9 @@ def convert_opset(model: ir.Model, version: int) -> ir.Model:
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= version <= newest:
         raise ModelError(f"opset conversion: this onnx knows opsets 1 to {newest}, not {version}")
-    converted = _with_import(model, version) if _is_same(model, current, version) else _convert(model, version)
+    converted = (
+        _with_import(model, version) if _is_same(model, current, version) else _convert(model, version)
+    )
     needed = _ir_version(converted)
     converted.ir_version = max(converted.ir_version, needed)
     return converted
@@ -80,7 +83,9 @@ def _convert(model: ir.Model, version: int) -> ir.Model:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"opset conversion to {version} failed ({reason})") from error
-    converted = from_proto(proto, lambda reference: skeleton.tensors[reference.offset or 0], "converted model")
+    converted = from_proto(
+        proto, lambda reference: skeleton.tensors[reference.offset or 0], "converted model"
+    )
     _restore(converted, model)
     return converted
 

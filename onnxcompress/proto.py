@@ -1,11 +1,11 @@
 """Between onnx_ir models and ModelProtos whose large tensors are references.
 
-`from_proto` reads a proto of which `wire.scan` (or `to_proto`) has taken the large tensors out; `to_proto` is the
-inverse. Both keep what onnx_ir's own serde drops or refuses:
+`from_proto` reads a proto of which `wire.scan` (or `to_proto`) has taken the large tensors out; `to_proto` is
+the inverse. Both keep what onnx_ir's own serde drops or refuses:
 
 - sparse initializers: a value whose tensor is a SparseTensor;
-- sparse tensor attributes, type attributes and strings that onnx_ir can't express: an `ir.Attr` of the right type
-  whose value is the AttributeProto;
+- sparse tensor attributes, type attributes and strings that onnx_ir can't express: an `ir.Attr` of the right
+  type whose value is the AttributeProto, or bytes;
 - map and opaque types (`ZipMap` outputs): a RawType;
 - training graphs: bytes in `model.graph.meta`, written back as they came;
 - attributes of old exporters without a `type`: the type follows from the field that is set.
@@ -65,16 +65,7 @@ class RawType(ir.TypeProtocol):
     def __init__(self, proto: onnx.TypeProto) -> None:
         self.proto = proto
         self.denotation = proto.denotation or None
-
-    @property
-    def elem_type(self) -> ir.DataType:
-        """Undefined: its elements are not those of a tensor."""
-        return ir.DataType.UNDEFINED
-
-    @property
-    def dtype(self) -> ir.DataType:
-        """Undefined, see `elem_type`."""
-        return ir.DataType.UNDEFINED
+        self.elem_type = self.dtype = ir.DataType.UNDEFINED
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RawType) and self.proto == other.proto
@@ -94,6 +85,7 @@ class Skeleton:
         proto: the model; a large tensor is a reference whose `offset` is its index in `tensors`.
         tensors: the tensors that were left out, in the order of the file.
         protos: their TensorProtos within `proto`, to redirect the references.
+
     """
 
     proto: onnx.ModelProto
@@ -105,6 +97,7 @@ class Skeleton:
 
         Raises:
             ModelError: when there are more than 2 GiB outside of the large tensors.
+
         """
         size = self.proto.ByteSize()
         if size > MAX_MESSAGE_BYTES:
@@ -120,6 +113,7 @@ def from_proto(
 
     Raises:
         ModelError: when `proto` is not a consistent model (`where` names it).
+
     """
     try:
         return _from_proto(proto, resolve, where)
@@ -178,14 +172,16 @@ def restore(proto: onnx.ModelProto, tensors: Mapping[int, ir.TensorProtocol]) ->
 
     Raises:
         ModelError: when `proto` is not a consistent model, or refers to a tensor that is not there.
+
     """
     own = onnx.ModelProto()
     own.CopyFrom(proto)
 
     def resolve(reference: ir.ExternalTensor) -> ir.TensorProtocol:
-        if str(reference.location) != "#raw_data" or reference.offset not in tensors:
+        tensor = tensors.get(reference.offset or 0)
+        if tensor is None or str(reference.location) != "#raw_data":
             raise ModelError(f"refers to unknown data at {reference.location!r}", where=repr(reference.name))
-        return tensors[reference.offset]
+        return tensor
 
     return from_proto(own, resolve, "model")
 
@@ -298,10 +294,14 @@ class _Prepared:
 
     def _sparse_initializer(self, graph: onnx.GraphProto, sparse: onnx.SparseTensorProto) -> None:
         if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
-            raise ModelError("a sparse tensor with external data", where=f"{self.where}, {sparse.values.name!r}")
+            raise ModelError(
+                "a sparse tensor with external data", where=f"{self.where}, {sparse.values.name!r}"
+            )
         for tensor in (sparse.values, sparse.indices):
             check_inline(tensor, f"{self.where}, sparse tensor {sparse.values.name!r}")
-        dense = graph.initializer.add(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
+        dense = graph.initializer.add(
+            name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims
+        )
         refer(dense, _SPARSE_LOCATION, len(self.sparse), 0)
         self.sparse.append(_copy(sparse))
 
@@ -504,7 +504,9 @@ class _Writer:
 
     def node(self, proto: onnx.NodeProto, node: ir.Node) -> None:
         proto.op_type = node.op_type
-        _set_text(proto, domain=node.domain, name=node.name, overload=node.overload, doc_string=node.doc_string)
+        _set_text(
+            proto, domain=node.domain, name=node.name, overload=node.overload, doc_string=node.doc_string
+        )
         proto.input.extend(_name(value) for value in node.inputs)
         outputs = [_name(value) for value in node.outputs]
         while outputs and not outputs[-1]:
@@ -529,7 +531,7 @@ class _Writer:
         kind = attribute.type
         if kind in _TENSOR_AND_GRAPH_FIELDS:
             proto.name = attribute.name
-            proto.type = kind.value
+            proto.type = _Attribute.AttributeType.Value(kind.name)
             _set_text(proto, doc_string=attribute.doc_string)
         if kind == ir.AttributeType.TENSOR:
             self.tensor(proto.t, attribute.value, attribute.value.name)
@@ -586,9 +588,11 @@ def _raw_proto(attribute: ir.Attr) -> onnx.AttributeProto | None:
     if attribute.type == ir.AttributeType.TYPE_PROTOS and value and isinstance(value[0], _Attribute):
         return value[0]
     is_bytes = isinstance(value, bytes) and attribute.type == ir.AttributeType.STRING
-    if not is_bytes and not (attribute.type == ir.AttributeType.STRINGS and any(isinstance(v, bytes) for v in value)):
+    if not is_bytes and not (
+        attribute.type == ir.AttributeType.STRINGS and any(isinstance(v, bytes) for v in value)
+    ):
         return None
-    proto = _Attribute(name=attribute.name, type=attribute.type.value)
+    proto = _Attribute(name=attribute.name, type=attribute.type.name)
     _set_text(proto, doc_string=attribute.doc_string)
     if is_bytes:
         proto.s = value
@@ -598,7 +602,9 @@ def _raw_proto(attribute: ir.Attr) -> onnx.AttributeProto | None:
 
 
 def _strings(tensor: ir.TensorProtocol) -> list[bytes]:
-    values = tensor.string_data() if isinstance(tensor, ir.StringTensor) else tensor.numpy().reshape(-1).tolist()
+    values = (
+        tensor.string_data() if isinstance(tensor, ir.StringTensor) else tensor.numpy().reshape(-1).tolist()
+    )
     return [value.encode() if isinstance(value, str) else bytes(value) for value in values]
 
 
@@ -618,7 +624,9 @@ def _write_pairs(entries: Any, pairs: Any) -> None:
 
 
 def _says_something(value: ir.Value) -> bool:
-    return bool(value.name) and (value.type is not None or bool(value.doc_string) or bool(value.metadata_props))
+    return bool(value.name) and (
+        value.type is not None or bool(value.doc_string) or bool(value.metadata_props)
+    )
 
 
 def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:

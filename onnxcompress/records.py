@@ -21,6 +21,7 @@ class Dropped:
     Args:
         count: metadata entries and doc strings.
         bytes: by how much the saved model shrinks.
+
     """
 
     count: int
@@ -30,8 +31,8 @@ class Dropped:
 def drop_node_records(model: ir.Model) -> Dropped:
     """Remove metadata_props and doc_strings of nodes and values, in sub-graphs and functions too.
 
-    Those of the model, of graphs and functions, and of the main graph's inputs and outputs, which describe how
-    to use the model, stay.
+    Those of the model, of graphs and functions, and of the main graph's inputs and outputs, which describe
+    how to use the model, stay.
     """
     holders = [holder for holder in _holders(model) if holder.metadata_props or holder.doc_string]
     if not holders:

@@ -36,6 +36,7 @@ class SavedFile:
         path: the model.
         bytes: its size, external data included.
         data_path: the file that holds its large tensors, None when they are inline.
+
     """
 
     path: Path
@@ -52,10 +53,10 @@ def save(
 ) -> SavedFile:
     """Write `model` to `path`, so that a crash at any point leaves an existing model there whole.
 
-    Tensors of 1 KiB and more go into a data file beside the model ("always"), into the model ("never"), or into
-    the model as long as that stays under protobuf's 2 GiB ("auto"). The data file is named after the hash of its
-    content: it never replaces the data of another model. When `path` held a model whose data file `save` made,
-    and no other model in the folder refers to it, that data file is removed.
+    Tensors of 1 KiB and more go into a data file beside the model ("always"), into the model ("never"), or
+    into the model as long as that stays under protobuf's 2 GiB ("auto"). The data file is named after the hash
+    of its content: it never replaces the data of another model. When `path` held a model whose data file `save`
+    made, and no other model in the folder refers to it, that data file is removed.
 
     Writing over the file that the weights are read from is safe (with `force`): it stays open meanwhile. The
     same model gives the same bytes.
@@ -63,8 +64,9 @@ def save(
     Raises:
         UsageError: when `path` exists and `force` is off, or is no place for a file.
         ModelError: when the model does not fit ("never" over 2 GiB, a full disk).
+
     """
-    target = Path(os.path.abspath(path))
+    target = Path(path).absolute()
     check_target(target, force=force)
     remove_stale(target)
     skeleton = to_proto(model)
@@ -116,7 +118,7 @@ def _save_external(skeleton: Skeleton, target: Path) -> SavedFile:
 
 
 def _layout(tensors: list[ir.TensorProtocol]) -> tuple[dict[int, int], int]:
-    """Return the offset of each tensor by its id (one that occurs twice has one place), and the size of all."""
+    """Return the offset of each tensor by its id (one used twice has one place), and the size of all."""
     offsets: dict[int, int] = {}
     end = 0
     for tensor in tensors:
@@ -135,7 +137,9 @@ def _data_chunks(tensors: list[ir.TensorProtocol], offsets: dict[int, int]) -> I
             at += len(chunk)
             yield chunk
         if at != offsets[id(tensor)] + tensor.nbytes:
-            raise ModelError(f"a tensor is not {tensor.nbytes} bytes long, as it says", where=repr(tensor.name))
+            raise ModelError(
+                f"a tensor is not {tensor.nbytes} bytes long, as it says", where=repr(tensor.name)
+            )
 
 
 def _hashed(content: Iterator[bytes | memoryview], digest: hashlib._Hash) -> Iterator[bytes | memoryview]:

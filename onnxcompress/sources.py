@@ -67,12 +67,13 @@ class OpenFile:
 
     Raises:
         ModelError: when it is missing, unreadable, or not a regular file.
+
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.label = os.fspath(path)
         try:
-            descriptor = os.open(self.label, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+            descriptor = os.open(self.label, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise ModelError(_reason(error), where=self.label) from error
         except ValueError as error:

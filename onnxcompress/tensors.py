@@ -1,4 +1,4 @@
-"""Tensors whose bytes stay in a file, and what is common to all tensors: their size, their bytes in chunks."""
+"""Tensors whose bytes stay in a file, and what is common to all: their size, their bytes in chunks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ByteRange:
         self.dtype = dtype
         self.shape = shape
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
         array = self._read()
         return array if dtype is None else array.astype(dtype)
 
@@ -51,7 +51,7 @@ class ByteRange:
             data = np.frombuffer(self.source.data, np.uint8, self.length, self.offset)
         else:
             data = np.empty(self.length, np.uint8)
-            self.source.read_into(self.offset, memoryview(data))
+            self.source.read_into(self.offset, data.data)
         if self.dtype.bitwidth < 8:
             packed = ir.PackedTensor(data, self.dtype, shape=ir.Shape(self.shape))
             return packed.numpy()
@@ -62,8 +62,9 @@ class ByteRange:
 class StoredTensor(ir.Tensor[Any]):
     """A tensor read from its file at each use, never kept: `numpy()` gives a fresh array.
 
-    The file stays open, so the tensor outlives its file being replaced or deleted. Not a memory map, whose pages
-    would count as resident memory; not an ir.ExternalTensor, which other writers would save as a reference.
+    The file stays open, so the tensor outlives its file being replaced or deleted. Not a memory map, whose
+    pages would count as resident memory; not an ir.ExternalTensor, which other writers would save as a
+    reference.
     """
 
     def __init__(self, stored: ByteRange, *, name: str | None, doc_string: str | None = None) -> None:
@@ -102,7 +103,7 @@ class _SparseValues:
         self.shape = tuple(proto.dims)
         self.dtype = ir.DataType(proto.values.data_type)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
         if math.prod(self.shape) * self.dtype.itemsize > _MAX_DENSE_BYTES:
             raise ModelError("a sparse tensor of more than 2 GiB when dense", where=self.proto.values.name)
         dense = np.zeros(self.shape, self.dtype.numpy())
@@ -123,7 +124,7 @@ def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
     if array is None or array.dtype.byteorder == ">" or sys.byteorder != "little":
         yield tensor.tobytes()
     else:
-        yield memoryview(array.reshape(-1).view(np.uint8))
+        yield array.reshape(-1).view(np.uint8).data
 
 
 def nbytes(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
@@ -136,6 +137,7 @@ def stored_tensor(proto: ir.ExternalTensor, source: ByteSource) -> StoredTensor:
 
     Raises:
         ModelError: when the length differs from what type and shape need, or is past the end.
+
     """
     dims = tuple(int(size) for size in proto.shape.numpy())
     where = f"{source.label}, tensor {proto.name!r}"
@@ -161,13 +163,16 @@ def open_beside(folder: Path, location: str) -> OpenFile:
 
     Raises:
         ModelError: when it is missing, or `location` leaves the folder: absolute, `..`, or through a link.
+
     """
     where = os.fspath(folder / location) if location else os.fspath(folder)
     parts = re.split(r"[\\/]", location)
     if not location or "\0" in location:
         raise ModelError("external data without a usable file name", where=where)
     if Path(location).is_absolute() or ".." in parts or re.match(r"[A-Za-z]:", location):
-        raise ModelError(f"external data at {location!r}, outside of the model's folder", where=os.fspath(folder))
+        raise ModelError(
+            f"external data at {location!r}, outside of the model's folder", where=os.fspath(folder)
+        )
     if not (folder / location).resolve().is_relative_to(folder.resolve()):
         raise ModelError("external data through a link that leaves the model's folder", where=where)
     try:

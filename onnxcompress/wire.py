@@ -1,10 +1,10 @@
 """The protobuf wire format of ONNX: take a model's large tensors out of it, and put them back.
 
-`scan` reads the structure of a model and leaves the bytes of large tensors where they are: what it returns, the
-*skeleton*, is a small ModelProto whose large tensors are references (`external_data` with the location
-"#raw_data", an offset and a length). `plan` and `Plan.chunks` are the inverse: they stream a skeleton with the
-bytes put back, every enclosing length recomputed, holding one chunk at a time. Locations that begin with "#"
-stand for data in memory in onnx too, whose checker accepts them.
+`scan` reads the structure of a model and leaves the bytes of large tensors where they are: what it returns,
+the *skeleton*, is a small ModelProto whose large tensors are references (`external_data` with the location
+"#raw_data", an offset and a length). `plan` and `Plan.chunks` are the inverse: they stream a skeleton with
+the bytes put back, every enclosing length recomputed, holding one chunk at a time. Locations that begin with
+"#" stand for data in memory in onnx too, whose checker accepts them.
 
 Tensors are found in graph initializers, node attributes, their sub-graphs and local functions. Sparse tensors
 and training graphs stay in the skeleton as they are. What is not rewritten is copied byte for byte, unknown
@@ -69,9 +69,10 @@ class Reference:
     """Where the bytes of a tensor are that a skeleton leaves out.
 
     Args:
-        name: the field of TensorProto they belong in: raw_data, float_data or double_data (both little-endian).
+        name: the field of TensorProto they belong in: raw_data, or float_data or double_data (fixed width).
         offset: where they begin in the file that was scanned (or any number that the reader understands).
         length: how many bytes.
+
     """
 
     name: str
@@ -118,6 +119,7 @@ class Plan:
     Args:
         size: the bytes of the whole message with all tensors put back.
         references: the tensors that are left out, in the order in which they are written.
+
     """
 
     size: int
@@ -125,11 +127,14 @@ class Plan:
     _skeleton: bytes
     _pieces: tuple[tuple[int, int] | bytes | Reference, ...]
 
-    def chunks(self, payload: Callable[[Reference], Iterable[bytes | memoryview]]) -> Iterator[bytes | memoryview]:
+    def chunks(
+        self, payload: Callable[[Reference], Iterable[bytes | memoryview]]
+    ) -> Iterator[bytes | memoryview]:
         """Yield the whole message, calling `payload` for the bytes of one tensor at a time.
 
         Raises:
             ModelError: when a payload is not as long as its reference says.
+
         """
         view = memoryview(self._skeleton)
         for piece in self._pieces:
@@ -147,23 +152,30 @@ def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
     Raises:
         ModelError: with the offset, when `source` is not one well-formed protobuf message with one graph, or
             holds more than protobuf's 2 GiB outside of its tensors.
+
     """
     reader = _Reader(source)
-    graphs = sum(1 for number, wire, *_ in _fields(reader, 0, source.size) if (number, wire) == (_GRAPH_FIELD, _BYTES))
+    graphs = sum(
+        1 for number, wire, *_ in _fields(reader, 0, source.size) if (number, wire) == (_GRAPH_FIELD, _BYTES)
+    )
     if graphs != 1:
         raise ModelError(f"holds {graphs or 'no'} graph{'s' * (graphs > 1)}, not one", where=source.label)
 
     def is_large(start: int, end: int) -> bool:
         return end - start >= large_bytes
 
-    edit = _rewrite(_Rewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes)), _Kind.MODEL)
+    edit = _rewrite(
+        _Rewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes)), _Kind.MODEL
+    )
     if edit is None:
         edit = _Edit()
         edit.copy(0, source.size)
     left = edit.size - sum(piece.length for piece in edit.pieces if isinstance(piece, Reference))
     if left > MAX_MESSAGE_BYTES:
         raise ModelError("holds more than 2 GiB outside of its tensors", where=source.label)
-    return b"".join(source.read(p[0], p[1] - p[0]) if isinstance(p, tuple) else _as_bytes(p) for p in edit.pieces)
+    return b"".join(
+        source.read(p[0], p[1] - p[0]) if isinstance(p, tuple) else _as_bytes(p) for p in edit.pieces
+    )
 
 
 def plan(skeleton: bytes) -> Plan:
@@ -171,6 +183,7 @@ def plan(skeleton: bytes) -> Plan:
 
     Raises:
         ModelError: when `skeleton` is malformed.
+
     """
     marks = [found.start() for found in re.finditer(rb"#(?:raw|float|double)_data", skeleton)]
 
@@ -235,7 +248,9 @@ class _Rewrite:
     tensor: Callable[[int, int], _Edit | None]
 
 
-def _rewrite(rules: _Rewrite, kind: _Kind, start: int = 0, end: int | None = None, depth: int = 0) -> _Edit | None:
+def _rewrite(
+    rules: _Rewrite, kind: _Kind, start: int = 0, end: int | None = None, depth: int = 0
+) -> _Edit | None:
     """Return the message of `kind` at [start, end) rewritten, None where nothing in it changes."""
     if end is None:
         end = rules.reader.source.size
@@ -304,8 +319,15 @@ def _put_back(reader: _Reader, start: int, end: int) -> _Edit | None:
 
 
 def _external_data(reference: Reference) -> bytes:
-    entries = {"location": reference.location, "offset": str(reference.offset), "length": str(reference.length)}
-    parts = [_message(_EXTERNAL_DATA, _message(1, k.encode()) + _message(2, v.encode())) for k, v in entries.items()]
+    entries = {
+        "location": reference.location,
+        "offset": str(reference.offset),
+        "length": str(reference.length),
+    }
+    parts = [
+        _message(_EXTERNAL_DATA, _message(1, k.encode()) + _message(2, v.encode()))
+        for k, v in entries.items()
+    ]
     return b"".join(parts) + _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
 
 
