@@ -20,6 +20,12 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
         yield from function.subgraphs()
 
 
+def graphs_outside_functions(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph and every body of If/Loop/Scan in it: where initializers may stand."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+
+
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield every node of every graph of the model."""
     for graph in graphs(model):
@@ -179,6 +185,36 @@ def home(node: ir.Node) -> ir.Graph:
     if not isinstance(node.graph, ir.Graph):
         raise TypeError(f"{label(node)} is in no graph that holds weights")
     return node.graph
+
+
+def unnamed_or_repeated_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes without a name and those whose name an earlier node has, in any graph."""
+    seen: set[str] = set()
+    found: list[ir.Node] = []
+    for node in nodes(model):
+        if not node.name or node.name in seen:
+            found.append(node)
+        else:
+            seen.add(node.name)
+    return found
+
+
+def repeated_values(model: ir.Model) -> list[ir.Value]:
+    """Return the values of bodies whose name a value of another graph has; the outermost keeps it.
+
+    A local function is a world of its own: its names are not compared with others.
+    """
+    seen: set[str] = set()
+    found: list[ir.Value] = []
+    for graph in graphs_outside_functions(model):
+        mine = dict.fromkeys([*graph.inputs, *graph.initializers.values()])
+        mine.update(dict.fromkeys(output for node in graph for output in node.outputs))
+        for value in mine:
+            if value.name and value.name in seen:
+                found.append(value)
+            elif value.name:
+                seen.add(value.name)
+    return found
 
 
 def add_initializer(graph: ir.Graph, names: Names, hint: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:

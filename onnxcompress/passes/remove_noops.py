@@ -66,7 +66,7 @@ class RemoveNoops:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
-        """Remove them in every graph of `model` but local functions, whose values may share names with others."""
+        """Remove them in every graph of `model` but local functions, whose names may mislead."""
         inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
         return rewrite(
             model, context, self.name, {op: [outside(inside, _rule(t))] for op, t in _TESTS.items()}

@@ -507,8 +507,8 @@ def _picked(node: ir.Node, scene: Scene) -> Rewrite | None:
         return None
 
     def apply() -> None:
-        index = graph.add_constant(
-            node, scene.names, f"{node.outputs[0].name}_index", np.asarray(start, np.int64)
+        index = graph.add_initializer(
+            graph.home(node), scene.names, f"{node.outputs[0].name}_index", np.asarray(start, np.int64)
         )
         graph.turn_into(node, "Gather", [x, index], {"axis": axis})
 
