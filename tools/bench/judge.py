@@ -1,10 +1,10 @@
 """The referee, in a killable process: is a file valid, does it compute the same, how many nodes stay.
 
 Outputs of original and candidate are compared in onnxruntime with its optimizations off, by name, on the
-recorded inputs (where there are any) and on seeded inputs at two sizes of every dynamic dimension. The
-tolerance is `absolute[dtype] * max|original| + relative[dtype] * |original| + 1e-6`; integers, booleans and
-strings are exact, so are floats of 8 bits and less; NaN must meet NaN and infinities the same infinity. Outputs
-that differ between two runs of the original itself (random operators) are compared by type and shape.
+recorded inputs (where there are any), on zeros, and on seeded inputs at two sizes of every dynamic dimension.
+The tolerance is `absolute[dtype] * max|original| + relative[dtype] * |original| + 1e-6`; integers, booleans and
+strings are exact, so are floats of 8 bits and less; NaN must meet NaN and infinities the same infinity.
+Outputs that differ between two runs of the original itself (random operators) are compared by type and shape.
 
 A file is valid when onnxruntime loads it with and without optimizations, the inputs that must be fed and the
 outputs keep names and types, and the ONNX checker accepts it (if it accepted the original). One complaint of
@@ -174,6 +174,10 @@ def dynamic_axes(model: ort.InferenceSession) -> dict[str, dict[str, list[int]]]
     return found
 
 
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
 def reseeded(feed: Feed, rng: np.random.Generator) -> Feed:
     """Return new values: floats normal with the old mean and spread, everything else shuffled."""
     out: Feed = {}
@@ -207,8 +211,12 @@ def synthetic(model: ort.InferenceSession, size: int, scalar: int, rng: np.rando
 
 
 def variants(model: ort.InferenceSession, base: Feed, rng: np.random.Generator) -> Iterator[Feed]:
-    """Yield new values, then every dynamic dimension doubled by itself, then all of them together."""
+    """Yield new values, zeros, every dynamic dimension doubled by itself, and all of them together.
+
+    Zeros find rewrites that drop an epsilon from a divisor.
+    """
     yield reseeded(base, rng)
+    yield {name: np.zeros_like(v) if _is_float(v) else v for name, v in base.items()}
     dimensions = dynamic_axes(model)
     for axes in dimensions.values():
         yield resized(base, axes, 2)
