@@ -58,8 +58,8 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph)
     """Return the model in `source`, which is never changed: a path, a ModelProto, an ir.Model, or a gs.Graph.
 
     Weights of 1 KiB and more stay in the file: each use reads them again. The file stays open, so that it may
-    be replaced or deleted meanwhile. Those of a ModelProto are copied once, those of an ir.Model and a gs.Graph
-    are shared.
+    be replaced or deleted meanwhile. Those of a ModelProto are copied once, those of an ir.Model and a
+    gs.Graph are shared.
 
     Raises:
         ModelError: when there is no such file, or it holds no usable ONNX model.

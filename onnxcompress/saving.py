@@ -54,9 +54,9 @@ def save(
     """Write `model` to `path`, so that a crash at any point leaves an existing model there whole.
 
     Tensors of 1 KiB and more go into a data file beside the model ("always"), into the model ("never"), or
-    into the model as long as that stays under protobuf's 2 GiB ("auto"). The data file is named after the hash
-    of its content: it never replaces the data of another model. When `path` held a model whose data file `save`
-    made, and no other model in the folder refers to it, that data file is removed.
+    into the model as long as that stays under protobuf's 2 GiB ("auto"). The data file is named after the
+    hash of its content: it never replaces the data of another model. When `path` held a model whose data file
+    `save` made, and no other model in the folder refers to it, that data file is removed.
 
     Writing over the file that the weights are read from is safe (with `force`): it stays open meanwhile. The
     same model gives the same bytes.
