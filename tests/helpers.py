@@ -1,0 +1,38 @@
+"""Small functions that tests share: models from text, what is in them, and what onnxruntime makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnx_ir as ir
+
+from onnxcompress import graph, model_io, runtime
+
+
+def from_text(text: str, *, opset: int = 17, ir_version: int = 8) -> ir.Model:
+    """Return the model of an ONNX text graph (without the header in angle brackets), checked."""
+    header = f'<ir_version: {ir_version}, opset_import: ["": {opset}]>\n'
+    proto = onnx.parser.parse_model(header + text)
+    onnx.checker.check_model(proto)
+    return model_io.load(proto)
+
+
+def op_types(model: ir.Model) -> list[str]:
+    """Return the operator types of all nodes, bodies included, sorted."""
+    return sorted(node.op_type for node in graph.nodes(model))
+
+
+def run(model: ir.Model, feed: Mapping[str, Any], *, optimize: bool = False) -> dict[str, Any]:
+    """Return the outputs of a model in onnxruntime, by default with its optimizations off."""
+    proto = model_io.to_bytes(model)
+    onnx.checker.check_model(proto)
+    return runtime.open_session(proto, optimize=optimize).run(feed)
+
+
+def floats(*shape: int, seed: int = 0) -> np.ndarray:
+    """Return normally distributed float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
