@@ -10,10 +10,10 @@ from onnxcompress.passes.remove_noops import RemoveNoops
 from tests.helpers import floats, from_text, op_types, run
 
 
-def body(expression: str, constants: str = "", shape: str = "N, 3", out: str = "float[?]") -> str:
-    return f"g (float[{shape}] x) => (float y) {constants and '<' + constants + '>'} {{ h = Tanh(x) {expression} }}".replace(
-        "(float y)", "(float[" + ", ".join(["P", "Q", "R", "S"][: shape.count(",") + 1]) + "] y)"
-    )
+def body(expression: str, constants: str = "", shape: str = "N, 3") -> str:
+    dims = ", ".join(["P", "Q", "R", "S"][: shape.count(",") + 1])
+    given = f"<{constants}>" if constants else ""
+    return f"g (float[{shape}] x) => (float[{dims}] y) {given} {{ h = Tanh(x) {expression} }}"
 
 
 GONE = [
@@ -24,7 +24,11 @@ GONE = [
     ("s = Shape(h) y = Reshape(h, s)", "", "N, 3"),
     ("y = Flatten(h)", "", "N, 3"),
     ("y = Cast<to=1>(h)", "", "N, 3"),
-    ("y = Slice(h, s, e, a)", "int64[1] s = {0}, int64[1] e = {9223372036854775807}, int64[1] a = {0}", "N, 3"),
+    (
+        "y = Slice(h, s, e, a)",
+        "int64[1] s = {0}, int64[1] e = {9223372036854775807}, int64[1] a = {0}",
+        "N, 3",
+    ),
     ("y = Slice(h, s, e, a)", "int64[1] s = {-3}, int64[1] e = {3}, int64[1] a = {-1}", "N, 3"),
     ("y = Pad(h, p)", "int64[4] p = {0, 0, 0, 0}", "N, 3"),
     ("y = Expand(h, t)", "int64[2] t = {1, 3}", "N, 3"),
@@ -57,7 +61,11 @@ STAY = [
     ("y = Flatten<axis=0>(h)", "", "N, 3"),
     ("y = Flatten(h)", "", "N, 3, 4"),
     ("y = Slice(h, s, e, a)", "int64[1] s = {0}, int64[1] e = {3}, int64[1] a = {0}", "N, 3"),
-    ("y = Slice(h, s, e, a)", "int64[1] s = {1}, int64[1] e = {9223372036854775807}, int64[1] a = {0}", "N, 3"),
+    (
+        "y = Slice(h, s, e, a)",
+        "int64[1] s = {1}, int64[1] e = {9223372036854775807}, int64[1] a = {0}",
+        "N, 3",
+    ),
     ("y = Slice(h, s, e, a)", "int64[1] s = {-3}, int64[1] e = {3}, int64[1] a = {0}", "N, 3"),
     (
         "y = Slice(h, s, e, a, k)",
@@ -69,8 +77,11 @@ STAY = [
     ("y = Expand(h, t)", "int64[2] t = {4, 1}", "N, 3"),
     ("y = Tile(h, t)", "int64[2] t = {1, 2}", "N, 3"),
     ("y = Resize(h, , s)", "float[4] s = {1, 1, 2, 1}", "N, 3, 4, 4"),
-    ('y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(h, r, s)',
-     "float[8] r = {0, 0, 0, 0, 1, 1, 0.5, 1}, float[4] s = {1, 1, 1, 1}", "N, 3, 4, 4"),
+    (
+        'y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(h, r, s)',
+        "float[8] r = {0, 0, 0, 0, 1, 1, 0.5, 1}, float[4] s = {1, 1, 1, 1}",
+        "N, 3, 4, 4",
+    ),
     ("y = Add(h, c)", "float[2, 3] c = {0, 0, 0, 0, 0, 0}", "N, 3"),
     ("y = Add(h, c)", "float[3] c = {0, 0, 0.5}", "N, 3"),
     ("y = Mul(h, c)", "float[4] c = {1, 1, 1, 1}", "N, 1"),
@@ -142,7 +153,9 @@ def test_overridable_and_outputs() -> None:
     assert not RemoveNoops().run(model, Context())
     model = from_text("g (float[N] x) => (float[N] y) <float c = {0}> { y = Add(x, c) }")
     assert not RemoveNoops().run(model, Context())
-    model = from_text("g (float[N] x) => (float[N] y, float[N] h) <float c = {0}> { h = Neg(x) y = Add(h, c) }")
+    model = from_text(
+        "g (float[N] x) => (float[N] y, float[N] h) <float c = {0}> { h = Neg(x) y = Add(h, c) }"
+    )
     assert not RemoveNoops().run(model, Context())
     assert sorted(run(model, {"x": floats(2)})) == ["h", "y"]
 

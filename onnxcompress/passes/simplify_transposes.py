@@ -282,16 +282,14 @@ def _move(region: _Region, scene: Scene) -> None:
                 outputs[list(outputs).index(value)] = made.outputs[0]
             for use in before:
                 use.node.replace_input_with(use.idx, made.outputs[0])
-        value.name = scene.names.fresh(f"{name}_before")
+        value.name, value.shape = scene.names.fresh(f"{name}_before"), None
         if made is not None:
             made.outputs[0].name = name
         for node in after:
             _shorten(node, value, joint[node])
-    for node in region.nodes:
-        for value in node.outputs:
-            value.shape = None
-            if not any(value is left for left, _, _ in leaves):
-                value.name = scene.names.fresh(f"{value.name}_before")
+    left = {value for value, _, _ in leaves}
+    for value in (o for node in region.nodes for o in node.outputs if o not in left):
+        value.name, value.shape = scene.names.fresh(f"{value.name}_before"), None
     for value in goes:
         graph.remove_unread(value)
 
