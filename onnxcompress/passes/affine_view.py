@@ -86,7 +86,7 @@ class Line:
     """What its rank is at least."""
 
     def vector(self, given: Parameter) -> Array | str:
-        """Return a constant that broadcasts against the value as a number per channel, or why it is not one."""
+        """Return a constant beside the value as one number per channel, or why it is not that."""
         rank = len(given.shape)
         if rank > (self.least_rank if self.rank is None else self.rank):
             known = "of unknown rank" if self.rank is None else f"of rank {self.rank}"

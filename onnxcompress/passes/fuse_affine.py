@@ -1,18 +1,18 @@
 """Affine maps per channel go into the linear operator beside them.
 
     W x + b, then s y + t          ->  (s W) x + (s b + t)          what follows a layer
-    s x + t, then W x + b          ->  (W s) x + (b + W t)          what comes before it; t only without padding
+    s x + t, then W x + b          ->  (W s) x + (b + W t)          what comes before it; t: no padding
     s x + t, then padded W x + b   ->  x + t / s, then (W s) x + b  two nodes and more become one
 
-Maps are BatchNormalization with fixed statistics and Mul, Add, Sub, Div by a constant, Neg, and chains of them.
+Maps are BatchNormalization with fixed statistics, Mul, Add, Sub, Div by a constant, Neg, and their chains.
 Layers are Conv, ConvTranspose, Gemm, MatMul with a constant weight, and BatchNormalization itself (for what
-follows it). A MatMul has no bias: the shift stays behind as one Add, in the form that runtimes fuse themselves.
+follows it). A MatMul has no bias: the shift stays behind as one Add, which runtimes fuse themselves.
 Gemm's alpha and beta go into weight and bias. Two operations of a kind with constants become one:
 (x + c) + d -> x + (c + d), (x * c) * d -> x * (c * d).
 
-Weights that ConstantOfShape generates stay generated: one number is scaled as such, and where the factors differ
-by channel, the generated weight is multiplied by them in the graph (runtimes do that once, at load), if two nodes
-and more go for it.
+Weights that ConstantOfShape generates stay generated: one number is scaled as such; where the factors differ
+by channel, the graph multiplies the generated weight by them (runtimes do that once, at load), if two nodes
+or more go for it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from .affine_view import Layer, Line, Parameter, parameter, read_layer, read_map
 from .rewriting import Refusal, Rewrite, Rule, Scene, outside, rewrite
 
 NODE_BYTES = 128
-"""What a node takes in a file, about: a rewrite may add so many bytes of weights for each node it takes out."""
+"""What a node takes in a file, about: a rewrite may add so many bytes of weights per node it takes out."""
 
 _IDENTITY = AffineMap.of()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FuseAffine:
-    """Merges BatchNormalization and Mul, Add, Sub, Div by constants into the Conv, Gemm or MatMul beside them."""
+    """Merges BatchNormalization, Mul, Add, Sub, Div by constants into the Conv, Gemm or MatMul beside."""
 
     name: ClassVar[str] = "fuse-affine"
     lossless: ClassVar[bool] = True

@@ -8,13 +8,13 @@
     Softmax         exp(x - max x) / sum of the same                                                opset 13
     LayerNormalization  (x - mean x) / sqrt(mean (x - mean x)^2 + eps) [* scale [+ bias]]           opset 17
     RMSNormalization    x / sqrt(mean x^2 + eps) * scale                                            opset 23
-    GlobalAveragePool   the mean over all axes but the first two, kept                              float32
+    GlobalAveragePool   the mean over all spatial axes, kept; rank 4 and more                   float32
     Clip, Relu      chains of Clip, Relu, Max and Min with a number                                 float32
     pads            zeros from a Pad in front of Conv, ConvTranspose, AveragePool; -inf of MaxPool
     x               not not x, -(-x)
 
-Each was checked to leave no more nodes after onnxruntime's own fusions than the spelled form does. What has no
-operator yet (SiLU before Swish) and what onnxruntime fuses by itself in old opsets stays as it is written. The
+Each was checked to leave no more nodes after onnxruntime's own fusions than the spelled form. What has no
+operator yet (SiLU before Swish) and what onnxruntime fuses by itself in old opsets stays as it is. The
 opset is never raised. Constants may be off by 1e-6 of their value, 1e-3 when they are 16 bit wide.
 """
 
@@ -36,7 +36,6 @@ from .clips import merge_clips
 from .matching import (
     Any,
     Clip,
-    Const,
     Match,
     Num,
     Op,
@@ -95,7 +94,7 @@ class Spelling:
     """The operators that its last node may be."""
     pattern: Pattern
     build: Callable[[Match, ir.Node, Scene], Make | tuple[ir.Node, Make] | str | None]
-    """Returns how to make the operator (and after which later node, where more belongs to it), a reason, or None."""
+    """Returns how to make the operator (and up to which node, if more belongs to it), a reason, or None."""
 
     def rule(self, node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
         """Look for the decomposition that ends at a node."""
@@ -284,7 +283,7 @@ _ROOT_MEAN = Any(Op("Div", X, _MEAN_SQUARE), Op("Mul", X, Op("Reciprocal", _MEAN
 
 
 def _normalised(match: Match, node: ir.Node, scene: Scene) -> tuple[int, tuple[int, ...]] | str:
-    """Return the first axis (from the end) and the sizes that a normalisation runs over, or why it has no operator."""
+    """Return the first axis (from the end) and the sizes normalised, or why there is no operator for it."""
     x = match.values["x"]
     axes, dims = _common_axes(match, scene), scene.shapes.shape(x)
     if axes is None or axes != tuple(range(-len(axes), 0)):
@@ -300,7 +299,7 @@ def _normalised(match: Match, node: ir.Node, scene: Scene) -> tuple[int, tuple[i
 
 
 def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...]) -> tuple[ir.Node, np.ndarray] | None:
-    """Return the next node where it is the only reader and adds or multiplies by a constant of these sizes."""
+    """Return the next node where it alone reads this one, beside a constant of these sizes."""
     after = graph.sole_consumer(node.outputs[0])
     if (
         after is None
@@ -379,16 +378,22 @@ _SPELLINGS: Sequence[Spelling] = (
 
 
 def _global_average(node: ir.Node, scene: Scene) -> Rewrite | None:
-    """Write a mean over all spatial axes as GlobalAveragePool."""
+    """Write a mean over all spatial axes of images and volumes as GlobalAveragePool.
+
+    A mean that is taken off again, or of squares, belongs to a normalisation, which runtimes find as a whole.
+    """
     x = node.inputs[0]
     rank = scene.shapes.rank(x)
     if (
         x is None
         or rank is None
-        or rank < 3
+        or rank < 4
         or not _keeps(node)
         or scene.shapes.dtype(x) != ir.DataType.FLOAT
     ):
+        return None
+    of_squares = graph.is_op(x.producer(), "Pow", "Mul") and search(squared(X), x) is not None
+    if of_squares or any(graph.is_op(use.node, "Sub") for use in node.outputs[0].uses()):
         return None
     if _axes(node, rank) != tuple(range(2 - rank, 0)):
         return None

@@ -1,4 +1,4 @@
-"""Patterns of nodes as values: an expression is written as it is read in a paper, and matched against a graph.
+"""Patterns of nodes as values: an expression is written as in a paper and matched against a graph.
 
     x = Var("x")
     half = Op("Mul", Op("Mul", x, Op("Add", Op("Erf", Op("Div", x, Num(2**0.5))), Num(1))), Num(0.5))
@@ -19,7 +19,7 @@ import onnx_ir as ir
 from .. import graph
 
 RELATIVE = 1e-6
-"""How far a constant may be off its ideal: float32 has 6e-8, exporters that round in between a few times that."""
+"""How far a constant may be off its ideal: float32 has 6e-8, rounding in between a few times that."""
 
 COARSE = 1e-3
 """The same for constants that are stored as float16 or bfloat16."""
