@@ -125,3 +125,81 @@ def fold(
         tables.append(shortfalls(results))
     publish([table for table in tables if table.rows], markdown=markdown)
     typer.echo(f"{len(results.skipped):,} models left out: the runtime refuses the originals", err=True)
+
+
+@app.command()
+def large(
+    *,
+    folder: Annotated[Path, typer.Option("--dir", help="folder that make_large.py filled", file_okay=False)],
+    only: Annotated[str, typer.Option(help="glob on the models' names")] = "*",
+    commands: Annotated[str, typer.Option(help="'all', or names, comma-separated")] = "all",
+    verify: Annotated[str | None, typer.Option(help="passed on to our command, such as regions")] = None,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Large models: seconds and peak memory of our whole command beside onnxruntime's quantize_dynamic.
+
+    Example: python tools/make_large.py LARGE && python tools/bench.py large --dir LARGE
+    """
+    from bench import large as bench
+    from bench.tables import publish
+
+    models = sorted(folder.glob(f"{only}.onnx"))
+    if not models:
+        fail(f"no {only}.onnx in {folder}")
+    known = {job.name: job for job in bench.jobs(verify)}
+    chosen = list(known) if commands == "all" else commands.split(",")
+    for name in chosen:
+        if name not in known:
+            fail(f"no command {name!r}; there are {', '.join(known)}")
+    work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with _progress() as progress:
+        task = progress.add_task("large", total=len(models) * len(chosen))
+        for row in bench.measure(
+            [m.resolve() for m in models], [known[name] for name in chosen], work.resolve()
+        ):
+            rows.append(row)
+            progress.update(task, advance=1, description=f"{row.model} {row.job}")
+    if json_file is not None:
+        json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows)], markdown=markdown)
+
+
+@app.command()
+def weights(
+    *,
+    zoo: Annotated[
+        Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)
+    ],
+    only: Annotated[str, typer.Option(help="glob on model keys, such as 'silero_vad/*'")] = "*",
+    recipe: Annotated[str, typer.Option(help="the recipe to apply")] = "int8-weights",
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Compress every model of a zoo and evaluate it: size ratio, metric before and after, latency ratio.
+
+    Example: python tools/bench.py weights --zoo ZOO --only 'fmnist/*'
+    """
+    import fnmatch
+
+    from bench import weights as bench
+    from bench.tables import publish
+
+    root = zoo.resolve()
+    found = sorted(path for path in root.rglob("*.onnx") if (path.parent / "eval.py").exists())
+    models = [path for path in found if fnmatch.fnmatch(str(path.relative_to(root).with_suffix("")), only)]
+    if not models:
+        fail(f"no model with an eval.py beside it in {zoo} matches {only!r}")
+    work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with _progress() as progress:
+        task = progress.add_task("weights", total=len(models))
+        for row in bench.measure(models, root, work.resolve(), recipe):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.model)
+    if json_file is not None:
+        json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows, recipe)], markdown=markdown)

@@ -2,9 +2,9 @@
 
 Outputs of original and candidate are compared in onnxruntime with its optimizations off, by name, on the
 recorded inputs (where there are any), on zeros, and on seeded inputs at two sizes of every dynamic dimension.
-The tolerance is `absolute[dtype] * max|original| + relative[dtype] * |original| + 1e-6`; integers, booleans and
-strings are exact, so are floats of 8 bits and less; NaN must meet NaN and infinities the same infinity.
-Outputs that differ between two runs of the original itself (random operators) are compared by type and shape.
+The tolerance is `absolute[dtype] * max|original| + relative[dtype] * |original| + 1e-6`. Integers, booleans,
+strings and floats of 8 bits and less are exact; NaN must meet NaN and infinities the same infinity. Outputs
+that differ between two runs of the original itself (random operators) are compared by type and shape.
 
 A file is valid when onnxruntime loads it with and without optimizations, the inputs that must be fed and the
 outputs keep names and types, and the ONNX checker accepts it (if it accepted the original). One complaint of
