@@ -17,10 +17,13 @@ Dim = int | str | None
 """A size, the name of a dynamic dimension, or None where nothing is known."""
 
 
+_Fact = tuple[ir.DataType | None, tuple[Dim, ...] | None]
+
+
 class Shapes:
     """Inferred shapes and types of a model's values, asked by value; made by `infer`."""
 
-    def __init__(self, known: dict[str, tuple[ir.DataType | None, tuple[Dim, ...] | None]]) -> None:
+    def __init__(self, known: dict[str, _Fact]) -> None:
         self._known = known
 
     def shape(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
@@ -29,7 +32,7 @@ class Shapes:
             return None
         tensor = graph.constant_tensor(value)
         if tensor is not None:
-            return tuple(int(d) for d in tensor.shape)
+            return graph.dims(tensor)
         return self._known.get(value.name or "", (None, None))[1]
 
     def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
@@ -65,19 +68,17 @@ def infer(model: ir.Model) -> Shapes:
         proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         return Shapes(dict(_declared(proto.graph.input)))
-    known: dict[str, tuple[ir.DataType | None, tuple[Dim, ...] | None]] = {}
-    twice: set[str] = set()
-    for name, fact in _facts(proto.graph):
-        if name in known and known[name] != fact:
-            twice.add(name)
-        known[name] = fact
-    for name in twice:
-        del known[name]
-    return Shapes(known)
+    facts: dict[str, list[_Fact]] = {}
+    for body in _all_graphs(proto.graph):
+        own = dict((*_declared(body.input), *_declared(body.value_info), *_declared(body.output)))
+        for name in _defined(body):
+            facts.setdefault(name, []).append(own.get(name, (None, None)))
+    # bodies side by side may use one name for different values: then only what holds for all is known
+    return Shapes({name: found[0] for name, found in facts.items() if all(f == found[0] for f in found)})
 
 
 def _forget(proto: onnx.GraphProto) -> None:
-    """Drop declared shapes of everything but the inputs, in the bodies too (a body's inputs follow from outside)."""
+    """Drop declared shapes of all but the inputs, in the bodies too (a body's inputs follow from outside)."""
     del proto.value_info[:]
     for output in proto.output:
         if output.type.HasField("tensor_type"):
@@ -95,19 +96,21 @@ def _bodies(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from attr.graphs
 
 
-def _facts(
-    proto: onnx.GraphProto,
-) -> Iterator[tuple[str, tuple[ir.DataType | None, tuple[Dim, ...] | None]]]:
-    yield from _declared(proto.input)
-    yield from _declared(proto.value_info)
-    yield from _declared(proto.output)
+def _all_graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield proto
     for body in _bodies(proto):
-        yield from _facts(body)
+        yield from _all_graphs(body)
+
+
+def _defined(proto: onnx.GraphProto) -> set[str]:
+    """Return the names of the values that a graph takes or makes, without those inside its bodies."""
+    made = {output for node in proto.node for output in node.output if output}
+    return made | {info.name for info in proto.input} | {tensor.name for tensor in proto.initializer}
 
 
 def _declared(
     infos: object,
-) -> Iterator[tuple[str, tuple[ir.DataType | None, tuple[Dim, ...] | None]]]:
+) -> Iterator[tuple[str, _Fact]]:
     for info in infos:  # type: ignore[attr-defined]
         tensor = info.type.tensor_type
         if not info.type.HasField("tensor_type"):

@@ -127,6 +127,15 @@ def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
         yield array.reshape(-1).view(np.uint8).data
 
 
+def excerpt(tensor: ir.TensorProtocol, offset: int, length: int) -> bytes:
+    """Return some of the bytes of `tensor` as ONNX stores them; of a file no others are read."""
+    if isinstance(tensor, StoredTensor):
+        length = max(0, min(length, tensor.stored.length - offset))
+        return tensor.stored.source.read(tensor.stored.offset + offset, length)
+    (whole,) = chunks(tensor)
+    return bytes(whole[offset : offset + length])
+
+
 def nbytes(dtype: ir.DataType, dims: tuple[int, ...]) -> int:
     """Return the bytes of a tensor as ONNX stores it, types below a byte packed."""
     return (math.prod(dims) * dtype.bitwidth + 7) // 8

@@ -30,8 +30,8 @@ def test_a_chain_of_equal_nodes() -> None:
         "a = RandomNormalLike(x) b = RandomNormalLike(x) y = Add(a, b)",
         "a = RandomNormalLike<seed=1.0>(x) b = RandomNormalLike<seed=1.0>(x) y = Add(a, b)",
         "a = Dropout(x, r, t) b = Dropout(x, r, t) y = Add(a, b)",
-        "p = QuantizeLinear(x, s) q = QuantizeLinear(x, s) a = DequantizeLinear(p, s) b = DequantizeLinear(q, s) "
-        "y = Add(a, b)",
+        "p = QuantizeLinear(x, s) q = QuantizeLinear(x, s) a = DequantizeLinear(p, s) "
+        "b = DequantizeLinear(q, s) y = Add(a, b)",
         "a, i = TopK<largest=1>(x, n) b, j = TopK<largest=0>(x, n) y = Add(a, b)",
     ],
 )

@@ -18,14 +18,16 @@ from pydantic.dataclasses import dataclass
 
 from .. import graph
 from ..core import Action, Change, Context, Need
+from ..tensors import chunks, excerpt
 
 _SAMPLE_BYTES = 4096
-_CHUNK_BYTES = 1 << 20
 _MOVED_BYTES = 1024
 """Smaller constants of a body stay there: runtimes fold them best where they stand."""
 _TURNED_BYTES = 65536
 """A transposed twin is worth a rewrite from this size on."""
-_BLOCK = 1024
+_CORNER = 16
+_STRIP = 1024
+"""Rows and columns that are compared first, rows that are compared at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,54 +193,51 @@ def _alike(value: ir.Value) -> Hashable:
     return tensor.dtype, graph.dims(tensor)
 
 
-def _bytes(value: ir.Value) -> np.ndarray:
-    """Return the bytes of an initializer, not copied where they lie in one piece."""
+def _sample(value: ir.Value) -> Hashable:
     tensor = value.const_value
     assert tensor is not None
-    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
-
-
-def _sample(value: ir.Value) -> Hashable:
-    data = _bytes(value)
-    middle = len(data) // 2
-    pieces = (data[:_SAMPLE_BYTES], data[middle : middle + _SAMPLE_BYTES], data[-_SAMPLE_BYTES:])
-    return hashlib.blake2b(b"".join(piece.tobytes() for piece in pieces)).digest()
+    starts = (0, tensor.nbytes // 2, max(0, tensor.nbytes - _SAMPLE_BYTES))
+    return hashlib.blake2b(b"".join(excerpt(tensor, start, _SAMPLE_BYTES) for start in starts)).digest()
 
 
 def _digest(value: ir.Value) -> Hashable:
-    data = _bytes(value)
+    tensor = value.const_value
+    assert tensor is not None
     digest = hashlib.blake2b()
-    for start in range(0, len(data), _CHUNK_BYTES):
-        digest.update(data[start : start + _CHUNK_BYTES].tobytes())
+    for chunk in chunks(tensor):
+        digest.update(chunk)
     return digest.digest()
 
 
 def _is_large_matrix(value: ir.Value) -> bool:
     tensor = value.const_value
-    return (
-        tensor is not None
-        and len(tensor.shape) == 2
-        and tensor.nbytes >= _TURNED_BYTES
-        and tensor.dtype.itemsize >= 1
-    )
+    whole_bytes = tensor is not None and tensor.dtype.bitwidth >= 8
+    return whole_bytes and tensor is not None and len(tensor.shape) == 2 and tensor.nbytes >= _TURNED_BYTES
+
+
+def _rows(tensor: ir.TensorProtocol, start: int, count: int) -> np.ndarray:
+    """Return rows of a matrix as bytes [rows, columns, bytes of a number]; of a file no others are read."""
+    rows, columns = graph.dims(tensor)
+    size = tensor.dtype.bitwidth // 8
+    data = excerpt(tensor, start * columns * size, min(count, rows - start) * columns * size)
+    return np.frombuffer(data, np.uint8).reshape(-1, columns, size)
 
 
 def _corner(value: ir.Value, *, turned: bool) -> Hashable:
-    """Return type, shape and first elements of a matrix, or those of its transpose."""
+    """Return type, shape and first numbers of a matrix, or those of its transpose."""
     tensor = value.const_value
     assert tensor is not None
-    array = tensor.numpy()
-    array = array.T if turned else array
-    return tensor.dtype, array.shape, np.ascontiguousarray(array[:16, :16]).tobytes()
+    dims, corner = graph.dims(tensor), _rows(tensor, 0, _CORNER)[:, :_CORNER]
+    if turned:
+        dims, corner = dims[::-1], corner.transpose(1, 0, 2)
+    return tensor.dtype, dims, corner.tobytes()
 
 
 def _is_transpose(one: ir.Value, other: ir.Value) -> bool:
-    """Compare bit by bit, a strip at a time."""
-    first, second = (
-        v.const_value.numpy() if v.const_value is not None else np.empty(0) for v in (one, other)
-    )
-    return all(
-        np.ascontiguousarray(first[at : at + _BLOCK]).tobytes()
-        == np.ascontiguousarray(second[:, at : at + _BLOCK].T).tobytes()
-        for at in range(0, first.shape[0], _BLOCK)
-    )
+    """Compare bit by bit; the second is held in memory, of the first a strip at a time."""
+    first, second = one.const_value, other.const_value
+    if first is None or second is None or graph.dims(first) != graph.dims(second)[::-1]:
+        return False
+    whole = _rows(second, 0, graph.dims(second)[0]).transpose(1, 0, 2)
+    starts = range(0, graph.dims(first)[0], _STRIP)
+    return all(np.array_equal(_rows(first, at, _STRIP), whole[at : at + _STRIP]) for at in starts)

@@ -371,7 +371,9 @@ def _adjacent_parts(node: ir.Node, scene: Scene) -> Rewrite | None:
     axis = _axis(node, scene, node.inputs[0], 1)
     for port, value in enumerate(node.inputs):
         maker = None if value is None else value.producer()
-        if axis is None or maker is None or not graph.is_op(maker, "Split", "Slice") or maker.inputs[0] is None:
+        if axis is None or maker is None or not graph.is_op(maker, "Split", "Slice"):
+            continue
+        if maker.inputs[0] is None:
             continue
         x = maker.inputs[0]
         whole = list(maker.outputs)
