@@ -1,0 +1,63 @@
+"""What a run found and did, as a value: printed by `text`, written as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core import Change
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """The size of a model: bytes of its file(s), nodes, weight elements, multiply-accumulates (None: unknown)."""
+
+    path: str | None
+    bytes: int
+    nodes: int
+    parameters: int
+    macs: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report's `input` or `output` object."""
+        return {
+            "path": self.path,
+            "bytes": self.bytes,
+            "nodes": self.nodes,
+            "parameters": self.parameters,
+            "macs": self.macs,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that one run of `compress` has to say; `quality` and `latency` are None where not measured."""
+
+    input: ModelFacts
+    output: ModelFacts
+    recipe: dict[str, Any]
+    limits: dict[str, Any]
+    quality: dict[str, Any] | None
+    latency: dict[str, Any] | None
+    seconds: float
+    peak_memory_bytes: int
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON report, schema 1."""
+        return {
+            "schema": SCHEMA,
+            "input": self.input.as_json(),
+            "output": self.output.as_json(),
+            "recipe": self.recipe,
+            "limits": self.limits,
+            "quality": self.quality,
+            "latency": self.latency,
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "changes": [change.as_json() for change in self.changes],
+            "notes": list(self.notes),
+        }
