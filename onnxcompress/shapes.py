@@ -6,7 +6,7 @@ believed: they are taken out before inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 import onnx_ir as ir
@@ -47,6 +47,14 @@ class Shapes:
         dims = self.shape(value)
         return None if dims is None else len(dims)
 
+    def names(self) -> Iterable[str]:
+        """Return the names of all values that something may be known of."""
+        return self._known.keys()
+
+    def named(self, name: str) -> tuple[Dim, ...] | None:
+        """Return the dimensions of the value of that name, None where not even the rank is known."""
+        return self._known.get(name, (None, None))[1]
+
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """Return the element type of a tensor value, None where it is not known."""
         if value is None:
@@ -62,7 +70,11 @@ def infer(model: ir.Model) -> Shapes:
 
     An operator that inference can't handle leaves the values behind it unknown.
     """
-    proto = model_io.skeleton(model)
+    return infer_proto(model_io.skeleton(model))
+
+
+def infer_proto(proto: onnx.ModelProto) -> Shapes:
+    """Do as `infer` does for a skeleton whose input shapes the caller has filled in; `proto` is changed."""
     _forget(proto.graph)
     try:
         proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
