@@ -33,7 +33,7 @@ Feed = dict[str, Any]
 
 TOLERANCE = {"float32": (1e-4, 1e-3), "float64": (1e-4, 1e-3), "float16": (5e-3, 1e-2)}
 TOLERANCE_LOW_BITS = (2e-2, 2e-2)
-NUMPY_TYPES = {
+NUMPY_TYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
     "tensor(float16)": np.float16,
@@ -334,7 +334,7 @@ def verdict(reference: Reference, path: Path, *, strict: bool) -> tuple[str, str
         return "invalid", one_line(error)
     inputs, outputs = interface(model)
     if inputs != reference.inputs or outputs != reference.outputs:
-        changed = set(inputs) ^ set(reference.inputs) or set(outputs) ^ set(reference.outputs)
+        changed = {*inputs, *outputs} ^ {*reference.inputs, *reference.outputs}
         return "invalid", f"inputs or outputs changed: {sorted(map(str, changed))[:4]}"
     for feed, expected in zip(reference.feeds, reference.results, strict=True):
         try:
