@@ -16,6 +16,8 @@ that no node makes.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import secrets
 import warnings
 from dataclasses import dataclass, field
@@ -126,9 +128,17 @@ def from_proto(
 
 
 def to_proto(model: ir.Model, *, large_bytes: int = LARGE_BYTES) -> Skeleton:
-    """Return the skeleton of `model`: tensors of `large_bytes` and more are left out, unread."""
+    """Return the skeleton of `model`: tensors of `large_bytes` and more are left out, unread.
+
+    Raises:
+        ModelError: when a text in `model` is not UTF-8.
+
+    """
     skeleton = Skeleton(onnx.ModelProto())
-    _Writer(skeleton, model.ir_version, large_bytes).model(model)
+    try:
+        _Writer(skeleton, model.ir_version, large_bytes).model(model)
+    except UnicodeError as error:
+        raise ModelError(f"a text that is not UTF-8 ({error})", where=model.graph.name or "") from error
     return skeleton
 
 
@@ -237,8 +247,7 @@ def _from_proto(
     proto: onnx.ModelProto, resolve: Callable[[ir.ExternalTensor], ir.TensorProtocol], where: str
 ) -> ir.Model:
     prepared = _Prepared(proto, where)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # onnx warns of keys in external_data that it ignores
+    with _quiet():
         model = serde.deserialize_model(proto)
     if prepared.training_info:
         model.graph.meta[TRAINING_INFO] = prepared.training_info
@@ -250,15 +259,67 @@ def _from_proto(
             return resolve(tensor)
         if isinstance(tensor, serde.TensorProtoTensor):
             check_inline(tensor.raw, f"{where}, tensor {tensor.name!r}")
+        if isinstance(tensor, ir.StringTensor) and len(tensor.string_data()) != tensor.size:
+            raise ModelError("strings that do not fill its shape", where=f"{where}, tensor {tensor.name!r}")
         return tensor
 
     for graph in graphs(model):
         replace_tensors(graph, finish)
+        _check_texts(graph, where)
+        _check_values(graph, where)
         if prepared.attributes:
             _restore_attributes(graph, prepared)
         if prepared.types:
             _restore_types(graph, prepared)
     return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnx from warning of keys in external_data that it ignores, and onnx_ir of what is refused here."""
+    logger = logging.getLogger(serde.__name__)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _check_values(graph: ir.Graph | ir.Function, where: str) -> None:
+    """Raise ModelError where a node, or the graph as its output, uses a value that nothing makes."""
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and not _is_made(value):
+                name = node.name or node.op_type
+                raise ModelError(f"node {name!r} uses {value.name!r}, which nothing makes", where=where)
+    for value in graph.outputs:
+        if not _is_made(value):
+            raise ModelError(f"output {value.name!r} is made by no node", where=where)
+
+
+def _is_made(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
+def _check_texts(graph: ir.Graph | ir.Function, where: str) -> None:
+    """Raise ModelError for names and records that are not UTF-8, which protobuf hands over as bytes."""
+    holders: list[ir.Node | ir.Value] = list(graph.inputs)
+    if isinstance(graph, ir.Graph):
+        holders += graph.initializers.values()
+    texts: list[object] = [graph.name, graph.doc_string]
+    for node in graph:
+        texts += (node.op_type, node.domain, node.overload, *node.attributes)
+        holders.append(node)
+        holders += node.outputs
+    for holder in holders:
+        texts += (holder.name, holder.doc_string)
+        for pair in holder.metadata_props.items():
+            texts += pair
+    if any(isinstance(text, bytes) for text in texts):
+        wrong = next(text for text in texts if isinstance(text, bytes))
+        raise ModelError(f"a name or record that is not UTF-8: {wrong[:40]!r}", where=where)
 
 
 class _Prepared:
