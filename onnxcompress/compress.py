@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import onnx_ir as ir
 from . import metrics, model_io, pipeline, runtime, stats, synthetic
 from .core import Action, Change, Context, Feed
 from .errors import LimitError, ModelError, UsageError
+from .evaluation import Evaluation
 from .proof import WholeProof
 from .recipe import Recipe
 from .report import ModelFacts, Report
@@ -33,15 +34,6 @@ _PROOF_FEEDS = 2
 
 _LARGEST_BYTES = 2**31 - 1
 """What onnxruntime can be given in one piece."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Feeds to judge a model by, with a label each where there are labels."""
-
-    feeds: Sequence[Feed]
-    labels: np.ndarray | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,7 @@ def compress(
     largest = max(judged.feeds, key=lambda feed: sum(np.asarray(a).size for a in feed.values()))
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     report = Report(
-        input=_facts(original, largest, path),
+        input=replace(_facts(original, largest, path), bytes=_bytes_on_disk(original, path)),
         output=_facts(result, largest, None),
         recipe=chosen.as_json(),
         limits={"max_drop": max_drop, "max_bytes": max_bytes},
@@ -165,6 +157,13 @@ def _drop_records(model: ir.Model) -> list[Change]:
             bytes_before=dropped.bytes,
         )
     ]
+
+
+def _bytes_on_disk(model: ir.Model, path: str | None) -> int:
+    """Return the bytes of the file as it is; with external data, or without a file, what an inline one takes."""
+    inline = model_io.model_bytes(model)
+    on_disk = 0 if path is None else Path(path).stat().st_size
+    return inline if on_disk < inline // 2 else on_disk
 
 
 def _facts(model: ir.Model, feed: Feed, path: str | None) -> ModelFacts:

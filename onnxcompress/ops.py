@@ -1,0 +1,284 @@
+"""THE operator table: what is true of an operator stands here once.
+
+A row says where the weights are, which axes of them are output and input channels, where the bias is, and how many
+multiply-accumulates (MACs) one run costs. Elsewhere operator names appear only inside a pattern.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from . import graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Dims = tuple[int, ...]
+AxisOf = Callable[["ir.Node", int], int]
+"""(node, rank of the weight) -> axis of the weight."""
+MacsOf = Callable[["ir.Node", Sequence[Dims | None], Sequence[Dims | None]], int | None]
+"""(node, shapes of its inputs, of its outputs; None for one that is absent or unknown) -> MACs, None if unknown."""
+
+MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One port that takes a weight.
+
+    Args:
+        port: the input's index.
+        out_axis: the axis of the weight that numbers output channels.
+        in_axis: the axis that is summed over (None: no axis is; the weight is a table that is looked up).
+        bias: the input's index of the bias with the same output channels, if the operator has one.
+        by_column: the operator is a matrix product whose weight is 2-D with output channels last.
+    """
+
+    port: int
+    out_axis: AxisOf
+    in_axis: AxisOf | None
+    bias: int | None = None
+    by_column: Callable[[ir.Node], bool] = lambda _: False
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows of the weight are looked up and nothing is summed."""
+        return self.in_axis is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpSpec:
+    """What is true of an operator.
+
+    `macs` is None for operators that multiply nothing worth counting: they cost 0.
+    """
+
+    weights: tuple[Weight, ...] = ()
+    macs: MacsOf | None = None
+
+    def weight(self, port: int) -> Weight | None:
+        """Return the weight that is read through `port`, None where that is not a weight port."""
+        return next((w for w in self.weights if w.port == port), None)
+
+
+def spec(node: ir.Node) -> OpSpec:
+    """Return the row for a node; an operator without one has an empty row."""
+    domain = "" if node.domain in graph.STANDARD_DOMAINS else node.domain
+    return OPS.get((domain, node.op_type), _NOTHING)
+
+
+def is_nondeterministic(node: ir.Node) -> bool:
+    """Say whether two runs of the node, or two equal nodes, may give different results."""
+    return node.domain in graph.STANDARD_DOMAINS and node.op_type in NONDETERMINISTIC
+
+
+def is_generator(node: ir.Node) -> bool:
+    """Say whether the node can make a big tensor out of small ones, so that folding it may blow up the file."""
+    return node.domain in graph.STANDARD_DOMAINS and node.op_type in GENERATORS
+
+
+ShapeOf = Callable[["ir.Value"], Dims | None]
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of a model, and the nodes whose shapes are not known and which are therefore not in it."""
+
+    total: int
+    uncounted: tuple[str, ...]
+
+
+def total_macs(model: ir.Model, shape_of: ShapeOf) -> Macs:
+    """Count the MACs of one run at the shapes that `shape_of` gives.
+
+    Sub-graphs are included as they stand: each body once, whatever the number of a loop's rounds, and both branches
+    of an If. A local function's body counts once for all its calls, where its shapes are known.
+    """
+    total, uncounted = 0, []
+    for node in graph.nodes(model):
+        count = spec(node).macs
+        if count is None:
+            continue
+        inputs = [None if v is None else shape_of(v) for v in node.inputs]
+        macs = count(node, inputs, [shape_of(v) for v in node.outputs])
+        if macs is None:
+            uncounted.append(graph.label(node))
+        else:
+            total += macs
+    return Macs(total, tuple(uncounted))
+
+
+def weight_reads(model: ir.Model) -> Iterator[tuple[ir.Node, Weight, ir.Value]]:
+    """Yield every (node, weight port, value) of the model, in the order of its nodes, constant or not."""
+    for node in graph.nodes(model):
+        for weight in spec(node).weights:
+            value = node.inputs[weight.port] if weight.port < len(node.inputs) else None
+            if value is not None:
+                yield node, weight, value
+
+
+# Axes.
+
+
+def _axis(number: int) -> AxisOf:
+    return lambda _node, rank: number % rank
+
+
+def _gemm_out(node: ir.Node, _rank: int) -> int:
+    return 0 if graph.attribute(node, "transB", 0) else 1
+
+
+def _gemm_in(node: ir.Node, _rank: int) -> int:
+    return 1 if graph.attribute(node, "transB", 0) else 0
+
+
+def _flipped(attribute: str, axis: int) -> AxisOf:
+    """Return `axis`, -1 or -2, of a matrix in the last two axes, or the other one where `attribute` transposes it."""
+    return lambda node, rank: rank + (-3 - axis if graph.attribute(node, attribute, 0) else axis)
+
+
+def _gather_row(node: ir.Node, rank: int) -> int:
+    return int(graph.attribute(node, "axis", 0)) % rank
+
+
+# MACs.
+
+
+def _product(dims: Sequence[int]) -> int:
+    return math.prod(dims)
+
+
+def _at(shapes: Sequence[Dims | None], index: int) -> Dims | None:
+    return shapes[index] if index < len(shapes) else None
+
+
+def _conv_macs(_node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    weight, output = _at(inputs, 1), _at(outputs, 0)
+    if weight is None or output is None:
+        return None
+    return _product(output) * _product(weight[1:])
+
+
+def _conv_transpose_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    data, weight = _at(inputs, 0), _at(inputs, 1)
+    if data is None or weight is None:
+        return None
+    return _product(data) * _product(weight[1:])
+
+
+def _gemm_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    left, output = _at(inputs, 0), _at(outputs, 0)
+    if left is None or output is None or len(left) != 2:
+        return None
+    return _product(output) * left[0 if graph.attribute(node, "transA", 0) else 1]
+
+
+def _matmul_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    left, output = _at(inputs, 0), _at(outputs, 0)
+    if not left or output is None:
+        return None
+    swapped = graph.attribute(node, "transA", 0) and len(left) > 1
+    return _product(output) * left[-2 if swapped else -1]
+
+
+def _matmul_nbits_macs(node: ir.Node, _in: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    output, depth = _at(outputs, 0), graph.attribute(node, "K")
+    return None if output is None or depth is None else _product(output) * int(depth)
+
+
+def _recurrent_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    data, weight, recurrence = _at(inputs, 0), _at(inputs, 1), _at(inputs, 2)
+    if data is None or weight is None or recurrence is None or len(data) != 3:
+        return None
+    return data[0] * data[1] * (_product(weight) + _product(recurrence))
+
+
+def _attention_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    """Projections of com.microsoft's Attention, and its two products over the sequence."""
+    data, weight = _at(inputs, 0), _at(inputs, 1)
+    if data is None or weight is None or len(data) != 3:
+        return None
+    batch, sequence, _ = data
+    return batch * sequence * _product(weight) + batch * sequence * sequence * (weight[1] // 3) * 2
+
+
+def _einsum_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    """Count the product over all letters: what a direct evaluation of the sum costs."""
+    sides = str(graph.attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
+    if len(sides) != len(inputs):
+        return None
+    sizes: dict[str, int] = {}
+    for side, dims in zip(sides, inputs, strict=True):
+        if dims is None or "." in side or len(side) != len(dims):
+            return None
+        for letter, size in zip(side, dims, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return _product(list(sizes.values())) if len(sides) > 1 else 0
+
+
+# Rows.
+
+_CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2)
+_GEMM = Weight(
+    port=1,
+    out_axis=_gemm_out,
+    in_axis=_gemm_in,
+    bias=2,
+    by_column=lambda node: not graph.attribute(node, "transB", 0),
+)
+_MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), by_column=lambda _: True)
+_MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1))
+_RECURRENT = OpSpec(
+    weights=(
+        Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)),
+        Weight(port=2, out_axis=_axis(1), in_axis=_axis(2)),
+    ),
+    macs=_recurrent_macs,
+)
+_FUSED_MATMUL = OpSpec(
+    weights=(
+        Weight(port=1, out_axis=_flipped("transB", -1), in_axis=_flipped("transB", -2)),
+        Weight(port=0, out_axis=_flipped("transA", -2), in_axis=_flipped("transA", -1)),
+    ),
+    macs=_matmul_macs,
+)
+_NOTHING = OpSpec()
+
+OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
+    {
+        ("", "Conv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
+        # A grouped ConvTranspose numbers its output channels within the group: axis 1 has channels / groups entries.
+        ("", "ConvTranspose"): OpSpec(
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=_conv_transpose_macs
+        ),
+        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
+        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=_matmul_macs),
+        ("", "Gather"): OpSpec(weights=(Weight(port=0, out_axis=_gather_row, in_axis=None),)),
+        ("", "LSTM"): _RECURRENT,
+        ("", "GRU"): _RECURRENT,
+        ("", "RNN"): _RECURRENT,
+        ("", "Einsum"): OpSpec(macs=_einsum_macs),
+        ("", "ConvInteger"): OpSpec(macs=_conv_macs),
+        ("", "MatMulInteger"): OpSpec(macs=_matmul_macs),
+        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
+        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
+        (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
+        (MICROSOFT, "Attention"): OpSpec(
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=_attention_macs
+        ),
+        (MICROSOFT, "MatMulNBits"): OpSpec(macs=_matmul_nbits_macs),
+    }
+)
+"""(domain, operator) -> row; the standard domain is ""."""
+
+NONDETERMINISTIC = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Operators of the standard domain that draw random numbers."""
+
+GENERATORS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Range", "Tile"})
+"""Operators of the standard domain whose output can be far bigger than everything they read."""
