@@ -155,7 +155,7 @@ def write_external(
 
 
 def write_inline(model: onnx.ModelProto, weights: list[Weight], path: Path, rng: np.random.Generator) -> None:
-    """Write the model with all weights inside; concatenated protobuf fields of one message are that message."""
+    """Write the model with all weights inside; fields of one message may be concatenated."""
     graph = model.graph.SerializeToString()
     model.ClearField("graph")
     headers = []
