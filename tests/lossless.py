@@ -72,9 +72,7 @@ def reasons(changes: Sequence[Change]) -> str:
     return "\n".join(change.reason for change in changes if change.action is Action.SKIPPED)
 
 
-def rewritten(
-    model: ir.Model, the_pass: Pass, *, tolerance: float = 2e-6, feed: Feed | None = None
-) -> list[Change]:
+def rewritten(model: ir.Model, the_pass: Pass, *, tolerance: float = 2e-6, feed: Feed | None = None) -> list[Change]:
     """Run a lossless pass and check what holds for each: outputs, a second run, a gate that admits nothing.
 
     `tolerance` is relative to the largest number of an output.

@@ -51,9 +51,8 @@ def _f(*shape: int) -> np.ndarray:
 
 def _norm(channels: int, prefix: str = "") -> dict[str, np.ndarray]:
     names = (f"{prefix}scale", f"{prefix}bias", f"{prefix}mean", f"{prefix}var")
-    return dict(
-        zip(names, (_f(channels), _f(channels), _f(channels), np.abs(_f(channels)) + 0.5), strict=True)
-    )
+    weights = (_f(channels), _f(channels), _f(channels), np.abs(_f(channels)) + 0.5)
+    return dict(zip(names, weights, strict=True))
 
 
 def _node(kind: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
@@ -204,9 +203,8 @@ def test_a_shift_before_a_matmul_comes_out_behind_it() -> None:
 
 
 def test_matmul_and_its_bias_stay_as_they_are() -> None:
-    model = _build(
-        [_node("MatMul", "x w", "c"), _node("Add", "c t", "y")], {"w": _f(4, 5), "t": _f(5)}, ["n", 4]
-    )
+    nodes = [_node("MatMul", "x w", "c"), _node("Add", "c t", "y")]
+    model = _build(nodes, {"w": _f(4, 5), "t": _f(5)}, ["n", 4])
     assert not rewritten(model, FuseAffine())
 
 
@@ -276,9 +274,8 @@ def test_norms_that_are_no_map(attributes: dict[str, int], reason: str) -> None:
     if not attributes:
         weights["var"] = np.float32([1, 1, -1, 1, 1])
     outputs = ["y", "m", "v"] if attributes else ["y"]
-    norm = helper.make_node(
-        "BatchNormalization", ["c", "scale", "bias", "mean", "var"], outputs, **attributes
-    )
+    inputs = ["c", "scale", "bias", "mean", "var"]
+    norm = helper.make_node("BatchNormalization", inputs, outputs, **attributes)
     model = _build([_CONV, norm], weights, [2, 3, 6, 6])
     assert reason in reasons(FuseAffine().run(model, Context()))
     assert kinds(model) == ["Conv", "BatchNormalization"]
@@ -354,7 +351,8 @@ def test_generated_weights_stay_generated() -> None:
 
 def test_a_generated_weight_is_multiplied_in_the_graph_where_two_nodes_go() -> None:
     text = """<ir_version: 8, opset_import: ["" : 13]> g (float[2, 3, 5, 5] x) => (float[] y)
-        <int64[4] ws = {{4, 3, 2, 2}}, float[4, 1, 1] k = {{1, 2, 3, 4}}, float[4, 1, 1] t = {{4, 3, 2, 1}}> {{
+        <int64[4] ws = {{4, 3, 2, 2}}, float[4, 1, 1] k = {{1, 2, 3, 4}},
+         float[4, 1, 1] t = {{4, 3, 2, 1}}> {{
         w = ConstantOfShape<value = float[1] {{0.5}}>(ws)
         c = Conv(x, w)
         {}
@@ -368,7 +366,8 @@ def test_a_generated_weight_is_multiplied_in_the_graph_where_two_nodes_go() -> N
 
 @pytest.mark.parametrize("spelling", ["n = Div(d, q)", "i = Reciprocal(q) n = Mul(d, i)"])
 def test_the_scale_of_a_spelled_layer_norm_is_left_to_it(spelling: str) -> None:
-    model = parsed(f"""<ir_version: 8, opset_import: ["" : 13]> g (float[2, 3, 4] d, float[2, 3, 1] q) => (float[] y)
+    model = parsed(f"""<ir_version: 8, opset_import: ["" : 13]> g (float[2, 3, 4] d, float[2, 3, 1] q)
+        => (float[] y)
         <float[4] k = {{1, 2, 3, 4}}, float[4, 2] w = {{1, 2, 3, 4, 5, 6, 7, 8}}> {{
         {spelling}  m = Mul(n, k)  r = Sqrt(q)  y = MatMul(m, w)
     }}""")
@@ -389,15 +388,13 @@ def test_inside_a_body_with_weights_outside() -> None:
         y = If(c) <then_branch = a () => (float[2, 2] p) { m = MatMul(x, w)  p = Mul(m, k) },
                    else_branch = b () => (float[2, 2] q) { n = MatMul(x, w)  q = Neg(n) }>
     }""")
-    expected = {
-        flag: run_plain(model, {"x": np.ones((2, 3), np.float32), "c": np.array(flag)})["y"]
-        for flag in (True, False)
-    }
+    feeds = {flag: {"x": np.ones((2, 3), np.float32), "c": np.array(flag)} for flag in (True, False)}
+    expected = {flag: run_plain(model, feed)["y"] for flag, feed in feeds.items()}
     changes = FuseAffine().run(model, Context())
     assert len(applied(changes)) == 2
     assert kinds(model) == ["If", "MatMul", "MatMul"]
     for flag, y in expected.items():
-        found = run_plain(model, {"x": np.ones((2, 3), np.float32), "c": np.array(flag)})["y"]
+        found = run_plain(model, feeds[flag])["y"]
         np.testing.assert_allclose(found, y, rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""FusePatterns: every spelling, a near-miss for every refusal, numbers, and what onnxruntime makes of the result."""
+"""FusePatterns: every spelling, a near-miss for every refusal, numbers, and what onnxruntime keeps of it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def model_of(
     body: str, opset: int, x: str = "float[2, 3, 4] x", more: str = "", outputs: str = "float[] y"
 ) -> ir.Model:
     weights = ", ".join(w for w in (NUMBERS, more) if w)
-    model = parsed(
-        f'<ir_version: 9, opset_import: ["" : {opset}]> m ({x}) => ({outputs}) <{weights}> {{ {body} }}'
-    )
+    header = f'<ir_version: 9, opset_import: ["" : {opset}]>'
+    model = parsed(f"{header} m ({x}) => ({outputs}) <{weights}> {{ {body} }}")
     for name in [n for n, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
     return model
@@ -56,9 +55,7 @@ def test_hard_swish_before_its_opset(spelling: str) -> None:
 
 
 def test_hard_swish_with_limits_in_attributes() -> None:
-    model = model_of(
-        "a = Add(x, three)  r = Clip<min = 0.0, max = 6.0>(a)  m = Mul(x, r)  y = Div(m, six)", 10
-    )
+    model = model_of("a = Add(x, three)  r = Clip<min = 0.0, max = 6.0>(a)  m = Mul(x, r)  y = Div(m, six)", opset=10)
     rewritten(model, FusePatterns())
     assert kinds(model) == ["HardSigmoid", "Mul"]
 
@@ -115,8 +112,8 @@ GELU_TANH = [
     "  m = Mul(x, a)  y = Mul(m, half)",
     "p = Mul(x, x)  r = Mul(p, x)  q = Mul(k, r)  s = Add(q, x)  t = Mul(c, s)  h = Tanh(t)  a = Add(one, h)"
     "  m = Mul(x, half)  y = Mul(m, a)",
-    "p = Mul(x, x)  q = Mul(p, k)  s = Add(q, one)  u = Mul(x, c)  t = Mul(u, s)  h = Tanh(t)  a = Add(one, h)"
-    "  m = Mul(half, a)  y = Mul(m, x)",
+    "p = Mul(x, x)  q = Mul(p, k)  s = Add(q, one)  u = Mul(x, c)  t = Mul(u, s)  h = Tanh(t)"
+    "  a = Add(one, h)  m = Mul(half, a)  y = Mul(m, x)",
 ]
 
 
@@ -144,6 +141,15 @@ def test_gelu_with_a_value_that_is_read_outside() -> None:
 def test_gelu_with_a_value_that_is_an_output() -> None:
     model = model_of(GELU[0], 20, outputs="float[] y, float[] a")
     assert "no Gelu: a inside it has other readers" in reasons(rewritten(model, FusePatterns()))
+
+
+def test_a_number_that_adds_an_axis() -> None:
+    body = "a = Add(x, t)  r = Clip(a, zero, six)  y = Div(r, six)"
+    model = model_of(body, 17, x="float x", more="float[1] t = {3}")
+    assert "may add an axis to x" in reasons(rewritten(model, FusePatterns()))
+    model = model_of(body, 17, x="float[N] x", more="float[1] t = {3}")
+    rewritten(model, FusePatterns())
+    assert kinds(model) == ["HardSigmoid"]
 
 
 def test_mish_and_softplus() -> None:
@@ -180,18 +186,17 @@ CENTRE = "n = ReduceMean<axes = [-1]>(x)  d = Sub(x, n)"
 LAYER_NORM = [
     f"{CENTRE}  p = Pow(d, two)  v = ReduceMean<axes = [-1]>(p)  w = Add(v, eps)  q = Sqrt(w)  z = Div(d, q)",
     f"{CENTRE}  p = Mul(d, d)  v = ReduceMean<axes = [2]>(p)  w = Add(eps, v)  q = Sqrt(w)  z = Div(d, q)",
-    f"{CENTRE}  p = Mul(d, d)  v = ReduceMean<axes = [2]>(p)  w = Add(eps, v)  q = Sqrt(w)  i = Reciprocal(q)  z = Mul(i, d)",
-    f"{CENTRE}  f = Cast<to = 1>(d)  p = Pow(f, two)  v = ReduceMean<axes = [-1]>(p)  w = Add(v, eps)  q = Sqrt(w)"
-    "  z = Div(d, q)",
-    f"{CENTRE}  d2 = Sub(x, n)  p = Pow(d2, two)  v = ReduceMean<axes = [-1]>(p)  w = Add(v, eps)  q = Sqrt(w)"
-    "  z = Div(d, q)",
+    f"{CENTRE}  p = Mul(d, d)  v = ReduceMean<axes = [2]>(p)  w = Add(eps, v)"
+    "  q = Sqrt(w)  i = Reciprocal(q)  z = Mul(i, d)",
+    f"{CENTRE}  f = Cast<to = 1>(d)  p = Pow(f, two)  v = ReduceMean<axes = [-1]>(p)  w = Add(v, eps)"
+    "  q = Sqrt(w)  z = Div(d, q)",
+    f"{CENTRE}  d2 = Sub(x, n)  p = Pow(d2, two)  v = ReduceMean<axes = [-1]>(p)  w = Add(v, eps)"
+    "  q = Sqrt(w)  z = Div(d, q)",
 ]
 
 
 @pytest.mark.parametrize("spelling", LAYER_NORM)
-@pytest.mark.parametrize(
-    "tail", ["o = Mul(z, g)  y = Add(o, b)", "o = Mul(g, z)  y = Relu(o)", "y = Relu(z)"]
-)
+@pytest.mark.parametrize("tail", ["o = Mul(z, g)  y = Add(o, b)", "o = Mul(g, z)  y = Relu(o)", "y = Relu(z)"])
 def test_layer_norm(spelling: str, tail: str) -> None:
     model = model_of(f"{spelling}  {tail}", 17)
     rewritten(model, FusePatterns(), tolerance=4e-6)
@@ -318,9 +323,8 @@ def test_what_is_no_single_clip(body: str, x: str) -> None:
 
 
 def test_a_clip_in_between_that_others_read() -> None:
-    model = model_of(
-        "a = Clip(x, zero, six)  y = Clip(a, one, three)  z = Neg(a)", 17, outputs="float[] y, float[] z"
-    )
+    body = "a = Clip(x, zero, six)  y = Clip(a, one, three)  z = Neg(a)"
+    model = model_of(body, 17, outputs="float[] y, float[] z")
     assert "a has other readers" in reasons(rewritten(model, FusePatterns()))
 
 
@@ -334,10 +338,8 @@ def test_twice_not_and_neg() -> None:
     assert "node of its own" in reasons(rewritten(model_of("n = Neg(x)  y = Neg(n)", 17), FusePatterns()))
 
 
-PAD = (
-    "int64[8] p = {0, 0, 1, 2, 0, 0, 0, 1}, float low = {-3.4028235e38}, float[2, 3, 3, 3] w = {"
-    + ", ".join(str(i % 7 - 3) for i in range(54))
-)
+PAD = "int64[8] p = {0, 0, 1, 2, 0, 0, 0, 1}, float low = {-3.4028235e38}"
+PAD += ", float[2, 3, 3, 3] w = {" + ", ".join(str(i % 7 - 3) for i in range(54))
 PAD += "}, float[3, 2, 3, 3] t = {" + ", ".join(str(i % 5 - 2) for i in range(54)) + "}, float inf = {-1e30}"
 
 
@@ -363,22 +365,19 @@ def test_pads(body: str, pads: list[int]) -> None:
 
 def test_pads_with_axes_and_attributes() -> None:
     body = "a = Pad(x, q, , i)  y = Conv(a, w)"
-    model = model_of(
-        body, 18, x="float[2, 3, 6, 7] x", more=PAD + ", int64[4] q = {1, 2, 0, 1}, int64[2] i = {2, -1}"
-    )
+    more = PAD + ", int64[4] q = {1, 2, 0, 1}, int64[2] i = {2, -1}"
+    model = model_of(body, 18, x="float[2, 3, 6, 7] x", more=more)
     rewritten(model, FusePatterns())
     assert kinds(model) == ["Conv"]
-    model = model_of(
-        "a = Pad<pads = [0, 0, 1, 1, 0, 0, 1, 1]>(x)  y = Conv(a, w)", 10, "float[2, 3, 6, 7] x", PAD
-    )
+    body = "a = Pad<pads = [0, 0, 1, 1, 0, 0, 1, 1]>(x)  y = Conv(a, w)"
+    model = model_of(body, 10, "float[2, 3, 6, 7] x", PAD)
     rewritten(model, FusePatterns())
     assert kinds(model) == ["Conv"]
 
 
 def test_minus_infinity_in_front_of_a_max_pool() -> None:
-    model = model_of(
-        "a = Pad(x, p, low)  y = MaxPool<kernel_shape = [3, 3]>(a)", 17, "float[2, 3, 6, 7] x", PAD
-    )
+    body = "a = Pad(x, p, low)  y = MaxPool<kernel_shape = [3, 3]>(a)"
+    model = model_of(body, 17, "float[2, 3, 6, 7] x", PAD)
     rewritten(model, FusePatterns())
     assert kinds(model) == ["MaxPool"]
 
@@ -415,8 +414,8 @@ def test_a_pad_that_others_read() -> None:
 def test_inside_a_body() -> None:
     model = parsed(f"""<ir_version: 9, opset_import: ["" : 17]> m (float[2, 3] x, bool f) => (float[] y)
         <{NUMBERS}> {{
-        y = If(f) <then_branch = a () => (float[2, 3] p) {{ q = Add(x, three)  r = Clip(q, zero, six)  s = Mul(x, r)
-                   p = Div(s, six) }}, else_branch = b () => (float[2, 3] n) {{ n = Neg(x) }}>
+        y = If(f) <then_branch = a () => (float[2, 3] p) {{ q = Add(x, three)  r = Clip(q, zero, six)
+                   s = Mul(x, r)  p = Div(s, six) }}, else_branch = b () => (float[2, 3] n) {{ n = Neg(x) }}>
     }}""")
     changes = rewritten(model, FusePatterns(), feed={**random_feed(model), "f": np.array(True)})
     assert len(applied(changes)) == 1

@@ -32,9 +32,7 @@ class AffineMap:
     @classmethod
     def of(cls, *, scale: npt.ArrayLike = 1.0, shift: npt.ArrayLike = 0.0) -> AffineMap:
         """Make a map from numbers or arrays of any shape with one varying axis at most."""
-        return cls(
-            np.asarray(scale, dtype=np.float64).reshape(-1), np.asarray(shift, dtype=np.float64).reshape(-1)
-        )
+        return cls(np.asarray(scale, dtype=np.float64).reshape(-1), np.asarray(shift, dtype=np.float64).reshape(-1))
 
     def then(self, after: AffineMap) -> AffineMap:
         """Return the map that does this one first and `after` second."""
@@ -73,9 +71,7 @@ def batch_norm(
 
     None where variance + epsilon is not positive or a number is not finite: no map equals it.
     """
-    gamma, beta, mu, var = (
-        np.asarray(p, dtype=np.float64).reshape(-1) for p in (scale, bias, mean, variance)
-    )
+    gamma, beta, mu, var = (np.asarray(p, dtype=np.float64).reshape(-1) for p in (scale, bias, mean, variance))
     spread = var + epsilon
     if not np.isfinite(spread).all() or (spread <= 0).any():
         return None
@@ -91,9 +87,7 @@ def along(vector: Array, axis: int, rank: int) -> Array:
     return vector.reshape(shape)
 
 
-def grouped(
-    scale: Array, shape: tuple[int, ...], *, block_axis: int, channel_axis: int, groups: int
-) -> Array:
+def grouped(scale: Array, shape: tuple[int, ...], *, block_axis: int, channel_axis: int, groups: int) -> Array:
     """Return a weight's factors, broadcasting to `shape`, when channels run over (group, `channel_axis`).
 
     Args:
@@ -108,9 +102,7 @@ def grouped(
     if scale.size == 1 or groups == 1:
         return along(scale, channel_axis, rank)
     each = shape[block_axis] // groups
-    blocks = [
-        np.repeat(along(part, channel_axis, rank), each, axis=block_axis) for part in np.split(scale, groups)
-    ]
+    blocks = [np.repeat(along(part, channel_axis, rank), each, axis=block_axis) for part in np.split(scale, groups)]
     return np.concatenate(blocks, axis=block_axis)
 
 

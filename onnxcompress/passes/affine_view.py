@@ -54,17 +54,9 @@ def parameter(value: ir.Value | None, scene: Scene) -> Parameter | None:
             return None
         return Parameter(value, graph.dims(tensor), tensor.dtype, None)
     source = value
-    while (
-        (node := source.producer()) is not None
-        and graph.is_op(node, *_RESHAPES)
-        and node.inputs[0] is not None
-    ):
+    while (node := source.producer()) is not None and graph.is_op(node, *_RESHAPES) and node.inputs[0] is not None:
         source = node.inputs[0]
-    if (
-        node is None
-        or not graph.is_op(node, "ConstantOfShape")
-        or graph.constant_tensor(node.inputs[0]) is None
-    ):
+    if node is None or not graph.is_op(node, "ConstantOfShape") or graph.constant_tensor(node.inputs[0]) is None:
         return None
     filler = graph.attribute(node, "value")
     dtype = ir.DataType.FLOAT if filler is None else filler.dtype
@@ -293,9 +285,7 @@ def read_map(node: ir.Node, data: ir.Value, line: Line, scene: Scene) -> AffineM
         "Mul": lambda: AffineMap.of(scale=vector),
         "Div": lambda: AffineMap.of(scale=1.0 / vector),
         "Add": lambda: AffineMap.of(shift=vector),
-        "Sub": lambda: (
-            AffineMap.of(shift=-vector) if left is data else AffineMap.of(scale=-1.0, shift=vector)
-        ),
+        "Sub": lambda: AffineMap.of(shift=-vector) if left is data else AffineMap.of(scale=-1.0, shift=vector),
     }[node.op_type]()
     return found if found.finite else "its constant is not finite"
 

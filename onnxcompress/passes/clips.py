@@ -32,9 +32,7 @@ def merge_clips(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
         return Refusal(target=graph.label(node), reason=f"not one Clip: {data.name} has other readers")
     else:
         return None
-    return Rewrite(
-        target=graph.label(node), reason=reason, apply=lambda: _replace(node, data, low, high, scene)
-    )
+    return Rewrite(target=graph.label(node), reason=reason, apply=lambda: _replace(node, data, low, high, scene))
 
 
 def _clip(number: float, low: float, high: float) -> float:
@@ -78,9 +76,7 @@ def _replace(node: ir.Node, data: ir.Value, low: float, high: float, scene: Scen
             attributes.update({name: limit} if math.isfinite(limit) else {})
         elif math.isfinite(limit):
             number = np.array(limit, dtype=np.float32)
-            limits.append(
-                graph.add_initializer(graph.home(node), names, f"{node.outputs[0].name}_{name}", number)
-            )
+            limits.append(graph.add_initializer(graph.home(node), names, f"{node.outputs[0].name}_{name}", number))
         else:
             limits.append(None)
     while limits and limits[-1] is None:

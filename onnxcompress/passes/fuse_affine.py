@@ -316,11 +316,9 @@ def _owned(value: ir.Value) -> bool:
 
 
 def _freed(gone: Sequence[ir.Node]) -> int:
-    """Return the bytes of the constants that only these nodes read."""
-    inputs = {v for n in gone for v in n.inputs if v is not None}
-    return graph.tensor_bytes(
-        v for v in inputs if not v.is_graph_output() and all(u.node in gone for u in v.uses())
-    )
+    """Return the bytes of the constants that only these nodes read; single numbers don't count."""
+    inputs = {v for n in gone for v in n.inputs if (t := graph.constant_tensor(v)) is not None and t.size > 1}
+    return graph.tensor_bytes(v for v in inputs if not v.is_graph_output() and all(u.node in gone for u in v.uses()))
 
 
 def _bytes(plan: Plan) -> tuple[int, int]:
@@ -348,9 +346,7 @@ def _apply(plan: Plan, scene: Scene) -> None:
         given = parameter(bias, scene)
         generated = layer.weight.fill is not None and np.ptp(plan.bias) == 0
         if given is None or generated:
-            fresh = _new_constant(
-                plan.bias, f"{layer.weight.value.name}_bias", node, scene, generated=generated
-            )
+            fresh = _new_constant(plan.bias, f"{layer.weight.value.name}_bias", node, scene, generated=generated)
             _replace_input(node, layer.bias_port, fresh)
         else:
             _put(given, plan.bias, node, layer.bias_port, scene)
@@ -411,12 +407,7 @@ def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
     """Merge two sums or two products with constants, where the constant that comes out is no larger."""
     last = _with_constant(node, scene)
     before = None if last is None else last[0].producer()
-    if (
-        last is None
-        or before is None
-        or before.graph is not node.graph
-        or graph.sole_consumer(last[0]) is not node
-    ):
+    if last is None or before is None or before.graph is not node.graph or graph.sole_consumer(last[0]) is not node:
         return None
     first = _with_constant(before, scene)
     if first is None or (first[2] is np.add) != (last[2] is np.add) or _ends_a_fusion(first[0]):
@@ -430,12 +421,8 @@ def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
 
     def apply() -> None:
         kind = "Add" if combine is np.add else "Mul"
-        constant = graph.add_initializer(
-            graph.home(node), scene.names, f"{before.outputs[0].name}_constant", together
-        )
-        graph.take_over(
-            node.outputs[0], graph.insert_before(node, scene.names, kind, [data, constant]).outputs[0]
-        )
+        constant = graph.add_initializer(graph.home(node), scene.names, f"{before.outputs[0].name}_constant", together)
+        graph.take_over(node.outputs[0], graph.insert_before(node, scene.names, kind, [data, constant]).outputs[0])
 
     return Rewrite(
         target=graph.label(node),
@@ -449,9 +436,7 @@ def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
 _Combine = Callable[[Array, Array], Array]
 
 
-def _with_constant(
-    node: ir.Node, scene: Scene
-) -> tuple[ir.Value, Array, _Combine, np.dtype[np.generic]] | None:
+def _with_constant(node: ir.Node, scene: Scene) -> tuple[ir.Value, Array, _Combine, np.dtype[np.generic]] | None:
     """Return (x, c, how two such c combine, type) of a node x + c or x * c; None for all others."""
     if not graph.is_op(node, "Add", "Sub", "Mul", "Div") or node.attributes:
         return None

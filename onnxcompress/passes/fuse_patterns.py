@@ -105,7 +105,7 @@ class Spelling:
             return None
         if isinstance(found, str):
             return Refusal(target=graph.label(node), reason=f"no {self.operator}: {found}")
-        made = self.build(found, node, scene)
+        made = _adds_an_axis(found, scene) or self.build(found, node, scene)
         if made is None:
             return None
         if isinstance(made, str):
@@ -118,6 +118,15 @@ class Spelling:
             else f"{len(found.nodes)} nodes were a spelled {self.operator}",
             apply=lambda: graph.take_over(last.outputs[0], make(last, scene)),
         )
+
+
+def _adds_an_axis(match: Match, scene: Scene) -> str:
+    """Return why numbers written as [1] may give a scalar x an axis, which the operator would not ("": can't)."""
+    rank = scene.shapes.rank(match.values["x"])
+    numbers = [t for n in match.nodes for v in n.inputs if (t := graph.constant_tensor(v)) is not None]
+    if rank or all(len(graph.dims(t)) == 0 for t in numbers if t.dtype.is_floating_point()):
+        return ""
+    return f"its numbers may add an axis to {match.values['x'].name}, whose rank is not known to be 1 or more"
 
 
 X = Var("x")
@@ -177,9 +186,7 @@ _RELU6 = Clip(Op("Add", X, Num(3.0)), 0.0, 6.0)
 _SIXTH = Op(
     "HardSigmoid",
     X,
-    where=lambda n: (
-        close(graph.attribute(n, "alpha", 0.2), 1 / 6) and close(graph.attribute(n, "beta", 0.5), 0.5)
-    ),
+    where=lambda n: close(graph.attribute(n, "alpha", 0.2), 1 / 6) and close(graph.attribute(n, "beta", 0.5), 0.5),
 )
 _HARD_SWISH = Any(
     over(Op("Mul", X, _RELU6), 6.0),
@@ -301,12 +308,7 @@ def _normalised(match: Match, node: ir.Node, scene: Scene) -> tuple[int, tuple[i
 def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...]) -> tuple[ir.Node, np.ndarray] | None:
     """Return the next node where it alone reads this one, beside a constant of these sizes."""
     after = graph.sole_consumer(node.outputs[0])
-    if (
-        after is None
-        or not graph.is_op(after, kind)
-        or after.graph is not node.graph
-        or len(after.inputs) != 2
-    ):
+    if after is None or not graph.is_op(after, kind) or after.graph is not node.graph or len(after.inputs) != 2:
         return None
     other = after.inputs[1] if after.inputs[0] is node.outputs[0] else after.inputs[0]
     tensor = graph.constant_tensor(other)
@@ -352,9 +354,7 @@ def _rms_norm(match: Match, node: ir.Node, scene: Scene) -> tuple[ir.Node, Make]
 def _normalisation(kind: str, match: Match, axis: int, weights: Sequence[np.ndarray]) -> Make:
     def make(anchor: ir.Node, scene: Scene) -> ir.Value:
         hint = anchor.outputs[0].name or kind
-        stored = [
-            graph.add_initializer(graph.home(anchor), scene.names, f"{hint}_weight", w) for w in weights
-        ]
+        stored = [graph.add_initializer(graph.home(anchor), scene.names, f"{hint}_weight", w) for w in weights]
         attributes = {"axis": axis, "epsilon": float(match.numbers["eps"])}
         inputs = [match.values["x"], *stored]
         return graph.insert_before(anchor, scene.names, kind, inputs, attributes=attributes).outputs[0]
@@ -384,13 +384,7 @@ def _global_average(node: ir.Node, scene: Scene) -> Rewrite | None:
     """
     x = node.inputs[0]
     rank = scene.shapes.rank(x)
-    if (
-        x is None
-        or rank is None
-        or rank < 4
-        or not _keeps(node)
-        or scene.shapes.dtype(x) != ir.DataType.FLOAT
-    ):
+    if x is None or rank is None or rank < 4 or not _keeps(node) or scene.shapes.dtype(x) != ir.DataType.FLOAT:
         return None
     of_squares = graph.is_op(x.producer(), "Pow", "Mul") and search(squared(X), x) is not None
     if of_squares or any(graph.is_op(use.node, "Sub") for use in node.outputs[0].uses()):
@@ -415,9 +409,7 @@ def _undo_twice(node: ir.Node, _scene: Scene) -> Rewrite | Refusal | None:
     if x is None:
         return None
     if not graph.can_replace(node.outputs[0], x):
-        return Refusal(
-            target=graph.label(node), reason="it makes a graph output that needs a node of its own"
-        )
+        return Refusal(target=graph.label(node), reason="it makes a graph output that needs a node of its own")
 
     def apply() -> None:
         old = node.outputs[0]

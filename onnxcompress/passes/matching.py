@@ -122,9 +122,7 @@ class Op(Pattern):
     operands: tuple[Pattern, ...]
     where: Callable[[ir.Node], bool]
 
-    def __init__(
-        self, kind: str, *operands: Pattern, where: Callable[[ir.Node], bool] = lambda _: True
-    ) -> None:
+    def __init__(self, kind: str, *operands: Pattern, where: Callable[[ir.Node], bool] = lambda _: True) -> None:
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "operands", operands)
         object.__setattr__(self, "where", where)
