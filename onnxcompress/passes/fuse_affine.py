@@ -317,7 +317,8 @@ def _owned(value: ir.Value) -> bool:
 
 def _freed(gone: Sequence[ir.Node]) -> int:
     """Return the bytes of the constants that only these nodes read; single numbers don't count."""
-    inputs = {v for n in gone for v in n.inputs if (t := graph.constant_tensor(v)) is not None and t.size > 1}
+    inputs = {v for n in gone for v in n.inputs if v is not None}
+    inputs = {v for v in inputs if (t := graph.constant_tensor(v)) is not None and t.size > 1}
     return graph.tensor_bytes(v for v in inputs if not v.is_graph_output() and all(u.node in gone for u in v.uses()))
 
 
