@@ -71,11 +71,12 @@ def compress(
         raise UsageError(f"--external-data {external_data!r} is none of auto, always, never")
     _check_targets(target, None if json_file in (None, "-") else Path(str(json_file)), force=force)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from . import compress as library
+    from .compression import compress as run_compress
+    from .compression import located
     from .evaluation import read_evaluation
     from .report import text
 
-    result = library.compress(
+    result = run_compress(
         model,
         recipe=recipe,
         evaluation=None if evaluation is None else read_evaluation(evaluation),
@@ -88,7 +89,7 @@ def compress(
         keep_node_metadata=keep_node_metadata,
     )
     saved = result.save(target, force=force, external_data=external_data)
-    report = library.located(result.report, saved)
+    report = located(result.report, saved)
     document = json.dumps(report.as_json(), indent=2, allow_nan=False)
     if json_file == "-":
         typer.echo(document)

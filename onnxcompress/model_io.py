@@ -13,7 +13,7 @@ import onnx_ir as ir
 from . import wire
 from .errors import ModelError
 from .opset import convert_opset
-from .proto import clone, detach, from_proto, restore, to_proto
+from .proto import clone, detach, from_proto, replace_content, restore, to_proto
 from .records import Dropped, drop_node_records
 from .saving import SavedFile, save
 from .sources import InMemory, OpenFile
@@ -34,6 +34,7 @@ __all__ = [
     "drop_node_records",
     "load",
     "model_bytes",
+    "replace_content",
     "restore",
     "save",
     "skeleton",

@@ -1,4 +1,4 @@
-"""Runs passes on a model, keeps what is proved, takes back what is not, and names the rewrite at fault.
+r"""Runs passes on a model, keeps what is proved, takes back what is not, and names the rewrite at fault.
 
     before --clone--> passes (gate counts rewrites) --> candidate --proof.problem()--> None: kept
                                                                  \\--> text: bisect over the gate's count,

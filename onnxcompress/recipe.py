@@ -163,7 +163,7 @@ def _parse(text: str, where: str) -> _RecipeFile:
 
 def _only_from_command_line(pass_name: str, options: Mapping[str, Any], where: str) -> None:
     """Refuse options by which a file could make us run code."""
-    kept = getattr(passes.pass_class(pass_name), "command_line_only", frozenset())
+    kept: frozenset[str] = getattr(passes.pass_class(pass_name), "command_line_only", frozenset())
     for field in options:
         if field in kept:
             raise UsageError(

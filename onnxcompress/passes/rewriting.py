@@ -85,7 +85,9 @@ def rewrite(
     refusals: dict[tuple[str, str], Change] = {}
     for _ in range(_MOST_SWEEPS):
         refusals.clear()
-        edits = [change for g in graph.graphs(model) for change in _sweep(g, scene, context, pass_name, rules, refusals)]
+        edits: list[Change] = []
+        for body in graph.graphs(model):
+            edits += _sweep(body, scene, context, pass_name, rules, refusals)
         changes += edits
         if not edits:
             break

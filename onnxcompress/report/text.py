@@ -73,9 +73,8 @@ def change_table(changes: Sequence[Change]) -> Table:
     """Return a table with a row for every change."""
     table = Table("pass", "target", "action", "bytes before", "bytes after", "reason", title="changes")
     for c in changes:
-        table.add_row(
-            c.pass_name, escape(c.target), str(c.action), _number(c.bytes_before), _number(c.bytes_after), escape(c.reason)
-        )
+        sizes = _number(c.bytes_before), _number(c.bytes_after)
+        table.add_row(c.pass_name, escape(c.target), str(c.action), *sizes, escape(c.reason))
     return table
 
 

@@ -1,6 +1,6 @@
 """The main job from end to end: load, run the recipe, prove, compare, and hand over a result that can be saved.
 
-    source --load--> original --pipeline (WholeProof)--> result --measure--> Report
+source --load--> original --pipeline (WholeProof)--> result --measure--> Report
 """
 
 from __future__ import annotations

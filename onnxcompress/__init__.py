@@ -1,0 +1,38 @@
+"""Make an exported .onnx model smaller and faster, and prove that it is still good."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, LimitError, ModelError, OnnxCompressError, UsageError
+
+if TYPE_CHECKING:
+    from .compression import compress
+    from .model_io import load, save
+    from .recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "LimitError",
+    "ModelError",
+    "OnnxCompressError",
+    "Recipe",
+    "UsageError",
+    "compress",
+    "load",
+    "save",
+]
+
+_HOMES = {"Recipe": "recipe", "compress": "compression", "load": "model_io", "save": "model_io"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for, so that importing the package costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = found  # a function and its module may share a name: the function wins
+    return found
