@@ -6,21 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from . import graph, model_io, ops, shapes
 
 Dims = tuple[int, ...]
 
-_FLOATS = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-    | {d for d in ir.DataType if d.name.startswith("FLOAT8") or d.name.startswith("FLOAT4")}
+_INTEGERS = frozenset(
+    {*(ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)}
+    | {*(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)}
 )
-_QUANTIZED = frozenset(
-    d
-    for d in ir.DataType
-    if d.name in ("INT8", "UINT8", "INT16", "UINT16", "INT4", "UINT4", "INT2", "UINT2")
+_WEIGHT_TYPES = _INTEGERS | frozenset(
+    dtype for dtype in ir.DataType if dtype.name.startswith(("FLOAT", "BFLOAT", "DOUBLE"))
 )
 
 
@@ -53,18 +50,44 @@ def parameters(model: ir.Model) -> int:
     shapes have more. Scales and zero points of quantized weights don't count: a quantized model has as many
     parameters as its original.
     """
-    total = 0
     seen: set[int] = set()
-    for value in _constants(model):
-        tensor = graph.constant_tensor(value)
-        if tensor is None or id(tensor) in seen:
-            continue
+    total = 0
+    for value, tensor in _constants(model):
+        if id(tensor) not in seen and tensor.dtype in _WEIGHT_TYPES and not _is_scale(value):
+            total += tensor.size * _packed(value)
         seen.add(id(tensor))
-        if tensor.dtype in _FLOATS:
-            total += 0 if _is_scale(value) else tensor.size
-        elif tensor.dtype in _QUANTIZED:
-            total += 0 if _is_scale(value) else tensor.size * _packed(value)
     return total
+
+
+def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Yield initializers, also those that callers may override, and the outputs of Constant nodes."""
+    for body in graph.graphs(model):
+        for value in body.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+        for node in body:
+            tensor = graph.constant_tensor(node.outputs[0]) if graph.is_op(node, "Constant") else None
+            if tensor is not None:
+                yield node.outputs[0], tensor
+
+
+def _is_scale(value: ir.Value) -> bool:
+    """Say whether a constant only scales quantized weights (as the rows of a table are, by Gather, Cast and Mul)."""
+    readers = value.uses()
+    return bool(readers) and all(
+        (use.idx > 0 and graph.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
+        or (use.idx == 0 and graph.is_op(use.node, "Gather") and _scales_rows(use.node.outputs[0]))
+        for use in readers
+    )
+
+
+def _scales_rows(looked_up: ir.Value) -> bool:
+    product = graph.sole_consumer(looked_up)
+    if product is None or not graph.is_op(product, "Mul"):
+        return False
+    cast = next((v.producer() for v in product.inputs if v is not None and v is not looked_up), None)
+    source = cast.inputs[0] if cast is not None and graph.is_op(cast, "Cast") else None
+    return source is not None and source.dtype in _INTEGERS
 
 
 def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str, Dims]:
@@ -75,16 +98,16 @@ def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str,
     proto = model_io.skeleton(model)
     for value in proto.graph.input:
         if value.name in feed and value.type.HasField("tensor_type"):
-            shape = value.type.tensor_type.shape
-            del shape.dim[:]
+            value.type.tensor_type.shape.Clear()
             for size in feed[value.name].shape:
-                shape.dim.add(dim_value=size)
+                value.type.tensor_type.shape.dim.add(dim_value=size)
     inferred = shapes.infer_proto(proto)
-    return {
-        name: tuple(size for size in dims if isinstance(size, int))
-        for name in inferred.names()
-        if (dims := inferred.named(name)) is not None and all(isinstance(size, int) for size in dims)
-    }
+    resolved: dict[str, Dims] = {}
+    for name in inferred.names():
+        sizes = inferred.named(name)
+        if sizes is not None and all(isinstance(size, int) for size in sizes):
+            resolved[name] = tuple(size for size in sizes if isinstance(size, int))
+    return resolved
 
 
 def shape_lookup(resolved: Mapping[str, Dims]) -> ops.ShapeOf:
@@ -93,27 +116,10 @@ def shape_lookup(resolved: Mapping[str, Dims]) -> ops.ShapeOf:
     def shape_of(value: ir.Value) -> Dims | None:
         tensor = graph.constant_tensor(value)
         if tensor is not None:
-            return tuple(int(size) for size in tensor.shape.numpy())
+            return graph.dims(tensor)
         return resolved.get(value.name or "")
 
     return shape_of
-
-
-def _constants(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield every initializer and every output of a Constant node, in all graphs."""
-    for body in graph.graphs(model):
-        yield from body.initializers.values()
-        for node in body:
-            if graph.is_op(node, "Constant"):
-                yield node.outputs[0]
-
-
-def _is_scale(value: ir.Value) -> bool:
-    """Say whether a constant only scales or shifts a quantized weight."""
-    uses = value.uses()
-    return bool(uses) and all(
-        graph.is_op(use.node, "QuantizeLinear", "DequantizeLinear") and use.idx > 0 for use in uses
-    )
 
 
 def _packed(value: ir.Value) -> int:
