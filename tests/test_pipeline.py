@@ -1,0 +1,74 @@
+"""A wrong rewrite is found, taken back and named; the right ones stay."""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic.dataclasses import dataclass
+
+from onnxcompress import graph, model_io, pipeline
+from onnxcompress.core import Action, Change, Context, Need
+from onnxcompress.proof import WholeProof
+
+TEXT = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n, 3] x) => (float[n, 3] y)
+<float[3] a = {1, 2, 3}, float[3] b = {4, 5, 6}, float[3] c = {7, 8, 9}>
+{
+  p = Add(x, a)
+  q = Mul(p, b)
+  y = Sub(q, c)
+}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rename:
+    """Copies every weight; spoils the one called `spoil`."""
+
+    name: ClassVar[str] = "rename"
+    lossless: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    spoil: str = ""
+    crash: bool = False
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        changes = []
+        for name in sorted(model.graph.initializers):
+            value = model.graph.initializers[name]
+            if name.startswith("done_") or not context.gate.admits(self.name, name):
+                continue
+            if self.crash:
+                raise KeyError(name)
+            array = graph.constant(value) + (0.5 if name == self.spoil else 0)
+            new = graph.add_initializer(model.graph, graph.Names(model), f"done_{name}", array.astype(np.float32))
+            graph.replace_value(value, new)
+            graph.remove_initializer(value)
+            changes.append(Change(pass_name=self.name, target=name, action=Action.APPLIED, reason="copied"))
+        return changes
+
+
+def _run(one):
+    model = model_io.load(ir.to_proto(ir.from_onnx_text(TEXT)))
+    feeds = [{"x": np.arange(6, dtype=np.float32).reshape(2, 3)}]
+    return pipeline.run(model, [one], Context(), lambda before, lossless: WholeProof(before, feeds, lossless=lossless))
+
+
+def test_all_right_rewrites_stay():
+    outcome = _run(Rename())
+    assert [c.action for c in outcome.changes] == [Action.APPLIED] * 3
+    assert sorted(outcome.model.graph.initializers) == ["done_a", "done_b", "done_c"]
+
+
+def test_the_wrong_rewrite_is_named_and_only_it_is_taken_back():
+    outcome = _run(Rename(spoil="b"))
+    back = [c for c in outcome.changes if c.action is Action.ROLLED_BACK]
+    assert [c.target for c in back] == ["b"]
+    assert "'y'" in back[0].reason or "y" in back[0].reason
+    assert sorted(outcome.model.graph.initializers) == ["b", "done_a", "done_c"]
+
+
+def test_a_pass_that_crashes_costs_only_itself():
+    outcome = _run(Rename(crash=True))
+    assert sorted(outcome.model.graph.initializers) == ["a", "b", "c"]
+    assert all(c.action is Action.ROLLED_BACK and "internal error" in c.reason for c in outcome.changes)
