@@ -138,7 +138,5 @@ def _explained(target: Path, size: int) -> Iterator[None]:
         where = os.fspath(target)
         if error.errno in _FULL:
             message = f"no space left to write it: {size} bytes are needed"
-            raise ModelError(
-                message, where=where, hint="Free some space, or write to another disk"
-            ) from error
+            raise ModelError(message, where=where, hint="Free some space, or write to another disk") from error
         raise ModelError(f"can't be written ({error.strerror or error})", where=where) from error

@@ -83,9 +83,7 @@ def resolve_metric(name: str) -> Metric:
         return METRICS[name]
     if ":" in name:
         return load_function(name)
-    raise UsageError(
-        f"unknown metric {name!r}", hint=f"Known are {', '.join(sorted(METRICS))} and module:function"
-    )
+    raise UsageError(f"unknown metric {name!r}", hint=f"Known are {', '.join(sorted(METRICS))} and module:function")
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -169,9 +169,7 @@ def _check_signature(file: OpenFile) -> None:
         if start.startswith(signature):
             raise ModelError(f"is {kind}, not an ONNX model", where=file.label, hint=_EXPORT_AGAIN)
     if start[4:8] == b"ORTM":
-        raise ModelError(
-            "is an ORT-format model", where=file.label, hint="Give the .onnx file it was made from"
-        )
+        raise ModelError("is an ORT-format model", where=file.label, hint="Give the .onnx file it was made from")
     if start[4:8] == b"TFL3":
         raise ModelError("is a TensorFlow Lite model", where=file.label, hint="Convert it to ONNX first")
 

@@ -190,7 +190,7 @@ def _matmul_nbits_macs(node: ir.Node, _in: Sequence[Dims | None], outputs: Seque
     return None if output is None or depth is None else _product(output) * int(depth)
 
 
-def _recurrent_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+def _recurrent_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
     data, weight, recurrence = _at(inputs, 0), _at(inputs, 1), _at(inputs, 2)
     if data is None or weight is None or recurrence is None or len(data) != 3:
         return None

@@ -35,9 +35,7 @@ def convert_opset(model: ir.Model, version: int) -> ir.Model:
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= version <= newest:
         raise ModelError(f"opset conversion: this onnx knows opsets 1 to {newest}, not {version}")
-    converted = (
-        _with_import(model, version) if _is_same(model, current, version) else _convert(model, version)
-    )
+    converted = _with_import(model, version) if _is_same(model, current, version) else _convert(model, version)
     needed = _ir_version(converted)
     converted.ir_version = max(converted.ir_version, needed)
     return converted
@@ -83,9 +81,7 @@ def _convert(model: ir.Model, version: int) -> ir.Model:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"opset conversion to {version} failed ({reason})") from error
-    converted = from_proto(
-        proto, lambda reference: skeleton.tensors[reference.offset or 0], "converted model"
-    )
+    converted = from_proto(proto, lambda reference: skeleton.tensors[reference.offset or 0], "converted model")
     _restore(converted, model)
     return converted
 

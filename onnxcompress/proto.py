@@ -222,9 +222,7 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
                     waiting.extend(attribute.as_graphs())
 
 
-def replace_tensors(
-    graph: ir.Graph | ir.Function, replace: Callable[[ir.TensorProtocol], ir.TensorProtocol]
-) -> None:
+def replace_tensors(graph: ir.Graph | ir.Function, replace: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
     """Put `replace(tensor)` in the place of every tensor of one graph: initializers and attributes."""
     if isinstance(graph, ir.Graph):
         for value in graph.initializers.values():
@@ -365,14 +363,10 @@ class _Prepared:
 
     def _sparse_initializer(self, graph: onnx.GraphProto, sparse: onnx.SparseTensorProto) -> None:
         if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
-            raise ModelError(
-                "a sparse tensor with external data", where=f"{self.where}, {sparse.values.name!r}"
-            )
+            raise ModelError("a sparse tensor with external data", where=f"{self.where}, {sparse.values.name!r}")
         for tensor in (sparse.values, sparse.indices):
             check_inline(tensor, f"{self.where}, sparse tensor {sparse.values.name!r}")
-        dense = graph.initializer.add(
-            name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims
-        )
+        dense = graph.initializer.add(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
         refer(dense, _SPARSE_LOCATION, len(self.sparse), 0)
         self.sparse.append(_copy(sparse))
 
@@ -575,9 +569,7 @@ class _Writer:
 
     def node(self, proto: onnx.NodeProto, node: ir.Node) -> None:
         proto.op_type = node.op_type
-        _set_text(
-            proto, domain=node.domain, name=node.name, overload=node.overload, doc_string=node.doc_string
-        )
+        _set_text(proto, domain=node.domain, name=node.name, overload=node.overload, doc_string=node.doc_string)
         proto.input.extend(_name(value) for value in node.inputs)
         outputs = [_name(value) for value in node.outputs]
         while outputs and not outputs[-1]:
@@ -659,9 +651,7 @@ def _raw_proto(attribute: ir.Attr) -> onnx.AttributeProto | None:
     if attribute.type == ir.AttributeType.TYPE_PROTOS and value and isinstance(value[0], _Attribute):
         return value[0]
     is_bytes = isinstance(value, bytes) and attribute.type == ir.AttributeType.STRING
-    if not is_bytes and not (
-        attribute.type == ir.AttributeType.STRINGS and any(isinstance(v, bytes) for v in value)
-    ):
+    if not is_bytes and not (attribute.type == ir.AttributeType.STRINGS and any(isinstance(v, bytes) for v in value)):
         return None
     proto = _Attribute(name=attribute.name, type=attribute.type.name)
     _set_text(proto, doc_string=attribute.doc_string)
@@ -673,9 +663,7 @@ def _raw_proto(attribute: ir.Attr) -> onnx.AttributeProto | None:
 
 
 def _strings(tensor: ir.TensorProtocol) -> list[bytes]:
-    values = (
-        tensor.string_data() if isinstance(tensor, ir.StringTensor) else tensor.numpy().reshape(-1).tolist()
-    )
+    values = tensor.string_data() if isinstance(tensor, ir.StringTensor) else tensor.numpy().reshape(-1).tolist()
     return [value.encode() if isinstance(value, str) else bytes(value) for value in values]
 
 
@@ -695,9 +683,7 @@ def _write_pairs(entries: Any, pairs: Any) -> None:
 
 
 def _says_something(value: ir.Value) -> bool:
-    return bool(value.name) and (
-        value.type is not None or bool(value.doc_string) or bool(value.metadata_props)
-    )
+    return bool(value.name) and (value.type is not None or bool(value.doc_string) or bool(value.metadata_props))
 
 
 def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:

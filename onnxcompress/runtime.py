@@ -56,11 +56,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(double)": np.dtype(np.float64),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(bool)": np.dtype(np.bool_),
-    **{
-        f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}")
-        for sign in ("", "u")
-        for bits in (8, 16, 32, 64)
-    },
+    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 
 
@@ -148,9 +144,7 @@ def optimized_nodes(model: bytes | Path) -> list[str]:
         options = _options(optimize=True, threads=1)
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
-        )
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         _load(model, options)
         graph = onnx.load(path, load_external_data=False).graph
     return [node.op_type for node in _walk(graph)]

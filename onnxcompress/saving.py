@@ -137,9 +137,7 @@ def _data_chunks(tensors: list[ir.TensorProtocol], offsets: dict[int, int]) -> I
             at += len(chunk)
             yield chunk
         if at != offsets[id(tensor)] + tensor.nbytes:
-            raise ModelError(
-                f"a tensor is not {tensor.nbytes} bytes long, as it says", where=repr(tensor.name)
-            )
+            raise ModelError(f"a tensor is not {tensor.nbytes} bytes long, as it says", where=repr(tensor.name))
 
 
 def _hashed(content: Iterator[bytes | memoryview], digest: hashlib._Hash) -> Iterator[bytes | memoryview]:

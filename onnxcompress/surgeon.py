@@ -63,9 +63,7 @@ class TensorValues(LazyValues):  # type: ignore[misc]
     """
 
     def __init__(self, source: ir.TensorProtocol, index: int) -> None:
-        proto = onnx.TensorProto(
-            data_type=source.dtype.value, dims=[int(size) for size in source.shape.numpy()]
-        )
+        proto = onnx.TensorProto(data_type=source.dtype.value, dims=[int(size) for size in source.shape.numpy()])
         refer(proto, "#raw_data", index, source.nbytes)
         super().__init__(proto)
         self.source = source
@@ -221,9 +219,7 @@ def _replacement(constant: gs.Constant, values: Any) -> gs.Constant:
     return gs.Constant(constant.name, values, constant.data_location, constant._export_dtype)  # noqa: SLF001
 
 
-def _detached(
-    constant: gs.Constant, tensors: dict[int, ir.TensorProtocol], taken: dict[int, TensorValues]
-) -> Any:
+def _detached(constant: gs.Constant, tensors: dict[int, ir.TensorProtocol], taken: dict[int, TensorValues]) -> Any:
     """Return the values to export for `constant`: a reference if they are large, else what it has."""
     values = constant._values  # noqa: SLF001 - `values` would load it
     source = _source(constant, values)
@@ -244,9 +240,7 @@ def _source(constant: gs.Constant, values: Any) -> ir.TensorProtocol | None:
     if isinstance(values, LazyValues):
         if values.tensor.data_location == onnx.TensorProto.EXTERNAL:
             message = "the graph refers to external data, and graphsurgeon does not say in which folder"
-            raise ModelError(
-                message, where=repr(constant.name), hint="Load the data before importing the model"
-            )
+            raise ModelError(message, where=repr(constant.name), hint="Load the data before importing the model")
         is_large = values.tensor.ByteSize() >= LARGE_BYTES and values.tensor.HasField("raw_data")
         return serde.TensorProtoTensor(values.tensor) if is_large else None
     is_converted = constant._export_dtype not in (None, values.dtype)  # noqa: SLF001

@@ -119,8 +119,7 @@ class _Search:
         plans = [base, *self._resized(base)]
         branches = [plan for name in self._branching() if (plan := self._branched(base, name)) is not None]
         numbered = (
-            replace(plans[index % len(plans)], seed=self._seed + index)
-            for index in range(max(count, len(plans)))
+            replace(plans[index % len(plans)], seed=self._seed + index) for index in range(max(count, len(plans)))
         )
         wanted = [*numbered, *(replace(plan, seed=self._seed + count + i) for i, plan in enumerate(branches))]
         return [_feed(self._inputs, plan) for plan in wanted if self._runs(plan)]
@@ -154,9 +153,7 @@ class _Search:
             sizes = itertools.islice(_size_choices(self._keys, self._inputs), most)
             shapes = _SHAPES_OF_UNKNOWN_RANK if rank_unknown else _SHAPES_OF_UNKNOWN_RANK[:1]
             for chosen, shape in itertools.product(sizes, shapes):
-                yield _Plan(
-                    sizes=chosen, seed=self._seed, numbers=cast("WholeNumbers", numbers), unknown_rank=shape
-                )
+                yield _Plan(sizes=chosen, seed=self._seed, numbers=cast("WholeNumbers", numbers), unknown_rank=shape)
 
     def _resized(self, base: _Plan) -> list[_Plan]:
         """Return plans with a second size for each dynamic dimension: one plan for all, or one each."""
@@ -169,9 +166,7 @@ class _Search:
                 changes.append(change)
         if not changes:
             return []
-        together = replace(
-            base, sizes={**base.sizes, **{k: n for change in changes for k, n in change.items()}}
-        )
+        together = replace(base, sizes={**base.sizes, **{k: n for change in changes for k, n in change.items()}})
         if len(changes) == 1 or self._runs(together):
             return [together]
         return [replace(base, sizes={**base.sizes, **change}) for change in changes]

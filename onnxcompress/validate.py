@@ -36,9 +36,7 @@ def _value_mismatch(expected: Any, got: Any) -> str | None:
         if expected.keys() != got.keys():
             return f"has the keys {sorted(got)} and not {sorted(expected)}"
         keys = sorted(expected)
-        return next(
-            (f"[{k!r}] {fault}" for k in keys if (fault := _value_mismatch(expected[k], got[k]))), None
-        )
+        return next((f"[{k!r}] {fault}" for k in keys if (fault := _value_mismatch(expected[k], got[k]))), None)
     return _array_mismatch(np.asarray(expected), np.asarray(got))
 
 

@@ -127,9 +127,7 @@ class Plan:
     _skeleton: bytes
     _pieces: tuple[tuple[int, int] | bytes | Reference, ...]
 
-    def chunks(
-        self, payload: Callable[[Reference], Iterable[bytes | memoryview]]
-    ) -> Iterator[bytes | memoryview]:
+    def chunks(self, payload: Callable[[Reference], Iterable[bytes | memoryview]]) -> Iterator[bytes | memoryview]:
         """Yield the whole message, calling `payload` for the bytes of one tensor at a time.
 
         Raises:
@@ -155,27 +153,21 @@ def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
 
     """
     reader = _Reader(source)
-    graphs = sum(
-        1 for number, wire, *_ in _fields(reader, 0, source.size) if (number, wire) == (_GRAPH_FIELD, _BYTES)
-    )
+    graphs = sum(1 for number, wire, *_ in _fields(reader, 0, source.size) if (number, wire) == (_GRAPH_FIELD, _BYTES))
     if graphs != 1:
         raise ModelError(f"holds {graphs or 'no'} graph{'s' * (graphs > 1)}, not one", where=source.label)
 
     def is_large(start: int, end: int) -> bool:
         return end - start >= large_bytes
 
-    edit = _rewrite(
-        _Rewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes)), _Kind.MODEL
-    )
+    edit = _rewrite(_Rewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes)), _Kind.MODEL)
     if edit is None:
         edit = _Edit()
         edit.copy(0, source.size)
     left = edit.size - sum(piece.length for piece in edit.pieces if isinstance(piece, Reference))
     if left > MAX_MESSAGE_BYTES:
         raise ModelError("holds more than 2 GiB outside of its tensors", where=source.label)
-    return b"".join(
-        source.read(p[0], p[1] - p[0]) if isinstance(p, tuple) else _as_bytes(p) for p in edit.pieces
-    )
+    return b"".join(source.read(p[0], p[1] - p[0]) if isinstance(p, tuple) else _as_bytes(p) for p in edit.pieces)
 
 
 def plan(skeleton: bytes) -> Plan:
@@ -248,9 +240,7 @@ class _Rewrite:
     tensor: Callable[[int, int], _Edit | None]
 
 
-def _rewrite(
-    rules: _Rewrite, kind: _Kind, start: int = 0, end: int | None = None, depth: int = 0
-) -> _Edit | None:
+def _rewrite(rules: _Rewrite, kind: _Kind, start: int = 0, end: int | None = None, depth: int = 0) -> _Edit | None:
     """Return the message of `kind` at [start, end) rewritten, None where nothing in it changes."""
     if end is None:
         end = rules.reader.source.size
@@ -263,10 +253,8 @@ def _rewrite(
         child = children.get(number)
         if child is None or wire != _BYTES or not rules.wanted(first, after):
             continue
-        if child is _Kind.TENSOR:
-            inner = rules.tensor(first, after)
-        else:
-            inner = _rewrite(rules, child, first, after, depth + 1)
+        is_tensor = child is _Kind.TENSOR
+        inner = rules.tensor(first, after) if is_tensor else _rewrite(rules, child, first, after, depth + 1)
         if inner is not None:
             edit.copy(kept, at)
             edit.nest(number, inner)
@@ -324,10 +312,7 @@ def _external_data(reference: Reference) -> bytes:
         "offset": str(reference.offset),
         "length": str(reference.length),
     }
-    parts = [
-        _message(_EXTERNAL_DATA, _message(1, k.encode()) + _message(2, v.encode()))
-        for k, v in entries.items()
-    ]
+    parts = [_message(_EXTERNAL_DATA, _message(1, k.encode()) + _message(2, v.encode())) for k, v in entries.items()]
     return b"".join(parts) + _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
 
 

@@ -26,8 +26,7 @@ T = TypeVar("T")
 
 # The child imports nothing but what the request names: never the user's __main__.
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    "from onnxcompress.worker import serve; serve(sys.argv[2])"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);from onnxcompress.worker import serve; serve(sys.argv[2])"
 )
 
 

@@ -55,9 +55,7 @@ class LocalIndex:
         return copy
 
     def fetch(self, destination: Path, *, only: tuple[str, ...] = ()) -> dict[str, Path]:
-        paths: dict[str, Path] = tool.fetch(
-            destination, only=only, wheels=[self.wheel], download=self.download
-        )
+        paths: dict[str, Path] = tool.fetch(destination, only=only, wheels=[self.wheel], download=self.download)
         return paths
 
 
@@ -101,9 +99,7 @@ def test_a_damaged_file_is_replaced(index: LocalIndex, tmp_path: Path) -> None:
 
 def test_wrong_wheel_leaves_nothing(index: LocalIndex, tmp_path: Path) -> None:
     index.wheel = replace(index.wheel, sha256="0" * 64)
-    with pytest.raises(
-        tool.HashMismatchError, match=r"^toy-1.0-py3-none-any.whl: sha256 is \w{64}, expected 0{64}"
-    ):
+    with pytest.raises(tool.HashMismatchError, match=r"^toy-1.0-py3-none-any.whl: sha256 is \w{64}, expected 0{64}"):
         index.fetch(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -138,9 +134,7 @@ def test_interruption_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_pip_says_what_to_do(
-    index: LocalIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pip_says_what_to_do(index: LocalIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tool.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(tool.FetchError, match=r"has no pip: run `.* -m ensurepip`"):
         tool.download_with_pip(index.wheel, tmp_path)

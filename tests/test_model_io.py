@@ -32,9 +32,7 @@ def make(nodes=None, initializers=None, inputs=None, outputs=None, opset=17, ir_
     nodes = nodes or [helper.make_node("MatMul", ["x", "w"], ["y"], name="mul")]
     initializers = [numpy_helper.from_array(WEIGHT, "w")] if initializers is None else initializers
     graph = helper.make_graph(nodes, "g", inputs or [info("x")], outputs or [info("y")], initializers)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version, **fields
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version, **fields)
 
 
 def write(tmp_path, proto, name="m.onnx"):
@@ -153,9 +151,7 @@ def test_every_dtype_survives_inline_and_external(kind, count, tmp_path):
     proto = make(nodes, [stored], outputs=[info("y", [count], kind)], opset=24, ir_version=12)
     path = write(tmp_path, proto)
     for placement in ("never", "always"):
-        loaded = model_io.load(
-            model_io.save(model_io.load(path), tmp_path / placement, external_data=placement).path
-        )
+        loaded = model_io.load(model_io.save(model_io.load(path), tmp_path / placement, external_data=placement).path)
         found = loaded.graph.initializers["w"].const_value
         assert found.dtype == ir.DataType(kind)
         assert found.tobytes() == stored.raw_data
@@ -202,9 +198,7 @@ def test_weights_in_constants_subgraphs_and_functions_stay_on_disk(tmp_path):
 
 
 def test_metadata_survives(tmp_path):
-    proto = make(
-        producer_name="p", producer_version="1", domain="dom", model_version=7, doc_string="model doc"
-    )
+    proto = make(producer_name="p", producer_version="1", domain="dom", model_version=7, doc_string="model doc")
     proto.metadata_props.add(key="z", value="1")
     proto.metadata_props.add(key="a", value="2")
     proto.opset_import.add(domain="custom", version=3)
@@ -262,9 +256,7 @@ def test_what_onnx_ir_has_no_place_for_survives(tmp_path):
 def test_types_of_function_values_survive(ir_version):
     imports = [helper.make_opsetid("", 17)]
     function = helper.make_function("d", "F", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], imports)
-    proto = make(
-        [helper.make_node("F", ["x"], ["y"], domain="d")], [], functions=[function], ir_version=ir_version
-    )
+    proto = make([helper.make_node("F", ["x"], ["y"], domain="d")], [], functions=[function], ir_version=ir_version)
     proto.opset_import.add(domain="d", version=1)
     if ir_version < 10:
         proto.graph.value_info.append(info("d::F/b"))
@@ -383,9 +375,7 @@ def test_random_bytes_are_refused(tmp_path):
 
 def test_flipped_bytes_give_a_model_or_a_model_error(tmp_path):
     generator = np.random.default_rng(1)
-    data = (
-        BACKEND / "simple" / "test_sequence_model4" / "model.onnx"
-    ).read_bytes() + make().SerializeToString()
+    data = (BACKEND / "simple" / "test_sequence_model4" / "model.onnx").read_bytes() + make().SerializeToString()
     refused = 0
     for original in (make().SerializeToString(), data[: -make().ByteSize()]):
         for _ in range(300):
@@ -557,14 +547,10 @@ def test_external_data_of_an_ir_model_is_kept_open(tmp_path):
 
 def test_the_same_model_saves_to_the_same_bytes(tmp_path):
     for placement in ("never", "always"):
-        first = model_io.save(
-            model_io.load(MODELS[0]), tmp_path / "a.onnx", external_data=placement, force=True
-        )
+        first = model_io.save(model_io.load(MODELS[0]), tmp_path / "a.onnx", external_data=placement, force=True)
         content = first.path.read_bytes()
         data = first.data_path.read_bytes() if first.data_path else b""
-        again = model_io.save(
-            model_io.load(MODELS[0]), tmp_path / "a.onnx", external_data=placement, force=True
-        )
+        again = model_io.save(model_io.load(MODELS[0]), tmp_path / "a.onnx", external_data=placement, force=True)
         assert again == first
         assert again.path.read_bytes() == content
         assert (again.data_path.read_bytes() if again.data_path else b"") == data
@@ -713,9 +699,7 @@ def test_a_failing_tensor_leaves_nothing_behind(target):
 
 
 def test_temporary_files_of_dead_processes_are_removed(target):
-    child = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
-    )
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     dead = target.with_name(f".{target.name}.{int(child.stdout)}.{'0' * 12}.tmp")
     alive = target.with_name(f".{target.name}.{os.getppid()}.{'0' * 12}.tmp")
     foreign = target.with_name(f".other.onnx.{int(child.stdout)}.{'0' * 12}.tmp")
@@ -741,9 +725,7 @@ def test_paths_with_spaces_and_other_letters(tmp_path):
 
 def run(code, *arguments):
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -809,9 +791,7 @@ def test_auto_leaves_the_file_when_it_does_not_fit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("placement", ["never", "always"])
 def test_loading_and_saving_300_mb_takes_little_memory(tmp_path, placement):
-    source = model_io.save(
-        model_io.load(_sparse_model(tmp_path, 10, 30)), tmp_path / "in.onnx", external_data="never"
-    )
+    source = model_io.save(model_io.load(_sparse_model(tmp_path, 10, 30)), tmp_path / "in.onnx", external_data="never")
     assert source.bytes > 300 * 2**20
     code = """
         import resource, sys

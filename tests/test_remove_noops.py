@@ -153,17 +153,13 @@ def test_overridable_and_outputs() -> None:
     assert not RemoveNoops().run(model, Context())
     model = from_text("g (float[N] x) => (float[N] y) <float c = {0}> { y = Add(x, c) }")
     assert not RemoveNoops().run(model, Context())
-    model = from_text(
-        "g (float[N] x) => (float[N] y, float[N] h) <float c = {0}> { h = Neg(x) y = Add(h, c) }"
-    )
+    model = from_text("g (float[N] x) => (float[N] y, float[N] h) <float c = {0}> { h = Neg(x) y = Add(h, c) }")
     assert not RemoveNoops().run(model, Context())
     assert sorted(run(model, {"x": floats(2)})) == ["h", "y"]
 
 
 def test_shared_constant_stays_for_the_other_reader() -> None:
-    model = from_text(
-        "g (float[N] x) => (float[N] y) <float c = {1}> { h = Mul(x, c) a = Add(h, c) y = Neg(a) }"
-    )
+    model = from_text("g (float[N] x) => (float[N] y) <float c = {1}> { h = Mul(x, c) a = Add(h, c) y = Neg(a) }")
     expected = run(model, {"x": floats(4)})
     RemoveNoops().run(model, Context())
     assert op_types(model) == ["Add", "Neg"]

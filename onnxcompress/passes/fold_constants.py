@@ -57,9 +57,8 @@ class FoldConstants:
         for body in graph.graphs(model):
             if body in inside:
                 continue
-            for node in tuple(body):
-                if (change := self._fold(node, model, names, context)) is not None:
-                    changes.append(change)
+            folded = (self._fold(node, model, names, context) for node in tuple(body))
+            changes += [change for change in folded if change is not None]
         return changes
 
     def _fold(self, node: ir.Node, model: ir.Model, names: graph.Names, context: Context) -> Change | None:

@@ -94,7 +94,9 @@ def _seal(model: ir.Model, context: Context) -> list[Change]:
         if tensor is None or not (old or tensor.dtype.is_floating_point()) or not _admits(context, value.name or ""):
             continue
         sealed.add(value)
-        changes.append(_change(value.name or "", "weight was also an input; it can no longer be overridden at run time"))
+        changes.append(
+            _change(value.name or "", "weight was also an input; it can no longer be overridden at run time")
+        )
     if sealed:
         kept = [value for value in model.graph.inputs if value not in sealed]
         model.graph.inputs.clear()

@@ -126,9 +126,7 @@ class QuantizeWeights:
         return Change(pass_name=self.name, target=target, action=action, reason=reason)
 
 
-def _decide(
-    value: ir.Value, readers: list[tuple[ir.Node, ops.Weight]], context: Context
-) -> Decision | str:
+def _decide(value: ir.Value, readers: list[tuple[ir.Node, ops.Weight]], context: Context) -> Decision | str:
     """Return the decision on one weight, or the reason why it stays as it is."""
     if not all(context.selects(node) for node, _ in readers):
         return "left out by --only/--skip"

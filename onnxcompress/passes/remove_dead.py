@@ -42,9 +42,7 @@ class RemoveDead:
         return changes
 
     def _applied(self, target: str, reason: str, size_bytes: int = 0) -> Change:
-        return Change(
-            pass_name=self.name, target=target, action=Action.APPLIED, reason=reason, bytes_before=size_bytes
-        )
+        return Change(pass_name=self.name, target=target, action=Action.APPLIED, reason=reason, bytes_before=size_bytes)
 
 
 def _is_dead(node: ir.Node) -> bool:

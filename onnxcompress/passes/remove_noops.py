@@ -68,9 +68,7 @@ class RemoveNoops:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Remove them in every graph of `model` but local functions, whose names may mislead."""
         inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
-        return rewrite(
-            model, context, self.name, {op: [outside(inside, _rule(t))] for op, t in _TESTS.items()}
-        )
+        return rewrite(model, context, self.name, {op: [outside(inside, _rule(t))] for op, t in _TESTS.items()})
 
 
 def _rule(test: _Same) -> Rule:
@@ -111,9 +109,7 @@ def _transpose(node: ir.Node, scene: Scene) -> ir.Value | None:
 def _shape_of(value: ir.Value | None, source: ir.Value | None) -> bool:
     """Say whether `value` is the whole shape of `source`."""
     node = None if value is None else value.producer()
-    return (
-        node is not None and graph.is_op(node, "Shape") and not node.attributes and node.inputs[0] is source
-    )
+    return node is not None and graph.is_op(node, "Shape") and not node.attributes and node.inputs[0] is source
 
 
 def _reshape(node: ir.Node, scene: Scene) -> ir.Value | None:
@@ -127,9 +123,7 @@ def _reshape(node: ir.Node, scene: Scene) -> ir.Value | None:
     if goal is None or dims is None or len(goal) != len(dims):
         return None
     copies = not graph.attribute(node, "allowzero", 0)
-    open_at = [
-        i for i, (g, d) in enumerate(zip(goal, dims, strict=True)) if not ((g == 0 and copies) or g == d)
-    ]
+    open_at = [i for i, (g, d) in enumerate(zip(goal, dims, strict=True)) if not ((g == 0 and copies) or g == d)]
     return x if not open_at or (len(open_at) == 1 and goal[open_at[0]] == -1) else None
 
 

@@ -69,9 +69,7 @@ def outside(bodies: set[int], rule: Rule) -> Rule:
     return lambda node, scene: None if id(node.graph) in bodies else rule(node, scene)
 
 
-def rewrite(
-    model: ir.Model, context: Context, pass_name: str, rules: Mapping[str, Sequence[Rule]]
-) -> list[Change]:
+def rewrite(model: ir.Model, context: Context, pass_name: str, rules: Mapping[str, Sequence[Rule]]) -> list[Change]:
     """Apply rules until none applies any more and return what was done and refused.
 
     Args:

@@ -105,9 +105,7 @@ class ShareDuplicates:
                 use.node.attributes.add(ir.AttrInt64(attribute, turned))
                 use.node.replace_input_with(use.idx, stays)
             graph.remove_initializer(goes)
-            return self._applied(
-                name, f"is the transpose of {stays.name}, which Gemm reads as well", tensor.nbytes
-            )
+            return self._applied(name, f"is the transpose of {stays.name}, which Gemm reads as well", tensor.nbytes)
         if not _is_transpose(one, other):
             return None
         return Change(

@@ -123,9 +123,9 @@ def _reshapes(node: ir.Node, scene: Scene) -> Rewrite | None:
     x, out = first.inputs[0], node.outputs[0]
     if x is None:
         return None
-    if (
-        _undoes(first, node) or same_shape(scene.shapes.shape(x), scene.shapes.shape(out))
-    ) and graph.can_replace(out, x):
+    if (_undoes(first, node) or same_shape(scene.shapes.shape(x), scene.shapes.shape(out))) and graph.can_replace(
+        out, x
+    ):
 
         def drop() -> None:
             graph.replace_value(out, x)
@@ -144,9 +144,7 @@ def _reshapes(node: ir.Node, scene: Scene) -> Rewrite | None:
     keeps_zero = node.op_type == "Reshape" and bool(graph.attribute(node, "allowzero", 0))
 
     def reshape() -> None:
-        shape = graph.add_initializer(
-            graph.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64)
-        )
+        shape = graph.add_initializer(graph.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
         graph.turn_into(node, "Reshape", [x, shape], {"allowzero": 1} if keeps_zero else None)
 
     return _merged(node, first, reshape)
@@ -218,9 +216,7 @@ def _copied(node: ir.Node) -> set[int]:
     return {axis for axis, size in enumerate(goal) if size == 0} if -1 in goal else set()
 
 
-def _written(
-    wanted: Sequence[Dim] | None, source: Sequence[Dim] | None, *, copied: set[int]
-) -> list[int] | None:
+def _written(wanted: Sequence[Dim] | None, source: Sequence[Dim] | None, *, copied: set[int]) -> list[int] | None:
     """Write dimensions as a Reshape's input: numbers, 0 for a size kept in its place, -1 for one other.
 
     0 beside -1 fails on an empty tensor, so only `copied` axes, where that was so before, are.
@@ -293,9 +289,7 @@ def _slices(node: ir.Node, scene: Scene) -> Rewrite | None:
     return _merged(node, first, lambda: _set_slice(node, x, parts, scene))
 
 
-def _range_of_range(
-    one: tuple[int, int, int], two: tuple[int, int, int], size: Dim
-) -> tuple[int, int, int] | None:
+def _range_of_range(one: tuple[int, int, int], two: tuple[int, int, int], size: Dim) -> tuple[int, int, int] | None:
     """Return start, end and step of x[one][two], right for every size of the axis."""
     if isinstance(size, int):
         both = range(size)[slice(*one)][slice(*two)]
@@ -351,12 +345,7 @@ def _same_axis(one: ir.Node, other: ir.Node, scene: Scene) -> bool:
 def _nested_concat(node: ir.Node, scene: Scene) -> Rewrite | None:
     for port, value in enumerate(node.inputs):
         inner = None if value is None else value.producer()
-        if (
-            value is None
-            or inner is None
-            or inner.graph is not node.graph
-            or not graph.is_op(inner, "Concat")
-        ):
+        if value is None or inner is None or inner.graph is not node.graph or not graph.is_op(inner, "Concat"):
             continue
         if graph.sole_consumer(value) is not node or not _same_axis(node, inner, scene):
             continue
@@ -404,24 +393,18 @@ def _rejoin(node: ir.Node, inputs: list[ir.Value | None], x: ir.Value) -> None:
 def _touching_slices(node: ir.Node, port: int, axis: int, scene: Scene) -> Rewrite | None:
     pair = node.inputs[port : port + 2]
     makers = [None if v is None else v.producer() for v in pair]
-    if len(pair) < 2 or not all(
-        graph.is_op(m, "Slice") and m is not None and m.graph is node.graph for m in makers
-    ):
+    if len(pair) < 2 or not all(graph.is_op(m, "Slice") and m is not None and m.graph is node.graph for m in makers):
         return None
     first, second = (m for m in makers if m is not None)
     x, one, two = first.inputs[0], slice_parts(first), slice_parts(second)
     alone = all(v is not None and graph.sole_consumer(v) is node for v in pair)
     if x is None or x is not second.inputs[0] or first is second or one is None or two is None or not alone:
         return None
-    if any(
-        len(p[0]) != 1 or p[3] != [1] or _inside(p[2], scene.shapes.rank(x)) != [axis] for p in (one, two)
-    ):
+    if any(len(p[0]) != 1 or p[3] != [1] or _inside(p[2], scene.shapes.rank(x)) != [axis] for p in (one, two)):
         return None
     start, end, end2 = one[0][0], one[1][0], two[1][0]
     joined = {axis: (start, end2, 1)}
-    touching = (
-        two[0][0] == end and start >= 0 and (start <= end <= end2 or (start == 0 and end < 0 and end2 >= FAR))
-    )
+    touching = two[0][0] == end and start >= 0 and (start <= end <= end2 or (start == 0 and end < 0 and end2 >= FAR))
     if not touching:
         return None
     after = node.inputs[port + 2 :]
@@ -483,9 +466,7 @@ def _gathered(node: ir.Node, scene: Scene) -> Rewrite | None:
     x = first.inputs[0]
 
     def apply() -> None:
-        one = graph.add_initializer(
-            graph.home(node), scene.names, f"{node.outputs[0].name}_index", index.reshape(1)
-        )
+        one = graph.add_initializer(graph.home(node), scene.names, f"{node.outputs[0].name}_index", index.reshape(1))
         graph.turn_into(node, "Gather", [x, one], {"axis": axis})
 
     return _merged(node, first, apply)
@@ -495,9 +476,7 @@ def _picked(node: ir.Node, scene: Scene) -> Rewrite | None:
     """Find a slice of length 1 whose axis is squeezed: Gather with one index."""
     first = _before(node, "Slice")
     x, parts, own = (
-        (None, None, None)
-        if first is None
-        else (first.inputs[0], slice_parts(first), graph.integers(node, "axes", 1))
+        (None, None, None) if first is None else (first.inputs[0], slice_parts(first), graph.integers(node, "axes", 1))
     )
     if first is None or x is None or parts is None or own is None or len(own) != 1 or len(parts[0]) != 1:
         return None

@@ -123,12 +123,7 @@ def _into_gemm(node: ir.Node, scene: Scene) -> Rewrite | None:
     for port, name in enumerate(("transA", "transB")):
         value = node.inputs[port]
         before = None if value is None else value.producer()
-        if (
-            value is None
-            or before is None
-            or _perm(before, scene) != (1, 0)
-            or graph.sole_consumer(value) is not node
-        ):
+        if value is None or before is None or _perm(before, scene) != (1, 0) or graph.sole_consumer(value) is not node:
             continue
         inputs, attributes = [*node.inputs], dict(node.attributes)
         inputs[port] = before.inputs[0]
@@ -324,9 +319,7 @@ def _work_before(node: ir.Node, region: _Region, scene: Scene) -> None:
         else:
             old, made = (
                 node.inputs[1],
-                graph.add_initializer(
-                    graph.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes)
-                ),
+                graph.add_initializer(graph.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes)),
             )
             node.replace_input_with(1, made)
             if old is not None:

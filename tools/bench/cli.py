@@ -157,9 +157,7 @@ def large(
     rows = []
     with _progress() as progress:
         task = progress.add_task("large", total=len(models) * len(chosen))
-        for row in bench.measure(
-            [m.resolve() for m in models], [known[name] for name in chosen], work.resolve()
-        ):
+        for row in bench.measure([m.resolve() for m in models], [known[name] for name in chosen], work.resolve()):
             rows.append(row)
             progress.update(task, advance=1, description=f"{row.model} {row.job}")
     if json_file is not None:
@@ -170,9 +168,7 @@ def large(
 @app.command()
 def weights(
     *,
-    zoo: Annotated[
-        Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)
-    ],
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],
     only: Annotated[str, typer.Option(help="glob on model keys, such as 'silero_vad/*'")] = "*",
     recipe: Annotated[str, typer.Option(help="the recipe to apply")] = "int8-weights",
     json_file: Json = None,

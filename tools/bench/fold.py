@@ -174,9 +174,7 @@ class Lane:
             if known is None or tool == OURS:
                 known = self._one(tool, model, variants=variants)
                 if known.outcome == "crash" and self._asked.get(tool, 0) > 1:
-                    self._stop(
-                        tool
-                    )  # a process that has seen other models may carry state: once more in a new one
+                    self._stop(tool)  # a process that has seen other models may carry state: once more in a new one
                     known = self._one(tool, model, variants=variants)
             results[tool] = known
         return original, results

@@ -109,9 +109,7 @@ def table(rows: Sequence[Row]) -> Table:
             *("largest process, MB", "output, MB", "says of itself", "outcome"),
         ],
     )
-    baselines = {
-        row.model: row.measured for row in rows if row.job == BASELINE and row.measured.exit_code == 0
-    }
+    baselines = {row.model: row.measured for row in rows if row.job == BASELINE and row.measured.exit_code == 0}
     for row in rows:
         measured, base = row.measured, baselines.get(row.model)
         own, base_own = measured.own_peak_bytes, base.own_peak_bytes if base else None
