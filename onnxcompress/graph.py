@@ -413,3 +413,12 @@ def opset(model: ir.Model, domain: str = "") -> int:
     """Return the opset version that the model imports for a domain (0 where it imports none)."""
     names = STANDARD_DOMAINS if domain in STANDARD_DOMAINS else (domain,)
     return max((model.opset_imports.get(name, 0) for name in names), default=0)
+
+
+def become(model: ir.Model, other: ir.Model) -> None:
+    """Turn `model` in place into `other`, which must not be used any more: graph, functions and versions."""
+    model.graph = other.graph
+    model.functions.clear()
+    model.functions.update(other.functions)
+    model.ir_version = other.ir_version
+    model.meta.update(other.meta)

@@ -35,14 +35,16 @@ class Weight:
         out_axis: the axis of the weight that numbers output channels.
         in_axis: the axis that is summed over (None: no axis is; the weight is a table that is looked up).
         bias: the input's index of the bias with the same output channels, if the operator has one.
-        by_column: the operator is a matrix product whose weight is 2-D with output channels last.
+        is_matrix: the operator is a matrix product with the weight on the right, so that a weight of two axes can
+            be stored with output channels last; `transpose_flag` names the attribute that swaps them, "" for none.
     """
 
     port: int
     out_axis: AxisOf
     in_axis: AxisOf | None
     bias: int | None = None
-    by_column: Callable[[ir.Node], bool] = lambda _: False
+    is_matrix: bool = False
+    transpose_flag: str = ""
 
     @property
     def is_table(self) -> bool:
@@ -223,14 +225,8 @@ def _einsum_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Di
 # Rows.
 
 _CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2)
-_GEMM = Weight(
-    port=1,
-    out_axis=_gemm_out,
-    in_axis=_gemm_in,
-    bias=2,
-    by_column=lambda node: not graph.attribute(node, "transB", 0),
-)
-_MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), by_column=lambda _: True)
+_GEMM = Weight(port=1, out_axis=_gemm_out, in_axis=_gemm_in, bias=2, is_matrix=True, transpose_flag="transB")
+_MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), is_matrix=True)
 _MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1))
 _RECURRENT = OpSpec(
     weights=(
@@ -241,7 +237,13 @@ _RECURRENT = OpSpec(
 )
 _FUSED_MATMUL = OpSpec(
     weights=(
-        Weight(port=1, out_axis=_flipped("transB", -1), in_axis=_flipped("transB", -2)),
+        Weight(
+            port=1,
+            out_axis=_flipped("transB", -1),
+            in_axis=_flipped("transB", -2),
+            is_matrix=True,
+            transpose_flag="transB",
+        ),
         Weight(port=0, out_axis=_flipped("transA", -2), in_axis=_flipped("transA", -1)),
     ),
     macs=_matmul_macs,

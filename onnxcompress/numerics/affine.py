@@ -20,7 +20,7 @@ CHUNK_VALUES = 1 << 18
 """Values worked on at a time: 1 MB of float32, which stays in the processor's cache."""
 
 CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.74, 0.68, 0.6, 0.5)
-"""Fractions of the largest magnitude that `clip` tries beside 1; finer steps change the error by under 0.05 dB."""
+"""Fractions of the largest magnitude that are tried beside 1; finer steps change the error by under 0.05 dB."""
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -110,8 +110,8 @@ def dequantize(quantized: Quantized) -> np.ndarray:
     shifted = values.astype(np.float32)
     if zero_point is not None:
         shifted -= zero_point.astype(np.float32)
-    restored: np.ndarray = shifted * scale
-    return restored
+    shifted *= scale
+    return shifted
 
 
 def scale_and_zero_point(
@@ -172,33 +172,33 @@ def squared_error(grouped: np.ndarray, scale: np.ndarray, grid: Grid) -> np.ndar
     return total
 
 
-def clip(
-    grouped: np.ndarray, scale: np.ndarray, grid: Grid, ratios: Sequence[float] = CLIP_RATIOS
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shrink symmetric scales so that values beyond are clipped, where that lowers a group's squared error.
+def clip_candidates(scale: np.ndarray, ratios: Sequence[float] = CLIP_RATIOS) -> list[np.ndarray]:
+    """Return scales to try, the given ones first: the others clip all values beyond a fraction of the largest.
 
-    The minimum over alpha of the error of round(clip(w, -alpha, alpha)), found on a grid of fractions of the
-    largest magnitude (the objective of OCTAV, arXiv 2206.06501, eq. 3; at 8 bits it is flat around its minimum, so
-    a grid finds what their Newton steps do).
-
-    Returns:
-        The scales, of the type of `scale`, and each group's squared error with them.
+    The clipping threshold alpha that minimises the squared error after rounding is the objective of OCTAV
+    (arXiv 2206.06501, eq. 3); at 8 bits it is flat around its minimum, so that a grid of fractions finds what
+    their Newton steps do.
     """
-    best, error = scale.copy(), squared_error(grouped, scale, grid)
-    for ratio in ratios:
-        tried = np.maximum(scale * scale.dtype.type(ratio), np.finfo(scale.dtype).tiny)
-        new_error = squared_error(grouped, tried, grid)
-        better = new_error < error
-        best[better], error[better] = tried[better], new_error[better]
-    return best, error
+    least = np.finfo(scale.dtype).tiny
+    return [scale, *(np.maximum(scale * scale.dtype.type(ratio), least) for ratio in ratios)]
 
 
-def rounding_error(scale: np.ndarray, count: int) -> float:
-    """Return the expected squared error of rounding `count` values of each group to steps of `scale`.
+def best_candidate(scales: Sequence[np.ndarray], errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each group the scale with the least error, and that error; the first of equals wins.
 
-    The error of a value is uniform in [-s/2, s/2], of variance s^2 / 12 (Widrow, 1956).
+    Args:
+        scales: candidates, [groups] each.
+        errors: the squared error of each, [candidates, groups].
     """
-    return float(np.square(scale, dtype=np.float64).sum()) * count / 12
+    best = errors.argmin(axis=0)
+    return np.take_along_axis(np.stack(scales), best[None], 0)[0], np.take_along_axis(errors, best[None], 0)[0]
+
+
+def energy(array: np.ndarray) -> float:
+    """Return the sum of squares, accumulated in float64 over pieces of float32."""
+    flat = array.reshape(-1)
+    starts = range(0, flat.size, CHUNK_VALUES)
+    return sum(float(np.square(flat[i : i + CHUNK_VALUES]).sum(dtype=np.float64)) for i in starts)
 
 
 def db(signal: float, noise: float) -> float:

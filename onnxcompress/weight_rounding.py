@@ -1,0 +1,134 @@
+"""Weights as integers, read from their file a few MB at a time and never held as a whole in float.
+
+Scales need one reading of a weight, its error a second, its integers a third, which for a large weight happens
+when the model is saved: until then only its scales are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from . import graph
+from .numerics import affine
+from .tensors import StoredTensor
+
+PIECE_BYTES = 8 << 20
+"""How much of a weight is read at a time."""
+
+LAZY_BYTES = 16 << 20
+"""Weights from this size on are turned into integers only when someone asks for these."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a weight is rounded.
+
+    Args:
+        tensor: the float weight.
+        axis: the axis whose every index has a scale of its own, None for one scale.
+        scale: the scales, of the weight's type; [] or [channels].
+        signal: the sum of squares of the weight.
+        noise: the sum of squared differences that rounding makes.
+    """
+
+    tensor: ir.TensorProtocol
+    axis: int | None
+    scale: np.ndarray
+    signal: float
+    noise: float
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise of the weight, in decibels."""
+        return affine.db(self.signal, self.noise)
+
+    def integers(self, *, transposed: bool) -> ir.TensorProtocol:
+        """Return the int8 tensor, its two axes swapped if asked for; a large one is computed at each use."""
+        dims = graph.dims(self.tensor)
+        if self.tensor.nbytes < LAZY_BYTES:
+            return ir.tensor(self._compute(transposed=transposed))
+        shape = ir.Shape(tuple(reversed(dims)) if transposed else dims)
+        return ir.LazyTensor(
+            lambda: ir.tensor(self._compute(transposed=transposed)),
+            ir.DataType.INT8,
+            shape,
+        )
+
+    def _compute(self, *, transposed: bool) -> np.ndarray:
+        dims = graph.dims(self.tensor)
+        shape = _grouped(dims, self.axis)
+        values = np.empty(shape, np.int8)
+        for where, piece in _pieces(self.tensor, shape):
+            values[where] = affine.round_to(piece, self.scale.reshape(-1)[where[1]], None, _INT8)
+        values = values.reshape(dims)
+        return np.ascontiguousarray(values.T) if transposed else values
+
+
+def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool) -> Rounding:
+    """Choose the int8 scales of a float32 or float16 weight and measure what rounding does to it.
+
+    Raises:
+        ValueError: it holds NaN or infinities, or is too large for a scale of its own type.
+    """
+    dims = graph.dims(tensor)
+    shape = _grouped(dims, axis)
+    low, high = np.full(shape[1], np.inf, np.float32), np.full(shape[1], -np.inf, np.float32)
+    signal = 0.0
+    for where, piece in _pieces(tensor, shape):
+        channels = where[1]
+        low[channels] = np.minimum(low[channels], piece.min(axis=(0, 2)))
+        high[channels] = np.maximum(high[channels], piece.max(axis=(0, 2)))
+        signal += affine.energy(piece)
+    scale, _ = affine.scale_and_zero_point(low, high, _INT8, tensor.dtype.numpy())
+    if clip:
+        errors = _errors(tensor, shape, affine.clip_candidates(scale))
+        scale, noise = affine.best_candidate(affine.clip_candidates(scale), errors)
+    else:
+        noise = _errors(tensor, shape, [scale])[0]
+    return Rounding(tensor, axis, scale.reshape(() if axis is None else (-1,)), signal, float(noise.sum()))
+
+
+_INT8 = affine.Grid(8, symmetric=True)
+_Where = tuple[slice, slice, slice]
+
+
+def _errors(tensor: ir.TensorProtocol, shape: tuple[int, int, int], scales: list[np.ndarray]) -> np.ndarray:
+    """Return the squared error of each channel for each candidate of scales: float64 [candidates, channels]."""
+    total = np.zeros((len(scales), shape[1]))
+    for where, piece in _pieces(tensor, shape):
+        for row, scale in zip(total, scales, strict=True):
+            row[where[1]] += affine.squared_error(piece, scale[where[1]], _INT8)
+    return total
+
+
+def _grouped(dims: tuple[int, ...], axis: int | None) -> tuple[int, int, int]:
+    """View a weight as [outer, channels, inner], where one scale for all leaves outer free to be cut."""
+    if axis is None:
+        return dims[0], 1, int(np.prod(dims[1:], dtype=np.int64))
+    return affine.grouped_shape(dims, axis)
+
+
+def _pieces(tensor: ir.TensorProtocol, shape: tuple[int, int, int]) -> Iterator[tuple[_Where, np.ndarray]]:
+    """Yield a weight in parts, float32, each with its place in [outer, channels, inner]."""
+    outer, channels, inner = shape
+    rows, values = (channels, inner) if outer == 1 else (outer, channels * inner)
+    itemsize = tensor.dtype.bitwidth // 8
+    step = max(1, PIECE_BYTES // max(1, values * itemsize))
+    whole = None if isinstance(tensor, StoredTensor) else np.ascontiguousarray(tensor.numpy()).reshape(rows, values)
+    for start in range(0, rows, step):
+        stop = min(rows, start + step)
+        if isinstance(tensor, StoredTensor):
+            stored = tensor.stored
+            data = stored.source.read(stored.offset + start * values * itemsize, (stop - start) * values * itemsize)
+            part = np.frombuffer(data, np.dtype(tensor.dtype.numpy()).newbyteorder("<"))
+        else:
+            assert whole is not None
+            part = whole[start:stop]
+        part = part.astype(np.float32, copy=False)
+        cut = slice(start, stop)
+        where = (slice(0, 1), cut, slice(None)) if outer == 1 else (cut, slice(None), slice(None))
+        yield where, part.reshape((1, -1, inner) if outer == 1 else (-1, channels, inner))
