@@ -69,6 +69,7 @@ class WholeProof:
             return fault
         try:
             outputs = _outputs(candidate, self._feeds)
+            runtime.open_session(model_io.to_bytes(candidate), optimize=True)  # its own rewrites must survive ours
         except ModelError as error:
             return error.message
         judge = validate.mismatch if self._lossless else degenerate
