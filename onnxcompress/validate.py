@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 RTOL = 1e-4
-ATOL_OF_PEAK = 2e-5
+ATOL_OF_PEAK = 5e-6
+"""Float outputs are equal when |a - b| <= RTOL * |a| + ATOL_OF_PEAK * (largest |a| of the output).
+
+Measured between onnxruntime's unoptimised and optimised graphs, which fold BatchNorm and fuse operators as we do,
+on all models of the development set and on densenet121, resnet50, inception, vgg and others with random weights:
+the differences were at most 8e-7 of the peak for logits and hidden states, and 1.2e-5 for probabilities behind a
+softmax; beyond RTOL they needed at most 1.2e-7 of the peak. A bias of 0.01 added to one channel of the *first*
+convolution changed the outputs by 2e-5 to 1e-2 of the peak. What is smaller than that can't be told from rounding.
+"""
 
 
 def mismatch(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str | None:
@@ -59,10 +67,13 @@ def _array_mismatch(expected: np.ndarray, got: np.ndarray) -> str | None:
 
 
 def tolerance(expected: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return how far each element may be off, float64 of the shape of `expected` (finite float64 values)."""
-    coarser = max(1.0, float(np.finfo(dtype).eps / np.finfo(np.float32).eps))
+    """Return how far each element may be off, float64 of the shape of `expected` (finite float64 values).
+
+    Float16 outputs may be off by a few of their own roundings.
+    """
+    eps = float(np.finfo(dtype).eps)
     peak = float(np.abs(expected).max())
-    return np.asarray(coarser * (RTOL * np.abs(expected) + ATOL_OF_PEAK * peak))
+    return np.asarray(max(RTOL, 4 * eps) * np.abs(expected) + max(ATOL_OF_PEAK, 2 * eps) * peak)
 
 
 def _worst(expected: np.ndarray, got: np.ndarray, badness: np.ndarray) -> str:
