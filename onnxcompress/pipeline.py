@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from . import model_io
 from .core import Action, Change, Context, Gate, Pass
-from .errors import OnnxCompressError
+from .errors import OnnxCompressError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +151,8 @@ def _attempt(
     try:
         changes = _apply(candidate, group, replace(context, gate=gate))
         problem = proof.problem(candidate) if gate.admitted else None
+    except UsageError:  # the user's own words or code are at fault: to be mended, not worked around
+        raise
     except OnnxCompressError as error:
         problem = str(error)
     except Exception as error:  # a bug in one pass must not cost the user the others; it is named in the report

@@ -94,7 +94,7 @@ def test_lists_name_what_there_is(tmp_path, args):
 
 def test_user_surgery_runs_and_its_failure_is_a_usage_error(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "def edit(graph):\n    return None\ndef bad(graph):\n    raise ValueError('no')\n"
+        "def edit(graph):\n    return graph\ndef bad(graph):\n    raise ValueError('no')\n"
     )
     base = ["compress", MODELS / "mbv2.onnx", "-o", "m.onnx", "--recipe", "fold", "--json", "-"]
     done = _run(*base, "--set", "surgery.function=mine:edit", cwd=tmp_path)

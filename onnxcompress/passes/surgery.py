@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from .. import metrics, model_io, surgeon
+from .. import graph, metrics, model_io
 from ..core import Action, Change, Context, Need
 from ..errors import ModelError, UsageError
 
@@ -22,28 +26,88 @@ class Surgery:
     command_line_only: ClassVar[frozenset[str]] = frozenset({"function"})
 
     function: str | None = None
-    """`module:function`, importable from the current directory; None does nothing."""
+    """`module:function`, importable from the current directory. What it returns is the new graph, None: no change."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Carry the model to graphsurgeon, call the function, and carry the result back."""
         if self.function is None:
             return []
         edit = metrics.load_function(self.function)
+        from .. import surgeon  # slow to import, and most runs have no surgery
+
         try:
             carried = surgeon.to_surgeon(model)
+            lost = _lost(model, surgeon.from_surgeon(carried, origin=model))
         except ModelError as error:
-            return [self._change(Action.SKIPPED, error.message)]
-        if not context.gate.admits(self.name, self.function):
+            return [self._change(Action.SKIPPED, f"graphsurgeon can't carry the model: {error}")]
+        if lost:
+            return [self._change(Action.SKIPPED, f"graphsurgeon can't carry the model: it changes {lost}")]
+        if not context.gate.admits(self.name, "graph"):
             return []
-        try:
-            edited = edit(carried)
-        except Exception as error:
+        edited = _called(edit, self.function, carried)
+        if edited is None:
+            return [self._change(Action.SKIPPED, f"{self.function} returned None, which leaves the model as it was")]
+        if not isinstance(edited, type(carried)):
             raise UsageError(
-                f"surgery function {self.function!r} failed with {type(error).__name__}: {error}",
-                hint="Mend the function",
-            ) from error
-        model_io.replace_content(model, surgeon.from_surgeon(carried if edited is None else edited))
-        return [self._change(Action.APPLIED, f"edited by {self.function}")]
+                f"returned {type(edited).__name__} and not a graph",
+                where=f"surgery function {self.function}",
+                hint="Return the edited onnx_graphsurgeon.Graph, or None for no change",
+            )
+        try:
+            result = surgeon.from_surgeon(edited, origin=model)
+        except ModelError as error:
+            return [self._change(Action.SKIPPED, f"what {self.function} returned can't be carried back: {error}")]
+        before = model_io.model_bytes(model)
+        model_io.replace_content(model, result)
+        after = model_io.model_bytes(model)
+        return [self._change(Action.APPLIED, f"edited by {self.function}", before, after)]
 
-    def _change(self, action: Action, reason: str) -> Change:
-        return Change(pass_name=self.name, target="graph", action=action, reason=reason)
+    def _change(self, action: Action, reason: str, bytes_before: int = 0, bytes_after: int = 0) -> Change:
+        return Change(
+            pass_name=self.name,
+            target="graph",
+            action=action,
+            reason=reason,
+            bytes_before=bytes_before,
+            bytes_after=bytes_after,
+        )
+
+
+def _lost(model: ir.Model, returned: ir.Model) -> str:
+    """Return the first node that does not come back from graphsurgeon as it went, "" where all do.
+
+    In places it has lost the names that the bodies of an If take from outside.
+    """
+    expected, got = Counter(map(_signature, graph.nodes(model))), Counter(map(_signature, graph.nodes(returned)))
+    if expected == got:
+        return ""
+    missing = set((expected - got).keys())
+    return next((graph.label(node) for node in graph.nodes(model) if _signature(node) in missing), "the nodes")
+
+
+def _signature(node: ir.Node) -> tuple[object, ...]:
+    """Return what a node is and between which values it stands, empty trailing places left out."""
+    ends = tuple(" ".join(value.name or "" if value else "" for value in side) for side in (node.inputs, node.outputs))
+    return node.domain, node.op_type, *(end.rstrip() for end in ends), *sorted(node.attributes)
+
+
+def _called(edit: Callable[..., Any], name: str, carried: Any) -> Any:
+    """Return what the user's function makes of a graph; whatever it raises becomes a UsageError with its line."""
+    try:
+        return edit(carried)
+    except (Exception, SystemExit) as error:
+        place = _place(error, edit)
+        message = " ".join(str(error).split())
+        raise UsageError(
+            f"{type(error).__name__}: {message}" if message else type(error).__name__,
+            where=f"surgery function {name}{place}",
+            hint="Mend the function",
+        ) from error
+
+
+def _place(error: BaseException, edit: Callable[..., Any]) -> str:
+    """Return " (file, line n)" of the last frame in the file that defines the user's function."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = getattr(getattr(edit, "__code__", None), "co_filename", None)
+    frames = [frame for frame in frames if frame.filename == own] or frames
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
