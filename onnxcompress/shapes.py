@@ -90,12 +90,18 @@ def infer_proto(proto: onnx.ModelProto) -> Shapes:
 
 
 def _forget(proto: onnx.GraphProto) -> None:
-    """Drop declared shapes of all but the inputs, in the bodies too (a body's inputs follow from outside)."""
+    """Drop declared shapes of all but the graph's inputs; in bodies those of their inputs too.
+
+    What goes into a body follows from outside, and may change its shape from round to round of a loop.
+    """
     del proto.value_info[:]
     for output in proto.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
     for body in _bodies(proto):
+        for info in body.input:
+            if info.type.HasField("tensor_type"):
+                info.type.tensor_type.ClearField("shape")
         _forget(body)
 
 

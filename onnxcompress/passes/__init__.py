@@ -19,6 +19,8 @@ ENTRY_POINT_GROUP = "onnxcompress.passes"
 SHIPPED: Mapping[str, str] = {
     "normalize": "normalize:Normalize",
     "fold-constants": "fold_constants:FoldConstants",
+    "fold-shapes": "fold_shapes:FoldShapes",
+    "fold-branches": "fold_branches:FoldBranches",
     "remove-noops": "remove_noops:RemoveNoops",
     "simplify-chains": "simplify_chains:SimplifyChains",
     "simplify-transposes": "simplify_transposes:SimplifyTransposes",
