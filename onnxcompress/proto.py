@@ -45,7 +45,7 @@ _QUANTIZATION = "quant_parameter_tensor_names"  # where onnx_ir keeps a value's 
 _FUNCTION_VALUE_INFO_IR_VERSION = 10
 _DEVICE_IR_VERSION = 11
 _Attribute = onnx.AttributeProto
-_Proto = TypeVar("_Proto", onnx.AttributeProto, onnx.TypeProto, onnx.SparseTensorProto)
+_Proto = TypeVar("_Proto", onnx.AttributeProto, onnx.TypeProto)
 _UNSUPPORTED_ATTRIBUTES = frozenset({_Attribute.SPARSE_TENSOR, _Attribute.SPARSE_TENSORS})
 _FIELDS_OF_TYPES = {
     "f": _Attribute.FLOAT,
@@ -284,7 +284,7 @@ def _from_proto(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep onnx from warning of keys in external_data that it ignores, and onnx_ir of what is refused here."""
+    """Keep onnx from warning of external_data keys that it ignores, and onnx_ir of what is refused here."""
     logger = logging.getLogger(serde.__name__)
     was_disabled, logger.disabled = logger.disabled, True
     try:
@@ -353,7 +353,6 @@ class _Prepared:
             self._values(values)
         for sparse in graph.sparse_initializer:
             self._sparse_initializer(graph, sparse)
-        graph.ClearField("sparse_initializer")
         self._nodes(graph.node)
 
     def _nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
@@ -368,7 +367,7 @@ class _Prepared:
             check_inline(tensor, f"{self.where}, sparse tensor {sparse.values.name!r}")
         dense = graph.initializer.add(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
         refer(dense, _SPARSE_LOCATION, len(self.sparse), 0)
-        self.sparse.append(_copy(sparse))
+        self.sparse.append(sparse)
 
     def _values(self, values: Sequence[onnx.ValueInfoProto]) -> None:
         for value in values:

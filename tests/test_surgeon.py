@@ -134,7 +134,8 @@ def test_metadata_and_doc_strings_come_back():
 
 
 def test_a_graph_made_elsewhere_is_loaded_and_left_as_it_is():
-    for proto in (linear(), branches()):
+    large = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(WEIGHT))
+    for proto in (linear(), branches(), make([large, helper.make_node("MatMul", ["x", "c"], ["y"])])):
         graph = gs.import_onnx(proto)
         before = gs.export_onnx(graph).SerializeToString()
         expected = model_io.load(proto)

@@ -129,6 +129,17 @@ def test_a_reference_says_where_the_bytes_are_in_the_file():
     assert data[reference.offset : reference.offset + reference.length] == payload
 
 
+@pytest.mark.parametrize(
+    ("kind", "is_taken"),
+    [(TensorProto.FLOAT, True), (TensorProto.COMPLEX64, True), (TensorProto.INT8, False), (TensorProto.DOUBLE, False)],
+)
+def test_values_are_taken_out_only_where_their_field_has_the_layout_of_their_type(kind, is_taken):
+    tensor = TensorProto(name="w", dims=[LARGE], data_type=kind, float_data=[1.0] * LARGE)
+    data = ModelProto(graph=GraphProto(initializer=[tensor])).SerializeToString()
+    references = wire.plan(wire.scan(InMemory(data), LARGE)).references
+    assert [ref.name for ref in references] == ["float_data"] * is_taken
+
+
 def test_unknown_fields_are_kept_byte_for_byte():
     tensor = TensorProto(name="w", dims=[LARGE], data_type=TensorProto.UINT8, raw_data=b"p" * LARGE)
     unknown = field(900, b"unknown" * 3) + varint(901 << 3) + varint(2**60) + varint(902 << 3 | 5) + b"1234"
