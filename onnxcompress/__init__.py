@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .errors import DataError, LimitError, ModelError, OnnxCompressError, UsageError
 
 if TYPE_CHECKING:
+    from . import passes
     from .compression import compress
+    from .inspection import inspect
     from .model_io import load, save
     from .recipe import Recipe
 
@@ -22,15 +24,25 @@ __all__ = [
     "Recipe",
     "UsageError",
     "compress",
+    "inspect",
     "load",
+    "passes",
     "save",
 ]
 
-_HOMES = {"Recipe": "recipe", "compress": "compression", "load": "model_io", "save": "model_io"}
+_HOMES = {
+    "Recipe": "recipe",
+    "compress": "compression",
+    "inspect": "inspection",
+    "load": "model_io",
+    "save": "model_io",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for, so that importing the package costs nothing."""
+    if name == "passes":
+        return importlib.import_module(".passes", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

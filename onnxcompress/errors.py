@@ -32,6 +32,12 @@ class OnnxCompressError(Exception):
         return (_rebuild, (type(self), self.message, self.where, self.hint))
 
 
+def one_line(text: str) -> str:
+    """Return a text on one line, with every character that a terminal would act on spelled out."""
+    shown = " ".join(text.split())
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
 def _rebuild(kind: type[OnnxCompressError], message: str, where: str, hint: str) -> OnnxCompressError:
     return kind(message, where=where, hint=hint)
 

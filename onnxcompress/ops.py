@@ -101,17 +101,21 @@ def total_macs(model: ir.Model, shape_of: ShapeOf) -> Macs:
     of an If. A local function's body counts once for all its calls, where its shapes are known.
     """
     total, uncounted = 0, []
-    for node in graph.nodes(model):
-        count = spec(node).macs
-        if count is None:
-            continue
-        inputs = [None if v is None else shape_of(v) for v in node.inputs]
-        macs = count(node, inputs, [shape_of(v) for v in node.outputs])
+    for node, macs in node_macs(model, shape_of):
         if macs is None:
             uncounted.append(graph.label(node))
         else:
             total += macs
     return Macs(total, tuple(uncounted))
+
+
+def node_macs(model: ir.Model, shape_of: ShapeOf) -> Iterator[tuple[ir.Node, int | None]]:
+    """Yield the nodes that cost MACs with their number, None where it is not known; see `total_macs`."""
+    for node in graph.nodes(model):
+        count = spec(node).macs
+        if count is not None:
+            inputs = [None if v is None else shape_of(v) for v in node.inputs]
+            yield node, count(node, inputs, [shape_of(v) for v in node.outputs])
 
 
 def weight_reads(model: ir.Model) -> Iterator[tuple[ir.Node, Weight, ir.Value]]:

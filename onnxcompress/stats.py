@@ -50,13 +50,20 @@ def parameters(model: ir.Model) -> int:
     shapes have more. Scales and zero points of quantized weights don't count: a quantized model has as many
     parameters as its original.
     """
-    seen: set[int] = set()
-    total = 0
+    return sum(count for _, _, count in constants(model))
+
+
+def constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, int]]:
+    """Yield every tensor that is stored, once, with the first value that holds it and how many parameters it counts.
+
+    See `parameters`; no data is read.
+    """
+    seen: dict[int, ir.TensorProtocol] = {}  # kept alive, so that no other can get the same id
     for value, tensor in _constants(model):
-        if id(tensor) not in seen and tensor.dtype in _WEIGHT_TYPES and not _is_scale(value):
-            total += tensor.size * _packed(value)
-        seen.add(id(tensor))
-    return total
+        if id(tensor) not in seen:
+            is_weight = tensor.dtype in _WEIGHT_TYPES and not _is_scale(value)
+            yield value, tensor, tensor.size * _packed(value) if is_weight else 0
+        seen[id(tensor)] = tensor
 
 
 def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:

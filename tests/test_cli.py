@@ -1,18 +1,25 @@
 """The command line as a user meets it: in a process of its own, by exit code and output."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-MODELS = Path(__file__).parent.parent / "models"
+ROOT = Path(__file__).parent.parent
+MODELS = ROOT / "models"
 
 
 def _run(*args, cwd):
     return subprocess.run(
-        [sys.executable, "-m", "onnxcompress", *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "onnxcompress", *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "40"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -181,8 +181,8 @@ def test_external_weights_are_not_read_and_metadata_is_kept(here, tmp_path, monk
     helper.set_model_props(proto, {"author": "me"})
     onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=1024)
     model = model_io.load(tmp_path / "m.onnx")
-    monkeypatch.setattr(StoredTensor, "numpy", lambda self: pytest.fail("a weight was read"))
-    monkeypatch.setattr(StoredTensor, "tobytes", lambda self: pytest.fail("a weight was read"))
+    monkeypatch.setattr(StoredTensor, "numpy", lambda _: pytest.fail("a weight was read"))
+    monkeypatch.setattr(StoredTensor, "tobytes", lambda _: pytest.fail("a weight was read"))
     [change] = _apply(model, f"{here}:rename")
     assert change.action is Action.APPLIED
     assert model.metadata_props["author"] == "me"

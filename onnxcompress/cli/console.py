@@ -1,0 +1,105 @@
+"""What goes to standard output and what goes to stderr: results there, log and progress here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import one_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress
+
+_PIPE_WIDTH = 10_000
+"""Columns where no terminal sets a limit: tables take what they need, and no name is cut."""
+_QUICK_SECONDS = 1.0
+"""What takes no longer shows no progress bar."""
+
+
+def start_log(*, verbose: bool, quiet: bool) -> None:
+    """Send the log to stderr: warnings, with -v what is being done as well, with -q errors only."""
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="onnxcompress: %(message)s", stream=sys.stderr)
+
+
+def warn(message: str) -> None:
+    """Log a warning."""
+    logging.getLogger(__package__).warning("%s", one_line(message))
+
+
+def show(parts: Sequence[RenderableType]) -> None:
+    """Print to standard output: in colours and in its width on a terminal, plain and unwrapped elsewhere."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPE_WIDTH, no_color=True)
+    with console.capture() as captured:
+        for index, part in enumerate(parts):
+            console.print(*([""] if index else []), part, sep="\n")
+    lines = captured.get().splitlines()
+    _write("\n".join(line.rstrip() for line in lines) + "\n")
+
+
+def show_json(document: Any) -> None:
+    """Print a document to standard output as JSON."""
+    _write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document atomically as JSON."""
+    from .. import atomic
+
+    content = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+    atomic.write(path, [content], len(content))
+
+
+def json_path(option: str | None) -> Path | None:
+    """Return the file that --json names, None for none and for standard output."""
+    return None if option in (None, "-") else Path(str(option))
+
+
+def progress(*, quiet: bool) -> Callable[[str, Sequence[Any]], Iterator[Any]]:
+    """Return what wraps a loop in a bar on stderr, which appears after a second and only on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        return lambda _, items: iter(items)
+    return _with_bar
+
+
+def _with_bar(title: str, items: Sequence[Any]) -> Iterator[Any]:
+    started, bar = time.monotonic(), None
+    try:
+        for done, item in enumerate(items):
+            if bar is None and time.monotonic() - started > _QUICK_SECONDS:
+                bar = _bar()
+                bar.start()
+                task = bar.add_task(title, total=len(items))
+            if bar is not None:
+                bar.update(task, completed=done)
+            yield item
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(console=Console(stderr=True), transient=True)
+
+
+def _write(text: str) -> None:
+    """Write to standard output; a reader that has gone away takes nothing from the exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

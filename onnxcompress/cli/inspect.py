@@ -1,0 +1,48 @@
+"""`onnxcompress inspect`: where bytes, parameters, MACs and time are, and what could save them."""
+
+from __future__ import annotations
+
+from . import options
+
+EXAMPLE = "Example: onnxcompress inspect model.onnx --json -"
+
+
+def inspect(
+    model: options.Model,
+    data: options.Data = None,
+    layout: options.LayoutOption = None,
+    size: options.Size = None,
+    scale: options.Scale = None,
+    mean: options.Mean = None,
+    state: options.State = None,
+    seed: options.Seed = 0,
+    threads: options.Threads = 1,
+    json_file: options.Json = None,
+    force: options.Force = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Say where bytes, parameters, MACs and time are, which share each pass could reach, and what blocks the rest."""
+    from . import console
+
+    path = console.json_path(json_file)
+    options.check_file(path, force=force)
+    console.start_log(verbose=verbose, quiet=quiet)
+    from .. import inspection
+
+    samples = None
+    if data is not None:
+        from .. import running
+        from .samples import load
+
+        session = running.open_model(model, optimize=False)
+        samples = load(data, session, layout=layout, size=size, scale=scale, mean=mean, state=state)
+    found = inspection.inspect(model, data=samples, seed=seed, threads=threads)
+    if path is not None:
+        console.write_json(path, found.as_json())
+    if json_file == "-":
+        console.show_json(found.as_json())
+    elif not quiet:
+        from ..report import inspected
+
+        console.show(inspected.renderables(found, everything=verbose))

@@ -1,0 +1,34 @@
+"""`onnxcompress passes` and `onnxcompress recipes`: what there is, and what one of them does."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+PASSES_EXAMPLE = "Example: onnxcompress passes quantize-weights"
+RECIPES_EXAMPLE = "Example: onnxcompress recipes int8-weights"
+
+
+def show_passes(
+    name: Annotated[str | None, typer.Argument(help="Explain this one.", show_default=False)] = None,
+) -> None:
+    """List the passes, or explain one with its options."""
+    from .. import passes
+    from ..report import listing
+    from .console import show
+
+    show(listing.one_pass(name) if name else listing.passes(list(passes.available())))
+
+
+def show_recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="A shipped recipe or a .toml file to explain.", show_default=False)
+    ] = None,
+) -> None:
+    """List the recipes that ship, or explain one with its passes and their options."""
+    from ..recipe import Recipe, shipped
+    from ..report import listing
+    from .console import show
+
+    show(listing.one_recipe(Recipe.load(name)) if name else listing.recipes([Recipe.load(each) for each in shipped()]))

@@ -1,0 +1,123 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+
+
+class Placement(enum.StrEnum):
+    """Where large tensors go."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Verify(enum.StrEnum):
+    """How a result is proved."""
+
+    AUTO = "auto"
+    FULL = "full"
+    REGIONS = "regions"
+
+
+class Layout(enum.StrEnum):
+    """Order of the axes of images."""
+
+    NCHW = "nchw"
+    NHWC = "nhwc"
+
+
+_DATA = "Data"
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Samples: a .npz, a folder of .npz, .npy, images or test_data_set_*, or module:function.",
+        rich_help_panel=_DATA,
+    ),
+]
+Evaluation = Annotated[
+    str | None,
+    typer.Option("--eval", help="Labelled samples to score both models on; forms as of --data.", rich_help_panel=_DATA),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="top1, top5, cosine, agreement or module:function(outputs, labels).", rich_help_panel=_DATA),
+]
+LayoutOption = Annotated[
+    Layout | None, typer.Option("--layout", help="Of images, where the model leaves it open.", rich_help_panel=_DATA)
+]
+Size = Annotated[
+    int | None, typer.Option(min=1, help="Of images, in pixels, where the model leaves it open.", rich_help_panel=_DATA)
+]
+Scale = Annotated[
+    str | None,
+    typer.Option(help="S of x*S - M for float inputs: 0.5, or one per channel: 0.5,0.4,0.3.", rich_help_panel=_DATA),
+]
+Mean = Annotated[str | None, typer.Option(help="M of x*S - M, in the same forms.", rich_help_panel=_DATA)]
+State = Annotated[
+    list[str] | None,
+    typer.Option(help="IN=OUT: input IN gets what output OUT was one feed before. Repeatable.", rich_help_panel=_DATA),
+]
+MaxDrop = Annotated[
+    float | None, typer.Option(min=0.0, help="Most that the metric may fall, absolute: 0.01 is one point.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of made-up inputs and of rounding.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="Threads of onnxruntime where it is timed.")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file; - prints nothing else.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List everything, and log what is being done.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No tables, no progress, no warnings: errors only.")]
+Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes of "5MB", "500KB", "1.5 MiB" or "70000".
+
+    Raises:
+        UsageError: it has another form, or is no byte at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise UsageError(f"{text!r} is no size", where="--max-bytes", hint="Write it as 5MB, 500KB, 1.5MiB or 70000")
+    count = int(float(match[1]) * _UNITS[match[2]])
+    if count < 1:
+        raise UsageError(f"{text!r} leaves no byte", where="--max-bytes")
+    return count
+
+
+def check_latency(text: str) -> str:
+    """Return a latency limit ("0.5x" of the original, "3ms") in its plain form.
+
+    Raises:
+        UsageError: it has another form or is zero.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(x|ms)\s*", text.lower())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"{text!r} is no limit of latency", where="--max-latency", hint="Write it as 0.5x or 3ms")
+    return f"{match[1]}{match[2]}"
+
+
+def check_file(path: Path | None, *, force: bool) -> None:
+    """Find out before the work starts that a result can't be written after it.
+
+    Raises:
+        UsageError: it exists and `force` is off, or its folder does not exist.
+        ModelError: its folder is not writable.
+    """
+    if path is not None:
+        from .. import atomic
+
+        atomic.check_target(path, force=force)

@@ -1,0 +1,75 @@
+"""`onnxcompress run`: the outputs of a model on data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from rich.table import Table
+
+EXAMPLE = "Example: onnxcompress run model.onnx --data samples.npz -o outputs.npz"
+
+
+def run(
+    model: options.Model,
+    data: Annotated[
+        str,
+        typer.Option(help="Samples: a .npz, a folder of .npz, .npy, images or test_data_set_*, or module:function."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A .npz for all outputs; without it a table is printed.", show_default=False
+        ),
+    ] = None,
+    layout: options.LayoutOption = None,
+    size: options.Size = None,
+    scale: options.Scale = None,
+    mean: options.Mean = None,
+    state: options.State = None,
+    threads: options.Threads = 1,
+    force: options.Force = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run MODEL in onnxruntime on samples and write its outputs."""
+    from . import console
+
+    options.check_file(output, force=force)
+    console.start_log(verbose=verbose, quiet=quiet)
+    from .. import running
+    from .samples import load
+
+    session = running.open_model(model, threads=threads)
+    samples = load(data, session, layout=layout, size=size, scale=scale, mean=mean, state=state)
+    for name, reason in samples.skipped:
+        console.warn(f"{name} is skipped: {reason}")
+    arrays = running.run_model(session, samples, progress=console.progress(quiet=quiet))
+    if output is not None:
+        running.write_npz(output, arrays)
+    if not quiet:
+        console.show([_table(arrays, len(samples.feeds), output)])
+
+
+def _table(arrays: Mapping[str, np.ndarray], samples: int, output: Path | None) -> Table:
+    """Return the table of what came out."""
+    from ..report.text import cell, grid, number
+
+    table = grid(
+        "output", "type", "shape", "least", "mean", "greatest", title=f"{number(samples)} samples", numbers=(3, 4, 5)
+    )
+    for name, array in arrays.items():
+        is_number = array.size and array.dtype.kind in "fiub"
+        figures = [f"{float(f()):.6g}" for f in (array.min, array.mean, array.max)] if is_number else ["", "", ""]
+        table.add_row(cell(name), cell(array.dtype), cell(list(array.shape)), *figures)
+    if output is not None:
+        table.caption = cell(f"written to {output}")
+    return table

@@ -1,0 +1,100 @@
+"""Run a model on data as its user would, and keep what it says.
+
+model, Dataset --run--> output name -> one array, or one per sample where shapes differ --write--> .npz
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import atomic, model_io, runtime
+from .core import Feed
+from .errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from .data import Dataset
+
+_ONE_MESSAGE_BYTES = 2**31 - 1
+
+
+def open_model(path: str | os.PathLike[str], *, optimize: bool = True, threads: int = 1) -> runtime.Session:
+    """Load a model file in onnxruntime, after the checks that every file of ours passes.
+
+    Raises:
+        ModelError: it is no model, refers to data outside its folder, or the runtime can't load it.
+    """
+    model = model_io.load(path)
+    small = model_io.model_bytes(model) <= _ONE_MESSAGE_BYTES
+    try:
+        source = model_io.to_bytes(model) if small else Path(path)
+        return runtime.open_session(source, optimize=optimize, threads=threads)
+    except ModelError as error:
+        raise ModelError(error.message, where=error.where or os.fspath(path), hint=error.hint) from error
+
+
+def with_state(feeds: Iterable[Feed], state: Mapping[str, str], last: Mapping[str, Any]) -> Iterator[Feed]:
+    """Yield feeds whose state inputs hold what the run before gave; `last` is where the caller leaves its outputs."""
+    for feed in feeds:
+        yield feed | {name: last[output] for name, output in state.items() if output in last}
+
+
+def run_model(
+    session: runtime.Session,
+    data: Dataset,
+    *,
+    progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
+) -> dict[str, np.ndarray]:
+    """Return every output over all samples, as `outputs.npz` holds them.
+
+    One array by the output's name, samples concatenated along axis 0; where their other dimensions differ, or
+    they have no axis, one array per sample: `NAME/00000`, `NAME/00001` and so on, scalars excepted, which are stacked.
+
+    Raises:
+        ModelError: the model can't run a sample, or an output is no array.
+        UsageError: the data carries the state of an output that there is not.
+    """
+    names = [spec.name for spec in session.outputs]
+    for output in data.state.values():
+        if output not in names:
+            raise UsageError(
+                f"the model has no output {output!r} to carry state from", hint=f"It has {', '.join(names)}"
+            )
+    collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    last: dict[str, Any] = {}
+    for index, feed in enumerate(with_state(progress("Running", data.feeds), data.state, last)):
+        try:
+            last.update(session.run(feed))
+        except ModelError as error:
+            raise ModelError(error.message, where=data.names[index] if data.names else f"sample {index}") from error
+        for name in names:
+            if not isinstance(last[name], np.ndarray):
+                raise ModelError(
+                    f"output {name!r} is a {type(last[name]).__name__} and no array, which .npz can't hold"
+                )
+            collected[name].append(last[name])
+    return {key: array for name in names for key, array in _joined(name, collected[name])}
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to a `.npz` file, whole or not at all; the same arrays give the same bytes.
+
+    Raises:
+        ModelError: the file can't be written.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    atomic.write(path, [buffer.getbuffer()], buffer.getbuffer().nbytes)
+
+
+def _joined(name: str, arrays: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    if all(array.ndim == 0 for array in arrays):
+        return [(name, np.stack(arrays))] if arrays else []
+    if len({(array.ndim, array.shape[1:]) for array in arrays}) == 1:
+        return [(name, np.concatenate(arrays))]
+    return [(f"{name}/{index:05d}", array) for index, array in enumerate(arrays)]
