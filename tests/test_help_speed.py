@@ -1,0 +1,57 @@
+"""Help is there at once: nothing heavy is imported before a command has work for it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("onnx", "onnxruntime", "onnx_ir", "onnx_graphsurgeon", "numpy", "scipy", "sympy")
+
+CODE = """
+import sys
+{}
+heavy = sorted(set({!r}) & set(sys.modules))
+assert not heavy, heavy
+"""
+
+
+def _python(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def _cli(*words):
+    return f"sys.argv = {['onnxcompress', *words]!r}\nfrom onnxcompress.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import onnxcompress",
+        "from onnxcompress import OnnxCompressError, LimitError, __version__",
+        _cli("--help"),
+        _cli("--version"),
+        *(_cli(command, "--help") for command in ("compress", "inspect", "run", "passes", "recipes")),
+    ],
+)
+def test_nothing_heavy_is_imported(code):
+    done = _python(CODE.format(code, HEAVY))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_check_would_notice():
+    assert "numpy" in _python(CODE.format("from onnxcompress import load", HEAVY)).stderr
+
+
+def test_help_answers_in_half_a_second():
+    """The best of several tries: a busy machine says nothing about us."""
+    best = 9.0
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "onnxcompress", "--help"], cwd=ROOT, capture_output=True, check=True)
+        best = min(best, time.perf_counter() - start)
+        if best < 0.5:
+            break
+    assert best < 0.5
