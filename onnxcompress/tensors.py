@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,3 +215,23 @@ def check_inline(proto: onnx.TensorProto, where: str) -> None:
 def _check_dims(dims: tuple[int, ...], where: str) -> None:
     if any(size < 0 for size in dims):
         raise ModelError(f"a negative dimension in {list(dims)}", where=where)
+
+
+def parked(array: np.ndarray[Any, Any], name: str | None) -> StoredTensor:
+    """Return an array as a tensor whose bytes wait in a temporary file, so that they take no memory.
+
+    The file has no name any more; its space is free again when the tensor is gone.
+
+    Raises:
+        ModelError: there is no room for it.
+
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix="onnxcompress-") as file:
+            np.ascontiguousarray(array).tofile(file)
+            file.flush()
+            source = OpenFile(file.name)
+    except OSError as error:
+        raise ModelError(f"no room for a folded weight: {error.strerror}", where=tempfile.gettempdir()) from error
+    dtype = ir.DataType.from_numpy(array.dtype)
+    return StoredTensor(ByteRange(source, 0, array.nbytes, dtype, array.shape), name=name)

@@ -17,7 +17,7 @@ def _model(body, inputs="float[2] x", outputs="float[2] y", weights=""):
 def test_a_chain_of_constants_becomes_one():
     model = _model("b = Add(a, a) c = Neg(b) y = Mul(x, c)", weights="<float[2] a = {1, 2}>")
     changes = FoldConstants().run(model, Context())
-    assert [c.action for c in changes] == [Action.APPLIED] * 2
+    assert [c.action for c in changes] == [Action.APPLIED]  # the chain's end is stored, the middle never is
     assert [n.op_type for n in model.graph] == ["Mul"]
     np.testing.assert_array_equal(graph.constant(model.graph[0].inputs[1]), np.float32([-2, -4]))
     assert not FoldConstants().run(model, Context())
