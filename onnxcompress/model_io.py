@@ -11,11 +11,13 @@ import onnx
 import onnx_ir as ir
 
 from . import wire
+from .copies import clone, detach, replace_content, restore
+from .deserialize import from_proto
 from .errors import ModelError
 from .opset import convert_opset
-from .proto import clone, detach, from_proto, replace_content, restore, to_proto
 from .records import Dropped, drop_node_records
 from .saving import SavedFile, save
+from .serialize import to_proto
 from .sources import InMemory, OpenFile
 from .tensors import StoredTensor, chunks, open_beside, stored_tensor
 

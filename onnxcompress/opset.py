@@ -8,9 +8,11 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
+from .copies import clone
+from .deserialize import from_proto
 from .errors import ModelError
-from .proto import clone, from_proto, to_proto
 from .records import copy_records
+from .serialize import to_proto
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

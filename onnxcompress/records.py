@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from . import wire
-from .proto import graphs, to_proto
+from .serialize import to_proto
+from .walk import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

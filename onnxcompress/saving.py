@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from . import wire
 from .atomic import Pending, check_target, locked_folder, remove_stale
 from .errors import ModelError, OnnxCompressError
-from .proto import refer, to_proto
+from .serialize import refer, to_proto
 from .sources import OpenFile
 from .tensors import chunks
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from .proto import Skeleton
+    from .serialize import Skeleton
 
 _INLINE_LIMIT_BYTES = wire.MAX_MESSAGE_BYTES - (1 << 20)
 _ALIGNMENT_BYTES = 4096  # a page, so that onnxruntime can map a tensor

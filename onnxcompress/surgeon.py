@@ -16,9 +16,11 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_ir import serde
 
+from .copies import detach, restore
 from .errors import ModelError
-from .proto import RawType, detach, graphs, refer, restore
 from .records import copy_records
+from .serialize import RawType, refer
+from .walk import graphs
 from .wire import LARGE_BYTES
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress import atomic, model_io, saving
 from onnxcompress.errors import ModelError, UsageError
-from onnxcompress.proto import RawType, graphs
+from onnxcompress.serialize import RawType
 from onnxcompress.tensors import SparseTensor, StoredTensor
+from onnxcompress.walk import graphs
 
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.onnx"))
 BACKEND = Path(onnx.__file__).parent / "backend" / "test" / "data"
@@ -311,7 +312,7 @@ def test_sizes_are_exact_and_read_no_weight(monkeypatch, tmp_path):
 
     monkeypatch.setattr(StoredTensor, "tobytes", refuse)
     monkeypatch.setattr(StoredTensor, "numpy", refuse)
-    monkeypatch.setattr("onnxcompress.proto.chunks", refuse)
+    monkeypatch.setattr("onnxcompress.serialize.chunks", refuse)
     assert model_io.model_bytes(model) == expected
 
 
