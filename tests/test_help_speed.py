@@ -22,8 +22,18 @@ def _python(code):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+CLI = """
+sys.argv = {!r}
+from onnxcompress.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
 def _cli(*words):
-    return f"sys.argv = {['onnxcompress', *words]!r}\nfrom onnxcompress.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    return CLI.format(["onnxcompress", *words])
 
 
 @pytest.mark.parametrize(
