@@ -311,6 +311,42 @@ def remove_node(node: ir.Node) -> None:
             remove_initializer(value)
 
 
+def discard_bodies(node: ir.Node) -> None:
+    """Empty the bodies of a node that is going away, so that their nodes no longer count as readers."""
+    for body in bodies(node):
+        body.outputs.clear()
+        for inner in body:
+            discard_bodies(inner)
+        body.remove(tuple(body), safe=True)
+
+
+def without_outputs(node: ir.Node, unread: Sequence[int]) -> ir.Node:
+    """Replace a node by one that lacks some outputs, which nobody may read; all else stays, bodies included."""
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"{label(node)} is in no graph")
+    kept = [output for index, output in enumerate(node.outputs) if index not in unread]
+    made = ir.Node(
+        node.domain,
+        node.op_type,
+        node.inputs,
+        list(node.attributes.values()),
+        overload=node.overload,
+        num_outputs=len(kept),
+        name=node.name,
+        doc_string=node.doc_string,
+        metadata_props=node.metadata_props,
+    )
+    for old, new in zip(kept, made.outputs, strict=True):
+        new.type, new.shape = old.type, old.shape
+    graph.insert_before(node, made)
+    for old, new in zip(kept, made.outputs, strict=True):
+        old.replace_all_uses_with(new, replace_graph_outputs=old.is_graph_output())
+        new.name, old.name = old.name, None
+    graph.remove(node, safe=True)
+    return made
+
+
 def take_over(old: ir.Value, new: ir.Value) -> None:
     """Let every reader of `old` read `new`, which takes its name too, and remove what nobody reads then.
 

@@ -89,8 +89,7 @@ def _follow(node: ir.Node, names: graph.Names) -> None:
     for old, new in zip(node.outputs, results, strict=False):
         _hand_over(old, new, node, names)
     captured = [v for body in graph.bodies(node) for v in _captured(body)]
-    for body in graph.bodies(node):
-        _empty(body)
+    graph.discard_bodies(node)
     graph.remove_node(node)
     for value in (*inputs, *captured):
         graph.remove_unread(value)
@@ -127,15 +126,6 @@ def _captured(body: ir.Graph) -> list[ir.Value]:
     """Return the values that nodes of a body, or of bodies inside it, read."""
     found = [v for node in body for v in node.inputs if v is not None]
     return found + [v for node in body for inner in graph.bodies(node) for v in _captured(inner)]
-
-
-def _empty(body: ir.Graph) -> None:
-    """Take all nodes out of a body that is going away, so that they no longer count as readers."""
-    body.outputs.clear()
-    for node in tuple(body):
-        for inner in graph.bodies(node):
-            _empty(inner)
-    body.remove(tuple(body), safe=True)
 
 
 def _make_names_unique(model: ir.Model, names: graph.Names) -> None:

@@ -101,7 +101,9 @@ def _seal(model: ir.Model, context: Context) -> list[Change]:
         kept = [value for value in model.graph.inputs if value not in sealed]
         model.graph.inputs.clear()
         model.graph.inputs.extend(kept)
-        model.ir_version = max(model.ir_version or 0, _FIRST_IR_WITH_SEALED_WEIGHTS)
+    if old and (sealed or _admits(context, "ir_version")):
+        changes.append(_change("ir_version", f"raised from {model.ir_version}, which knows weights as inputs only"))
+        model.ir_version = _FIRST_IR_WITH_SEALED_WEIGHTS
     return changes
 
 
