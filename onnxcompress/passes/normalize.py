@@ -114,8 +114,7 @@ def _name(model: ir.Model, context: Context) -> list[Change]:
     if nodes and _admits(context, "node names"):
         names = graph.Names(model)
         for node in nodes:
-            first = next((o.name for o in node.outputs if o.name), "")
-            node.name = names.fresh(node.name or f"{node.op_type}_{first}")
+            node.name = names.fresh(node.name or node.op_type)
         changes.append(_change("node names", f"{len(nodes)} nodes had no name or another node's"))
     values = graph.repeated_values(model)
     if values and _admits(context, "value names"):
