@@ -9,7 +9,9 @@ from .errors import DataError, LimitError, ModelError, OnnxCompressError, UsageE
 
 if TYPE_CHECKING:
     from . import passes
+    from .comparison import compare
     from .compression import compress
+    from .evaluation import DataOptions
     from .inspection import inspect
     from .model_io import load, save
     from .recipe import Recipe
@@ -18,11 +20,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataError",
+    "DataOptions",
     "LimitError",
     "ModelError",
     "OnnxCompressError",
     "Recipe",
     "UsageError",
+    "compare",
     "compress",
     "inspect",
     "load",
@@ -31,7 +35,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DataOptions": "evaluation",
     "Recipe": "recipe",
+    "compare": "comparison",
     "compress": "compression",
     "inspect": "inspection",
     "load": "model_io",

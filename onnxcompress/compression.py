@@ -6,24 +6,25 @@ source --load--> original --pipeline (WholeProof)--> result --measure--> Report
 from __future__ import annotations
 
 import os
-import resource
-import sys
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 
-from . import metrics, model_io, pipeline, runtime, stats, synthetic
+from . import evaluation, metrics, model_io, pipeline, runtime, synthetic
+from .comparison import LARGEST_BYTES, Progress, check_drop, facts, measure, open_one, path_of
 from .core import Action, Change, Context, Feed
 from .errors import LimitError, ModelError, UsageError
-from .evaluation import Evaluation
+from .evaluation import DataOptions, Evaluation
 from .proof import WholeProof
 from .recipe import Recipe
-from .report import ModelFacts, Report
+from .report import Report
+from .selection import selector
+from .worker import peak_memory_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 _PROOF_FEEDS = 2
 """Synthetic feeds of a proof: two sizes of every dynamic dimension."""
 
-_LARGEST_BYTES = 2**31 - 1
-"""What onnxruntime can be given in one piece."""
+_SLOWER_RATIO = 1.05
+"""From here on a result counts as slower: smaller differences are noise."""
 
 
 @dataclass(frozen=True)
@@ -68,74 +69,137 @@ def compress(
     source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
     *,
     recipe: str | Path | Recipe = "auto",
-    evaluation: Evaluation | None = None,
-    metric: str = "top1",
+    data: Any = None,
+    eval_data: Any = None,
+    metric: str | None = None,
     max_drop: float | None = None,
     settings: Iterable[str] = (),
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
     max_bytes: int | None = None,
+    max_latency: str | None = None,
     seed: int = 0,
     threads: int = 1,
     keep_node_metadata: bool = False,
+    data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    plan: bool = False,
+    progress: Progress = lambda _, items: iter(items),
 ) -> Result:
     """Make a model smaller and faster by a recipe, and prove that it is still good.
 
     Args:
         source: a path, a ModelProto, an onnx_ir model or an onnx-graphsurgeon graph; never changed.
         recipe: the name of a shipped recipe, a TOML file, or a `Recipe`.
-        evaluation: labelled feeds for the quality figures; without them synthetic feeds compare the outputs.
-        metric: `top1`, `top5`, or `module:function(outputs, labels)`; higher is better.
+        data: samples for passes that need some, in any form that `--data` takes, arrays and feeds included.
+        eval_data: samples, with labels, by which original and result are scored (default: `data`, else made up).
+        metric: `top1`, `top5`, `cosine`, `agreement`, or `module:function(outputs, labels)`; higher is better.
         max_drop: most that the metric may fall, absolute (0.01 is one point).
         settings: `PASS.FIELD=VALUE` texts.
+        only: globs on node names and `op:Type`; lossy passes leave all other nodes alone.
+        skip: the same, for nodes that lossy passes leave alone.
         max_bytes: most bytes of the result.
+        max_latency: most time of a run: "0.5x" of the original's, or "3ms".
         seed: of the synthetic feeds.
         threads: of the runtime when it is timed.
         keep_node_metadata: keep what exporters wrote beside each node.
+        data_options: how `data` and `eval_data` are read.
+        plan: say what would be done; nothing is proved, scored or timed, and the model is not to be used.
+        progress: wraps long loops, for a display.
 
     Raises:
         ModelError: the model can't be read or run.
-        UsageError: recipe, pass or field are unknown or out of range.
-        LimitError: a limit that was given is not met.
+        DataError: the data can't be read or does not fit.
+        UsageError: recipe, pass, field or pattern are unknown or out of range.
+        LimitError: a limit that was given is not met; its `report` says by how much.
     """
     started = time.monotonic()
     chosen = Recipe.load(recipe, settings)
-    if chosen.needs_data and evaluation is None:
+    if chosen.needs_data and data is None:
         raise UsageError(f"recipe {chosen.name!r} needs data", hint="Give --data")
+    latency_limit = None if max_latency is None else LatencyLimit.parse(max_latency)
+    if metric is not None:
+        metrics.resolve_metric(metric)
     original = model_io.load(source)
-    if model_io.model_bytes(original) > _LARGEST_BYTES:
+    path = path_of(source)
+    selects = selector(original, only, skip)
+    if model_io.model_bytes(original) > LARGEST_BYTES:
         raise ModelError(
             f"the model has {model_io.model_bytes(original):,} bytes; over 2 GiB it can't be proved in one piece",
-            where=str(source) if isinstance(source, str | os.PathLike) else "",
+            where=path or "",
         )
-    session = runtime.open_session(model_io.to_bytes(original), optimize=False)
-    feeds = synthetic.runnable_feeds(original, session, seed=seed, count=_PROOF_FEEDS)
+    session = open_one(original, source, optimize=False)
+    given = None if data is None else evaluation.read(data, session.inputs, data_options)
+    judged = given if eval_data is None else evaluation.read(eval_data, session.inputs, data_options)
+    feeds = _proof_feeds(original, session, judged, seed=seed)
+    judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original)
     first = [] if keep_node_metadata else _drop_records(start)
+    context = Context(feeds=given.feeds if given else (), seed=seed, selects=selects, progress=progress)
     outcome = pipeline.run(
         start,
         chosen.passes,
-        Context(seed=seed),
-        lambda model, lossless: WholeProof(model, feeds, lossless=lossless),
+        context,
+        lambda model, lossless: _Unproved() if plan else WholeProof(model, feeds, lossless=lossless),
     )
     result = outcome.model
     if not chosen.lossless:
         result.metadata_props["onnxcompress.recipe"] = chosen.name
-    judged = evaluation or Evaluation(feeds, None, "synthetic")
-    quality, latency = _measure(original, result, judged, metric=metric, threads=threads)
-    largest = max(judged.feeds, key=lambda feed: sum(np.asarray(a).size for a in feed.values()))
-    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    largest = judged.largest()
+    quality, latency = (None, None) if plan else _measured(original, result, judged, metric, threads, progress)
     report = Report(
-        input=replace(_facts(original, largest, path), bytes=_bytes_on_disk(original, path)),
-        output=_facts(result, largest, None),
+        input=facts(original, largest, path),
+        output=facts(result, largest, None),
         recipe=chosen.as_json(),
-        limits={"max_drop": max_drop, "max_bytes": max_bytes},
+        limits={"max_drop": max_drop, "max_bytes": max_bytes, "max_latency": max_latency},
         quality=quality,
-        latency=latency.as_json(),
+        latency=None if latency is None else latency.as_json(),
         seconds=round(time.monotonic() - started, 3),
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
         changes=tuple(first + outcome.changes),
+        notes=(*judged.notes(), *_notes(judged, latency, plan=plan)),
     )
-    _check_limits(report)
+    if not plan:
+        _check_limits(report, latency_limit)
     return Result(result, report)
+
+
+class _Unproved:
+    """Stands in for a proof where nothing is to be run."""
+
+    def problem(self, candidate: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Find nothing wrong."""
+        return None
+
+
+def _proof_feeds(model: ir.Model, session: runtime.Session, judged: Evaluation | None, *, seed: int) -> Sequence[Feed]:
+    """Return feeds to prove rewrites on: made-up ones, or the user's where nothing made up runs."""
+    try:
+        return synthetic.runnable_feeds(model, session, seed=seed, count=_PROOF_FEEDS)
+    except ModelError:
+        if judged is None:
+            raise
+        return judged.feeds[:_PROOF_FEEDS]
+
+
+def _measured(
+    original: ir.Model, result: ir.Model, judged: Evaluation, metric: str | None, threads: int, progress: Progress
+) -> tuple[dict[str, Any], runtime.Latency]:
+    """Run both models as a user would, optimizations on, and compare outputs, score and time."""
+    a = open_one(original, None, optimize=True, threads=threads)
+    b = open_one(result, None, optimize=True, threads=threads)
+    quality = measure(a, b, judged, metric=metric, progress=progress)
+    return quality, runtime.race(a, b, judged.largest())
+
+
+def _notes(judged: Evaluation, latency: runtime.Latency | None, *, plan: bool) -> list[str]:
+    if plan:
+        return ["a plan: nothing was proved, scored, timed or written"]
+    notes = []
+    if judged.source == "synthetic":
+        notes.append("compared on made-up inputs; --eval with labelled samples, or --data, would show the real quality")
+    if latency is not None and latency.ratio > _SLOWER_RATIO:
+        notes.append(f"the result is {latency.ratio:.2f} times as slow as the original")
+    return notes
 
 
 def located(report: Report, path: Path) -> Report:
@@ -159,102 +223,37 @@ def _drop_records(model: ir.Model) -> list[Change]:
     ]
 
 
-def _bytes_on_disk(model: ir.Model, path: str | None) -> int:
-    """Return the bytes of the file as it is; with external data, or without a file, what an inline one takes."""
-    inline = model_io.model_bytes(model)
-    on_disk = 0 if path is None else Path(path).stat().st_size
-    return inline if on_disk < inline // 2 else on_disk
+@dataclass(frozen=True, kw_only=True)
+class LatencyLimit:
+    """Most time of a run: milliseconds, or a factor of the original's."""
+
+    value: float
+    is_ratio: bool
+
+    @classmethod
+    def parse(cls, text: str) -> LatencyLimit:
+        """Read "0.5x" or "3ms".
+
+        Raises:
+            UsageError: it has another form or is zero.
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(x|ms)\s*", text.lower())
+        if match is None or float(match[1]) <= 0:
+            raise UsageError(f"{text!r} is no limit of latency", where="--max-latency", hint="Write it as 0.5x or 3ms")
+        return cls(value=float(match[1]), is_ratio=match[2] == "x")
+
+    def fault(self, latency: Mapping[str, Any]) -> str | None:
+        """Return by how much a report's latency is over the limit, None where it is not."""
+        measured, unit = (latency["ratio"], "x") if self.is_ratio else (latency["compressed_ms"], " ms")
+        return None if measured <= self.value else f"a run takes {measured:.3f}{unit}, more than {self.value:g}{unit}"
 
 
-def _facts(model: ir.Model, feed: Feed, path: str | None) -> ModelFacts:
-    counts = stats.count(model, feed)
-    return ModelFacts(
-        path=path,
-        bytes=model_io.model_bytes(model),
-        nodes=counts.nodes,
-        parameters=counts.parameters,
-        macs=counts.macs,
-    )
-
-
-def _measure(
-    original: ir.Model, result: ir.Model, judged: Evaluation, *, metric: str, threads: int
-) -> tuple[dict[str, Any], runtime.Latency]:
-    """Run both models as a user would, optimizations on, and compare outputs, metric and time."""
-    a = runtime.open_session(model_io.to_bytes(original), optimize=True, threads=threads)
-    b = runtime.open_session(model_io.to_bytes(result), optimize=True, threads=threads)
-    sums: dict[str, _Difference] = {}
-    scores: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for feed in judged.feeds:
-        before, after = a.run(feed), b.run(feed)
-        for name, expected in before.items():
-            if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
-                sums.setdefault(name, _Difference()).add(expected, after[name])
-        if judged.labels is not None:
-            scores[0].append(next(iter(before.values())))
-            scores[1].append(next(iter(after.values())))
-    outputs = {name: difference.as_json() for name, difference in sums.items()}
-    quality: dict[str, Any] = {"samples": len(judged.feeds), "data": judged.source, "outputs": outputs}
-    if judged.labels is None:
-        worst = min((o["cosine"] for o in outputs.values() if o["cosine"] is not None), default=None)
-        quality |= {
-            "metric": "cosine",
-            "original": 1.0,
-            "compressed": worst,
-            "drop": None if worst is None else 1.0 - worst,
-        }
-    else:
-        score = metrics.resolve_metric(metric)
-        labels = judged.labels
-        was, now = (float(score(np.concatenate(each), labels)) for each in scores)
-        quality |= {
-            "metric": metric,
-            "samples": len(labels),
-            "original": was,
-            "compressed": now,
-            "drop": was - now,
-        }
-    largest = max(judged.feeds, key=lambda feed: sum(np.asarray(x).size for x in feed.values()))
-    return quality, runtime.race(a, b, largest)
-
-
-class _Difference:
-    """Running sums of how far one output's values are from the original's."""
-
-    def __init__(self) -> None:
-        self._product = self._expected = self._got = self._error = 0.0
-        self._max_abs = 0.0
-
-    def add(self, expected: np.ndarray, got: np.ndarray) -> None:
-        """Count one pair of arrays of equal shape; elements that are not finite in both are left out."""
-        fine = np.isfinite(expected) & np.isfinite(got)
-        x, y = expected[fine].astype(np.float64), got[fine].astype(np.float64)
-        self._product += float(x @ y)
-        self._expected += float(x @ x)
-        self._got += float(y @ y)
-        self._error += float((x - y) @ (x - y))
-        self._max_abs = max(self._max_abs, float(np.abs(x - y).max(initial=0.0)))
-
-    def as_json(self) -> dict[str, float | None]:
-        """Return max_abs, cosine and sqnr_db; None where they are not defined or infinite."""
-        sqnr_db = 10 * np.log10(self._expected / self._error) if self._error and self._expected else None
-        return {
-            "max_abs": self._max_abs,
-            "cosine": metrics.cosine_of_moments(self._product, self._expected, self._got),
-            "sqnr_db": None if sqnr_db is None else float(sqnr_db),
-        }
-
-
-def _check_limits(report: Report) -> None:
+def _check_limits(report: Report, latency_limit: LatencyLimit | None) -> None:
     """Raise where a limit that the user gave is not met."""
-    limits: Mapping[str, Any] = report.limits
-    drop = (report.quality or {}).get("drop")
-    if limits["max_drop"] is not None and drop is not None and drop > limits["max_drop"]:
-        raise LimitError(f"the metric falls by {drop:.4f}, more than --max-drop {limits['max_drop']}")
-    if limits["max_bytes"] is not None and report.output.bytes > limits["max_bytes"]:
-        raise LimitError(f"the result has {report.output.bytes:,} bytes, more than {limits['max_bytes']:,}")
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    max_bytes = report.limits["max_bytes"]
+    if max_bytes is not None and report.output.bytes > max_bytes:
+        text = f"the result has {report.output.bytes:,} bytes, more than {max_bytes:,}"
+        raise LimitError(text, report=report)
+    if latency_limit is not None and report.latency and (fault := latency_limit.fault(report.latency)):
+        raise LimitError(fault, report=report)
+    check_drop(report.quality or {}, report.limits["max_drop"], report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class OnnxCompressError(Exception):
@@ -43,9 +43,13 @@ def _rebuild(kind: type[OnnxCompressError], message: str, where: str, hint: str)
 
 
 class LimitError(OnnxCompressError):
-    """A limit that the user gave was not met; nothing is written."""
+    """A limit that the user gave was not met; nothing is written. `report` says what was found."""
 
     exit_code = 1
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "", report: Any = None) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.report = report
 
 
 class UsageError(OnnxCompressError):

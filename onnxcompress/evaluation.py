@@ -1,52 +1,76 @@
-"""Labelled samples by which original and result are scored."""
+"""The samples by which original and result are judged: the user's, or made-up ones."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import data as data_module
 from .core import Feed
-from .errors import DataError
 
-LABEL_NAMES = ("label", "labels", "y")
-
-_BATCH = 50
-"""Samples run at once; accuracy does not depend on it, time and memory do."""
+if TYPE_CHECKING:
+    from .data import Layout
+    from .runtime import TensorSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How data is read: see `data.load_data`."""
+
+    layout: Layout | None = None
+    size: int | None = None
+    scale: Sequence[float] | None = None
+    mean: Sequence[float] | None = None
+    state: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Feeds to judge a model by, and one label for each sample where there are labels (integer [samples])."""
+    """Feeds to judge a model by, and their labels where there are any (one row, or several, for each feed).
+
+    `state` maps an input to the output whose value it gets from the run before.
+    """
 
     feeds: Sequence[Feed]
-    labels: np.ndarray | None
     source: str
+    labels: np.ndarray | None = None
+    state: Mapping[str, str] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
+
+    def stateful(self, last: Mapping[str, Any]) -> Iterator[Feed]:
+        """Yield the feeds with their state from `last`, where the caller leaves the outputs of each run."""
+        for feed in self.feeds:
+            yield feed | {name: last[output] for name, output in self.state.items() if output in last}
+
+    def largest(self) -> Feed:
+        """Return the feed with the most elements, the first of several."""
+        return max(self.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
+
+    def notes(self) -> list[str]:
+        """Return a line for each sample that was left out."""
+        return [f"{name} is skipped: {reason}" for name, reason in self.skipped]
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Read a `.npz` whose arrays are named after the inputs, with a leading sample axis, and a label array.
+def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions) -> Evaluation:
+    """Read samples and fit them to a model's inputs.
 
     Raises:
-        DataError: it can't be read, is empty, or its arrays differ in their number of samples.
+        DataError: they can't be read, don't fit, or none is finite.
+        UsageError: `state` names an input that there is not.
     """
-    where = str(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"can't read it as .npz: {error}", where=where, hint="Write it with numpy.savez") from error
-    labels = next((arrays.pop(name) for name in LABEL_NAMES if name in arrays), None)
-    if not arrays or any(a.ndim == 0 for a in arrays.values()):
-        raise DataError("there is no array with a sample axis in it", where=where)
-    counts = {name: len(array) for name, array in arrays.items()}
-    if labels is not None:
-        counts["labels"] = len(labels)
-    samples = next(iter(counts.values()))
-    if len(set(counts.values())) > 1 or not samples:
-        raise DataError(f"the arrays must have the same number of samples, at least one; found {counts}", where=where)
-    feeds = [{name: a[i : i + _BATCH] for name, a in arrays.items()} for i in range(0, samples, _BATCH)]
-    return Evaluation(feeds, labels, where)
+    found = data_module.load_data(
+        source,
+        specs,
+        layout=options.layout,
+        size=options.size,
+        scale=options.scale,
+        mean=options.mean,
+        state=options.state,
+    )
+    labels = None if found.labels is None else np.concatenate([np.atleast_1d(label) for label in found.labels])
+    return Evaluation(
+        feeds=found.feeds, source=found.source, labels=labels, state=found.state, skipped=tuple(found.skipped)
+    )

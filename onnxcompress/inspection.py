@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, model_io, ops, passes, runtime, stats, synthetic
+from . import evaluation, graph, model_io, ops, passes, runtime, stats, synthetic
 from .core import Action, Change, Context, Feed, Need, Pass
 from .errors import ModelError, OnnxCompressError
+from .evaluation import DataOptions
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
-
-    from .data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,8 @@ class Inspection:
 def inspect(
     source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
     *,
-    data: Dataset | Sequence[Feed] | None = None,
+    data: Any = None,
+    data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen
     seed: int = 0,
     threads: int = 1,
 ) -> Inspection:
@@ -131,19 +131,24 @@ def inspect(
 
     Args:
         source: a path, a ModelProto, an onnx_ir model or an onnx-graphsurgeon graph.
-        data: feeds that fit the model; MACs and time are those of the largest. Without them one is made up.
+        data: samples in any form that `--data` takes; MACs and time are those of the largest. Without data a
+            feed is made up.
+        data_options: how `data` is read.
         seed: of the made-up feed.
         threads: of the runtime when time is measured.
 
     Raises:
         ModelError: the model can't be read.
+        DataError: the data can't be read or does not fit.
     """
     model = model_io.load(source)
     size_bytes = model_io.model_bytes(model)
     notes: list[str] = []
-    feeds: Sequence[Feed] = () if data is None else data if isinstance(data, Sequence) else data.feeds
     session = _session(model, size_bytes, threads, notes)
-    feed = _largest(feeds) if feeds else _made_up(model, session, seed, notes)
+    judged = None
+    if data is not None and session is not None:
+        judged = evaluation.read(data, session.inputs, data_options)
+    feed = judged.largest() if judged else _made_up(model, session, seed, notes)
     shares = _Shares(model, feed)
     dropped = model_io.drop_node_records(model_io.clone(model))
     in_nodes = [t.nbytes for v, t in shares.tensors if v.producer() is not None]
@@ -171,7 +176,7 @@ def inspect(
         operators=shares.operators(),
         layers=shares.layers(),
         **_timed(model, session, feed, threads, notes),
-        passes=_tried(model, size_bytes, Context(feeds=feeds, seed=seed), notes),
+        passes=_tried(model, size_bytes, Context(feeds=judged.feeds if judged else (), seed=seed), notes),
         notes=(*notes, *shares.notes),
     )
 
@@ -189,15 +194,11 @@ def _session(model: ir.Model, size_bytes: int, threads: int, notes: list[str]) -
         return None
 
 
-def _largest(feeds: Sequence[Feed]) -> Feed:
-    return max(feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
-
-
 def _made_up(model: ir.Model, session: runtime.Session | None, seed: int, notes: list[str]) -> Feed:
     """Return a feed for a model without data: one that runs, else one that only has the right shapes."""
     if session is not None:
         try:
-            return _largest(synthetic.runnable_feeds(model, session, seed=seed, count=1))
+            return synthetic.runnable_feeds(model, session, seed=seed, count=1)[0]
         except ModelError as error:
             notes.append(f"no feed was found that it runs: {error.message}")
     return synthetic.synthetic_feeds(model, seed=seed, sizes=(8,))[0]

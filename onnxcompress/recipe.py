@@ -110,7 +110,7 @@ class Recipe:
     @property
     def lossless(self) -> bool:
         """True when no pass changes what the model computes beyond float tolerance."""
-        return all(p.lossless for p in self.passes)
+        return all(p.lossless or _is_idle(p) for p in self.passes)
 
     @property
     def needs_data(self) -> bool:
@@ -136,6 +136,12 @@ def shipped() -> dict[str, str]:
 def options_of(one: Pass) -> dict[str, Any]:
     """Return the options of a pass with their values."""
     return {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}  # type: ignore[arg-type]
+
+
+def _is_idle(one: Pass) -> bool:
+    """Say whether a pass waits for an option that only the command line gives: without it, it does nothing."""
+    wanted: frozenset[str] = getattr(one, "command_line_only", frozenset())
+    return bool(wanted) and all(getattr(one, name) is None for name in wanted)
 
 
 def _read(path: Path) -> str:

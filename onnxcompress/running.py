@@ -6,47 +6,22 @@ model, Dataset --run--> output name -> one array, or one per sample where shapes
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import atomic, model_io, runtime
-from .core import Feed
+from . import atomic, runtime
 from .errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from .data import Dataset
-
-_ONE_MESSAGE_BYTES = 2**31 - 1
-
-
-def open_model(path: str | os.PathLike[str], *, optimize: bool = True, threads: int = 1) -> runtime.Session:
-    """Load a model file in onnxruntime, after the checks that every file of ours passes.
-
-    Raises:
-        ModelError: it is no model, refers to data outside its folder, or the runtime can't load it.
-    """
-    model = model_io.load(path)
-    small = model_io.model_bytes(model) <= _ONE_MESSAGE_BYTES
-    try:
-        source = model_io.to_bytes(model) if small else Path(path)
-        return runtime.open_session(source, optimize=optimize, threads=threads)
-    except ModelError as error:
-        raise ModelError(error.message, where=error.where or os.fspath(path), hint=error.hint) from error
-
-
-def with_state(feeds: Iterable[Feed], state: Mapping[str, str], last: Mapping[str, Any]) -> Iterator[Feed]:
-    """Yield feeds whose state inputs hold what the run before gave; `last` is where the caller leaves its outputs."""
-    for feed in feeds:
-        yield feed | {name: last[output] for name, output in state.items() if output in last}
+    from .evaluation import Evaluation
 
 
 def run_model(
     session: runtime.Session,
-    data: Dataset,
+    data: Evaluation,
     *,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
 ) -> dict[str, np.ndarray]:
@@ -67,11 +42,12 @@ def run_model(
             )
     collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
     last: dict[str, Any] = {}
-    for index, feed in enumerate(with_state(progress("Running", data.feeds), data.state, last)):
+    feeds = data.stateful(last)
+    for index in progress("Running", range(len(data.feeds))):
         try:
-            last.update(session.run(feed))
+            last.update(session.run(next(feeds)))
         except ModelError as error:
-            raise ModelError(error.message, where=data.names[index] if data.names else f"sample {index}") from error
+            raise ModelError(error.message, where=f"{data.source}, sample {index}") from error
         for name in names:
             if not isinstance(last[name], np.ndarray):
                 raise ModelError(

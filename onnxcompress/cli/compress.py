@@ -24,13 +24,27 @@ def compress(
         typer.Option("--output", "-o", help="Default: MODEL-compressed.onnx beside the input.", show_default=False),
     ] = None,
     recipe: Annotated[str, typer.Option(help="A shipped recipe (`onnxcompress recipes`) or a .toml file.")] = "auto",
+    data: options.Data = None,
     evaluation: options.Evaluation = None,
     metric: options.Metric = None,
     max_drop: options.MaxDrop = None,
     max_bytes: Annotated[str | None, typer.Option(help="Most bytes of the result: 5MB, 500KB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Most time of a run: 0.5x of the original's, or 3ms.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Lossy passes touch only these nodes: a name or op:Type. Repeatable."),
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Lossy passes leave these nodes alone. Repeatable.")
+    ] = None,
+    layout: options.LayoutOption = None,
+    size: options.Size = None,
+    scale: options.Scale = None,
+    mean: options.Mean = None,
+    state: options.State = None,
     seed: options.Seed = 0,
     threads: options.Threads = 1,
     external_data: Annotated[
@@ -39,6 +53,7 @@ def compress(
     keep_node_metadata: Annotated[
         bool, typer.Option("--keep-node-metadata", help="Keep what the exporter wrote beside nodes.")
     ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; prove and write nothing.")] = False,
     json_file: options.Json = None,
     force: options.Force = False,
     verbose: options.Verbose = False,
@@ -49,42 +64,49 @@ def compress(
 
     target = output or model.with_name(f"{model.stem}-compressed.onnx")
     report_path = console.json_path(json_file)
-    _check_places(model, target, report_path, force=force)
+    _check_places(model, None if plan else target, report_path, force=force)
     byte_limit = None if max_bytes is None else options.parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
     from ..compression import compress as run_compress
     from ..compression import located
-    from ..evaluation import read_evaluation
+    from .samples import data_options
 
     try:
         result = run_compress(
             model,
             recipe=recipe,
-            evaluation=None if evaluation is None else read_evaluation(Path(evaluation)),
-            metric=metric or "top1",
+            data=data,
+            eval_data=evaluation,
+            metric=metric,
             max_drop=max_drop,
             settings=settings or (),
+            only=only or (),
+            skip=skip or (),
             max_bytes=byte_limit,
+            max_latency=max_latency,
             seed=seed,
             threads=threads,
             keep_node_metadata=keep_node_metadata,
+            data_options=data_options(layout, size, scale, mean, state),
+            plan=plan,
+            progress=console.progress(quiet=quiet),
         )
     except LimitError as error:
-        missed: Report | None = getattr(error, "report", None)
-        if missed is not None:
-            _publish(missed, json_file, report_path, verbose=verbose, quiet=quiet)
+        _publish(error.report, json_file, report_path, verbose=verbose, quiet=quiet)
         raise
-    report = located(result.report, result.save(target, force=force, external_data=external_data.value))
+    report = result.report
+    if not plan:
+        report = located(report, result.save(target, force=force, external_data=external_data.value))
     _publish(report, json_file, report_path, verbose=verbose, quiet=quiet)
 
 
-def _check_places(model: Path, target: Path, report: Path | None, *, force: bool) -> None:
+def _check_places(model: Path, target: Path | None, report: Path | None, *, force: bool) -> None:
     """Find out before the work starts that a file can't be written after it."""
     from .. import atomic
 
-    if not force and target.exists() and model.exists() and target.samefile(model):
+    if not force and target is not None and target.exists() and model.exists() and target.samefile(model):
         raise UsageError("is the input itself", where=str(target), hint="Give another -o, or --force to replace it")
-    if report is not None and report.absolute() in (target.absolute(), model.absolute()):
+    if report is not None and report.absolute() in [path.absolute() for path in (target, model) if path]:
         raise UsageError("--json names the same file as the model", where=str(report), hint="Give it another name")
     for path in (target, report):
         if path is not None:

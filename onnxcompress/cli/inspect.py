@@ -29,15 +29,10 @@ def inspect(
     options.check_file(path, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
     from .. import inspection
+    from .samples import data_options
 
-    samples = None
-    if data is not None:
-        from .. import running
-        from .samples import load
-
-        session = running.open_model(model, optimize=False)
-        samples = load(data, session, layout=layout, size=size, scale=scale, mean=mean, state=state)
-    found = inspection.inspect(model, data=samples, seed=seed, threads=threads)
+    options_of_data = data_options(layout, size, scale, mean, state)
+    found = inspection.inspect(model, data=data, data_options=options_of_data, seed=seed, threads=threads)
     if path is not None:
         console.write_json(path, found.as_json())
     if json_file == "-":

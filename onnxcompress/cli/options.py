@@ -20,14 +20,6 @@ class Placement(enum.StrEnum):
     NEVER = "never"
 
 
-class Verify(enum.StrEnum):
-    """How a result is proved."""
-
-    AUTO = "auto"
-    FULL = "full"
-    REGIONS = "regions"
-
-
 class Layout(enum.StrEnum):
     """Order of the axes of images."""
 
@@ -96,18 +88,6 @@ def parse_bytes(text: str) -> int:
     if count < 1:
         raise UsageError(f"{text!r} leaves no byte", where="--max-bytes")
     return count
-
-
-def check_latency(text: str) -> str:
-    """Return a latency limit ("0.5x" of the original, "3ms") in its plain form.
-
-    Raises:
-        UsageError: it has another form or is zero.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(x|ms)\s*", text.lower())
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is no limit of latency", where="--max-latency", hint="Write it as 0.5x or 3ms")
-    return f"{match[1]}{match[2]}"
 
 
 def check_file(path: Path | None, *, force: bool) -> None:

@@ -45,13 +45,13 @@ def run(
 
     options.check_file(output, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import running
-    from .samples import load
+    from .. import comparison, evaluation, model_io, running
+    from .samples import data_options
 
-    session = running.open_model(model, threads=threads)
-    samples = load(data, session, layout=layout, size=size, scale=scale, mean=mean, state=state)
-    for name, reason in samples.skipped:
-        console.warn(f"{name} is skipped: {reason}")
+    session = comparison.open_one(model_io.load(model), model, optimize=True, threads=threads)
+    samples = evaluation.read(data, session.inputs, data_options(layout, size, scale, mean, state))
+    for note in samples.notes():
+        console.warn(note)
     arrays = running.run_model(session, samples, progress=console.progress(quiet=quiet))
     if output is not None:
         running.write_npz(output, arrays)

@@ -1,4 +1,4 @@
-"""Data options as a user types them, turned into a dataset that fits a model."""
+"""Data options as a user types them, turned into what the library takes."""
 
 from __future__ import annotations
 
@@ -7,31 +7,21 @@ from typing import TYPE_CHECKING
 from .options import Layout
 
 if TYPE_CHECKING:
-    from ..data import Dataset
-    from ..runtime import Session
+    from ..evaluation import DataOptions
 
 
-def load(
-    spec: str,
-    session: Session,
-    *,
-    layout: Layout | None,
-    size: int | None,
-    scale: str | None,
-    mean: str | None,
-    state: list[str] | None,
-) -> Dataset:
-    """Return the samples that `--data` or `--eval` names.
+def data_options(
+    layout: Layout | None, size: int | None, scale: str | None, mean: str | None, state: list[str] | None
+) -> DataOptions:
+    """Return how data is to be read.
 
     Raises:
-        DataError: they can't be read, or don't fit the model's inputs.
         UsageError: an option has another form.
     """
     from .. import data
+    from ..evaluation import DataOptions
 
-    return data.load_data(
-        spec,
-        session.inputs,
+    return DataOptions(
         layout=None if layout is None else layout.value,
         size=size,
         scale=None if scale is None else data.parse_numbers(scale),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -39,7 +39,20 @@ def renderables(report: Report, *, every_change: bool) -> list[RenderableType]:
 def figures(report: Report) -> Table:
     """Return the table of the model before and after."""
     table = grid("", "before", "after", "ratio", title=_title(report.input), numbers=(1, 2, 3))
-    before, after = report.input, report.output
+    add_figures(table, report.input, report.output, report.quality, report.latency)
+    if report.output.path:
+        table.caption = Text(f"written to {one_line(report.output.path)}", no_wrap=True, overflow="ignore")
+    return table
+
+
+def add_figures(
+    table: Table,
+    before: ModelFacts,
+    after: ModelFacts,
+    quality: Mapping[str, Any] | None,
+    latency: Mapping[str, Any] | None,
+) -> None:
+    """Add a row for each figure of two models; what was not measured gets none."""
     for title, was, now in (
         ("file, bytes", before.bytes, after.bytes),
         ("nodes", before.nodes, after.nodes),
@@ -47,18 +60,13 @@ def figures(report: Report) -> Table:
         ("MACs", before.macs, after.macs),
     ):
         table.add_row(title, number(was), number(now), f"{now / was:.3f}" if was and now is not None else "")
-    if report.latency:
-        spent = report.latency
-        title = f"latency, ms ({_counted(spent['threads'], 'thread')})"
-        table.add_row(title, *(f"{spent[key]:.3f}" for key in ("original_ms", "compressed_ms", "ratio")))
-    if report.quality:
-        quality = report.quality
+    if latency:
+        title = f"latency, ms ({_counted(latency['threads'], 'thread')})"
+        table.add_row(title, *(f"{latency[key]:.3f}" for key in ("original_ms", "compressed_ms", "ratio")))
+    if quality:
         title = f"{quality['metric']} ({_counted(quality['samples'], 'sample')})"
-        drop = "" if quality["drop"] is None else f"drop {quality['drop']:.4f}"
+        drop = "" if quality["drop"] is None else f"drop {small(quality['drop'])}"
         table.add_row(cell(title), _score(quality["original"]), _score(quality["compressed"]), drop)
-    if report.output.path:
-        table.caption = Text(f"written to {one_line(report.output.path)}", no_wrap=True, overflow="ignore")
-    return table
 
 
 def applied(report: Report) -> Table | None:
@@ -129,6 +137,11 @@ def cell(text: object) -> Text:
 def number(value: int | None) -> str:
     """Return a whole number with separators."""
     return "unknown" if value is None else f"{value:,}"
+
+
+def small(value: float) -> str:
+    """Return a difference with four decimals, or two digits where those would all be zero."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.0005 else f"{value:.2g}"
 
 
 def kind(reason: str) -> str:

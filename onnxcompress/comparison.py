@@ -1,0 +1,283 @@
+"""Two models side by side: size, outputs, score and speed.
+
+original, other --run on the same feeds--> differences, scores --race--> Comparison
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import evaluation, metrics, model_io, runtime, stats, synthetic, validate
+from .core import Feed
+from .errors import DataError, LimitError, ModelError, UsageError
+from .evaluation import DataOptions, Evaluation
+from .report import ModelFacts
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
+
+LARGEST_BYTES = 2**31 - 1
+"""What onnxruntime can be given in one piece."""
+
+_EQUALITY_FEEDS = 4
+"""Feeds on which equality is tested, with the runtime's optimizations off."""
+_SYNTHETIC_FEEDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` found; `difference` says where outputs differ beyond rounding, None where nowhere."""
+
+    original: ModelFacts
+    compressed: ModelFacts
+    difference: str | None
+    quality: Mapping[str, Any]
+    latency: Mapping[str, Any]
+    limits: Mapping[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the comparison as JSON-serialisable values."""
+        return {
+            "schema": 1,
+            "original": self.original.as_json(),
+            "compressed": self.compressed.as_json(),
+            "equal": self.difference is None,
+            "difference": self.difference,
+            "limits": dict(self.limits),
+            "quality": dict(self.quality),
+            "latency": dict(self.latency),
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    original: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    other: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    *,
+    data: Any = None,
+    eval_data: Any = None,
+    metric: str | None = None,
+    max_drop: float | None = None,
+    data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    seed: int = 0,
+    threads: int = 1,
+    progress: Progress = lambda _, items: iter(items),
+) -> Comparison:
+    """Run two models with the same inputs on the same feeds and say how they differ.
+
+    Args:
+        original: the model that is right by definition.
+        other: the model that is compared with it.
+        data: feeds for both; without any, made-up ones.
+        eval_data: feeds with labels, by which both are scored (default: `data`).
+        metric: `top1`, `top5`, `cosine`, `agreement`, or `module:function(outputs, labels)`; by default `top1`
+            with labels and `cosine` without.
+        max_drop: most that the metric may fall, absolute.
+        data_options: how data is read.
+        seed: of made-up feeds.
+        threads: of the runtime when it is timed.
+        progress: wraps the loop over feeds.
+
+    Raises:
+        ModelError: a model can't be read or run, or their inputs or outputs have different names.
+        DataError: the data does not fit.
+        LimitError: the metric falls by more than `max_drop`; its `report` is the comparison.
+    """
+    a, b = model_io.load(original), model_io.load(other)
+    plain_a, plain_b = open_one(a, original, optimize=False), open_one(b, other, optimize=False)
+    _check_interface(plain_a, plain_b)
+    source = eval_data if eval_data is not None else data
+    if source is None:
+        feeds = synthetic.runnable_feeds(a, plain_a, seed=seed, count=_SYNTHETIC_FEEDS)
+        judged = Evaluation(feeds=feeds, source="synthetic")
+    else:
+        judged = evaluation.read(source, plain_a.inputs, data_options)
+    difference = next(
+        (
+            fault
+            for feed in judged.feeds[:_EQUALITY_FEEDS]
+            if (fault := validate.mismatch(plain_a.run(feed), plain_b.run(feed)))
+        ),
+        None,
+    )
+    fast_a = open_one(a, original, optimize=True, threads=threads)
+    fast_b = open_one(b, other, optimize=True, threads=threads)
+    quality = measure(fast_a, fast_b, judged, metric=metric, progress=progress)
+    largest = judged.largest()
+    result = Comparison(
+        original=facts(a, largest, path_of(original)),
+        compressed=facts(b, largest, path_of(other)),
+        difference=difference,
+        quality=quality,
+        latency=runtime.race(fast_a, fast_b, largest).as_json(),
+        limits={"max_drop": max_drop},
+        notes=tuple(judged.notes()),
+    )
+    check_drop(quality, max_drop, result)
+    return result
+
+
+def path_of(source: object) -> str | None:
+    """Return the path of a source that is one."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+
+
+def open_one(model: ir.Model, source: object, *, optimize: bool, threads: int = 1) -> runtime.Session:
+    """Load a model in the runtime: from memory, or from its file where it is over 2 GiB."""
+    path = path_of(source)
+    if path is not None and model_io.model_bytes(model) > LARGEST_BYTES:
+        return runtime.open_session(Path(path), optimize=optimize, threads=threads)
+    try:
+        return runtime.open_session(model_io.to_bytes(model), optimize=optimize, threads=threads)
+    except ModelError as error:
+        raise ModelError(error.message, where=error.where or path or "", hint=error.hint) from error
+
+
+def facts(model: ir.Model, feed: Feed, path: str | None) -> ModelFacts:
+    """Return the figures of a model at the shapes of a feed; bytes are those of its file, external data included."""
+    counts = stats.count(model, feed)
+    found = ModelFacts(
+        path=path,
+        bytes=model_io.model_bytes(model),
+        nodes=counts.nodes,
+        parameters=counts.parameters,
+        macs=counts.macs,
+    )
+    on_disk = 0 if path is None else Path(path).stat().st_size
+    return replace(found, bytes=on_disk) if on_disk >= found.bytes // 2 else found
+
+
+def check_drop(quality: Mapping[str, Any], max_drop: float | None, report: object) -> None:
+    """Raise LimitError, with the report, where the metric falls by more than it may."""
+    drop = quality.get("drop")
+    if max_drop is not None and drop is not None and drop > max_drop:
+        text = f"{quality['metric']} falls by {drop:.4g}, more than --max-drop {max_drop:g} allows"
+        raise LimitError(text, report=report)
+
+
+def measure(
+    original: runtime.Session,
+    other: runtime.Session,
+    judged: Evaluation,
+    *,
+    metric: str | None = None,
+    progress: Progress = lambda _, items: iter(items),
+) -> dict[str, Any]:
+    """Run both models as a user would, each with its own state, and compare outputs and score.
+
+    Returns:
+        the report's `quality` object; `original` and `compressed` are None where no output can be scored.
+
+    Raises:
+        ModelError: a model can't run a feed, or gives another kind of output than the original.
+        UsageError: the metric needs labels and there are none.
+    """
+    name = metric or ("top1" if judged.labels is not None else "cosine")
+    score = metrics.resolve_metric(name)
+    if metrics.needs_labels(name) and judged.labels is None:
+        hint = "Give --eval data with an array named label, labels or y"
+        raise UsageError(f"metric {name!r} needs labels, and the data has none", hint=hint)
+    differences: dict[str, _Difference] = {}
+    collected: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    keeps = name != "cosine"
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    count = len(judged.feeds)
+    pairs = zip(judged.stateful(before), judged.stateful(after), strict=True)
+    for _ in progress("Comparing", range(count)):
+        feed_a, feed_b = next(pairs)
+        before.update(original.run(feed_a))
+        after.update(other.run(feed_b))
+        for output, expected in before.items():
+            if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+                differences.setdefault(output, _Difference(output)).add(expected, after[output])
+        if keeps:
+            collected[0].append(dict(before))
+            collected[1].append(dict(after))
+    outputs = {output: difference.as_json() for output, difference in differences.items()}
+    samples = count if judged.labels is None else len(judged.labels)
+    quality: dict[str, Any] = {"metric": name, "samples": samples, "data": judged.source, "outputs": outputs}
+    if not keeps:
+        scored = {k: v for k, v in outputs.items() if k not in judged.state.values()}
+        worst = min((o["cosine"] for o in scored.values() if o["cosine"] is not None), default=None)
+        was: float | None = None if worst is None else 1.0
+        return quality | {"original": was, "compressed": worst, "drop": None if worst is None else 1.0 - worst}
+    named = ":" in name
+    was_all, now_all = (_scorable(each, whole=named) for each in collected)
+    truth = judged.labels if metrics.needs_labels(name) else was_all
+    was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
+    return quality | {"original": was, "compressed": now, "drop": was - now}
+
+
+def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:
+    """Return the first output over all samples; for a function of the user's all outputs, where there are several."""
+    joined = {name: np.concatenate([np.atleast_1d(run[name]) for run in runs]) for name in runs[0]}
+    return joined if whole and len(joined) > 1 else next(iter(joined.values()))
+
+
+def _scored(score: metrics.Metric, outputs: Any, truth: Any, name: str) -> float:
+    try:
+        return float(score(outputs, truth))
+    except Exception as error:  # the user's own function may raise anything
+        text = " ".join(str(error).split())
+        hint = "Labels and outputs have to fit each other"
+        raise DataError(f"metric {name!r} failed: {type(error).__name__}: {text}", hint=hint) from error
+
+
+def _check_interface(a: runtime.Session, b: runtime.Session) -> None:
+    for kind, ours, theirs in (("inputs", a.inputs, b.inputs), ("outputs", a.outputs, b.outputs)):
+        names, others = [spec.name for spec in ours], [spec.name for spec in theirs]
+        if sorted(names) != sorted(others):
+            raise ModelError(
+                f"the {kind} are {', '.join(names)} in the first and {', '.join(others)} in the second model"
+            )
+
+
+class _Difference:
+    """Running sums of how far one output's values are from the original's."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._product = self._expected = self._got = self._error = 0.0
+        self._max_abs = 0.0
+        self._not_finite = [0, 0]
+
+    def add(self, expected: np.ndarray, got: Any) -> None:
+        """Count one pair of arrays; elements that are not finite in both are counted and left out.
+
+        Raises:
+            ModelError: the second is no array of the same shape.
+        """
+        if not isinstance(got, np.ndarray) or got.shape != expected.shape:
+            shape = list(got.shape) if isinstance(got, np.ndarray) else type(got).__name__
+            raise ModelError(f"output {self._name!r} is {list(expected.shape)} of one and {shape} of the other model")
+        finite = np.isfinite(expected), np.isfinite(got)
+        self._not_finite = [n + int(f.size - f.sum()) for n, f in zip(self._not_finite, finite, strict=True)]
+        fine = finite[0] & finite[1]
+        x, y = expected[fine].astype(np.float64), got[fine].astype(np.float64)
+        self._product += float(x @ y)
+        self._expected += float(x @ x)
+        self._got += float(y @ y)
+        self._error += float((x - y) @ (x - y))
+        self._max_abs = max(self._max_abs, float(np.abs(x - y).max(initial=0.0)))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return max_abs, cosine and sqnr_db (None where they are not defined or infinite) and what was not finite."""
+        sqnr_db = 10 * np.log10(self._expected / self._error) if self._error and self._expected else None
+        return {
+            "max_abs": self._max_abs,
+            "cosine": metrics.cosine_of_moments(self._product, self._expected, self._got),
+            "sqnr_db": None if sqnr_db is None else float(sqnr_db),
+            "not_finite": self._not_finite,
+        }
