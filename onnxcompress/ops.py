@@ -83,6 +83,13 @@ def is_generator(node: ir.Node) -> bool:
     return node.domain in graph.STANDARD_DOMAINS and node.op_type in GENERATORS
 
 
+def moves_data(node: ir.Node, port: int) -> bool:
+    """Say whether the node only rearranges, cuts or joins what it reads through `port`."""
+    if node.domain not in graph.STANDARD_DOMAINS:
+        return False
+    return node.op_type == "Concat" or (node.op_type in DATA_MOVEMENT and port == 0)
+
+
 ShapeOf = Callable[["ir.Value"], Dims | None]
 
 
@@ -285,6 +292,11 @@ NONDETERMINISTIC = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 """Operators of the standard domain that draw random numbers."""
+
+DATA_MOVEMENT = frozenset(
+    {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators of the standard domain that hand their first input on, every element unchanged (Concat: all inputs)."""
 
 GENERATORS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Range", "Tile"})
 """Operators of the standard domain whose output can be far bigger than everything they read."""

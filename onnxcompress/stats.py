@@ -79,22 +79,32 @@ def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
 
 
 def _is_scale(value: ir.Value) -> bool:
-    """Say whether a constant only scales quantized weights (as the rows of a table are, by Gather, Cast and Mul)."""
+    """Say whether a constant only scales or shifts quantized weights, all of them or the rows that are looked up."""
     readers = value.uses()
     return bool(readers) and all(
         (use.idx > 0 and graph.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
-        or (use.idx == 0 and graph.is_op(use.node, "Gather") and _scales_rows(use.node.outputs[0]))
+        or _multiplies_integers(use.node, value)
+        or (use.idx == 0 and graph.is_op(use.node, "Gather") and _only_multiplies_integers(use.node.outputs[0]))
         for use in readers
     )
 
 
-def _scales_rows(looked_up: ir.Value) -> bool:
-    product = graph.sole_consumer(looked_up)
-    if product is None or not graph.is_op(product, "Mul"):
+def _only_multiplies_integers(value: ir.Value) -> bool:
+    consumer = graph.sole_consumer(value)
+    return consumer is not None and _multiplies_integers(consumer, value)
+
+
+def _multiplies_integers(node: ir.Node, factor: ir.Value) -> bool:
+    """Say whether a node is a Mul of `factor` by integer weights, or rows of them, that a Cast made floats."""
+    if not graph.is_op(node, "Mul"):
         return False
-    cast = next((v.producer() for v in product.inputs if v is not None and v is not looked_up), None)
+    cast = next((v.producer() for v in node.inputs if v is not None and v is not factor), None)
     source = cast.inputs[0] if cast is not None and graph.is_op(cast, "Cast") else None
-    return source is not None and source.dtype in _INTEGERS
+    lookup = source.producer() if source is not None else None
+    if lookup is not None and graph.is_op(lookup, "Gather"):
+        source = lookup.inputs[0]
+    tensor = graph.constant_tensor(source)
+    return tensor is not None and tensor.dtype in _INTEGERS
 
 
 def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str, Dims]:

@@ -131,7 +131,8 @@ def scale_and_zero_point(
     wide_low, wide_high = low.astype(np.float64), high.astype(np.float64)
     span = np.maximum(-wide_low, wide_high) if grid.symmetric else wide_high - wide_low
     exact = span / (grid.high if grid.symmetric else grid.high - grid.low)
-    scale = exact.astype(dtype)
+    with np.errstate(over="ignore"):
+        scale = exact.astype(dtype)
     scale = np.where(scale < exact, np.nextafter(scale, np.asarray(np.inf, dtype)), scale).astype(dtype)
     if not np.isfinite(scale).all():
         raise ValueError(f"a range of {span.max():g} needs a scale beyond {np.dtype(dtype).name}")

@@ -1,16 +1,17 @@
 """Weights become int8 and are turned back into floats where they are read; the arithmetic stays float.
 
-For a matrix product, convolution or recurrent layer, one scale for each output channel:
+For a matrix product, convolution or recurrent layer, one scale for each output channel, in one of two forms. The
+target's facts say which is the faster one; the second also suits opsets without scales by channel.
 
     Op(x, w)         ->  Op(x, DequantizeLinear(w_int8, w_scale, axis))
+    Op(x, w)         ->  Op(x, Mul(Cast(w_int8), w_scale))
 
 For a table, one scale for each row, and only the rows that are looked up become floats:
 
     Gather(w, ids)   ->  Mul(Cast(Gather(w_int8, ids)), Gather(w_scale, ids))
 
 Matrices are stored [in, out], since runtimes have fast kernels for that: Gemm loses its transB. A weight is stored
-once however many read it: an embedding that is tied to the output layer is stored [width, vocabulary], looked up
-along its second axis, and has one scale for each word, which suits both.
+once however many read it, with the scales of the first reader that is not a table.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io, schemes, shapes, targets
+from .. import graph, model_io, schemes, targets
 from ..core import Action, Change, Context, Need
 from ..errors import ModelError
 from ..weight_rounding import Rounding, round_weight
 from .weight_readers import Reader, readers
 
+_MULTIPLY_OPSET = 7
+"""From here on Mul broadcasts as numpy does."""
 _DEQUANTIZE_OPSET = 10
 _CHANNEL_OPSET = 13
 _FLOAT16_OPSET = 19
@@ -39,19 +42,35 @@ _NODE_BYTES = 100
 _UNSUPPORTED = {ir.DataType.DOUBLE: "float64", ir.DataType.BFLOAT16: "bfloat16"}
 
 
-@plain_dataclass(frozen=True)
+@plain_dataclass(frozen=True, kw_only=True)
 class _Site:
-    """A constant that nodes read as their weight; `transposed` is how it is to be stored, `axis` its scales' axis."""
+    """A constant that nodes read as their weight, and how it is to be stored.
+
+    Args:
+        value: the constant.
+        tensor: its data.
+        readers: who reads it.
+        axis: the axis of the constant that scales belong to, None for one scale.
+        home: the graph that the integers and what is made of them go to.
+        is_product: it is the right-hand matrix of products and nothing else, all of them in `home`.
+        transposed: it is stored transposed, which is how all its readers, products, want it.
+    """
 
     value: ir.Value
     tensor: ir.TensorProtocol
     readers: tuple[Reader, ...]
-    transposed: bool
     axis: int | None
+    home: ir.Graph
+    is_product: bool
+    transposed: bool
 
     @property
     def name(self) -> str:
         return self.value.name or "?"
+
+    @property
+    def rank(self) -> int:
+        return len(graph.dims(self.tensor))
 
     @property
     def tables(self) -> list[Reader]:
@@ -61,12 +80,18 @@ class _Site:
     def others(self) -> list[Reader]:
         return [r for r in self.readers if not r.weight.is_table]
 
-    @property
-    def least_opset(self) -> int:
-        """The opset that writing it needs with a scale for each channel."""
+    def fact(self, target: str) -> targets.WeightOnly:
+        """Return what is known of such a weight on a target."""
         if not self.others:
-            return 1
-        return _FLOAT16_OPSET if self.tensor.dtype == ir.DataType.FLOAT16 else _CHANNEL_OPSET
+            return targets.weight_only(target, "lookup")
+        return targets.weight_only(target, "product" if self.is_product else "other")
+
+    @property
+    def dequantize_opset(self) -> int:
+        """The opset from which on DequantizeLinear can write it."""
+        if self.tensor.dtype == ir.DataType.FLOAT16:
+            return _FLOAT16_OPSET
+        return _DEQUANTIZE_OPSET if self.axis is None else _CHANNEL_OPSET
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -79,13 +104,14 @@ class Decision:
     bytes_after: int
     site: _Site | None = None
     rounding: Rounding | None = None
+    form: targets.WeightForm = "dequantize"
 
     @property
     def predicted_loss(self) -> float:
         """Noise to signal of the weight: that of the layer's output where inputs are uncorrelated."""
         if self.rounding is None:
-            return np.inf
-        return self.rounding.noise / max(self.rounding.signal, np.finfo(float).tiny)
+            return float("inf")
+        return self.rounding.noise / max(self.rounding.signal, float(np.finfo(float).tiny))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +124,11 @@ class QuantizeWeights:
 
     scheme: Annotated[str, AfterValidator(schemes.checked)] = "int8/channel/sym"
     """type/group/symmetry: int8/channel/sym, or int8/tensor/sym for runtimes without scales by channel."""
-    min_elements: Annotated[int, Field(ge=1)] = 1024
-    """Smaller weights stay as they are: each costs a node at each run."""
+    min_elements: Annotated[int, Field(ge=1)] = 256
+    """Smaller weights stay as they are; so do those that would not become smaller, their scales and nodes counted."""
+    form: Literal["auto", "multiply", "dequantize"] = "auto"
+    """How weights become float again. multiply: Cast and Mul, exactly the int8 weights, folded at load by runtimes.
+    dequantize: DequantizeLinear, which runtimes may replace by int8 kernels. auto: what is best on the target."""
     clip: Literal["none", "mse"] = "none"
     """mse: clip the largest weights of a channel where that lowers the squared error."""
 
@@ -140,7 +169,6 @@ class QuantizeWeights:
     def _sites(self, model: ir.Model, context: Context) -> Iterator[tuple[_Site, str]]:
         """Yield every float constant that a node reads as its weight, with the reason for leaving it alone or ""."""
         channelwise = schemes.parse(self.scheme).group == "channel"
-        scene = _Scene(model)
         for value in _constants(model):
             tensor = graph.constant_tensor(value)
             if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16 or not tensor.size:
@@ -148,28 +176,32 @@ class QuantizeWeights:
             found, others = readers(value)
             if not found:
                 continue
-            site = _site(scene, value, tensor, found, channelwise=channelwise)
-            left_out = [graph.label(r.node) for r in found if not context.selects(r.node)]
+            site = _site(value, tensor, found, channelwise=channelwise)
+            users = [node for r in found for node in r.users]
+            left_out = [graph.label(node) for node in users if not context.selects(node)]
             if tensor.dtype in _UNSUPPORTED:
                 yield site, f"{_UNSUPPORTED[tensor.dtype]} weights can't be dequantized to their type"
             elif others:
                 yield site, f"also read by {_listed(others)}, which would see rounded values"
             elif left_out:
-                shared = "" if len(left_out) == len(found) else f" for {_listed(left_out)}, which reads it too"
+                shared = "" if len(left_out) == len(users) else f" for {_listed(left_out)}, which reads it too"
                 yield site, f"left out by --only/--skip{shared}"
-            elif site.tables and site.others and len(graph.dims(tensor)) != 2:
+            elif site.tables and site.others and site.rank != 2:
                 yield site, "read both as a table and as a weight, and not a matrix"
             else:
                 yield site, ""
 
     def _needed_opset(self, model: ir.Model, context: Context) -> int:
+        """Return the opset that the target's favourite form needs for float32; float16 has the other form."""
         wanted = [
-            site.least_opset
+            site.dequantize_opset
             for site, refusal in self._sites(model, context)
-            if not refusal and site.tensor.size >= self.min_elements
+            if not refusal
+            and site.tensor.size >= self.min_elements
+            and site.tensor.dtype == ir.DataType.FLOAT
+            and site.others
+            and self._form(site, context) == "dequantize"
         ]
-        if schemes.parse(self.scheme).group == "tensor":
-            wanted = [_DEQUANTIZE_OPSET if opset == _CHANNEL_OPSET else opset for opset in wanted]
         return max(wanted, default=0)
 
     def _raise_opset(self, model: ir.Model, context: Context) -> list[Change]:
@@ -187,40 +219,41 @@ class QuantizeWeights:
 
     def _round(self, site: _Site, context: Context, opset: int) -> Decision:
         """Choose the scales of a weight and measure the error; refuse where it can't be written or saves nothing."""
-        axis = site.axis
-        if opset < site.least_opset:
-            if opset < _DEQUANTIZE_OPSET or site.tensor.dtype == ir.DataType.FLOAT16:
-                return _refusal(site, f"needs opset {site.least_opset}, the model has {opset}")
-            axis = None
-        scales = 1 if axis is None else graph.dims(site.tensor)[axis]
-        new_nodes = 2 + sum(3 if r.weight.is_table else 1 for r in site.readers)
+        if opset < _MULTIPLY_OPSET:
+            return _refusal(site, f"needs opset {_MULTIPLY_OPSET}, the model has {opset}")
+        fact = site.fact(context.target)
+        form = "multiply" if opset < site.dequantize_opset else self._form(site, context)
+        scales = 1 if site.axis is None else graph.dims(site.tensor)[site.axis]
+        new_nodes = 2 + sum(3 if r.weight.is_table else 1 for r in site.readers) + (form == "multiply")
         before = site.tensor.nbytes
-        after = (
-            site.tensor.size + scales * site.tensor.dtype.bitwidth // 8 + new_nodes * (_NODE_BYTES + 2 * len(site.name))
-        )
+        added = scales * site.tensor.dtype.bitwidth // 8 + new_nodes * (_NODE_BYTES + 2 * len(site.name))
+        after = site.tensor.size + added
         if after >= before:
             return _refusal(site, f"would take {after} bytes with its scales and nodes instead of {before}")
         try:
-            rounding = round_weight(site.tensor, axis, clip=self.clip == "mse")
+            rounding = round_weight(site.tensor, site.axis, clip=self.clip == "mse")
         except ValueError as error:
             return _refusal(site, f"can't be rounded: {error}")
         return Decision(
             target=site.name,
-            reason=_reason(site, rounding, context.target),
+            reason=_reason(site, fact.note if form == fact.form else ""),
             bytes_before=before,
             bytes_after=after,
             site=site,
             rounding=rounding,
+            form=form,
         )
+
+    def _form(self, site: _Site, context: Context) -> targets.WeightForm:
+        return site.fact(context.target).form if self.form == "auto" else self.form
 
     def _apply(self, scene: _Scene, decision: Decision) -> Change:
         details: dict[str, Any] = {}
         action = Action.SKIPPED
         if decision.rounding is not None and decision.site is not None:
-            _Writer(scene, decision.site, decision.rounding).write()
+            _Writer(scene, decision.site, decision.rounding, decision.form).write()
             action = Action.APPLIED
-            group = "tensor" if decision.rounding.axis is None else "channel"
-            details = {"scheme": f"int8/{group}/sym"}
+            details = {"scheme": self.scheme, "form": decision.form, "scales": int(decision.rounding.scale.size)}
             if np.isfinite(decision.rounding.sqnr_db):
                 details["sqnr_db"] = round(decision.rounding.sqnr_db, 2)
         return Change(
@@ -235,7 +268,7 @@ class QuantizeWeights:
 
 
 class _Scene:
-    """What is asked of a model while its weights are replaced; inferred or numbered on first use."""
+    """What is asked of a model while its weights are replaced; made on first use."""
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
@@ -246,11 +279,6 @@ class _Scene:
         return graph.Names(self._model)
 
     @functools.cached_property
-    def shapes(self) -> shapes.Shapes:
-        """Inferred shapes."""
-        return shapes.infer(self._model)
-
-    @functools.cached_property
     def order(self) -> dict[int, int]:
         """The place of every node, by its id, in the order of its graph."""
         return {id(node): place for place, node in enumerate(graph.nodes(self._model))}
@@ -259,15 +287,15 @@ class _Scene:
 class _Writer:
     """Writes one weight as integers: the initializers once, the nodes at every reader."""
 
-    def __init__(self, scene: _Scene, site: _Site, rounding: Rounding) -> None:
+    def __init__(self, scene: _Scene, site: _Site, rounding: Rounding, form: targets.WeightForm) -> None:
+        scene.order  # noqa: B018  before anything is inserted
         self.scene = scene
         self.site = site
         self.rounding = rounding
-        self.rank = len(graph.dims(site.tensor))
-        self.owner = _owner(site.value)
+        self.form = form
+        self.home = site.home
         self.integers = self._store("int8", rounding.integers(transposed=site.transposed))
-        self._scale: ir.Value | None = None
-        self._floats: dict[int, ir.Value] = {}
+        self._floats: ir.Value | None = None
 
     def write(self) -> None:
         """Let every reader read the integers, and take the floats out."""
@@ -275,22 +303,22 @@ class _Writer:
         for reader in site.readers:
             if not reader.weight.is_table:
                 self._replace_weight(reader)
-            elif self.rounding.axis == reader.out_axis(self.rank):
-                self._replace_rows(reader)
-            elif self.rounding.axis is None and reader.transposed == site.transposed:
+            elif reader.transposed or (site.axis is not None and site.axis != reader.out_axis(site.rank)):
+                self._replace_weight(reader)  # scales can't be looked up: the whole table becomes floats
+            elif site.axis is None:
                 self._replace_lookup(reader)
             else:
-                self._replace_weight(reader)
+                self._replace_rows(reader)
         for via in {id(r.via): r.via for r in site.readers if r.via is not None}.values():
             graph.remove_unread(via.outputs[0])
         name = site.value.name
         graph.remove_unread(site.value)
-        if len(self._floats) == 1 and not site.transposed:  # it means what the weight meant, and keeps its name
-            next(iter(self._floats.values())).name = name
+        if self._floats is not None and not site.transposed:
+            self._floats.name = name  # it means what the weight meant
 
     def _replace_weight(self, reader: Reader) -> None:
-        """Let a node read the dequantized weight, the way round that it needs."""
-        node, floats, flag = reader.node, self._dequantized(reader), reader.weight.transpose_flag
+        """Let a node read the weight in floats, the way round that it needs."""
+        node, floats, flag = reader.node, self._weight(), reader.weight.transpose_flag
         if reader.transposed == self.site.transposed:
             node.replace_input_with(reader.port, floats)
         elif flag:
@@ -299,91 +327,82 @@ class _Writer:
         else:
             node.replace_input_with(reader.port, self._insert(node, "Transpose", [floats], {"perm": [1, 0]}))
 
-    def _dequantized(self, reader: Reader) -> ir.Value:
-        """Return the weight in floats, made once in each graph, before its first reader there."""
-        home = graph.home(reader.node)
-        if id(home) not in self._floats:
-            here = [r.node for r in self.site.readers if r.node.graph is home]
-            first = min(here, key=lambda node: self.scene.order[id(node)])
-            axis = self.rounding.axis
-            attributes = {} if axis is None else {"axis": 1 - axis if self.site.transposed else axis}
-            self._floats[id(home)] = self._insert(
-                first, "DequantizeLinear", [self.integers, self._scales()], attributes
-            )
-        return self._floats[id(home)]
-
-    def _scales(self) -> ir.Value:
-        if self._scale is None:
-            self._scale = self._store("scale", self.rounding.scale)
-        return self._scale
+    def _weight(self) -> ir.Value:
+        """Return the weight in floats, made once, before its first reader."""
+        if self._floats is None:
+            here = [r.node for r in self.site.readers if r.node.graph is self.home]
+            # readers in bodies only: at the start, where it is behind no reader
+            first = min(here, key=lambda n: self.scene.order[id(n)]) if here else next(iter(self.home))
+            axis = self.site.axis
+            if axis is not None and self.site.transposed:
+                axis = 1 - axis
+            if self.form == "dequantize":
+                scale = self._store("scale", self.rounding.scale)
+                attributes = {} if axis is None else {"axis": axis}
+                self._floats = self._insert(first, "DequantizeLinear", [self.integers, scale], attributes)
+            else:
+                cast = self._cast(first, self.integers)
+                scale = self._store("scale", self._spread_scale(axis))
+                self._floats = self._insert(first, "Mul", [cast, scale])
+        return self._floats
 
     def _replace_lookup(self, reader: Reader) -> None:
-        """Look integers up in a table with one scale, then dequantize them."""
+        """Look integers up in a table with one scale, then make floats of them."""
         node = reader.node
-        axis = reader.weight.out_axis(node, self.rank)
+        axis = reader.weight.out_axis(node, self.site.rank)
         looked_up = self._insert(node, "Gather", [self.integers, node.inputs[1]], {"axis": axis})
-        made = self._insert(node, "DequantizeLinear", [looked_up, self._scales()])
-        graph.take_over(node.outputs[0], made)
+        scale = self._store("scale", self.rounding.scale)
+        graph.take_over(node.outputs[0], self._insert(node, "Mul", [self._cast(node, looked_up), scale]))
 
     def _replace_rows(self, reader: Reader) -> None:
         """Look integers and their scales up, then multiply."""
         node, ids = reader.node, reader.node.inputs[1]
-        axis = reader.weight.out_axis(node, self.rank)
-        if reader.transposed == self.site.transposed:
-            looked_up = self._insert(node, "Gather", [self.integers, ids], {"axis": axis})
-        else:
-            turned = self._insert(node, "Gather", [self.integers, ids], {"axis": 1 - axis})
-            ids_rank = self.scene.shapes.rank(ids)
-            assert ids_rank is not None, "a table is stored transposed only where the rank of its indices is known"
-            last = list(range(ids_rank + 1))
-            order = [*last[1:], 0] if axis == 0 else [ids_rank, *last[:-1]]
-            looked_up = self._insert(node, "Transpose", [turned], {"perm": order})
-        floats = self._insert(node, "Cast", [looked_up], {"to": int(self.site.tensor.dtype)})
-        spread = [1] * self.rank
-        spread[axis] = -1
-        scales = self._store("row_scale", self.rounding.scale.reshape(spread))
+        axis = reader.weight.out_axis(node, self.site.rank)
+        looked_up = self._insert(node, "Gather", [self.integers, ids], {"axis": axis})
+        scales = self._store("row_scale", self._spread_scale(axis))
         factors = self._insert(node, "Gather", [scales, ids], {"axis": axis})
-        graph.take_over(node.outputs[0], self._insert(node, "Mul", [floats, factors]))
+        graph.take_over(node.outputs[0], self._insert(node, "Mul", [self._cast(node, looked_up), factors]))
+
+    def _spread_scale(self, axis: int | None) -> np.ndarray:
+        """Return the scales in a shape that broadcasts along `axis` of the weight."""
+        if axis is None:
+            return self.rounding.scale
+        return self.rounding.scale.reshape([-1 if i == axis else 1 for i in range(self.site.rank)])
+
+    def _cast(self, anchor: ir.Node, integers: ir.Value) -> ir.Value:
+        return self._insert(anchor, "Cast", [integers], {"to": int(self.site.tensor.dtype)})
 
     def _store(self, kind: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
-        value = graph.add_initializer(self.owner, self.scene.names, f"{self.site.name}_{kind}", array)
+        value = graph.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
         assert value.const_value is not None
         value.const_value.name = value.name
         return value
 
     def _insert(
-        self,
-        anchor: ir.Node,
-        op_type: str,
-        inputs: list[ir.Value | None],
-        attributes: dict[str, Any] | None = None,
+        self, anchor: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, Any] | None = None
     ) -> ir.Value:
-        made = graph.insert_before(
-            anchor,
-            self.scene.names,
-            op_type,
-            inputs,
-            attributes=attributes,
-            hint=f"{self.site.name}_{op_type}",
-        )
+        hint = f"{self.site.name}_{op_type}"
+        made = graph.insert_before(anchor, self.scene.names, op_type, inputs, attributes=attributes, hint=hint)
         return made.outputs[0]
 
 
-def _site(
-    scene: _Scene, value: ir.Value, tensor: ir.TensorProtocol, found: list[Reader], *, channelwise: bool
-) -> _Site:
-    """Choose how a weight is stored: products want [in, out], and the first reader that is no table its scales."""
+def _site(value: ir.Value, tensor: ir.TensorProtocol, found: list[Reader], *, channelwise: bool) -> _Site:
+    """Choose the axis of the scales: the output channels of the first reader that is no table, or else rows."""
     rank = len(graph.dims(tensor))
-    tables = [r for r in found if r.weight.is_table]
-    others = [r for r in found if not r.weight.is_table]
-    transposed = (
-        rank == 2
-        and bool(others)
-        and all(r.is_product and r.wants_transpose for r in others)
-        and all(scene.shapes.rank(r.node.inputs[1]) is not None for r in tables)
+    first = next((r for r in found if not r.weight.is_table), found[0])
+    homes = {id(graph.home(r.node)): graph.home(r.node) for r in found}
+    # DequantizeLinear in a body that reads integers outside of it makes onnxruntime fail to load the model
+    home = next(iter(homes.values())) if len(homes) == 1 else _owner(value)
+    is_product = rank == 2 and all(r.is_product for r in found) and list(homes) == [id(home)]
+    return _Site(
+        value=value,
+        tensor=tensor,
+        readers=tuple(found),
+        axis=first.out_axis(rank) if channelwise else None,
+        home=home,
+        is_product=is_product,
+        transposed=is_product and all(r.wants_transpose for r in found),
     )
-    axis = (others or tables)[0].out_axis(rank) if channelwise else None
-    return _Site(value, tensor, tuple(found), transposed, axis)
 
 
 def _owner(value: ir.Value) -> ir.Graph:
@@ -406,21 +425,9 @@ def _refusal(site: _Site, reason: str) -> Decision:
     return Decision(target=site.name, reason=reason, bytes_before=size, bytes_after=size)
 
 
-def _reason(site: _Site, rounding: Rounding, target: str) -> str:
+def _reason(site: _Site, note: str) -> str:
     """Say how a weight is stored and what that does to speed."""
-    dims = graph.dims(site.tensor)
-    if rounding.axis is None:
-        scales = "one scale"
-    else:
-        kind = "output channels" if site.others else "rows"
-        scales = f"a scale for each of {dims[rounding.axis]} {kind}"
-    if not site.others:
-        kind = "lookup"
-    elif len(dims) == 2 and all(r.is_product for r in site.others):
-        kind = "product"
-    else:
-        kind = "dequantized"
-    note = targets.weight_only_note(target, kind)
+    scales = "one scale" if site.axis is None else f"a scale for each {'output channel' if site.others else 'row'}"
     return f"int8 with {scales}" + (f"; {note}" if note else "")
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import importlib.resources
 import tomllib
+from dataclasses import dataclass
+from typing import Literal
 
 _FOLDER = importlib.resources.files(__package__)
 
+WeightKind = Literal["product", "lookup", "other"]
+WeightForm = Literal["dequantize", "multiply"]
 
-def weight_only_note(target: str, kind: str) -> str:
-    """Return what a target does with an int8 weight of that kind, "" where nothing is known.
 
-    Args:
-        target: as in `--target`.
-        kind: "product", "lookup" or "dequantized", see cpu.toml.
-    """
+@dataclass(frozen=True, kw_only=True)
+class WeightOnly:
+    """How a target likes an int8 weight of some kind to become float: the nodes to write, and what it makes of them."""
+
+    form: WeightForm = "dequantize"
+    note: str = ""
+
+
+def weight_only(target: str, kind: WeightKind) -> WeightOnly:
+    """Return what is known of int8 weights on a target; where nothing is, DequantizeLinear is right."""
     file = _FOLDER / f"{target}.toml"
     if not file.is_file():
-        return ""
-    facts = tomllib.loads(file.read_text(encoding="utf-8"))
-    return str(facts.get("weight_only", {}).get(kind, ""))
+        return WeightOnly()
+    return WeightOnly(**tomllib.loads(file.read_text(encoding="utf-8"))["weight_only"].get(kind, {}))
