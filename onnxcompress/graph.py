@@ -217,10 +217,15 @@ def repeated_values(model: ir.Model) -> list[ir.Value]:
     return found
 
 
+def _tensor(array: np.ndarray | np.generic | ir.TensorProtocol, name: str | None) -> ir.TensorProtocol:
+    """Return data as a tensor; what numpy made a number of (a product of scalars) is an array again."""
+    return ir.tensor(np.asarray(array), name=name) if isinstance(array, np.ndarray | np.generic) else array
+
+
 def add_initializer(graph: ir.Graph, names: Names, hint: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """Store an array as a new initializer of `graph` under a fresh name and return its value."""
     name = names.fresh(hint)
-    tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
+    tensor = _tensor(array, name)
     value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(dims(tensor)), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
@@ -228,7 +233,7 @@ def add_initializer(graph: ir.Graph, names: Names, hint: str, array: np.ndarray 
 
 def set_weight(value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
     """Replace an initializer's data for all its readers; data, shape and type are kept in step."""
-    tensor = ir.tensor(array, name=value.name) if isinstance(array, np.ndarray) else array
+    tensor = _tensor(array, value.name)
     value.const_value = tensor
     value.shape = ir.Shape(dims(tensor))
     value.type = ir.TensorType(tensor.dtype)
@@ -412,7 +417,7 @@ def replace_by_constant(node: ir.Node, names: Names, arrays: Sequence[np.ndarray
     for old, array in zip(node.outputs, arrays, strict=True):
         if array is None:
             continue
-        tensor = ir.tensor(array, name=old.name) if isinstance(array, np.ndarray) else array
+        tensor = _tensor(array, old.name)
         new = ir.Value(const_value=tensor, shape=ir.Shape(dims(tensor)), type=ir.TensorType(tensor.dtype))
         old.replace_all_uses_with(new, replace_graph_outputs=old.is_graph_output())
         new.name, old.name = old.name or names.fresh("constant"), None
