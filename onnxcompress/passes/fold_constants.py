@@ -20,9 +20,6 @@ from pydantic.dataclasses import dataclass
 from .. import constant_run, graph, ops, shapes, tensors
 from ..core import Action, Change, Context, Need
 
-_GROWTH_SHARE = 200
-"""Besides the allowance, folding may add this fraction (1 / n) of the bytes of the model's weights."""
-
 _BATCH_BYTES = 64 << 20
 """Nodes are run together until their constants and results take this much memory."""
 
@@ -44,8 +41,8 @@ class FoldConstants:
     lossless: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    allowance_bytes: Annotated[int, Field(ge=0)] = 1024
-    """What all folded nodes together may store beyond the bytes that become free."""
+    allowance_bytes: Annotated[int, Field(ge=0)] = 128
+    """What a folded node may store beyond the bytes that become free with it; nothing behind a generator."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Decide from the last node to the first, so that only the ends of chains are stored; then run those."""
@@ -53,9 +50,7 @@ class FoldConstants:
         candidates = _candidates(model)
         if not candidates:
             return changes
-        weights = (value for body in graph.graphs(model) for value in body.initializers.values())
-        allowance = self.allowance_bytes + graph.tensor_bytes(weights) // _GROWTH_SHARE
-        plan = _plan(candidates, shapes.infer(model), allowance)
+        plan = _plan(candidates, shapes.infer(model), self.allowance_bytes)
         changes += [
             Change(pass_name=self.name, target=graph.label(node), action=Action.SKIPPED, reason=reason)
             for node, reason in plan.refused.items()
@@ -131,7 +126,6 @@ def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int)
     sizes = {output: _bytes_of(output, known) for node in candidates for output in node.outputs}
     freed, generated = _freed(candidates)
     plan = _Plan({}, {}, sizes)
-    left = allowance
     gone: set[ir.Node] = set()  # nodes that are stored, or that only such ones read
     for node in reversed(candidates):
         needed = [o for o in node.outputs if o.is_graph_output() or any(u.node not in gone for u in o.uses())]
@@ -143,11 +137,10 @@ def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int)
         if (None in parts and ops.is_generator(node)) or stored > _MOST_BYTES:
             continue
         growth = stored + sum(_entry_bytes(o) for o in needed) - freed[node]
-        if growth > (0 if node in generated else left):
+        if growth > (0 if node in generated else allowance):
             if node not in generated:
                 plan.refused[node] = f"its result takes {stored:,} bytes, what it is computed from {freed[node]:,}"
             continue
-        left -= max(0, growth)
         gone.add(node)
         plan.stored[node] = (freed[node], stored)
     plan.stored = dict(reversed(plan.stored.items()))
