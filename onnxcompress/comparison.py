@@ -229,6 +229,8 @@ def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:
 def _scored(score: metrics.Metric, outputs: Any, truth: Any, name: str) -> float:
     try:
         return float(score(outputs, truth))
+    except MemoryError:
+        raise
     except Exception as error:  # the user's own function may raise anything
         text = " ".join(str(error).split())
         hint = "Labels and outputs have to fit each other"
