@@ -11,17 +11,18 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from . import evaluation, metrics, model_io, pipeline, runtime, synthetic
+from . import evaluation, graph, metrics, model_io, pipeline, runtime, synthetic
 from .comparison import LARGEST_BYTES, Progress, check_drop, facts, measure, open_one, path_of
 from .core import Action, Change, Context, Feed
 from .errors import LimitError, ModelError, UsageError
 from .evaluation import DataOptions, Evaluation
 from .proof import WholeProof
 from .recipe import Recipe
+from .regions import RegionProof
 from .report import Report
 from .selection import selector
 from .worker import peak_memory_bytes
@@ -30,8 +31,13 @@ if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
+Verify = Literal["auto", "full", "regions"]
+
 _PROOF_FEEDS = 2
 """Synthetic feeds of a proof: two sizes of every dynamic dimension."""
+
+WHOLE_BYTES = 256 << 20
+"""Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
 
 _SLOWER_RATIO = 1.05
 """From here on a result counts as slower: smaller differences are noise."""
@@ -82,6 +88,7 @@ def compress(
     threads: int = 1,
     keep_node_metadata: bool = False,
     data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen
+    verify: Verify = "auto",
     plan: bool = False,
     progress: Progress = lambda _, items: iter(items),
 ) -> Result:
@@ -103,6 +110,8 @@ def compress(
         threads: of the runtime when it is timed.
         keep_node_metadata: keep what exporters wrote beside each node.
         data_options: how `data` and `eval_data` are read.
+        verify: "full" runs the whole model, "regions" only what changed, for models that don't fit or that have
+            operators the runtime doesn't know; "auto" chooses by size.
         plan: say what would be done; nothing is proved, scored or timed, and the model is not to be used.
         progress: wraps long loops, for a display.
 
@@ -122,30 +131,45 @@ def compress(
     original = model_io.load(source)
     path = path_of(source)
     selects = selector(original, only, skip)
-    if model_io.model_bytes(original) > LARGEST_BYTES:
-        raise ModelError(
-            f"the model has {model_io.model_bytes(original):,} bytes; over 2 GiB it can't be proved in one piece",
-            where=path or "",
-        )
-    session = open_one(original, source, optimize=False)
-    given = None if data is None else evaluation.read(data, session.inputs, data_options)
-    judged = given if eval_data is None else evaluation.read(eval_data, session.inputs, data_options)
+    session = None if _by_regions(original, verify) else _open_whole(original, source, verify)
+    if session is None and (max_drop is not None or max_latency is not None):
+        raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
+    specs = declared_inputs(original) if session is None else session.inputs
+    given = None if data is None else evaluation.read(data, specs, data_options)
+    judged = given if eval_data is None else evaluation.read(eval_data, specs, data_options)
     feeds = _proof_feeds(original, session, judged, seed=seed)
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original)
     first = [] if keep_node_metadata else _drop_records(start)
     context = Context(feeds=given.feeds if given else (), seed=seed, selects=selects, progress=progress)
+    region_proofs: list[RegionProof] = []
+
+    def prover(model: ir.Model, lossless: bool) -> pipeline.Proof:  # noqa: FBT001 - the pipeline's signature
+        if plan:
+            return _Unproved()
+        if session is not None:
+            return WholeProof(model, feeds, lossless=lossless)
+        region_proofs.append(RegionProof(model, feeds[0], lossless=lossless, seed=seed))
+        return region_proofs[-1]
+
     outcome = pipeline.run(
         start,
         chosen.passes,
         context,
-        lambda model, lossless: _Unproved() if plan else WholeProof(model, feeds, lossless=lossless),
+        prover,
     )
     result = outcome.model
     if not chosen.lossless:
         result.metadata_props["onnxcompress.recipe"] = chosen.name
     largest = judged.largest()
-    quality, latency = (None, None) if plan else _measured(original, result, judged, metric, threads, progress)
+    latency = None
+    if plan:
+        quality, verification = None, {"mode": "none"}
+    elif session is None:
+        quality, verification = _region_figures(region_proofs)
+    else:
+        quality, latency = _measured(original, result, judged, metric, threads, progress)
+        verification = {"mode": "full"}
     report = Report(
         input=facts(original, largest, path),
         output=facts(result, largest, None),
@@ -156,11 +180,75 @@ def compress(
         seconds=round(time.monotonic() - started, 3),
         peak_memory_bytes=peak_memory_bytes(),
         changes=tuple(first + outcome.changes),
-        notes=(*judged.notes(), *_notes(judged, latency, plan=plan)),
+        verification=verification,
+        notes=(*judged.notes(), *_notes(judged, latency, verification["mode"])),
     )
     if not plan:
         _check_limits(report, latency_limit)
     return Result(result, report)
+
+
+def _by_regions(model: ir.Model, verify: Verify) -> bool:
+    """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
+    return verify == "regions" or (verify == "auto" and model_io.model_bytes(model) > WHOLE_BYTES)
+
+
+def _open_whole(model: ir.Model, source: Any, verify: Verify) -> runtime.Session | None:
+    """Load the whole model in the runtime; None where operators that it doesn't know leave regions as the only way.
+
+    Raises:
+        ModelError: the runtime can't load it, for another reason or although `verify` is "full".
+    """
+    size_bytes = model_io.model_bytes(model)
+    if size_bytes > LARGEST_BYTES:
+        raise ModelError(
+            f"the model has {size_bytes:,} bytes; over 2 GiB it can't be run as one piece",
+            where=path_of(source) or "",
+            hint="Give --verify regions",
+        )
+    try:
+        return open_one(model, source, optimize=False)
+    except ModelError:
+        known = {*graph.STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"}
+        if verify == "full" or all(node.domain in known for node in graph.nodes(model)):
+            raise
+        return None
+
+
+def declared_inputs(model: ir.Model) -> tuple[runtime.TensorSpec, ...]:
+    """Return what a model declares about the inputs that a feed must hold, without loading it in the runtime."""
+    specs = []
+    for value in model.graph.inputs:
+        if value.is_initializer():
+            continue
+        dims = () if value.shape is None else tuple(value.shape)
+        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in dims)
+        numbers = value.dtype is not None and value.dtype != ir.DataType.STRING
+        dtype = value.dtype.numpy() if numbers and value.dtype is not None else None
+        specs.append(runtime.TensorSpec(value.name or "", dtype, shape, str(value.type)))
+    return tuple(specs)
+
+
+def _region_figures(proofs: Sequence[RegionProof]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the report's `quality` and `verification` where only regions were run."""
+    measured = [proof.measured for proof in proofs]
+    regions = sum(m.regions for m in measured)
+    least = min((m.least_sqnr_db for m in measured if m.least_sqnr_db is not None), default=None)
+    quality = {
+        "metric": "least_region_sqnr_db",
+        "samples": regions,
+        "original": None,
+        "compressed": least,
+        "drop": None,
+        "outputs": {},
+    }
+    verification = {
+        "mode": "regions",
+        "regions": regions,
+        "seconds": round(sum(m.seconds for m in measured), 3),
+        "peak_memory_bytes": max((m.peak_memory_bytes for m in measured), default=0),
+    }
+    return quality, verification
 
 
 class _Unproved:
@@ -171,8 +259,15 @@ class _Unproved:
         return None
 
 
-def _proof_feeds(model: ir.Model, session: runtime.Session, judged: Evaluation | None, *, seed: int) -> Sequence[Feed]:
-    """Return feeds to prove rewrites on: made-up ones, or the user's where nothing made up runs."""
+def _proof_feeds(
+    model: ir.Model, session: runtime.Session | None, judged: Evaluation | None, *, seed: int
+) -> Sequence[Feed]:
+    """Return feeds to prove rewrites on: made-up ones, or the user's where nothing made up runs.
+
+    Without a session only their shapes, and the values of the model's inputs, are of use: the user's come first.
+    """
+    if session is None:
+        return judged.feeds[:1] if judged else synthetic.synthetic_feeds(model, seed=seed, sizes=(8,))
     try:
         return synthetic.runnable_feeds(model, session, seed=seed, count=_PROOF_FEEDS)
     except ModelError:
@@ -191,9 +286,11 @@ def _measured(
     return quality, runtime.race(a, b, judged.largest())
 
 
-def _notes(judged: Evaluation, latency: runtime.Latency | None, *, plan: bool) -> list[str]:
-    if plan:
+def _notes(judged: Evaluation, latency: runtime.Latency | None, mode: str) -> list[str]:
+    if mode == "none":
         return ["a plan: nothing was proved, scored, timed or written"]
+    if mode == "regions":
+        return ["proved region by region; the whole model was not run, so neither scored nor timed (--verify full)"]
     notes = []
     if judged.source == "synthetic":
         notes.append("compared on made-up inputs; --eval with labelled samples, or --data, would show the real quality")

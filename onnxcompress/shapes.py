@@ -6,7 +6,7 @@ believed: they are taken out before inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
@@ -71,6 +71,17 @@ def infer(model: ir.Model) -> Shapes:
     An operator that inference can't handle leaves the values behind it unknown.
     """
     return infer_proto(model_io.skeleton(model))
+
+
+def infer_at(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """Do as `infer` does, with the shapes of `sizes` for the inputs named there."""
+    proto = model_io.skeleton(model)
+    for info in proto.graph.input:
+        if info.name in sizes and info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.Clear()
+            for size in sizes[info.name]:
+                info.type.tensor_type.shape.dim.add(dim_value=size)
+    return infer_proto(proto)
 
 
 def infer_proto(proto: onnx.ModelProto) -> Shapes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, model_io, ops, shapes
+from . import graph, ops, shapes
 
 Dims = tuple[int, ...]
 
@@ -112,13 +112,7 @@ def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str,
 
     Names that stand for different things in different bodies are left out too.
     """
-    proto = model_io.skeleton(model)
-    for value in proto.graph.input:
-        if value.name in feed and value.type.HasField("tensor_type"):
-            value.type.tensor_type.shape.Clear()
-            for size in feed[value.name].shape:
-                value.type.tensor_type.shape.dim.add(dim_value=size)
-    inferred = shapes.infer_proto(proto)
+    inferred = shapes.infer_at(model, {name: np.shape(array) for name, array in feed.items()})
     resolved: dict[str, Dims] = {}
     for name in inferred.names():
         sizes = inferred.named(name)

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import LimitError, UsageError
 from . import options
-from .options import Placement
+from .options import Placement, Verify
 
 if TYPE_CHECKING:
     from ..report import Report
@@ -53,6 +53,9 @@ def compress(
     keep_node_metadata: Annotated[
         bool, typer.Option("--keep-node-metadata", help="Keep what the exporter wrote beside nodes.")
     ] = False,
+    verify: Annotated[
+        Verify, typer.Option(help="Run the whole model, or only the regions that changed; auto: by size.")
+    ] = Verify.AUTO,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; prove and write nothing.")] = False,
     json_file: options.Json = None,
     force: options.Force = False,
@@ -88,6 +91,7 @@ def compress(
             threads=threads,
             keep_node_metadata=keep_node_metadata,
             data_options=data_options(layout, size, scale, mean, state),
+            verify=verify.value,
             plan=plan,
             progress=console.progress(quiet=quiet),
         )

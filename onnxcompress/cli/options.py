@@ -20,6 +20,14 @@ class Placement(enum.StrEnum):
     NEVER = "never"
 
 
+class Verify(enum.StrEnum):
+    """How a result is proved."""
+
+    AUTO = "auto"
+    FULL = "full"
+    REGIONS = "regions"
+
+
 class Layout(enum.StrEnum):
     """Order of the axes of images."""
 

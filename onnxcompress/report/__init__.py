@@ -44,6 +44,8 @@ class Report:
     seconds: float
     peak_memory_bytes: int
     changes: tuple[Change, ...]
+    verification: dict[str, Any]
+    """`mode` full, regions or none; with regions their number, and time and peak memory of the worker processes."""
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class Report:
             "latency": self.latency,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "verification": self.verification,
             "changes": [change.as_json() for change in self.changes],
             "notes": list(self.notes),
         }

@@ -1,0 +1,383 @@
+"""Proves a model too large to run as a whole: only what changed is run, and only with its own weights.
+
+Values keep their names under rewriting, so the graph before and after share many. Where a shared value is made in
+another way than before, the smallest piece of each graph that makes it is cut out: back to shared floating-point
+values, the graph's inputs and constants. If every such piece gives the same output for the same inputs, the models
+are equal, by induction along the graph.
+
+    before:  x ... h --Relu--MatMul--Add--> y ...          h, y are shared and float
+    after :  x ... h --Relu--Gemm---------> y ...          y is made differently: run both pieces on random h
+
+Inputs of a piece are drawn at random, each by itself. Where two of them depend on each other (y1 = y2 in a graph
+where equal nodes were merged) that asks too much; a piece that fails is grown to the values before, and judged then.
+The pieces run in worker processes, whose time and memory are reported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import graph, model_io, runtime, shapes, validate, worker
+from .core import Feed
+from .errors import ModelError
+from .numerics import affine
+from .proof import Structure, degenerate
+
+LEAST_SQNR_DB = 10.0
+"""A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
+
+_BATCH_BYTES = 256 << 20
+"""Weights that one worker process is given before the next one starts."""
+
+_MOST_GROWTHS = 4
+_SMALL_BYTES = 1024
+_TIMEOUT_SECONDS = 600.0
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the runs of all pieces took and found; `least_sqnr_db` is None where all outputs were equal."""
+
+    regions: int
+    least_sqnr_db: float | None
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """An input of a piece: drawn at random in this type and shape, or given."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    given: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Two pieces that should make the same value, as (nodes, leaves) of the graph before and after."""
+
+    output: str
+    before: tuple[list[ir.Node], list[str]]
+    after: tuple[list[ir.Node], list[str]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A region in files, for a worker."""
+
+    before: Path
+    after: Path
+    leaves: tuple[_Leaf, ...]
+    output: str
+    lossless: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    problem: str | None
+    sqnr_db: float | None
+
+
+class RegionProof:
+    """Judges a candidate by the pieces in which it differs from the model before; see the module's head."""
+
+    def __init__(self, before: ir.Model, feed: Feed, *, lossless: bool, seed: int = 0) -> None:
+        self._structure = Structure(before)
+        self._before = _Side(before, feed)
+        self._feed = feed
+        self._lossless = lossless
+        self._seed = seed
+        self.measured = Measured(0, None, 0.0, 0)
+        """Figures of the last candidate that was judged."""
+
+    def problem(self, candidate: ir.Model) -> str | None:
+        """Return one line that says what is wrong with the candidate, None where it is as good as before."""
+        if fault := self._structure.problem(candidate):
+            return fault
+        after = _Side(candidate, self._feed)
+        shared = _shared(self._before, after)
+        pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after)]
+        tally = _Tally()
+        for _ in range(_MOST_GROWTHS):
+            failed = self._judge(pending, after, tally)
+            if not failed:
+                self.measured = tally.total()
+                return None
+            pending = []
+            for region, fault in failed:
+                grown = self._grow(region, after, shared)
+                if grown is None:
+                    return fault
+                pending.append(grown)
+                shared -= {*region.before[1], *region.after[1]}
+        return failed[0][1]
+
+    def _grow(self, region: _Region, after: _Side, shared: frozenset[str]) -> _Region | None:
+        """Cut the region further back; None where it already starts at the graph's inputs."""
+        leaves = {*region.before[1], *region.after[1]} - self._before.inputs
+        return _cut(self._before, after, region.output, shared - leaves) if leaves else None
+
+    def _judge(self, regions: Sequence[_Region], after: _Side, tally: _Tally) -> list[tuple[_Region, str]]:
+        """Run regions in workers, a batch of limited size each, and return those that fail with the reason."""
+        failed: list[tuple[_Region, str]] = []
+        for batch in _batches(regions):
+            with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+                jobs = [self._job(region, after, Path(folder), i) for i, region in enumerate(batch)]
+                answer = worker.call_isolated(run_jobs, jobs, timeout_seconds=_TIMEOUT_SECONDS)
+            tally.add(answer)
+            failed += [(r, f"{r.output!r}: {v.problem}") for r, v in zip(batch, answer.value, strict=True) if v.problem]
+        return failed
+
+    def _job(self, region: _Region, after: _Side, folder: Path, index: int) -> _Job:
+        names = dict.fromkeys((*region.before[1], *region.after[1]))
+        leaves = tuple(self._before.leaf(name, self._feed) for name in names)
+        paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
+        for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
+            model_io.save(side.piece(region.output, *piece), path)
+        return _Job(*paths, leaves, region.output, self._lossless, self._seed)
+
+
+class _Side:
+    """One of the two models: its values by name, how each is made, and the shapes at the feed's sizes."""
+
+    def __init__(self, model: ir.Model, feed: Feed) -> None:
+        self.model = model
+        self.shapes = shapes.infer_at(model, {name: np.shape(array) for name, array in feed.items()})
+        self.inputs = frozenset(v.name or "" for v in model.graph.inputs if not v.is_initializer())
+        self.outputs = frozenset(v.name or "" for v in model.graph.outputs)
+        self.values = {v.name or "": v for v in model.graph.inputs}
+        self.values |= {v.name or "": v for v in model.graph.initializers.values()}
+        self.made: dict[str, ir.Value] = {}
+        self.position: dict[ir.Node, int] = {}
+        for index, node in enumerate(model.graph):
+            self.position[node] = index
+            self.made.update({o.name: o for o in node.outputs if o.name})
+        self.values |= self.made
+
+    def is_float(self, name: str) -> bool:
+        """Say whether a value can be drawn at random: floating point, of a known shape."""
+        value = self.values[name]
+        return self.shapes.dtype(value) in _FLOATS and self.shapes.static(value) is not None
+
+    def key(self, name: str) -> tuple[Any, ...]:
+        """Return how a value is made, by its node, the names it reads, and the constants themselves."""
+        value = self.made[name]
+        node = value.producer()
+        assert node is not None
+        return (_node_key(node), value.index())
+
+    def cone(self, output: str, cuts: frozenset[str]) -> tuple[list[ir.Node], list[str]]:
+        """Return the nodes that make a value from cut values and inputs, in order, and the names of these."""
+        found: set[ir.Node] = set()
+        leaves: dict[str, None] = {}
+        pending = [self.values[output]]
+        while pending:
+            value = pending.pop()
+            name = value.name or ""
+            if name != output and (name in cuts or name in self.inputs):
+                leaves[name] = None
+                continue
+            node = value.producer()
+            if node is None or node in found:
+                continue
+            found.add(node)
+            pending += _reads(node)
+        return sorted(found, key=self.position.__getitem__), sorted(leaves)
+
+    def leaf(self, name: str, feed: Feed) -> _Leaf:
+        """Return what to feed for a value."""
+        if name in self.inputs:
+            return _Leaf(name, "", (), np.asarray(feed[name]))
+        dtype, dims = self.shapes.dtype(self.values[name]), self.shapes.static(self.values[name])
+        assert dtype is not None
+        assert dims is not None
+        return _Leaf(name, dtype.numpy().name, dims, None)
+
+    def piece(self, output: str, nodes: Sequence[ir.Node], leaves: Sequence[str]) -> ir.Model:
+        """Return a model of these nodes, its weights shared with the whole model and still on disk."""
+        weights = {v.name: v for node in nodes for v in _reads(node) if v.is_initializer() and v.name not in leaves}
+        value = self.values[output]
+        if value.is_initializer():
+            weights[value.name] = value
+        view = ir.GraphView(
+            [self.values[name] for name in leaves],
+            [value],
+            nodes=nodes,
+            initializers=list(weights.values()),
+            opset_imports=dict(self.model.opset_imports),
+            name="region",
+        )
+        region = ir.Model(
+            view.clone(), ir_version=self.model.ir_version, functions=[f.clone() for f in self._functions()]
+        )
+        for own, name in zip((*region.graph.inputs, *region.graph.outputs), (*leaves, output), strict=True):
+            dtype, dims = self.shapes.dtype(self.values[name]), self.shapes.shape(self.values[name])
+            own.type = self.values[name].type if dtype is None else ir.TensorType(dtype)
+            own.shape = None if dims is None else ir.Shape(dims)
+        return region
+
+    def _functions(self) -> list[ir.Function]:
+        return list(self.model.functions.values())
+
+
+class _Tally:
+    """Adds up what the workers report."""
+
+    def __init__(self) -> None:
+        self._regions = 0
+        self._least: float | None = None
+        self._seconds = 0.0
+        self._peak = 0
+
+    def add(self, answer: worker.Isolated[list[_Verdict]]) -> None:
+        self._regions += len(answer.value)
+        self._seconds += answer.seconds
+        self._peak = max(self._peak, answer.peak_memory_bytes)
+        found = [v.sqnr_db for v in answer.value if v.sqnr_db is not None and v.problem is None]
+        self._least = min([*found, *([] if self._least is None else [self._least])], default=None)
+
+    def total(self) -> Measured:
+        return Measured(self._regions, self._least, self._seconds, self._peak)
+
+
+def run_jobs(jobs: Sequence[_Job]) -> list[_Verdict]:
+    """Run both pieces of each region; called in a worker process."""
+    return [_run(job) for job in jobs]
+
+
+def _run(job: _Job) -> _Verdict:
+    feed = {leaf.name: _values(leaf, job.seed) for leaf in job.leaves}
+    try:
+        expected = _output(job.before, feed, optimize=False)
+    except ModelError as error:
+        return _Verdict(f"can't be checked, the original does not run: {error.message}", None)
+    try:
+        got = _output(job.after, feed, optimize=False)
+        if not job.lossless:
+            runtime.open_session(job.after, optimize=True)
+    except ModelError as error:
+        return _Verdict(error.message, None)
+    judge = validate.mismatch if job.lossless else degenerate
+    problem = judge({job.output: expected}, {job.output: got})
+    if problem is not None or expected.dtype.kind != "f":
+        return _Verdict(problem, None)
+    fine = np.isfinite(expected) & np.isfinite(got)
+    sqnr_db = affine.sqnr_db(expected[fine], got[fine])
+    if not job.lossless and sqnr_db < LEAST_SQNR_DB:
+        problem = f"keeps {sqnr_db:.1f} dB of the signal, less than {LEAST_SQNR_DB:.0f}"
+    return _Verdict(problem, sqnr_db if np.isfinite(sqnr_db) else None)
+
+
+def _output(path: Path, feed: Mapping[str, np.ndarray], *, optimize: bool) -> np.ndarray:
+    session = runtime.open_session(path, optimize=optimize)
+    wanted = {spec.name for spec in session.inputs}
+    (value,) = session.run({name: array for name, array in feed.items() if name in wanted}).values()
+    if not isinstance(value, np.ndarray):
+        raise ModelError("a region's output is not a tensor")
+    return value
+
+
+def _values(leaf: _Leaf, seed: int) -> np.ndarray:
+    if leaf.given is not None:
+        return leaf.given
+    rng = np.random.default_rng([seed, zlib.crc32(leaf.name.encode())])
+    return rng.standard_normal(leaf.shape).astype(leaf.dtype)
+
+
+def _shared(before: _Side, after: _Side) -> frozenset[str]:
+    """Return the values at which both graphs may be cut: made by a node in both, float, of one known shape."""
+    return frozenset(
+        name
+        for name in after.made
+        if name in before.made
+        and before.is_float(name)
+        and after.is_float(name)
+        and before.shapes.static(before.made[name]) == after.shapes.static(after.made[name])
+    )
+
+
+def _changed(before: _Side, after: _Side) -> list[str]:
+    """Return the values that have to be checked, in the order of the graph after.
+
+    Whole numbers are not among them unless they are outputs: they are not cut at, so what they do shows in the
+    floating-point values behind them.
+    """
+    return [
+        name
+        for name in dict.fromkeys((*after.made, *sorted(after.outputs)))
+        if name in before.made
+        and (name in after.outputs or before.is_float(name))
+        and (name not in after.made or before.key(name) != after.key(name))
+    ]
+
+
+def _cut(before: _Side, after: _Side, output: str, cuts: frozenset[str]) -> _Region:
+    return _Region(output, before.cone(output, cuts), after.cone(output, cuts))
+
+
+def _batches(regions: Sequence[_Region]) -> Iterator[list[_Region]]:
+    """Group regions so that the weights of each group stay below `_BATCH_BYTES`, or of a single one."""
+    batch: list[_Region] = []
+    size_bytes = 0
+    for region in regions:
+        nodes = (*region.before[0], *region.after[0])
+        own_bytes = graph.tensor_bytes([value for node in nodes for value in _reads(node)])
+        if batch and size_bytes + own_bytes > _BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(region)
+        size_bytes += own_bytes
+    if batch:
+        yield batch
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """Return the values of its own graph that a node reads, those captured by its bodies included."""
+    found = [value for value in node.inputs if value is not None]
+    for body in graph.bodies(node):
+        inside: set[ir.Value] = {*body.inputs, *body.initializers.values()}
+        for inner in body:
+            found += [value for value in _reads(inner) if value not in inside]
+            inside.update(inner.outputs)
+        found += [value for value in body.outputs if value not in inside]
+    return found
+
+
+def _node_key(node: ir.Node) -> tuple[Any, ...]:
+    inputs = tuple(None if value is None else _value_key(value) for value in node.inputs)
+    attributes = tuple(sorted((name, _attribute_key(attr)) for name, attr in node.attributes.items()))
+    return (node.domain, node.op_type, node.overload, inputs, attributes)
+
+
+def _value_key(value: ir.Value) -> tuple[Any, ...]:
+    tensor = graph.constant_tensor(value)
+    return ("value", value.name) if tensor is None else _tensor_key(tensor)
+
+
+def _tensor_key(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
+    small = tensor.nbytes <= _SMALL_BYTES and tensor.dtype != ir.DataType.STRING
+    return ("constant", tensor.dtype.name, graph.dims(tensor), tensor.tobytes() if small else id(tensor))
+
+
+def _attribute_key(attr: ir.Attr) -> str:
+    """Return a text that is equal for equal attributes; bodies are described node by node."""
+    if attr.is_ref():
+        return f"@{attr.ref_attr_name}"
+    if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        bodies = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
+        return repr([([_node_key(n) for n in b], [_value_key(o) for o in b.outputs]) for b in bodies])
+    if attr.type == ir.AttributeType.TENSOR:
+        return repr(_tensor_key(attr.as_tensor()))
+    return f"{attr.type}:{attr.value!r}"

@@ -1,0 +1,108 @@
+"""Region-wise proof: finds wrong rewrites, accepts right ones, also where inputs of a piece depend on each other."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxcompress import graph, model_io
+from onnxcompress.regions import RegionProof
+
+TEXT = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n, 8] x) => (float[n, 8] y)
+<float[8] a, float[8] b, float[8] c>
+{
+  p = Add(x, a)
+  q1 = Relu(p)
+  q2 = Relu(p)
+  r = Mul(q1, b)
+  s = Sub(q2, c)
+  t = Sub(r, s)
+  y = Mul(t, t)
+}
+"""
+FEED = {"x": np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)}
+
+
+def _model():
+    model = ir.from_onnx_text(TEXT.replace("<float[8] a, float[8] b, float[8] c>", _weights()))
+    return model_io.load(ir.to_proto(model))
+
+
+def _weights():
+    rng = np.random.default_rng(0)
+    lines = [f"float[8] {name} = {{{', '.join(f'{v:.6f}' for v in rng.standard_normal(8))}}}" for name in "abc"]
+    return f"<{', '.join(lines)}>"
+
+
+def _node(model, output):
+    return next(node for node in model.graph if node.outputs[0].name == output)
+
+
+def _problem(candidate, *, lossless=True):
+    proof = RegionProof(_model(), FEED, lossless=lossless)
+    return proof.problem(candidate), proof.measured
+
+
+def test_an_unchanged_model_needs_no_run():
+    problem, measured = _problem(_model())
+    assert problem is None
+    assert measured.regions == 0
+
+
+def test_a_changed_weight_is_found_and_named():
+    model = _model()
+    graph.set_weight(model.graph.initializers["b"], graph.constant(model.graph.initializers["b"]) * 1.01)
+    problem, _ = _problem(model)
+    assert problem is not None
+    assert problem.startswith("'r'")
+
+
+def test_a_right_rewrite_is_accepted_after_running_only_its_region():
+    model = _model()
+    node = _node(model, "s")  # q2 - c = q2 + (-c)
+    weight = graph.add_initializer(model.graph, graph.Names(model), "minus_c", -graph.constant(node.inputs[1]))
+    added = graph.insert_before(node, graph.Names(model), "Add", [node.inputs[0], weight])
+    graph.replace_value(node.outputs[0], added.outputs[0])
+    added.outputs[0].name, node.outputs[0].name = "s", None
+    graph.remove_node(node)
+    problem, measured = _problem(model)
+    assert problem is None
+    assert measured.regions == 1
+    assert measured.peak_memory_bytes > 10_000_000
+
+
+def test_equal_nodes_may_be_merged_although_their_values_are_drawn_apart():
+    model = _model()
+    graph.replace_node(_node(model, "q2"), [_node(model, "q1").outputs[0]])
+    assert _problem(model)[0] is None
+
+
+def test_merging_nodes_that_differ_is_found():
+    model = _model()
+    graph.replace_node(_node(model, "s"), [_node(model, "r").outputs[0]])
+    assert _problem(model)[0] is not None
+
+
+@pytest.mark.parametrize(("factor", "fine"), [(1.001, True), (3.0, False)])
+def test_a_lossy_rewrite_is_measured_and_refused_only_when_it_is_broken(factor, fine):
+    model = _model()
+    graph.set_weight(model.graph.initializers["b"], graph.constant(model.graph.initializers["b"]) * np.float32(factor))
+    problem, measured = _problem(model, lossless=False)
+    assert (problem is None) is fine
+    if fine:
+        assert measured.least_sqnr_db == pytest.approx(60, abs=0.1)  # an error of one in a thousand
+
+
+def test_a_folded_region_may_become_a_constant():
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 2] x) => (float[n, 2] y) <float[2] a = {1, 2}> { b = Neg(a) y = Mul(x, b) }
+    """
+    before = model_io.load(ir.to_proto(ir.from_onnx_text(text)))
+    for values, fine in (([-1, -2], True), ([-1, 2], False)):
+        after = model_io.clone(before)
+        node = _node(after, "b")
+        graph.replace_by_constant(node, graph.Names(after), [np.float32(values)])
+        proof = RegionProof(before, {"x": np.ones((3, 2), np.float32)}, lossless=True)
+        assert (proof.problem(after) is None) is fine
