@@ -16,7 +16,7 @@ from .deserialize import from_proto
 from .errors import ModelError
 from .opset import convert_opset
 from .records import Dropped, drop_node_records
-from .saving import SavedFile, save
+from .saving import SavedFile, save, save_scratch
 from .serialize import to_proto
 from .sources import InMemory, OpenFile
 from .tensors import StoredTensor, chunks, open_beside, stored_tensor
@@ -39,6 +39,7 @@ __all__ = [
     "replace_content",
     "restore",
     "save",
+    "save_scratch",
     "skeleton",
     "to_bytes",
 ]

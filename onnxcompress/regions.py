@@ -15,8 +15,11 @@ The pieces run in worker processes, whose time and memory are reported.
 
 from __future__ import annotations
 
+import concurrent.futures
+import shutil
 import tempfile
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +84,8 @@ class _Job:
     leaves: tuple[_Leaf, ...]
     output: str
     lossless: bool
+    load_optimized: bool
+    """Also load the piece after with the runtime's optimizations on: done once for each kind of piece."""
     seed: int
 
 
@@ -99,6 +104,7 @@ class RegionProof:
         self._feed = feed
         self._lossless = lossless
         self._seed = seed
+        self._kinds: set[tuple[Any, ...]] = set()
         self.measured = Measured(0, None, 0.0, 0)
         """Figures of the last candidate that was judged."""
 
@@ -107,6 +113,7 @@ class RegionProof:
         if fault := self._structure.problem(candidate):
             return fault
         after = _Side(candidate, self._feed)
+        self._kinds.clear()
         shared = _shared(self._before, after)
         pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after)]
         tally = _Tally()
@@ -132,12 +139,28 @@ class RegionProof:
     def _judge(self, regions: Sequence[_Region], after: _Side, tally: _Tally) -> list[tuple[_Region, str]]:
         """Run regions in workers, a batch of limited size each, and return those that fail with the reason."""
         failed: list[tuple[_Region, str]] = []
-        for batch in _batches(regions):
-            with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
-                jobs = [self._job(region, after, Path(folder), i) for i, region in enumerate(batch)]
-                answer = worker.call_isolated(run_jobs, jobs, timeout_seconds=_TIMEOUT_SECONDS)
-            tally.add(answer)
-            failed += [(r, f"{r.output!r}: {v.problem}") for r, v in zip(batch, answer.value, strict=True) if v.problem]
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+            running: deque[tuple[list[_Region], concurrent.futures.Future[worker.Isolated[list[_Verdict]]]]] = deque()
+
+            def collect() -> None:
+                batch, future = running.popleft()
+                answer = future.result()
+                tally.add(answer)
+                verdicts = zip(batch, answer.value, strict=True)
+                failed.extend((r, f"{r.output!r}: {v.problem}") for r, v in verdicts if v.problem)
+
+            for batch in _batches(regions):  # one batch is written while the one before runs
+                folder = Path(tempfile.mkdtemp(prefix="onnxcompress-"))
+                try:
+                    jobs = [self._job(region, after, folder, i) for i, region in enumerate(batch)]
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                running.append((batch, pool.submit(_call, jobs, folder)))
+                if len(running) > 1:
+                    collect()
+            while running:
+                collect()
         return failed
 
     def _job(self, region: _Region, after: _Side, folder: Path, index: int) -> _Job:
@@ -145,8 +168,11 @@ class RegionProof:
         leaves = tuple(self._before.leaf(name, self._feed) for name in names)
         paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
         for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
-            model_io.save(side.piece(region.output, *piece), path)
-        return _Job(*paths, leaves, region.output, self._lossless, self._seed)
+            model_io.save_scratch(side.piece(region.output, *piece), path)
+        kind = tuple(_kind(node) for node in region.after[0])
+        is_new = kind not in self._kinds
+        self._kinds.add(kind)
+        return _Job(*paths, leaves, region.output, self._lossless, is_new, self._seed)
 
 
 class _Side:
@@ -252,6 +278,14 @@ class _Tally:
         return Measured(self._regions, self._least, self._seconds, self._peak)
 
 
+def _call(jobs: Sequence[_Job], folder: Path) -> worker.Isolated[list[_Verdict]]:
+    """Run jobs in a worker process and remove their files."""
+    try:
+        return worker.call_isolated(run_jobs, jobs, timeout_seconds=_TIMEOUT_SECONDS)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def run_jobs(jobs: Sequence[_Job]) -> list[_Verdict]:
     """Run both pieces of each region; called in a worker process."""
     return [_run(job) for job in jobs]
@@ -265,7 +299,7 @@ def _run(job: _Job) -> _Verdict:
         return _Verdict(f"can't be checked, the original does not run: {error.message}", None)
     try:
         got = _output(job.after, feed, optimize=False)
-        if not job.lossless:
+        if job.load_optimized:
             runtime.open_session(job.after, optimize=True)
     except ModelError as error:
         return _Verdict(error.message, None)
@@ -357,6 +391,15 @@ def _reads(node: ir.Node) -> list[ir.Value]:
 
 def _node_key(node: ir.Node) -> tuple[Any, ...]:
     inputs = tuple(None if value is None else _value_key(value) for value in node.inputs)
+    attributes = tuple(sorted((name, _attribute_key(attr)) for name, attr in node.attributes.items()))
+    return (node.domain, node.op_type, node.overload, inputs, attributes)
+
+
+def _kind(node: ir.Node) -> tuple[Any, ...]:
+    """Return what decides whether the runtime can load a node: all but its names and the numbers in its weights."""
+    inputs = tuple(
+        None if value is None else (value.dtype, graph.constant_tensor(value) is None) for value in node.inputs
+    )
     attributes = tuple(sorted((name, _attribute_key(attr)) for name, attr in node.attributes.items()))
     return (node.domain, node.op_type, node.overload, inputs, attributes)
 

@@ -81,6 +81,24 @@ def save(
     return _save_external(skeleton, target)
 
 
+def save_scratch(model: ir.Model, path: Path) -> None:
+    """Write `model` inline to a file that this process alone uses and soon removes: neither atomic nor synced.
+
+    Raises:
+        ModelError: when it can't be written.
+    """
+    skeleton = to_proto(model)
+    plan = wire.plan(skeleton.serialize())
+    try:
+        with path.open("wb") as file:
+            for chunk in plan.chunks(lambda reference: chunks(skeleton.tensors[reference.offset])):
+                file.write(chunk)
+    except OSError as error:
+        raise ModelError(
+            f"can't write a temporary file: {error.strerror}", where=os.fspath(path), hint="Free space, or set TMPDIR"
+        ) from error
+
+
 def _save_inline(skeleton: Skeleton, plan: wire.Plan, target: Path) -> SavedFile:
     content = plan.chunks(lambda reference: chunks(skeleton.tensors[reference.offset]))
     pending = Pending(target, content, plan.size)
