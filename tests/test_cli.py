@@ -76,6 +76,18 @@ def _main(monkeypatch, *args):
     return end.value.code
 
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command in this process; what it returns looks like what `_run` does."""
+
+    def here(*args, cwd):
+        monkeypatch.chdir(cwd)
+        code = _main(monkeypatch, *args)
+        return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+
+    return here
+
+
 def _files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "__pycache__" not in path.parts)
 
@@ -143,11 +155,11 @@ def test_verbose_lists_every_change_and_quiet_prints_nothing(tmp_path):
     assert lines["-v"] > 28 + 26 > lines["--seed=0"] > 5
 
 
-def test_without_o_the_result_stands_beside_the_input(tmp_path):
+def test_without_o_the_result_stands_beside_the_input(run, tmp_path):
     (tmp_path / "deep folder").mkdir()
     source = tmp_path / "deep folder" / "mödel.onnx"
     source.write_bytes(MBV2.read_bytes())
-    done = _run("compress", source, "--recipe", "fold", cwd=tmp_path)
+    done = run("compress", source, "--recipe", "fold", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert _files(tmp_path) == ["deep folder", "deep folder/mödel-compressed.onnx", "deep folder/mödel.onnx"]
 
@@ -160,12 +172,12 @@ def test_without_o_the_result_stands_beside_the_input(tmp_path):
         ["compare", MBV2, MODELS / "mbv2.onnx"],
     ],
 )
-def test_json_on_standard_output_is_nothing_but_json(tmp_path, args):
-    done = _run(*args, "--json", "-", cwd=tmp_path)
+def test_json_on_standard_output_is_nothing_but_json(run, tmp_path, args):
+    done = run(*args, "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["schema"] == 1
-    done = _run(*args, "--json", "new.json", "--force", cwd=tmp_path)
+    done = run(*args, "--json", "new.json", "--force", cwd=tmp_path)
     assert json.loads((tmp_path / "new.json").read_text()).keys() == document.keys()
     assert "MACs" in done.stdout
 
@@ -182,9 +194,9 @@ def test_json_on_standard_output_is_nothing_but_json(tmp_path, args):
         ),
     ],
 )
-def test_a_limit_that_is_not_met_is_exit_1_with_a_report_and_nothing_else(folder, limit, words):
+def test_a_limit_that_is_not_met_is_exit_1_with_a_report_and_nothing_else(run, folder, limit, words):
     before = _files(folder)
-    done = _run("compress", MBV2, "-o", "m.onnx", *limit, "--json", "why.json", cwd=folder)
+    done = run("compress", MBV2, "-o", "m.onnx", *limit, "--json", "why.json", cwd=folder)
     assert done.returncode == 1, done.stderr
     assert words in done.stderr.splitlines()[-1]
     assert "file, bytes" in done.stdout
@@ -196,8 +208,8 @@ def test_a_limit_that_is_not_met_is_exit_1_with_a_report_and_nothing_else(folder
     ("limit", "met"),
     [(["--max-bytes", "1MB"], True), (["--max-latency", "1000x"], True), (["--max-latency", "9000ms"], True)],
 )
-def test_a_limit_that_is_met_stands_in_the_report(tmp_path, limit, met):
-    done = _run("compress", MBV2, "-o", "m.onnx", "--recipe", "fold", *limit, "--json", "-", cwd=tmp_path)
+def test_a_limit_that_is_met_stands_in_the_report(run, tmp_path, limit, met):
+    done = run("compress", MBV2, "-o", "m.onnx", "--recipe", "fold", *limit, "--json", "-", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert any(value is not None for value in json.loads(done.stdout)["limits"].values())
 
@@ -274,34 +286,34 @@ def test_mistakes_end_in_one_line_and_the_promised_code(folder, monkeypatch, cap
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_not_writable_is_found_before_the_work(tmp_path):
+def test_a_folder_that_is_not_writable_is_found_before_the_work(run, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    done = _run("compress", "missing.onnx", "-o", "locked/m.onnx", cwd=tmp_path)
+    done = run("compress", "missing.onnx", "-o", "locked/m.onnx", cwd=tmp_path)
     assert done.returncode == 3
     assert "no permission" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "r.json"])
-def test_force_replaces_what_is_there(tmp_path, name):
+def test_force_replaces_what_is_there(run, tmp_path, name):
     (tmp_path / name).write_text("old")
     args = ["compress", MBV2, "-o", "m.onnx", "--recipe", "fold", "--json", "r.json"]
-    assert _run(*args, cwd=tmp_path).returncode == 2
+    assert run(*args, cwd=tmp_path).returncode == 2
     assert (tmp_path / name).read_text() == "old"
-    assert _run(*args, "--force", cwd=tmp_path).returncode == 0
+    assert run(*args, "--force", cwd=tmp_path).returncode == 0
     assert len((tmp_path / name).read_bytes()) > 1000
 
 
-def test_external_data_goes_where_it_is_wanted(tmp_path):
+def test_external_data_goes_where_it_is_wanted(run, tmp_path):
     args = ["compress", MBV2, "-o", "m.onnx", "--recipe", "fold", "--force", "-q", "--external-data"]
-    assert _run(*args, "always", cwd=tmp_path).returncode == 0
+    assert run(*args, "always", cwd=tmp_path).returncode == 0
     assert len(_files(tmp_path)) == 2
-    assert _run(*args, "never", cwd=tmp_path).returncode == 0
+    assert run(*args, "never", cwd=tmp_path).returncode == 0
     assert _files(tmp_path) == ["m.onnx"]
 
 
-def test_selection_reaches_the_passes(tmp_path):
+def test_selection_reaches_the_passes(run, tmp_path):
     def changed(*args):
-        done = _run(
+        done = run(
             "compress", MBV2, "-o", "m.onnx", "--recipe", "int8-weights", "--plan", "--json", "-", *args, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
@@ -312,8 +324,8 @@ def test_selection_reaches_the_passes(tmp_path):
     assert changed() - changed("--skip", "op:Gemm") == {"fc.weight"}
 
 
-def test_a_plan_writes_and_measures_nothing(tmp_path):
-    done = _run(
+def test_a_plan_writes_and_measures_nothing(run, tmp_path):
+    done = run(
         "compress", MBV2, "--recipe", "int8-weights", "-o", "nowhere/m.onnx", "--plan", "--max-bytes", "1", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
@@ -323,37 +335,37 @@ def test_a_plan_writes_and_measures_nothing(tmp_path):
     assert _files(tmp_path) == []
 
 
-def test_keep_node_metadata_keeps_what_the_exporter_wrote(tmp_path):
+def test_keep_node_metadata_keeps_what_the_exporter_wrote(run, tmp_path):
     model = onnx.load(MBV2)
     model.graph.node[-1].doc_string = "written by the exporter"
     onnx.save(model, tmp_path / "in.onnx")
     args = ["compress", "in.onnx", "-o", "out.onnx", "--recipe", "fold", "-q", "--force"]
     for flags, kept in (([], False), (["--keep-node-metadata"], True)):
-        assert _run(*args, *flags, cwd=tmp_path).returncode == 0
+        assert run(*args, *flags, cwd=tmp_path).returncode == 0
         assert (b"written by the exporter" in (tmp_path / "out.onnx").read_bytes()) is kept
 
 
-def test_a_function_of_the_users_scores(folder):
-    done = _run(*COMPRESS, "--eval", "labelled.npz", "--metric", "mine:least", "--json", "-", cwd=folder)
+def test_a_function_of_the_users_scores(run, folder):
+    done = run(*COMPRESS, "--eval", "labelled.npz", "--metric", "mine:least", "--json", "-", cwd=folder)
     assert done.returncode == 0, done.stderr
     quality = json.loads(done.stdout)["quality"]
     assert quality["metric"] == "mine:least"
     assert quality["original"] < 0
 
 
-def test_surgery_runs_a_function_of_the_users(folder):
-    done = _run(*COMPRESS, "--set", "surgery.function=mine:renamed", cwd=folder)
+def test_surgery_runs_a_function_of_the_users(run, folder):
+    done = run(*COMPRESS, "--set", "surgery.function=mine:renamed", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert any(node.name == "renamed_by_me" for node in onnx.load(folder / "m.onnx").graph.node)
 
 
-def test_compare_is_0_within_the_limit_and_1_beyond(tmp_path):
+def test_compare_is_0_within_the_limit_and_1_beyond(run, tmp_path):
     oc.compress(MBV2, recipe="int8-weights").save(tmp_path / "m.onnx")
     args = ["compare", MBV2, "m.onnx", "--eval", MODELS / "fmnist_test.npz", "--json", "c.json", "--force"]
-    done = _run(*args, "--max-drop", "0.05", cwd=tmp_path)
+    done = run(*args, "--max-drop", "0.05", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "not equal: output 'logits'" in done.stdout
-    done = _run(*args, "--metric", "cosine", "--max-drop", "0", cwd=tmp_path)
+    done = run(*args, "--metric", "cosine", "--max-drop", "0", cwd=tmp_path)
     assert done.returncode == 1
     assert "--max-drop 0" in done.stderr
     found = json.loads((tmp_path / "c.json").read_text())
@@ -361,8 +373,8 @@ def test_compare_is_0_within_the_limit_and_1_beyond(tmp_path):
     assert found["limits"] == {"max_drop": 0.0}
 
 
-def test_run_writes_what_the_model_says(tmp_path):
-    done = _run("run", MBV2, "--data", MODELS / "fmnist_calib.npz", "-o", "out.npz", cwd=tmp_path)
+def test_run_writes_what_the_model_says(run, tmp_path):
+    done = run("run", MBV2, "--data", MODELS / "fmnist_calib.npz", "-o", "out.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "logits" in done.stdout
     with np.load(tmp_path / "out.npz") as file:
@@ -371,14 +383,14 @@ def test_run_writes_what_the_model_says(tmp_path):
 
 
 @pytest.mark.parametrize("args", [["passes"], ["passes", "fold-constants"], ["recipes"], ["recipes", "fold"]])
-def test_lists_name_what_there_is(tmp_path, args):
-    done = _run(*args, cwd=tmp_path)
+def test_lists_name_what_there_is(run, tmp_path, args):
+    done = run(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "fold" in done.stdout
 
 
-def test_one_pass_is_explained_with_its_options(tmp_path):
-    done = _run("passes", "quantize-weights", cwd=tmp_path)
+def test_one_pass_is_explained_with_its_options(run, tmp_path):
+    done = run("passes", "quantize-weights", cwd=tmp_path)
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["min_elements", "int,", ">=", "1"] in [row[:4] for row in rows]
     assert ["clip", "none", "or", "mse", "none"] in rows
