@@ -6,6 +6,7 @@ model, Dataset --run--> output name -> one array, or one per sample where shapes
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,8 @@ def run_model(
                 raise ModelError(
                     f"output {name!r} is a {type(last[name]).__name__} and no array, which .npz can't hold"
                 )
-            collected[name].append(last[name])
+            array = last[name]
+            collected[name].append(array.astype(np.str_) if array.dtype.kind == "O" else array)
     return {key: array for name in names for key, array in _joined(name, collected[name])}
 
 
@@ -64,7 +66,10 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         ModelError: the file can't be written.
     """
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    with zipfile.ZipFile(buffer, "w") as archive:  # numpy.savez takes no array that is called "file"
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     atomic.write(path, [buffer.getbuffer()], buffer.getbuffer().nbytes)
 
 
