@@ -298,5 +298,17 @@ DATA_MOVEMENT = frozenset(
 )
 """Operators of the standard domain that hand their first input on, every element unchanged (Concat: all inputs)."""
 
+ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "Conv": (2,),
+        "ConvTranspose": (2,),
+        "Gemm": (2,),
+        "GRU": (3, 5),
+        "LSTM": (3, 5, 6, 7),
+        "RNN": (3, 5),
+    }
+)
+"""Operator of the standard domain -> optional inputs (bias, initial state) that count as zeros where absent."""
+
 GENERATORS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Range", "Tile"})
 """Operators of the standard domain whose output can be far bigger than everything they read."""

@@ -266,3 +266,19 @@ def test_a_shared_target_serves_both_readers(rows: int) -> None:
                    "y = Add(a, d)", outputs="float[B, S, 3, 4] y")  # fmt: skip
     _fold(model, {"x": floats(rows, 5, 12)})
     assert op_types(model) == ["Add", "Exp", "Reshape", "Reshape"]
+
+
+@pytest.mark.parametrize(("size", "kinds"), [("0", ["Relu"]), ("2", ["Concat", "Relu"])])
+def test_an_empty_operand_of_a_concat_goes(size: str, kinds: list[str]) -> None:
+    model = _model(
+        "c = Concat<axis=1>(z, x) y = Relu(c)", f"float[B, {size}, 12] z, float[B, S, 12] x", "float[P, Q, R] y"
+    )
+    _fold(model, {"z": floats(2, int(size), 12), "x": floats(2, 3, 12)})
+    assert op_types(model) == kinds
+
+
+def test_a_concat_of_several_loses_only_the_empty_one() -> None:
+    inputs = "float[B, 1, 12] w, float[B, 0, 12] z, float[B, S, 12] x"
+    model = _model("y = Concat<axis=-2>(w, z, x)", inputs)
+    _fold(model, {"w": floats(2, 1, 12), "z": floats(2, 0, 12), "x": floats(2, 3, 12)})
+    assert len(model.graph[0].inputs) == 2

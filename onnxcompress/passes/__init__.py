@@ -21,6 +21,7 @@ SHIPPED: Mapping[str, str] = {
     "fold-constants": "fold_constants:FoldConstants",
     "fold-shapes": "fold_shapes:FoldShapes",
     "fold-branches": "fold_branches:FoldBranches",
+    "drop-zeros": "drop_zeros:DropZeros",
     "remove-noops": "remove_noops:RemoveNoops",
     "simplify-chains": "simplify_chains:SimplifyChains",
     "simplify-transposes": "simplify_transposes:SimplifyTransposes",

@@ -56,6 +56,7 @@ class _Folding:
             "Reshape": self._reshape,
             "Expand": self._expand,
             "Slice": self._slice,
+            "Concat": self._concat,
         }
 
     def fold(self, node: ir.Node) -> None:
@@ -201,6 +202,33 @@ class _Folding:
                 self._set_input(node, port, known)
                 changed = True
         return changed
+
+    def _concat(self, node: ir.Node) -> bool:
+        """Leave out operands without elements."""
+        made, axis = self._facts.dims(node.outputs[0]), int(graph.attribute(node, "axis", 0))
+        if made is None or not -len(made) <= axis < len(made):
+            return False
+        kept = [value for value in node.inputs if not self._is_empty(value, axis)]
+        if not kept or len(kept) == len(node.inputs):
+            return False
+        if len(kept) > 1 or kept[0] is None or not graph.can_replace(node.outputs[0], kept[0]):
+            if not self._admits(node):
+                return False
+            self._applied(node, f"{len(node.inputs) - len(kept)} of its operands are empty")
+            graph.turn_into(node, node.op_type, kept, {"axis": axis})
+            return True
+        if not self._admits(node):
+            return False
+        self._applied(node, f"all its operands but {kept[0].name} are empty")
+        others = [value for value in _sources(node) if value is not kept[0]]
+        graph.replace_node(node, [kept[0]])
+        for value in others:
+            graph.remove_unread(value)
+        return True
+
+    def _is_empty(self, value: ir.Value | None, axis: int) -> bool:
+        dims = self._facts.dims(value)
+        return bool(dims) and dims is not None and dims[axis].as_int() == 0
 
 
 def _target(
