@@ -44,6 +44,7 @@ def _report(*changes, **fields):
             "threads": 2,
             "provider": "CPU",
         },
+        "verification": {"mode": "full"},
         "seconds": 1.0,
         "peak_memory_bytes": 10,
     }
@@ -184,9 +185,18 @@ def test_made_up_reports_follow_the_schema_and_broken_ones_do_not():
         jsonschema.validate(document, SCHEMA)
 
 
-@pytest.mark.parametrize(("model", "recipe"), [("mbv2", "fold"), ("vit", "int8-weights"), ("resnet14_bn", "auto")])
-def test_real_reports_follow_the_schema(model, recipe):
-    result = oc.compress(MODELS / f"{model}.onnx", recipe=recipe)
+@pytest.mark.parametrize(
+    ("model", "recipe", "options"),
+    [
+        ("mbv2", "fold", {}),
+        ("vit", "int8-weights", {}),
+        ("resnet14_bn", "auto", {"plan": True}),
+        ("resnet14_bn", "int8-weights", {"verify": "regions"}),
+    ],
+)
+def test_real_reports_follow_the_schema(model, recipe, options):
+    result = oc.compress(MODELS / f"{model}.onnx", recipe=recipe, **options)
+    assert _printed(result.report)
     document = json.loads(json.dumps(result.report.as_json(), allow_nan=False))
     jsonschema.validate(document, SCHEMA)
     assert document["changes"]
