@@ -19,6 +19,7 @@ from . import evaluation, graph, metrics, model_io, pipeline, runtime, synthetic
 from .comparison import LARGEST_BYTES, Progress, check_drop, facts, measure, open_one, path_of
 from .core import Action, Change, Context, Feed
 from .errors import LimitError, ModelError, UsageError
+from .estimate import logit_outputs
 from .evaluation import DataOptions, Evaluation
 from .proof import WholeProof
 from .recipe import Recipe
@@ -142,13 +143,24 @@ def compress(
     start = model_io.clone(original)
     first = [] if keep_node_metadata else _drop_records(start)
     context = Context(feeds=given.feeds if given else (), seed=seed, selects=selects, progress=progress)
+    own_limit = None if chosen.max_drop is None else (chosen.max_drop if max_drop is None else max_drop)
+
+    def within(candidate: ir.Model) -> str | None:
+        if own_limit is None:
+            return None
+        a, b = (open_one(model, None, optimize=True, threads=threads) for model in (original, candidate))
+        quality = measure(a, b, judged, metric=metric, logits=logit_outputs(original))
+        drop = quality["drop"]
+        over = drop is not None and drop > own_limit
+        return f"{quality['metric']} falls by {drop:.4g}, more than {own_limit:g}" if over else None
+
     region_proofs: list[RegionProof] = []
 
     def prover(model: ir.Model, lossless: bool) -> pipeline.Proof:  # noqa: FBT001 - the pipeline's signature
         if plan:
             return _Unproved()
         if session is not None:
-            return WholeProof(model, feeds, lossless=lossless)
+            return WholeProof(model, feeds, lossless=lossless, limit=within)
         region_proofs.append(RegionProof(model, feeds[0], lossless=lossless, seed=seed))
         return region_proofs[-1]
 
@@ -258,6 +270,10 @@ class _Unproved:
         """Find nothing wrong."""
         return None
 
+    def excess(self, candidate: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Find no limit."""
+        return None
+
 
 def _proof_feeds(
     model: ir.Model, session: runtime.Session | None, judged: Evaluation | None, *, seed: int
@@ -282,7 +298,7 @@ def _measured(
     """Run both models as a user would, optimizations on, and compare outputs, score and time."""
     a = open_one(original, None, optimize=True, threads=threads)
     b = open_one(result, None, optimize=True, threads=threads)
-    quality = measure(a, b, judged, metric=metric, progress=progress)
+    quality = measure(a, b, judged, metric=metric, logits=logit_outputs(original), progress=progress)
     return quality, runtime.race(a, b, judged.largest())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,15 @@ class WholeProof:
     NaN or infinite; how good the outputs are is judged by the limits, not here.
     """
 
-    def __init__(self, before: ir.Model, feeds: Sequence[Feed], *, lossless: bool) -> None:
+    def __init__(
+        self,
+        before: ir.Model,
+        feeds: Sequence[Feed],
+        *,
+        lossless: bool,
+        limit: Callable[[ir.Model], str | None] = lambda _: None,
+    ) -> None:
+        self._limit = limit
         self._structure = Structure(before)
         self._lossless = lossless
         self._feeds = feeds
@@ -80,6 +88,10 @@ class WholeProof:
             if fault := judge({name: expected[name] for name in stable}, {n: got[n] for n in stable if n in got}):
                 return fault
         return None
+
+    def excess(self, candidate: ir.Model) -> str | None:
+        """Return what `limit` says of the candidate: None within it."""
+        return None if self._lossless else self._limit(candidate)
 
     def _stable(self, index: int) -> list[str]:
         """Return the outputs that come out the same when the model before is run again on this feed.

@@ -131,6 +131,10 @@ class RegionProof:
                 shared -= {*region.before[1], *region.after[1]}
         return failed[0][1]
 
+    def excess(self, candidate: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Return None: what a limit is about, the outputs of the whole model, is not known here."""
+        return None
+
     def _grow(self, region: _Region, after: _Side, shared: frozenset[str]) -> _Region | None:
         """Cut the region further back; None where it already starts at the graph's inputs."""
         leaves = {*region.before[1], *region.after[1]} - self._before.inputs

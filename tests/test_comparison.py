@@ -60,7 +60,7 @@ def test_a_difference_is_measured_by_output():
 
 
 def test_the_worst_output_is_the_score():
-    found = oc.compare(_linear(), _scaled(-1), data={"x": floats(6, 4)})
+    found = oc.compare(_linear(), _scaled(-1), data={"x": floats(6, 4)}, metric="cosine")
     assert found.quality["compressed"] == pytest.approx(-1)
     assert found.quality["drop"] == pytest.approx(2)
 
@@ -140,6 +140,14 @@ def test_a_metric_has_to_fit_the_data():
         oc.compare(model, model, metric="topp")
 
 
+def test_numbers_that_overflow_are_left_out():
+    huge = from_text("g (double[n] x) => (double[n] y) <double s = {1e200}> { y = Mul(x, s) }")
+    found = oc.compare(huge, huge, data={"x": np.full((4, 2), 1e100)})
+    assert found.quality["outputs"]["y"]["cosine"] is None
+    assert found.quality["drop"] is None
+    json.dumps(found.as_json(), allow_nan=False)
+
+
 def test_samples_that_are_not_finite_are_named():
     x = floats(4, 4)
     x[2, 1] = np.nan
@@ -167,5 +175,5 @@ def test_tables_say_all_of_it(capsys):
     for part in compared.renderables(found):
         console.print(part)
     printed = capsys.readouterr().out
-    for words in ("latency, ms (1 thread)", "cosine (6 samples)", "largest difference", "not equal: output 'y'"):
+    for words in ("latency, ms (1 thread)", "estimated (6 samples)", "largest difference", "not equal: output 'y'"):
         assert words in printed

@@ -68,6 +68,23 @@ def test_the_wrong_rewrite_is_named_and_only_it_is_taken_back():
     assert sorted(outcome.model.graph.initializers) == ["b", "done_a", "done_c"]
 
 
+def test_beyond_a_limit_the_longest_prefix_within_it_is_kept():
+    model = model_io.load(ir.to_proto(ir.from_onnx_text(TEXT)))
+
+    class AtMostTwo:
+        def problem(self, candidate):
+            return None if candidate.graph.outputs else "no output"
+
+        def excess(self, candidate):
+            done = sum(name.startswith("done_") for name in candidate.graph.initializers)
+            return f"{done} are too many" if done > 2 else None
+
+    outcome = pipeline.run(model, [Rename()], Context(), lambda *_: AtMostTwo())
+    assert sorted(outcome.model.graph.initializers) == ["c", "done_a", "done_b"]
+    back = [c for c in outcome.changes if c.action is Action.ROLLED_BACK]
+    assert [(c.target, c.reason) for c in back] == [("c", "with it, 3 are too many")]
+
+
 def test_a_pass_that_crashes_costs_only_itself():
     outcome = _run(Rename(crash=True))
     assert sorted(outcome.model.graph.initializers) == ["a", "b", "c"]

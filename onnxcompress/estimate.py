@@ -1,0 +1,85 @@
+"""How much accuracy falls, estimated without labels, for outputs that score classes.
+
+With p the original's probabilities, a its best class and b the compressed model's best class,
+
+    drop = mean over samples and positions of p[a] - p[b]
+
+If the original is calibrated, p[k] is the chance that k is right, so this is the expected loss of accuracy. The share
+of positions where a and b differ (the disagreement) is far stricter: most changes are between classes that the
+original found about equally likely.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from scipy.special import softmax
+
+from . import graph
+
+_SUM_TOLERANCE = 1e-3
+_CARRIES = ("Add", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "DequantizeLinear")
+"""Operators between a last matrix product and an output that leave class scores what they are."""
+
+
+class ClassScores:
+    """Running estimate for one output; `is_scores` says whether what was added so far scores classes at all."""
+
+    def __init__(self, *, is_logits: bool) -> None:
+        self._is_logits = is_logits
+        self.is_scores = True
+        self._count = 0
+        self._confidence = self._drop = 0.0
+        self._differing = 0
+
+    def add(self, expected: np.ndarray, got: np.ndarray) -> None:
+        """Count one pair of outputs, float [..., classes]."""
+        if not self.is_scores:
+            return
+        if expected.ndim == 0 or expected.shape[-1] < 2 or not np.isfinite(expected).all():
+            self.is_scores = False
+            return
+        p = expected.astype(np.float64)
+        if not _are_probabilities(p):
+            if not self._is_logits:
+                self.is_scores = False
+                return
+            p = softmax(p, axis=-1)
+        p = p.reshape(-1, p.shape[-1])
+        rows = np.arange(len(p))
+        best, new = p.argmax(axis=1), np.nan_to_num(got.reshape(p.shape), nan=-np.inf).argmax(axis=1)
+        self._count += len(p)
+        self._confidence += float(p[rows, best].sum())
+        self._drop += float((p[rows, best] - p[rows, new]).sum())
+        self._differing += int((best != new).sum())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return confidence (mean of the original's best probability), estimated_drop, disagreement and positions."""
+        count = max(1, self._count)
+        return {
+            "confidence": self._confidence / count,
+            "estimated_drop": self._drop / count,
+            "disagreement": self._differing / count,
+            "positions": self._count,
+        }
+
+
+def logit_outputs(model: ir.Model) -> frozenset[str]:
+    """Return the names of the outputs that come from a last Gemm or MatMul, and so score classes before a softmax."""
+    return frozenset(output.name or "" for output in model.graph.outputs if _ends_in_product(output))
+
+
+def _ends_in_product(value: ir.Value) -> bool:
+    node = value.producer()
+    while node is not None and graph.is_op(node, *_CARRIES):
+        carried = [v for v in node.inputs if v is not None and graph.constant_tensor(v) is None]
+        if len(carried) != 1:
+            return False
+        node = carried[0].producer()
+    return graph.is_op(node, "Gemm", "MatMul")
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    return bool((values >= -_SUM_TOLERANCE).all() and (np.abs(values.sum(axis=-1) - 1) <= _SUM_TOLERANCE).all())
