@@ -34,7 +34,7 @@ $(VENV)/.installed-for-lint: $(VENV)/.installed
 demo: $(VENV)/.installed
 	@mkdir -p demo-out
 	$(BIN)/onnxcompress compress models/resnet14.onnx -o demo-out/resnet14.onnx --recipe int8-weights \
-	    --eval models/fmnist_test.npz --metric top1 --json demo-out/report.json --force
+	    --data models/fmnist_calib.npz --eval models/fmnist_test.npz --metric top1 --json demo-out/report.json --force
 
 test: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest -q -n 2

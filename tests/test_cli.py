@@ -15,7 +15,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress import cli, compression
-from onnxcompress.cli import options
+from onnxcompress.cli import console, options
 from onnxcompress.errors import UsageError
 from onnxcompress.report import text
 
@@ -46,6 +46,9 @@ def least(outputs, labels):
 def slow(outputs, labels):
     Path("started").touch()
     time.sleep(60)
+
+def undefined(outputs, labels):
+    return float("nan")
 
 def broken(outputs, labels):
     raise IndexError("nothing there")
@@ -246,6 +249,7 @@ COMPRESS = ["compress", MBV2, "-o", "m.onnx", "--recipe", "int8-weights"]
         ([*COMPRESS, "--eval", "labelled.npz", "--metric", "topp1"], 2, ["'topp1'", "top1"]),
         ([*COMPRESS, "--eval", "labelled.npz", "--metric", "mine:absent"], 2, ["'absent'"]),
         ([*COMPRESS, "--eval", "labelled.npz", "--metric", "mine:broken"], 3, ["IndexError", "nothing there"]),
+        ([*COMPRESS, "--eval", "labelled.npz", "--metric", "mine:undefined"], 3, ["mine:undefined", "is nan"]),
         ([*COMPRESS, "--data", "images.npz", "--state", "x"], 2, ["INPUT=OUTPUT"]),
         ([*COMPRESS, "--data", "images.npz", "--scale", "a"], 2, ["'a'"]),
         ([*COMPRESS, "--set", "surgery.function=mine:fails"], 2, ["mine:fails", "ValueError", "line 10"]),
@@ -454,6 +458,11 @@ def test_errors_from_anywhere_are_one_line(monkeypatch, capsys, tmp_path, error,
     assert _main(monkeypatch, "compress", MBV2, "-o", tmp_path / "m.onnx") == code
     [line] = capsys.readouterr().err.splitlines()
     assert line == f"onnxcompress: error: {words}" or line.startswith(f"onnxcompress: error: {words}.")
+
+
+def test_json_has_no_numbers_that_are_none(tmp_path):
+    console.write_json(tmp_path / "r.json", {"a": [float("inf"), 1.5, {"b": float("nan")}], "c": (1, None)})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": [None, 1.5, {"b": None}], "c": [1, None]}
 
 
 def test_a_bug_of_ours_is_70_with_a_traceback_and_a_request(monkeypatch, capsys, tmp_path):

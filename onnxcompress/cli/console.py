@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,14 +51,14 @@ def show(parts: Sequence[RenderableType]) -> None:
 
 def show_json(document: Any) -> None:
     """Print a document to standard output as JSON."""
-    _write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    _write(_json(document))
 
 
 def write_json(path: Path, document: Any) -> None:
     """Write a document atomically as JSON."""
     from .. import atomic
 
-    content = json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+    content = _json(document).encode()
     atomic.write(path, [content], len(content))
 
 
@@ -71,6 +72,21 @@ def progress(*, quiet: bool) -> Callable[[str, Sequence[Any]], Iterator[Any]]:
     if quiet or not sys.stderr.isatty():
         return lambda _, items: iter(items)
     return _with_bar
+
+
+def _json(document: Any) -> str:
+    return json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a document without the numbers that JSON has no word for: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _with_bar(title: str, items: Sequence[Any]) -> Iterator[Any]:

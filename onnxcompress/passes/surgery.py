@@ -95,6 +95,8 @@ def _called(edit: Callable[..., Any], name: str, carried: Any) -> Any:
     """Return what the user's function makes of a graph; whatever it raises becomes a UsageError with its line."""
     try:
         return edit(carried)
+    except MemoryError:
+        raise
     except (Exception, SystemExit) as error:
         place = _place(error, edit)
         message = " ".join(str(error).split())
