@@ -18,6 +18,7 @@ import onnx_ir as ir
 from . import evaluation, metrics, model_io, runtime, stats, synthetic, validate
 from .core import Feed
 from .errors import DataError, LimitError, ModelError, UsageError
+from .estimate import ClassScores, logit_outputs
 from .evaluation import DataOptions, Evaluation
 from .report import ModelFacts
 
@@ -29,6 +30,9 @@ Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
 
 LARGEST_BYTES = 2**31 - 1
 """What onnxruntime can be given in one piece."""
+
+ESTIMATED = "estimated"
+"""What is reported without labels where outputs score classes; the others, and none of these, by cosine."""
 
 _EQUALITY_FEEDS = 4
 """Feeds on which equality is tested, with the runtime's optimizations off."""
@@ -114,7 +118,7 @@ def compare(
     )
     fast_a = open_one(a, original, optimize=True, threads=threads)
     fast_b = open_one(b, other, optimize=True, threads=threads)
-    quality = measure(fast_a, fast_b, judged, metric=metric, progress=progress)
+    quality = measure(fast_a, fast_b, judged, metric=metric, logits=logit_outputs(a), progress=progress)
     largest = judged.largest()
     result = Comparison(
         original=facts(a, largest, path_of(original)),
@@ -173,6 +177,7 @@ def measure(
     judged: Evaluation,
     *,
     metric: str | None = None,
+    logits: frozenset[str] = frozenset(),
     progress: Progress = lambda _, items: iter(items),
 ) -> dict[str, Any]:
     """Run both models as a user would, each with its own state, and compare outputs and score.
@@ -184,14 +189,15 @@ def measure(
         ModelError: a model can't run a feed, or gives another kind of output than the original.
         UsageError: the metric needs labels and there are none.
     """
-    name = metric or ("top1" if judged.labels is not None else "cosine")
-    score = metrics.resolve_metric(name)
-    if metrics.needs_labels(name) and judged.labels is None:
+    name = metric or ("top1" if judged.labels is not None else ESTIMATED)
+    score = None if name == ESTIMATED else metrics.resolve_metric(name)
+    if score is not None and metrics.needs_labels(name) and judged.labels is None:
         hint = "Give --eval data with an array named label, labels or y"
         raise UsageError(f"metric {name!r} needs labels, and the data has none", hint=hint)
     differences: dict[str, _Difference] = {}
     collected: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    keeps = name != "cosine"
+    keeps = name not in ("cosine", ESTIMATED)
+    estimates: dict[str, ClassScores] = {}
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     count = len(judged.feeds)
@@ -203,13 +209,21 @@ def measure(
         for output, expected in before.items():
             if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
                 differences.setdefault(output, _Difference(output)).add(expected, after[output])
+                if name == ESTIMATED:
+                    scores = estimates.setdefault(output, ClassScores(is_logits=output in logits))
+                    scores.add(expected, after[output])
         if keeps:
             collected[0].append(dict(before))
             collected[1].append(dict(after))
     outputs = {output: difference.as_json() for output, difference in differences.items()}
     samples = count if judged.labels is None else len(judged.labels)
     quality: dict[str, Any] = {"metric": name, "samples": samples, "data": judged.source, "outputs": outputs}
-    if not keeps:
+    if name == ESTIMATED:
+        for output, scores in estimates.items():
+            if scores.is_scores:
+                outputs[output] |= scores.as_json()
+        return quality | _estimated({k: v for k, v in outputs.items() if k not in judged.state.values()})
+    if score is None or not keeps:
         scored = {k: v for k, v in outputs.items() if k not in judged.state.values()}
         worst = min((o["cosine"] for o in scored.values() if o["cosine"] is not None), default=None)
         was: float | None = None if worst is None else 1.0
@@ -219,6 +233,32 @@ def measure(
     truth = judged.labels if metrics.needs_labels(name) else was_all
     was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
     return quality | {"original": was, "compressed": now, "drop": was - now}
+
+
+def _estimated(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return metric, original, compressed and drop of the output that loses most.
+
+    An output that scores classes loses what `estimate` says, any other one 1 - cosine.
+    """
+    losses = {name: found.get("estimated_drop", _one_minus(found["cosine"])) for name, found in outputs.items()}
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    if not known:
+        return {"metric": "cosine", "original": None, "compressed": None, "drop": None}
+    worst = max(known, key=lambda name: (known[name], "estimated_drop" in outputs[name]))
+    found = outputs[worst]
+    if "estimated_drop" not in found:
+        return {"metric": "cosine", "original": 1.0, "compressed": found["cosine"], "drop": known[worst]}
+    return {
+        "metric": ESTIMATED,
+        "original": found["confidence"],
+        "compressed": found["confidence"] - found["estimated_drop"],
+        "drop": found["estimated_drop"],
+        "disagreement": found["disagreement"],
+    }
+
+
+def _one_minus(value: float | None) -> float | None:
+    return None if value is None else 1.0 - value
 
 
 def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:

@@ -38,6 +38,13 @@ class Proof(Protocol):
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
         ...
 
+    def excess(self, candidate: ir.Model) -> str | None:
+        """Return one line that says by how much a candidate without fault is over a limit to back off to, else None.
+
+        Lossy passes make their least harmful rewrites first: the longest prefix within the limit is kept.
+        """
+        ...
+
 
 Prover = Callable[[ir.Model, bool], Proof]
 """Makes the proof for a group: (model before it, whether its passes are lossless) -> proof."""
@@ -101,7 +108,8 @@ def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proo
         for (name, target), why in denied.items()
     ]
     if attempt.problem is None:
-        return Outcome(attempt.model, attempt.changes + taken_back)
+        outcome = _within_limit(before, group, context, proof, attempt, frozenset(denied))
+        return Outcome(outcome.model, outcome.changes + taken_back)
     log.warning("%s taken back: %s", ", ".join(p.name for p in group), attempt.problem)
     lost = [
         replace(c, action=Action.ROLLED_BACK, reason=attempt.problem, bytes_after=c.bytes_before)
@@ -114,6 +122,35 @@ def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proo
             Change(pass_name=p.name, target="graph", action=Action.ROLLED_BACK, reason=attempt.problem) for p in group
         ]
     return Outcome(before, lost + taken_back)
+
+
+def _within_limit(
+    before: ir.Model,
+    group: Sequence[Pass],
+    context: Context,
+    proof: Proof,
+    whole: _Attempt,
+    denied: frozenset[tuple[str, str]],
+) -> Outcome:
+    """Keep the longest prefix of an attempt's rewrites that is within the proof's limit; the rest is taken back."""
+    excess = proof.excess(whole.model) if whole.admitted else None
+    if excess is None:
+        return Outcome(whole.model, whole.changes)
+    best = Outcome(before, [c for c in whole.changes if c.action is not Action.APPLIED])
+    good, bad = 0, len(whole.admitted)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        attempt = _attempt(before, group, context, proof, denied=denied, limit=middle)
+        if attempt.problem is None and proof.excess(attempt.model) is None:
+            good, best = middle, Outcome(attempt.model, attempt.changes)
+        else:
+            bad = middle
+    log.warning("%s rewrites taken back: %s", len(whole.admitted) - good, excess)
+    lost = [
+        Change(pass_name=name, target=target, action=Action.ROLLED_BACK, reason=f"with it, {excess}")
+        for name, target in whole.admitted[good:]
+    ]
+    return Outcome(best.model, best.changes + lost)
 
 
 def _culprit(
