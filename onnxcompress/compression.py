@@ -132,13 +132,20 @@ def compress(
     original = model_io.load(source)
     path = path_of(source)
     selects = selector(original, only, skip)
+    unfed: tuple[str, ...] = ()
     session = None if _by_regions(original, verify) else _open_whole(original, source, verify)
     if session is None and (max_drop is not None or max_latency is not None):
         raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
     specs = declared_inputs(original) if session is None else session.inputs
     given = None if data is None else evaluation.read(data, specs, data_options)
     judged = given if eval_data is None else evaluation.read(eval_data, specs, data_options)
-    feeds = _proof_feeds(original, session, judged, seed=seed)
+    try:
+        feeds = _proof_feeds(original, session, judged, seed=seed)
+    except ModelError as error:
+        if verify == "full" or max_drop is not None or max_latency is not None:
+            raise
+        session, unfed = None, (str(error),)
+        feeds = _proof_feeds(original, None, judged, seed=seed)
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original)
     first = [] if keep_node_metadata else _drop_records(start)
@@ -193,7 +200,7 @@ def compress(
         peak_memory_bytes=peak_memory_bytes(),
         changes=tuple(first + outcome.changes),
         verification=verification,
-        notes=(*judged.notes(), *_notes(judged, latency, verification["mode"])),
+        notes=(*unfed, *judged.notes(), *_notes(judged, latency, verification["mode"])),
     )
     if not plan:
         _check_limits(report, latency_limit)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
@@ -36,3 +37,26 @@ def test_within_its_default_limit_auto_takes_nothing_back():
     assert not [c for c in result.changes if c.action == "rolled-back"]
     assert 0 <= result.report.quality["drop"] <= 0.01
     assert 0 < result.report.quality["disagreement"] < 0.05
+
+
+def _from_text(text, domains=""):
+    return ir.from_onnx_text(f'<ir_version: 8, opset_import: ["": 17{domains}]>' + text)
+
+
+def test_a_model_that_no_made_up_input_runs_passes_through_with_the_reason():
+    model = _from_text("g (bfloat16[n] x) => (float[n] y) { y = Cast<to = 1>(x) }")
+    result = oc.compress(model, recipe="fold")
+    assert [node.op_type for node in result.model.graph] == ["Cast"]
+    assert result.report.verification["mode"] == "regions"
+    assert any("--data" in str(note) for note in result.report.notes), result.report.notes
+    with pytest.raises(oc.ModelError, match="--data"):
+        oc.compress(model, recipe="fold", verify="full")
+
+
+def test_operators_that_the_runtime_does_not_know_stay_and_the_rest_is_folded():
+    text = """g (float[n, 4] x) => (float[n, 4] y) <float[4] a = {1, 2, 3, 4}>
+    { b = Neg(a) c = Add(x, b) i = Identity(c) m = my.Mystery(i) r = Relu(m) y = Identity(r) }"""
+    result = oc.compress(_from_text(text, ', "my": 1'), recipe="fold")
+    # what reads the unknown operator's output, of a shape that only it knows, can't be run alone: it stays too
+    assert [node.op_type for node in result.model.graph] == ["Add", "Mystery", "Relu", "Identity"]
+    assert result.report.quality["samples"] >= 1
