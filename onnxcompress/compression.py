@@ -148,7 +148,7 @@ def compress(
         feeds = _proof_feeds(original, None, judged, seed=seed)
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original)
-    first = [] if keep_node_metadata else _drop_records(start)
+    first = _drop_records(start, keep_node_metadata=keep_node_metadata)
     context = Context(feeds=given.feeds if given else (), seed=seed, selects=selects, progress=progress)
     own_limit = None if chosen.max_drop is None else (chosen.max_drop if max_drop is None else max_drop)
 
@@ -327,19 +327,23 @@ def located(report: Report, path: Path) -> Report:
     return replace(report, output=replace(report.output, path=str(path)))
 
 
-def _drop_records(model: ir.Model) -> list[Change]:
-    dropped = model_io.drop_node_records(model)
-    if not dropped.count:
-        return []
-    reason = f"{dropped.count} records that the exporter wrote beside nodes and values are dropped"
+def _drop_records(model: ir.Model, *, keep_node_metadata: bool) -> list[Change]:
+    """Drop what exporters wrote beside the graph itself and return what it was."""
+    shapes = model_io.drop_declared_shapes(model)
+    found = [("drop-declared-shapes", shapes, "types and shapes declared of values in between")]
+    if not keep_node_metadata:
+        records = model_io.drop_node_records(model)
+        found.append(("drop-node-records", records, "records that the exporter wrote beside nodes and values"))
     return [
         Change(
-            pass_name="drop-node-records",
+            pass_name=name,
             target="graph",
             action=Action.APPLIED,
-            reason=reason,
+            reason=f"{dropped.count} {what} are dropped",
             bytes_before=dropped.bytes,
         )
+        for name, dropped, what in found
+        if dropped.count
     ]
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_STANDARD_DOMAINS = ("", "ai.onnx")
+
+
 @dataclass(frozen=True)
 class Dropped:
     """What `drop_node_records` removed.
@@ -45,6 +48,28 @@ def drop_node_records(model: ir.Model) -> Dropped:
         holder.metadata_props.clear()
         holder.doc_string = None
     return Dropped(count, before - _size(model))
+
+
+def drop_declared_shapes(model: ir.Model) -> Dropped:
+    """Remove what is declared of the types and shapes of values between the graph's inputs and outputs.
+
+    Exporters get it wrong, rewrites make it stale, and whoever wants it can infer it. What operators of other
+    domains make keeps it: nobody else knows. Those of graph inputs, outputs and local functions stay.
+    """
+    told = [
+        value
+        for body in (model.graph, *model.graph.subgraphs())
+        for node in body
+        if node.domain in _STANDARD_DOMAINS
+        for value in node.outputs
+        if (value.type is not None or value.shape is not None) and not value.is_graph_output()
+    ]
+    if not told:
+        return Dropped(0, 0)
+    before = _size(model)
+    for value in told:
+        value.type = value.shape = None
+    return Dropped(len(told), before - _size(model))
 
 
 def copy_records(source: ir.Model, target: ir.Model) -> None:

@@ -26,7 +26,8 @@ class Surgery:
     command_line_only: ClassVar[frozenset[str]] = frozenset({"function"})
 
     function: str | None = None
-    """`module:function`, importable from the current directory. What it returns is the new graph, None: no change."""
+    """`module:function`, importable from the current directory. It returns the new graph, or nothing after an
+    edit in place."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Carry the model to graphsurgeon, call the function, and carry the result back."""
@@ -46,12 +47,12 @@ class Surgery:
             return []
         edited = _called(edit, self.function, carried)
         if edited is None:
-            return [self._change(Action.SKIPPED, f"{self.function} returned None, which leaves the model as it was")]
+            edited = carried  # edited in place, as graphsurgeon's users often do
         if not isinstance(edited, type(carried)):
             raise UsageError(
                 f"returned {type(edited).__name__} and not a graph",
                 where=f"surgery function {self.function}",
-                hint="Return the edited onnx_graphsurgeon.Graph, or None for no change",
+                hint="Return the edited onnx_graphsurgeon.Graph, or nothing after editing in place",
             )
         try:
             result = surgeon.from_surgeon(edited, origin=model)
