@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, ops, shapes
+from . import graph, model_io, ops, runtime, shapes
+from .errors import ModelError
 
 Dims = tuple[int, ...]
 
@@ -19,6 +20,10 @@ _INTEGERS = frozenset(
 _WEIGHT_TYPES = _INTEGERS | frozenset(
     dtype for dtype in ir.DataType if dtype.name.startswith(("FLOAT", "BFLOAT", "DOUBLE"))
 )
+
+
+_RUN_BYTES = 64 << 20
+"""Larger models are not run just to learn the shapes that inference does not know."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,12 @@ class Counts:
 
 def count(model: ir.Model, feed: Mapping[str, np.ndarray] | None = None) -> Counts:
     """Count nodes, parameters and MACs, these at the shapes of a feed (without one, where shapes are fixed)."""
-    macs = ops.total_macs(model, shape_lookup(resolve_shapes(model, feed or {})))
+    resolved = resolve_shapes(model, feed or {})
+    macs = ops.total_macs(model, shape_lookup(resolved))
+    if macs.uncounted and feed and model_io.model_bytes(model) <= _RUN_BYTES:
+        macs = ops.total_macs(
+            model, shape_lookup(resolved | _shapes_by_running(model, feed, frozenset(macs.uncounted)))
+        )
     known = macs.total or not macs.uncounted
     return Counts(node_count(model), parameters(model), macs.total if known else None, macs.uncounted)
 
@@ -119,6 +129,25 @@ def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str,
         if sizes is not None and all(isinstance(size, int) for size in sizes):
             resolved[name] = tuple(size for size in sizes if isinstance(size, int))
     return resolved
+
+
+def _shapes_by_running(model: ir.Model, feed: Mapping[str, np.ndarray], labels: frozenset[str]) -> dict[str, Dims]:
+    """Return the dimensions of what nodes of the main graph read and make, seen in a run; nothing if it fails."""
+    watched = model_io.clone(model)
+    wanted = {
+        value.name: value
+        for node in watched.graph
+        if graph.label(node) in labels
+        for value in (*node.inputs, *node.outputs)
+        if value is not None and value.name and value.producer() is not None and graph.constant_tensor(value) is None
+    }
+    watched.graph.outputs.extend(value for value in wanted.values() if not value.is_graph_output())
+    try:
+        session = runtime.open_session(model_io.to_bytes(watched), optimize=False)
+        seen = session.run(feed, list(wanted))
+    except ModelError:
+        return {}
+    return {name: tuple(array.shape) for name, array in seen.items() if isinstance(array, np.ndarray)}
 
 
 def shape_lookup(resolved: Mapping[str, Dims]) -> ops.ShapeOf:
