@@ -143,10 +143,15 @@ def open_one(model: ir.Model, source: object, *, optimize: bool, threads: int = 
     path = path_of(source)
     if path is not None and model_io.model_bytes(model) > LARGEST_BYTES:
         return runtime.open_session(Path(path), optimize=optimize, threads=threads)
+    return open_bytes(model_io.to_bytes(model), source, optimize=optimize, threads=threads)
+
+
+def open_bytes(data: bytes, source: object, *, optimize: bool, threads: int = 1) -> runtime.Session:
+    """Load a serialized model in the runtime; a failure names the path that it came from."""
     try:
-        return runtime.open_session(model_io.to_bytes(model), optimize=optimize, threads=threads)
+        return runtime.open_session(data, optimize=optimize, threads=threads)
     except ModelError as error:
-        raise ModelError(error.message, where=error.where or path or "", hint=error.hint) from error
+        raise ModelError(error.message, where=error.where or path_of(source) or "", hint=error.hint) from error
 
 
 def facts(model: ir.Model, feed: Feed, path: str | None) -> ModelFacts:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 from . import evaluation, graph, metrics, model_io, pipeline, runtime, synthetic
-from .comparison import LARGEST_BYTES, Progress, check_drop, facts, measure, open_one, path_of
+from .comparison import LARGEST_BYTES, Progress, check_drop, facts, measure, path_of
 from .core import Action, Change, Context, Feed
 from .errors import LimitError, ModelError, UsageError
 from .estimate import logit_outputs
 from .evaluation import DataOptions, Evaluation
+from .opened import Opened
 from .proof import WholeProof
 from .recipe import Recipe
 from .regions import RegionProof
@@ -39,6 +40,9 @@ _PROOF_FEEDS = 2
 
 WHOLE_BYTES = 256 << 20
 """Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
+
+_GLANCE = 0.1
+"""Share of the time so far that lossless recipes, which nobody has set a limit, spend on timing the result."""
 
 _SLOWER_RATIO = 1.05
 """From here on a result counts as slower: smaller differences are noise."""
@@ -133,7 +137,8 @@ def compress(
     path = path_of(source)
     selects = selector(original, only, skip)
     unfed: tuple[str, ...] = ()
-    session = None if _by_regions(original, verify) else _open_whole(original, source, verify)
+    base = Opened(original, source, threads=threads)
+    session = None if _by_regions(base, verify) else _open_whole(base, verify)
     if session is None and (max_drop is not None or max_latency is not None):
         raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
     specs = declared_inputs(original) if session is None else session.inputs
@@ -152,28 +157,32 @@ def compress(
     context = Context(feeds=given.feeds if given else (), seed=seed, selects=selects, progress=progress)
     own_limit = None if chosen.max_drop is None else (chosen.max_drop if max_drop is None else max_drop)
 
-    def within(candidate: ir.Model) -> str | None:
+    def within(candidate: Opened) -> str | None:
         if own_limit is None:
             return None
-        a, b = (open_one(model, None, optimize=True, threads=threads) for model in (original, candidate))
-        quality = measure(a, b, judged, metric=metric, logits=logit_outputs(original))
+        quality = measure(base.fast, candidate.fast, judged, metric=metric, logits=logit_outputs(original))
         drop = quality["drop"]
         over = drop is not None and drop > own_limit
         return f"{quality['metric']} falls by {drop:.4g}, more than {own_limit:g}" if over else None
 
     region_proofs: list[RegionProof] = []
+    whole_proofs: list[WholeProof] = []
 
     def prover(model: ir.Model, lossless: bool) -> pipeline.Proof:  # noqa: FBT001 - the pipeline's signature
         if plan:
             return _Unproved()
         if session is not None:
-            return WholeProof(model, feeds, lossless=lossless, limit=within)
+            reference = base if model is start else None
+            whole_proofs.append(
+                WholeProof(model, feeds, lossless=lossless, limit=within, reference=reference, threads=threads)
+            )
+            return whole_proofs[-1]
         region_proofs.append(RegionProof(model, feeds[0], lossless=lossless, seed=seed))
         return region_proofs[-1]
 
     outcome = pipeline.run(
         start,
-        chosen.passes,
+        chosen.active,
         context,
         prover,
     )
@@ -187,7 +196,16 @@ def compress(
     elif session is None:
         quality, verification = _region_figures(region_proofs)
     else:
-        quality, latency = _measured(original, result, judged, metric, threads, progress)
+        proved = [p.proved for p in whole_proofs if p.proved is not None and p.proved.model is result]
+        is_same = result is start and not first
+        other = base if is_same else (proved[0] if proved else Opened(result, threads=threads))
+        quality = measure(
+            base.fast, other.fast, judged, metric=metric, logits=logit_outputs(original), progress=progress
+        )
+        if chosen.lossless and max_latency is None:
+            latency = runtime.glance(base.fast, other.fast, largest, max_seconds=_GLANCE * (time.monotonic() - started))
+        else:
+            latency = runtime.race(base.fast, other.fast, largest)
         verification = {"mode": "full"}
     report = Report(
         input=facts(original, largest, path),
@@ -207,29 +225,28 @@ def compress(
     return Result(result, report)
 
 
-def _by_regions(model: ir.Model, verify: Verify) -> bool:
+def _by_regions(model: Opened, verify: Verify) -> bool:
     """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
-    return verify == "regions" or (verify == "auto" and model_io.model_bytes(model) > WHOLE_BYTES)
+    return verify == "regions" or (verify == "auto" and model.size_bytes > WHOLE_BYTES)
 
 
-def _open_whole(model: ir.Model, source: Any, verify: Verify) -> runtime.Session | None:
+def _open_whole(model: Opened, verify: Verify) -> runtime.Session | None:
     """Load the whole model in the runtime; None where operators that it doesn't know leave regions as the only way.
 
     Raises:
         ModelError: the runtime can't load it, for another reason or although `verify` is "full".
     """
-    size_bytes = model_io.model_bytes(model)
-    if size_bytes > LARGEST_BYTES:
+    if model.size_bytes > LARGEST_BYTES:
         raise ModelError(
-            f"the model has {size_bytes:,} bytes; over 2 GiB it can't be run as one piece",
-            where=path_of(source) or "",
+            f"the model has {model.size_bytes:,} bytes; over 2 GiB it can't be run as one piece",
+            where=model.path or "",
             hint="Give --verify regions",
         )
     try:
-        return open_one(model, source, optimize=False)
+        return model.plain
     except ModelError:
         known = {*graph.STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"}
-        if verify == "full" or all(node.domain in known for node in graph.nodes(model)):
+        if verify == "full" or all(node.domain in known for node in graph.nodes(model.model)):
             raise
         return None
 
@@ -297,16 +314,6 @@ def _proof_feeds(
         if judged is None:
             raise
         return judged.feeds[:_PROOF_FEEDS]
-
-
-def _measured(
-    original: ir.Model, result: ir.Model, judged: Evaluation, metric: str | None, threads: int, progress: Progress
-) -> tuple[dict[str, Any], runtime.Latency]:
-    """Run both models as a user would, optimizations on, and compare outputs, score and time."""
-    a = open_one(original, None, optimize=True, threads=threads)
-    b = open_one(result, None, optimize=True, threads=threads)
-    quality = measure(a, b, judged, metric=metric, logits=logit_outputs(original), progress=progress)
-    return quality, runtime.race(a, b, judged.largest())
 
 
 def _notes(judged: Evaluation, latency: runtime.Latency | None, mode: str) -> list[str]:

@@ -195,7 +195,8 @@ def _attempt(
     except Exception as error:  # a bug in one pass must not cost the user the others; it is named in the report
         log.warning("internal error, please report it", exc_info=error)
         problem = f"internal error: {type(error).__name__}: {error}"
-    return _Attempt(candidate, changes, gate.admitted, problem)
+    is_same = problem is None and not gate.admitted and all(c.action is not Action.APPLIED for c in changes)
+    return _Attempt(before if is_same else candidate, changes, gate.admitted, problem)
 
 
 def _apply(model: ir.Model, group: Sequence[Pass], context: Context) -> list[Change]:

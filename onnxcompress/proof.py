@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from . import model_io, runtime, validate
+from . import model_io, validate
 from .core import Feed
 from .errors import ModelError
+from .opened import Opened
 
 log = logging.getLogger(__name__)
 
@@ -25,24 +27,36 @@ class Structure:
     """What must stay as it was: inputs, outputs, validity, and nearly the size of the file."""
 
     def __init__(self, before: ir.Model) -> None:
+        self._before = before
         self._inputs = _required_inputs(before)
         self._outputs = _typed(before.graph.outputs)
-        self._fault_before = checker_fault(before)
-        self._bytes = model_io.model_bytes(before)
 
-    def problem(self, candidate: ir.Model) -> str | None:
+    @functools.cached_property
+    def _bytes(self) -> int:
+        return model_io.model_bytes(self._before)
+
+    @functools.cached_property
+    def _fault_before(self) -> str | None:
+        return checker_fault(self._before)
+
+    def problem(self, candidate: ir.Model, size_bytes: int | None = None) -> str | None:
         """Return what the candidate broke, None where nothing.
 
         A model that the checker refused before is not held against the checker afterwards: only what was
         right must stay right.
+
+        Args:
+            candidate: the model after.
+            size_bytes: its size, where the caller knows it already.
         """
         if (inputs := _required_inputs(candidate)) != self._inputs:
             return f"the inputs changed from {self._inputs} to {inputs}"
         if (outputs := _typed(candidate.graph.outputs)) != self._outputs:
             return f"the outputs changed from {self._outputs} to {outputs}"
-        if self._fault_before is None and (fault := checker_fault(candidate)):
+        if (fault := checker_fault(candidate)) and self._fault_before is None:
             return f"the model became invalid: {fault}"
-        size_bytes = model_io.model_bytes(candidate)
+        if size_bytes is None:
+            size_bytes = model_io.model_bytes(candidate)
         if size_bytes > self._bytes * GROWTH_RATIO + GROWTH_BYTES:
             return f"the file grew from {self._bytes:,} to {size_bytes:,} bytes"
         return None
@@ -54,6 +68,14 @@ class WholeProof:
     With them on, the runtime would make some of our rewrites itself and hide the difference. Lossless: outputs
     must agree within `validate.mismatch`'s tolerance. Lossy: types and shapes must agree and nothing may become
     NaN or infinite; how good the outputs are is judged by the limits, not here.
+
+    Args:
+        before: the model before.
+        feeds: what both are run on.
+        lossless: whether the outputs must agree.
+        limit: says by how much a lossy result is over a limit.
+        reference: a model with the same outputs as `before`, where one is loaded already.
+        threads: of the session with optimizations.
     """
 
     def __init__(
@@ -62,22 +84,34 @@ class WholeProof:
         feeds: Sequence[Feed],
         *,
         lossless: bool,
-        limit: Callable[[ir.Model], str | None] = lambda _: None,
+        limit: Callable[[Opened], str | None] = lambda _: None,
+        reference: Opened | None = None,
+        threads: int = 1,
     ) -> None:
         self._limit = limit
         self._structure = Structure(before)
         self._lossless = lossless
         self._feeds = feeds
-        self._before = before
-        self._reference = _outputs(before, feeds)
+        self._before = reference or Opened(before)
+        self._threads = threads
+        self.proved: Opened | None = None
+        """The candidate that was judged last, with its sessions."""
+
+    @functools.cached_property
+    def _reference(self) -> list[dict[str, Any]]:
+        return [self._before.plain.run(feed) for feed in self._feeds]
 
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
-        if fault := self._structure.problem(candidate):
+        self.proved = None
+        opened = Opened(candidate, threads=self._threads)
+        if fault := self._structure.problem(candidate, len(opened.data)):
             return fault
         try:
-            outputs = _outputs(candidate, self._feeds)
-            runtime.open_session(model_io.to_bytes(candidate), optimize=True)  # its own rewrites must survive ours
+            outputs = [opened.plain.run(feed) for feed in self._feeds]
+            del opened.plain  # the memory is wanted for the next
+            _ = opened.fast  # the runtime's own rewrites must survive ours
+            self.proved = opened
         except ModelError as error:
             return error.message
         judge = validate.mismatch if self._lossless else degenerate
@@ -91,14 +125,17 @@ class WholeProof:
 
     def excess(self, candidate: ir.Model) -> str | None:
         """Return what `limit` says of the candidate: None within it."""
-        return None if self._lossless else self._limit(candidate)
+        if self._lossless:
+            return None
+        is_last = self.proved is not None and self.proved.model is candidate
+        return self._limit(self.proved if is_last and self.proved else Opened(candidate, threads=self._threads))
 
     def _stable(self, index: int) -> list[str]:
         """Return the outputs that come out the same when the model before is run again on this feed.
 
         A model may draw random numbers; what differs from itself can't be held against a rewrite.
         """
-        again = _outputs(self._before, [self._feeds[index]])[0]
+        again = self._before.plain.run(self._feeds[index])
         expected = self._reference[index]
         return [name for name in expected if validate.mismatch({name: expected[name]}, {name: again[name]}) is None]
 
@@ -152,11 +189,6 @@ def _empty_external(graph: onnx.GraphProto) -> None:
             tensor.ClearField("data_location")
             del tensor.dims[:]
             tensor.dims.append(0)
-
-
-def _outputs(model: ir.Model, feeds: Sequence[Feed]) -> list[dict[str, Any]]:
-    session = runtime.open_session(model_io.to_bytes(model), optimize=False)
-    return [session.run(feed) for feed in feeds]
 
 
 def _required_inputs(model: ir.Model) -> list[str]:

@@ -62,8 +62,9 @@ class Recipe:
         if isinstance(name, Recipe):
             return name.with_settings(settings)
         path = Path(name)
-        if str(name) in shipped():
-            text, where, title = shipped()[str(name)], f"recipe {name}", str(name)
+        own = _FOLDER / f"{name}.toml"
+        if path.name == str(name) and own.is_file():
+            text, where, title = own.read_text(encoding="utf-8"), f"recipe {name}", str(name)
         elif path.suffix == ".toml":
             text, where, title = _read(path), str(path), path.stem
         else:
@@ -110,7 +111,12 @@ class Recipe:
     @property
     def lossless(self) -> bool:
         """True when no pass changes what the model computes beyond float tolerance."""
-        return all(p.lossless or _is_idle(p) for p in self.passes)
+        return all(p.lossless for p in self.active)
+
+    @property
+    def active(self) -> tuple[Pass, ...]:
+        """The passes without those that wait for an option that only the command line gives."""
+        return tuple(p for p in self.passes if not _is_idle(p))
 
     @property
     def needs_data(self) -> bool:

@@ -183,6 +183,7 @@ def race(
     feed: Mapping[str, Any],
     *,
     rounds: int = 41,
+    least_rounds: int = 3,
     min_seconds: float = 0.001,
     max_seconds: float = 4.0,
     clock: Callable[[], float] = time.perf_counter,
@@ -194,9 +195,12 @@ def race(
         b: the compressed model.
         feed: input name -> array, for both.
         rounds: pairs at most.
+        least_rounds: pairs that are made however long they take.
         min_seconds: a measurement repeats the run until the original takes at least this long.
-        max_seconds: no further pair is begun after this time; three are always made.
+        max_seconds: no further pair is begun after this time.
         clock: seconds, for tests.
+
+    A model against itself, one session given twice, is timed alone: its ratio is 1.
 
     Raises:
         ModelError: one of the two can't run the feed.
@@ -208,9 +212,9 @@ def race(
     loops = max(1, min(1000, round(min_seconds / max(once, 1e-7) + 0.5)))
     pairs: list[tuple[float, float]] = []
     deadline = clock() + max_seconds
-    while len(pairs) < 3 or (len(pairs) < rounds and clock() < deadline):
+    while len(pairs) < least_rounds or (len(pairs) < rounds and clock() < deadline):
         first = _seconds(a, feed, loops=loops, clock=clock)
-        pairs.append((first, _seconds(b, feed, loops=loops, clock=clock)))
+        pairs.append((first, first if a is b else _seconds(b, feed, loops=loops, clock=clock)))
     return Latency(
         original_ms=1e3 * statistics.median(first for first, _ in pairs) / loops,
         compressed_ms=1e3 * statistics.median(second for _, second in pairs) / loops,
@@ -219,6 +223,12 @@ def race(
         threads=a.threads,
         provider=a.provider,
     )
+
+
+def glance(a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float) -> Latency:
+    """Time two sessions as `race` does, within seconds that are little beside what came before; see `runs`."""
+    share = max_seconds / 2 / 15
+    return race(a, b, feed, rounds=15, least_rounds=1, min_seconds=min(share, 0.001), max_seconds=max_seconds)
 
 
 def profile(

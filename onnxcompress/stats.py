@@ -141,6 +141,8 @@ def _shapes_by_running(model: ir.Model, feed: Mapping[str, np.ndarray], labels: 
         for value in (*node.inputs, *node.outputs)
         if value is not None and value.name and value.producer() is not None and graph.constant_tensor(value) is None
     }
+    if not wanted:
+        return {}
     watched.graph.outputs.extend(value for value in wanted.values() if not value.is_graph_output())
     try:
         session = runtime.open_session(model_io.to_bytes(watched), optimize=False)

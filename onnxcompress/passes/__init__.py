@@ -50,15 +50,15 @@ def pass_class(name: str) -> type[Pass]:
     Raises:
         UsageError: there is no such pass, or a third-party one can't be imported.
     """
-    places = available()
-    if name not in places:
-        raise UsageError(f"unknown pass {name!r}", hint=_nearest(name, places))
-    module, _, attribute = places[name].partition(":")
+    place = f"{__name__}.{SHIPPED[name]}" if name in SHIPPED else available().get(name)
+    if place is None:
+        raise UsageError(f"unknown pass {name!r}", hint=_nearest(name, available()))
+    module, _, attribute = place.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"pass {name!r} can't be imported ({error})", where=places[name], hint="Mend or remove its package"
+            f"pass {name!r} can't be imported ({error})", where=place, hint="Mend or remove its package"
         ) from error
     return found  # type: ignore[no-any-return]
 
