@@ -81,6 +81,30 @@ class Gate:
         return True
 
 
+class Memo:
+    """What has been found out about the one model that passes edit; it holds until the next rewrite."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._found: dict[str, tuple[int, Any]] = {}
+
+    @property
+    def version(self) -> int:
+        """The rewrites made so far: whoever edits a model asks the gate first."""
+        return len(self._gate.admitted)
+
+    def get(self, key: str, find: Callable[[], Any]) -> Any:
+        """Return what `find` found, anew only when the model has been rewritten since.
+
+        Not to be asked between the gate's yes and the edit.
+        """
+        version, found = self._found.get(key, (-1, None))
+        if version != self.version:
+            found = find()
+            self._found[key] = self.version, found
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a pass is given beside the model. Nothing in here is changed by a pass, except the gate's count."""
@@ -88,6 +112,8 @@ class Context:
     gate: Gate = field(default_factory=Gate)
     feeds: Sequence[Feed] = ()
     """The user's data, already fitted to the model's inputs; empty without `--data`."""
+    memo: Memo | None = None
+    """Set by the pipeline, for the model that it lets the passes edit."""
     seed: int = 0
     target: str = "cpu"
     selects: Callable[[ir.Node], bool] = lambda _: True

@@ -13,17 +13,27 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph, every body of If/Loop/Scan in it, and those of local functions, outermost first."""
-    yield model.graph
-    yield from model.graph.subgraphs()
+    yield from graphs_outside_functions(model)
     for function in model.functions.values():
         yield function.graph
-        yield from function.subgraphs()
+        yield from _inner(function)
 
 
 def graphs_outside_functions(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph and every body of If/Loop/Scan in it: where initializers may stand."""
     yield model.graph
-    yield from model.graph.subgraphs()
+    yield from _inner(model.graph)
+
+
+def _inner(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
+    """Return the bodies of If/Loop/Scan in a graph, each before those inside it."""
+    found: list[ir.Graph] = []
+    for node in graph:
+        if node.attributes:
+            for body in bodies(node):
+                found.append(body)
+                found += _inner(body)
+    return found
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -19,7 +19,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from . import model_io
-from .core import Action, Change, Context, Gate, Pass
+from .core import Action, Change, Context, Gate, Memo, Pass
 from .errors import OnnxCompressError, UsageError
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def _attempt(
     candidate = model_io.clone(before)
     changes: list[Change] = []
     try:
-        changes = _apply(candidate, group, replace(context, gate=gate))
+        changes = _apply(candidate, group, replace(context, gate=gate, memo=Memo(gate)))
         problem = proof.problem(candidate) if gate.admitted else None
     except (UsageError, MemoryError):  # the user's own words or code are at fault: to be mended, not worked around
         raise
@@ -200,15 +200,27 @@ def _attempt(
 
 
 def _apply(model: ir.Model, group: Sequence[Pass], context: Context) -> list[Change]:
-    """Run the passes of a group in place: lossless ones in rounds until nothing changes, a lossy one once."""
+    """Run the passes of a group in place: lossless ones in turns until nothing changes, a lossy one once.
+
+    A pass that had nothing to do is not asked again before another one has changed something.
+    """
     done: list[Change] = []
-    refused: list[Change] = []
+    refused: dict[int, list[Change]] = {}
+    idle: set[int] = set()
     rounds = _MOST_ROUNDS if group[0].lossless else 1
     for _ in range(rounds):
-        changes = [change for p in group for change in p.run(model, context)]
-        applied = [c for c in changes if c.action is Action.APPLIED]
-        done += applied
-        refused = [c for c in changes if c.action is not Action.APPLIED]
-        if not applied:
+        for index, p in enumerate(group):
+            if index in idle:
+                continue
+            before = len(context.gate.admitted)
+            changes = p.run(model, context)
+            applied = [c for c in changes if c.action is Action.APPLIED]
+            done += applied
+            refused[index] = [c for c in changes if c.action is not Action.APPLIED]
+            if applied or len(context.gate.admitted) != before:
+                idle.clear()
+            else:
+                idle.add(index)
+        if len(idle) == len(group):
             break
-    return done + refused
+    return done + [change for index in sorted(refused) for change in refused[index]]

@@ -7,11 +7,15 @@ believed: they are taken out before inference.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
 
 from . import graph, model_io
+
+if TYPE_CHECKING:
+    from .core import Context
 
 Dim = int | str | None
 """A size, the name of a dynamic dimension, or None where nothing is known."""
@@ -71,6 +75,14 @@ def infer(model: ir.Model) -> Shapes:
     An operator that inference can't handle leaves the values behind it unknown.
     """
     return infer_proto(model_io.skeleton(model))
+
+
+def inferred(model: ir.Model, context: Context) -> Shapes:
+    """Do as `infer` does, once between two rewrites; not to be asked between the gate's yes and the edit."""
+    if context.memo is None:
+        return infer(model)
+    found: Shapes = context.memo.get("shapes", lambda: infer(model))
+    return found
 
 
 def infer_at(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from onnxcompress import graph, model_io, pipeline
-from onnxcompress.core import Action, Change, Context, Need
+from onnxcompress.core import Action, Change, Context, Gate, Memo, Need
 from onnxcompress.proof import WholeProof
 
 TEXT = """
@@ -89,3 +89,60 @@ def test_a_pass_that_crashes_costs_only_itself():
     outcome = _run(Rename(crash=True))
     assert sorted(outcome.model.graph.initializers) == ["a", "b", "c"]
     assert all(c.action is Action.ROLLED_BACK and "internal error" in c.reason for c in outcome.changes)
+
+
+def test_what_was_found_holds_until_the_next_rewrite():
+    gate = Gate()
+    memo, found = Memo(gate), []
+
+    def ask():
+        return memo.get("key", lambda: found.append(1) or len(found))
+
+    assert [ask(), ask()] == [1, 1]
+    gate.admits("any", "node")
+    assert [ask(), ask()] == [2, 2]
+    Gate(denied=frozenset({("any", "node")})).admits("any", "node")
+    assert ask() == 2
+
+
+def test_a_pass_with_nothing_to_do_is_asked_again_only_after_a_rewrite():
+    asked = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Once:
+        name: ClassVar[str] = "once"
+        lossless: ClassVar[bool] = True
+        needs: ClassVar[frozenset[Need]] = frozenset()
+        tag: str
+        edits: bool = False
+
+        def run(self, model, context):
+            asked.append(self.tag)
+            if self.edits and asked.count(self.tag) == 1 and context.gate.admits(self.name, self.tag):
+                return [Change(pass_name=self.name, target=self.tag, action=Action.APPLIED, reason="done")]
+            return [Change(pass_name=self.name, target=self.tag, action=Action.SKIPPED, reason="none left")]
+
+    class Fine:
+        def problem(self, candidate):
+            return None
+
+        def excess(self, candidate):
+            return None
+
+    model = model_io.load(ir.to_proto(ir.from_onnx_text(TEXT)))
+    group = [Once(tag="a"), Once(tag="b", edits=True), Once(tag="c")]
+    outcome = pipeline.run(model, group, Context(), lambda before, lossless: Fine())
+    assert asked == ["a", "b", "c", "a", "b"]
+    assert [(c.target, c.action) for c in outcome.changes] == [
+        ("b", Action.APPLIED),
+        *((tag, Action.SKIPPED) for tag in "abc"),
+    ]
+
+
+def test_passes_that_rewrite_nothing_leave_the_model_itself():
+    model = model_io.load(ir.to_proto(ir.from_onnx_text(TEXT)))
+    for name in list(model.graph.initializers):
+        value = model.graph.initializers[name]
+        value.name = f"done_{name}"
+    outcome = pipeline.run(model, [Rename()], Context(), lambda before, lossless: None)
+    assert outcome.model is model

@@ -33,7 +33,7 @@ class FoldBranches:
         for body in reversed(list(graph.graphs_outside_functions(model))):
             for node in tuple(body):
                 if graph.is_op(node, "Where") and graph.constant_tensor(node.inputs[0]) is not None:
-                    known = shapes.infer(model) if known is None else known
+                    known = shapes.inferred(model, context) if known is None else known
                 if not (reason := _course(node, known)) or not context.gate.admits(self.name, graph.label(node)):
                     continue
                 if graph.bodies(node) and not ready:

@@ -50,7 +50,7 @@ class FoldConstants:
         candidates = _candidates(model)
         if not candidates:
             return changes
-        plan = _plan(candidates, shapes.infer(model), self.allowance_bytes)
+        plan = _plan(candidates, shapes.inferred(model, context), self.allowance_bytes)
         changes += [
             Change(pass_name=self.name, target=graph.label(node), action=Action.SKIPPED, reason=reason)
             for node, reason in plan.refused.items()
@@ -72,7 +72,7 @@ def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
         for node in body
         if graph.is_op(node, "CastLike") and graph.constant_tensor(node.inputs[0]) is not None
     ]
-    known = shapes.infer(model) if likes else None
+    known = shapes.inferred(model, context) if likes else None
     for node in likes:
         dtype = known.dtype(node.inputs[1]) if known is not None else None
         if dtype in constant_run.RUNNABLE and context.gate.admits(FoldConstants.name, graph.label(node)):

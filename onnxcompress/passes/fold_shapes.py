@@ -34,7 +34,7 @@ class FoldShapes:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place."""
-        facts = symbolic.interpret(model, shapes.infer(model))
+        facts = symbolic.interpret(model, shapes.inferred(model, context))
         folding = _Folding(model, context, facts)
         for body in graph.graphs_outside_functions(model):
             for node in reversed(tuple(body)):  # from the end: what only a folded node needed is never looked at

@@ -183,7 +183,7 @@ def _forget_contradicted(model: ir.Model, context: Context) -> list[Change]:
     ]
     if not declared:
         return []
-    known = shapes.infer(model)
+    known = shapes.inferred(model, context)
     changes: list[Change] = []
     for value in declared:
         dims = known.shape(value)

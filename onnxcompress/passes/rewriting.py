@@ -43,8 +43,9 @@ class Scene:
     a sweep: values keep their meaning under rewriting, so older facts stay true; new values have none yet.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, context: Context) -> None:
         self.model = model
+        self._context = context
         self.names = graph.Names(model)
         self.opset = graph.opset(model)
         self._shapes: shapes.Shapes | None = None
@@ -53,7 +54,7 @@ class Scene:
     def shapes(self) -> shapes.Shapes:
         """Inferred shapes and types of the model's values."""
         if self._shapes is None:
-            self._shapes = shapes.infer(self.model)
+            self._shapes = shapes.inferred(self.model, self._context)
         return self._shapes
 
     def refresh(self) -> None:
@@ -78,7 +79,7 @@ def rewrite(model: ir.Model, context: Context, pass_name: str, rules: Mapping[st
         pass_name: stands in the changes.
         rules: operator type of the standard domain -> rules for it, tried in order; "*" is for every node.
     """
-    scene = Scene(model)
+    scene = Scene(model, context)
     changes: list[Change] = []
     refusals: dict[tuple[str, str], Change] = {}
     for _ in range(_MOST_SWEEPS):
