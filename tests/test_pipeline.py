@@ -116,22 +116,22 @@ def test_a_pass_with_nothing_to_do_is_asked_again_only_after_a_rewrite():
         tag: str
         edits: bool = False
 
-        def run(self, model, context):
+        def run(self, _model, context):
             asked.append(self.tag)
             if self.edits and asked.count(self.tag) == 1 and context.gate.admits(self.name, self.tag):
                 return [Change(pass_name=self.name, target=self.tag, action=Action.APPLIED, reason="done")]
             return [Change(pass_name=self.name, target=self.tag, action=Action.SKIPPED, reason="none left")]
 
     class Fine:
-        def problem(self, candidate):
+        def problem(self, _candidate):
             return None
 
-        def excess(self, candidate):
+        def excess(self, _candidate):
             return None
 
     model = model_io.load(ir.to_proto(ir.from_onnx_text(TEXT)))
     group = [Once(tag="a"), Once(tag="b", edits=True), Once(tag="c")]
-    outcome = pipeline.run(model, group, Context(), lambda before, lossless: Fine())
+    outcome = pipeline.run(model, group, Context(), lambda *_: Fine())
     assert asked == ["a", "b", "c", "a", "b"]
     assert [(c.target, c.action) for c in outcome.changes] == [
         ("b", Action.APPLIED),
@@ -144,5 +144,5 @@ def test_passes_that_rewrite_nothing_leave_the_model_itself():
     for name in list(model.graph.initializers):
         value = model.graph.initializers[name]
         value.name = f"done_{name}"
-    outcome = pipeline.run(model, [Rename()], Context(), lambda before, lossless: None)
+    outcome = pipeline.run(model, [Rename()], Context(), lambda *_: None)
     assert outcome.model is model
