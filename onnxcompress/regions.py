@@ -33,6 +33,8 @@ from .core import Feed
 from .errors import ModelError
 from .numerics import affine
 from .proof import Structure, degenerate
+from .sources import OpenFile
+from .tensors import StoredTensor
 
 LEAST_SQNR_DB = 10.0
 """A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
@@ -42,6 +44,7 @@ _BATCH_BYTES = 256 << 20
 
 _MOST_GROWTHS = 4
 _SMALL_BYTES = 1024
+_STORED_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 600.0
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
@@ -67,6 +70,17 @@ class _Leaf:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """A weight of a piece that a worker reads from the file where it is, instead of getting a copy."""
+
+    name: str
+    path: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class _Region:
     """Two pieces that should make the same value, as (nodes, leaves) of the graph before and after."""
 
@@ -82,6 +96,7 @@ class _Job:
     before: Path
     after: Path
     leaves: tuple[_Leaf, ...]
+    stored: tuple[_Stored, ...]
     output: str
     lossless: bool
     load_optimized: bool
@@ -171,12 +186,15 @@ class RegionProof:
         names = dict.fromkeys((*region.before[1], *region.after[1]))
         leaves = tuple(self._before.leaf(name, self._feed) for name in names)
         paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
+        stored: dict[str, _Stored] = {}
         for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
-            model_io.save_scratch(side.piece(region.output, *piece), path)
+            model = side.piece(region.output, *piece)
+            stored |= {weight.name: weight for weight in _feed_stored(model)}
+            model_io.save_scratch(model, path)
         kind = tuple(_kind(node) for node in region.after[0])
         is_new = kind not in self._kinds
         self._kinds.add(kind)
-        return _Job(*paths, leaves, region.output, self._lossless, is_new, self._seed)
+        return _Job(*paths, leaves, tuple(stored.values()), region.output, self._lossless, is_new, self._seed)
 
 
 class _Side:
@@ -297,6 +315,7 @@ def run_jobs(jobs: Sequence[_Job]) -> list[_Verdict]:
 
 def _run(job: _Job) -> _Verdict:
     feed = {leaf.name: _values(leaf, job.seed) for leaf in job.leaves}
+    feed |= {weight.name: _mapped(weight) for weight in job.stored}
     try:
         expected = _output(job.before, feed, optimize=False)
     except ModelError as error:
@@ -325,6 +344,33 @@ def _output(path: Path, feed: Mapping[str, np.ndarray], *, optimize: bool) -> np
     if not isinstance(value, np.ndarray):
         raise ModelError("a region's output is not a tensor")
     return value
+
+
+def _feed_stored(piece: ir.Model) -> list[_Stored]:
+    """Turn the large weights of a piece that lie in a file as plain numbers into inputs, and return where they are.
+
+    A name says which bytes it stands for, so that both pieces of a region can share a feed.
+    """
+    found = []
+    for name, value in list(piece.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _STORED_BYTES or tensor.dtype not in _FLOATS or value.is_graph_output():
+            continue
+        place = tensor.stored if isinstance(tensor, StoredTensor) else None
+        path = None if place is None or not isinstance(place.source, OpenFile) else place.source.reachable_path()
+        if place is None or path is None:
+            continue
+        del piece.graph.initializers[name]
+        value.const_value = None
+        value.name = f"{name}@{path}:{place.offset}"
+        value.shape, value.type = ir.Shape(place.shape), ir.TensorType(place.dtype)
+        piece.graph.inputs.append(value)
+        found.append(_Stored(value.name, path, place.offset, place.dtype.numpy().name, place.shape))
+    return found
+
+
+def _mapped(weight: _Stored) -> np.ndarray:
+    return np.memmap(weight.path, np.dtype(weight.dtype).newbyteorder("<"), "r", weight.offset, weight.shape)
 
 
 def _values(leaf: _Leaf, seed: int) -> np.ndarray:

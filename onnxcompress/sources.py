@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import ModelError
@@ -90,7 +91,10 @@ class OpenFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset` on."""
-        target = bytearray(length)
+        data = os.pread(self._descriptor, length, offset) if 0 <= offset <= self.size - length else b""
+        if len(data) == length and self._is_unchanged():
+            return data
+        target = bytearray(length)  # past the end, cut short or changed: the careful way says which
         self.read_into(offset, memoryview(target))
         return bytes(target)
 
@@ -104,9 +108,22 @@ class OpenFile:
             if not count:
                 break
             done += count
-        status = os.fstat(self._descriptor)
-        if done < len(target) or (status.st_size, status.st_mtime_ns) != (self.size, self._modified):
+        if done < len(target) or not self._is_unchanged():
             raise ModelError("was changed while it was being read", where=self.label, hint="Run again")
+
+    def reachable_path(self) -> str | None:
+        """Return an absolute path under which another process finds this very file, None when there is none."""
+        own = os.fstat(self._descriptor)
+        path = Path(self.label).absolute()
+        try:
+            there = path.stat()
+        except OSError:
+            return None
+        return str(path) if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) else None
+
+    def _is_unchanged(self) -> bool:
+        status = os.fstat(self._descriptor)
+        return (status.st_size, status.st_mtime_ns) == (self.size, self._modified)
 
 
 def read_chunks(source: ByteSource, offset: int, length: int) -> Iterator[bytes]:

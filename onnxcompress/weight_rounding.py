@@ -1,12 +1,12 @@
 """Weights as integers, read from their file a few MB at a time and never held as a whole in float.
 
-Scales need one reading of a weight, its error a second, its integers a third, which for a large weight happens
-when the model is saved: until then only its scales are in memory.
+Scales and their error need one or two readings of a weight, its integers another, which for a large weight happens when
+they are first asked for: until then only its scales are in memory, and from then on its integers are in a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,13 @@ import onnx_ir as ir
 
 from . import graph
 from .numerics import affine
-from .tensors import StoredTensor
+from .tensors import StoredTensor, parked
 
 PIECE_BYTES = 8 << 20
 """How much of a weight is read at a time."""
+
+KEPT_BYTES = 64 << 20
+"""Weights up to this size stay in memory between the reading for the scales and the one for the error."""
 
 LAZY_BYTES = 16 << 20
 """Weights from this size on are turned into integers only when someone asks for these."""
@@ -47,15 +50,16 @@ class Rounding:
         return affine.db(self.signal, self.noise)
 
     def integers(self, *, transposed: bool) -> ir.TensorProtocol:
-        """Return the int8 tensor, its two axes swapped if asked for; a large one is computed at each use."""
+        """Return the int8 tensor, its two axes swapped if asked for.
+
+        A large one is computed at first use, and then waits in a temporary file.
+        """
         dims = graph.dims(self.tensor)
         if self.tensor.nbytes < LAZY_BYTES:
             return ir.tensor(self._compute(transposed=transposed))
         shape = ir.Shape(tuple(reversed(dims)) if transposed else dims)
         return ir.LazyTensor(
-            lambda: ir.tensor(self._compute(transposed=transposed)),
-            ir.DataType.INT8,
-            shape,
+            lambda: parked(self._compute(transposed=transposed), None), ir.DataType.INT8, shape, cache=True
         )
 
     def _compute(self, *, transposed: bool) -> np.ndarray:
@@ -78,17 +82,18 @@ def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool) -> 
     shape = _grouped(dims, axis)
     low, high = np.full(shape[1], np.inf, np.float32), np.full(shape[1], -np.inf, np.float32)
     signal = 0.0
-    for where, piece in _pieces(tensor, shape):
+    kept = list(_pieces(tensor, shape)) if tensor.nbytes <= KEPT_BYTES else None
+    for where, piece in kept or _pieces(tensor, shape):
         channels = where[1]
         low[channels] = np.minimum(low[channels], piece.min(axis=(0, 2)))
         high[channels] = np.maximum(high[channels], piece.max(axis=(0, 2)))
         signal += affine.energy(piece)
     scale, _ = affine.scale_and_zero_point(low, high, _INT8, tensor.dtype.numpy())
     if clip:
-        errors = _errors(tensor, shape, affine.clip_candidates(scale))
+        errors = _errors(kept or _pieces(tensor, shape), shape, affine.clip_candidates(scale))
         scale, noise = affine.best_candidate(affine.clip_candidates(scale), errors)
     else:
-        noise = _errors(tensor, shape, [scale])[0]
+        noise = _errors(kept or _pieces(tensor, shape), shape, [scale])[0]
     return Rounding(tensor, axis, scale.reshape(() if axis is None else (-1,)), signal, float(noise.sum()))
 
 
@@ -96,10 +101,12 @@ _INT8 = affine.Grid(8, symmetric=True)
 _Where = tuple[slice, slice, slice]
 
 
-def _errors(tensor: ir.TensorProtocol, shape: tuple[int, int, int], scales: list[np.ndarray]) -> np.ndarray:
+def _errors(
+    pieces: Iterable[tuple[_Where, np.ndarray]], shape: tuple[int, int, int], scales: list[np.ndarray]
+) -> np.ndarray:
     """Return the squared error of each channel for each candidate of scales: float64 [candidates, channels]."""
     total = np.zeros((len(scales), shape[1]))
-    for where, piece in _pieces(tensor, shape):
+    for where, piece in pieces:
         for row, scale in zip(total, scales, strict=True):
             row[where[1]] += affine.squared_error(piece, scale[where[1]], _INT8)
     return total

@@ -106,3 +106,30 @@ def test_a_folded_region_may_become_a_constant():
         graph.replace_by_constant(node, graph.Names(after), [np.float32(values)])
         proof = RegionProof(before, {"x": np.ones((3, 2), np.float32)}, lossless=True)
         assert (proof.problem(after) is None) is fine
+
+
+def test_large_weights_are_read_by_the_worker_where_they_lie(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 600] x, float[600, 600] w) => (float[n, 600] y)'
+        "{ h = MatMul(x, w) y = Relu(h) }"
+    )
+    weight = next(v for v in model.graph.inputs if v.name == "w")
+    model.graph.inputs.remove(weight)
+    weight.const_value = ir.tensor(rng.standard_normal((600, 600)).astype(np.float32), name="w")
+    model.graph.register_initializer(weight)
+    model_io.save(model, tmp_path / "m.onnx")
+    before = model_io.load(tmp_path / "m.onnx")
+    written = []
+    honest = model_io.save_scratch
+    monkeypatch.setattr(
+        model_io, "save_scratch", lambda piece, path: (honest(piece, path), written.append(path.stat()))
+    )
+    for factor, fine in ((1.0, True), (1.01, False)):
+        after = model_io.clone(before)
+        graph.set_weight(after.graph.initializers["w"], graph.constant(before.graph.initializers["w"]) * factor)
+        proof = RegionProof(before, {"x": np.ones((2, 600), np.float32)}, lossless=True)
+        assert (proof.problem(after) is None) is fine
+    sizes = [status.st_size for status in written]
+    assert min(sizes) < 10_000  # the original's piece holds no weight
+    assert max(sizes) > 600 * 600 * 4
