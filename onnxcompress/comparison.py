@@ -154,12 +154,19 @@ def open_bytes(data: bytes, source: object, *, optimize: bool, threads: int = 1)
         raise ModelError(error.message, where=error.where or path_of(source) or "", hint=error.hint) from error
 
 
-def facts(model: ir.Model, feed: Feed, path: str | None) -> ModelFacts:
-    """Return the figures of a model at the shapes of a feed; bytes are those of its file, external data included."""
+def facts(model: ir.Model, feed: Feed, path: str | None, *, size_bytes: int | None = None) -> ModelFacts:
+    """Return the figures of a model at the shapes of a feed; bytes are those of its file, external data included.
+
+    Args:
+        model: the model.
+        feed: decides the shapes at which MACs are counted.
+        path: the file that it was loaded from, None where there is none.
+        size_bytes: what `model_io.model_bytes` says of it, where the caller knows it already.
+    """
     counts = stats.count(model, feed)
     found = ModelFacts(
         path=path,
-        bytes=model_io.model_bytes(model),
+        bytes=model_io.model_bytes(model) if size_bytes is None else size_bytes,
         nodes=counts.nodes,
         parameters=counts.parameters,
         macs=counts.macs,
@@ -209,8 +216,9 @@ def measure(
     pairs = zip(judged.stateful(before), judged.stateful(after), strict=True)
     for _ in progress("Comparing", range(count)):
         feed_a, feed_b = next(pairs)
-        before.update(original.run(feed_a))
-        after.update(other.run(feed_b))
+        found = original.run(feed_a)
+        before.update(found)
+        after.update(found if other is original else other.run(feed_b))
         for output, expected in before.items():
             if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
                 differences.setdefault(output, _Difference(output)).add(expected, after[output])

@@ -41,7 +41,7 @@ _PROOF_FEEDS = 2
 WHOLE_BYTES = 256 << 20
 """Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
 
-_GLANCE = 0.1
+_GLANCE = 0.05
 """Share of the time so far that lossless recipes, which nobody has set a limit, spend on timing the result."""
 
 _SLOWER_RATIO = 1.05
@@ -145,12 +145,12 @@ def compress(
     given = None if data is None else evaluation.read(data, specs, data_options)
     judged = given if eval_data is None else evaluation.read(eval_data, specs, data_options)
     try:
-        feeds = _proof_feeds(original, session, judged, seed=seed)
+        feeds, expected = _proof_feeds(original, session, judged, seed=seed)
     except ModelError as error:
         if verify == "full" or max_drop is not None or max_latency is not None:
             raise
         session, unfed = None, (str(error),)
-        feeds = _proof_feeds(original, None, judged, seed=seed)
+        feeds, expected = _proof_feeds(original, None, judged, seed=seed)
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original)
     first = _drop_records(start, keep_node_metadata=keep_node_metadata)
@@ -172,9 +172,18 @@ def compress(
         if plan:
             return _Unproved()
         if session is not None:
-            reference = base if model is start else None
+            is_first = model is start
             whole_proofs.append(
-                WholeProof(model, feeds, lossless=lossless, limit=within, reference=reference, threads=threads)
+                WholeProof(
+                    model,
+                    feeds,
+                    lossless=lossless,
+                    limit=within,
+                    reference=base if is_first else None,
+                    expected=expected if is_first else None,
+                    size_bytes=base.size_bytes if is_first and not first else None,
+                    threads=threads,
+                )
             )
             return whole_proofs[-1]
         region_proofs.append(RegionProof(model, feeds[0], lossless=lossless, seed=seed))
@@ -191,14 +200,14 @@ def compress(
         result.metadata_props["onnxcompress.recipe"] = chosen.name
     largest = judged.largest()
     latency = None
+    is_same = result is start and not first
+    proved = [p.proved for p in whole_proofs if p.proved is not None and p.proved.model is result]
+    other = base if is_same else (proved[0] if proved else Opened(result, threads=threads))
     if plan:
         quality, verification = None, {"mode": "none"}
     elif session is None:
         quality, verification = _region_figures(region_proofs)
     else:
-        proved = [p.proved for p in whole_proofs if p.proved is not None and p.proved.model is result]
-        is_same = result is start and not first
-        other = base if is_same else (proved[0] if proved else Opened(result, threads=threads))
         quality = measure(
             base.fast, other.fast, judged, metric=metric, logits=logit_outputs(original), progress=progress
         )
@@ -207,9 +216,16 @@ def compress(
         else:
             latency = runtime.race(base.fast, other.fast, largest)
         verification = {"mode": "full"}
+    input_facts = facts(original, largest, path, size_bytes=base.size_bytes)
+    size_bytes = other.size_bytes if chosen.lossless else model_io.model_bytes(result)  # a recipe's name is written in
+    output_facts = (
+        replace(input_facts, path=None, bytes=size_bytes)
+        if is_same
+        else facts(result, largest, None, size_bytes=size_bytes)
+    )
     report = Report(
-        input=facts(original, largest, path),
-        output=facts(result, largest, None),
+        input=input_facts,
+        output=output_facts,
         recipe=chosen.as_json(),
         limits={"max_drop": max_drop, "max_bytes": max_bytes, "max_latency": max_latency},
         quality=quality,
@@ -301,19 +317,20 @@ class _Unproved:
 
 def _proof_feeds(
     model: ir.Model, session: runtime.Session | None, judged: Evaluation | None, *, seed: int
-) -> Sequence[Feed]:
-    """Return feeds to prove rewrites on: made-up ones, or the user's where nothing made up runs.
+) -> tuple[Sequence[Feed], Sequence[Mapping[str, Any]] | None]:
+    """Return feeds to prove rewrites on, and the outputs where known: made-up ones, or the user's where none runs.
 
     Without a session only their shapes, and the values of the model's inputs, are of use: the user's come first.
     """
     if session is None:
-        return judged.feeds[:1] if judged else synthetic.synthetic_feeds(model, seed=seed, sizes=(8,))
+        return judged.feeds[:1] if judged else synthetic.synthetic_feeds(model, seed=seed, sizes=(8,)), None
     try:
-        return synthetic.runnable_feeds(model, session, seed=seed, count=_PROOF_FEEDS)
+        tried = synthetic.tried_feeds(model, session, seed=seed, count=_PROOF_FEEDS)
+        return [each.feed for each in tried], [each.outputs for each in tried]
     except ModelError:
         if judged is None:
             raise
-        return judged.feeds[:_PROOF_FEEDS]
+        return judged.feeds[:_PROOF_FEEDS], None
 
 
 def _notes(judged: Evaluation, latency: runtime.Latency | None, mode: str) -> list[str]:

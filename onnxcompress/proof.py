@@ -26,14 +26,15 @@ GROWTH_BYTES = 2048
 class Structure:
     """What must stay as it was: inputs, outputs, validity, and nearly the size of the file."""
 
-    def __init__(self, before: ir.Model) -> None:
+    def __init__(self, before: ir.Model, size_bytes: int | None = None) -> None:
         self._before = before
+        self._known_bytes = size_bytes
         self._inputs = _required_inputs(before)
         self._outputs = _typed(before.graph.outputs)
 
     @functools.cached_property
     def _bytes(self) -> int:
-        return model_io.model_bytes(self._before)
+        return model_io.model_bytes(self._before) if self._known_bytes is None else self._known_bytes
 
     @functools.cached_property
     def _fault_before(self) -> str | None:
@@ -75,6 +76,8 @@ class WholeProof:
         lossless: whether the outputs must agree.
         limit: says by how much a lossy result is over a limit.
         reference: a model with the same outputs as `before`, where one is loaded already.
+        expected: these outputs, feed by feed, where they are known already.
+        size_bytes: of `before`, where it is known already.
         threads: of the session with optimizations.
     """
 
@@ -86,10 +89,13 @@ class WholeProof:
         lossless: bool,
         limit: Callable[[Opened], str | None] = lambda _: None,
         reference: Opened | None = None,
+        expected: Sequence[Mapping[str, Any]] | None = None,
+        size_bytes: int | None = None,
         threads: int = 1,
     ) -> None:
         self._limit = limit
-        self._structure = Structure(before)
+        self._structure = Structure(before, size_bytes)
+        self._expected = expected
         self._lossless = lossless
         self._feeds = feeds
         self._before = reference or Opened(before)
@@ -98,8 +104,8 @@ class WholeProof:
         """The candidate that was judged last, with its sessions."""
 
     @functools.cached_property
-    def _reference(self) -> list[dict[str, Any]]:
-        return [self._before.plain.run(feed) for feed in self._feeds]
+    def _reference(self) -> Sequence[Mapping[str, Any]]:
+        return self._expected or [self._before.plain.run(feed) for feed in self._feeds]
 
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""

@@ -186,6 +186,7 @@ def race(
     least_rounds: int = 3,
     min_seconds: float = 0.001,
     max_seconds: float = 4.0,
+    warm_up_runs: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Time two sessions on one feed: warm up, then A B A B ..., and take the median of the paired ratios.
@@ -198,6 +199,7 @@ def race(
         least_rounds: pairs that are made however long they take.
         min_seconds: a measurement repeats the run until the original takes at least this long.
         max_seconds: no further pair is begun after this time.
+        warm_up_runs: runs of each before the first that is timed.
         clock: seconds, for tests.
 
     A model against itself, one session given twice, is timed alone: its ratio is 1.
@@ -206,15 +208,20 @@ def race(
         ModelError: one of the two can't run the feed.
 
     """
-    _seconds(a, feed, loops=1, clock=clock)
-    _seconds(b, feed, loops=1, clock=clock)
-    once = _seconds(a, feed, loops=1, clock=clock)
-    loops = max(1, min(1000, round(min_seconds / max(once, 1e-7) + 0.5)))
-    pairs: list[tuple[float, float]] = []
-    deadline = clock() + max_seconds
-    while len(pairs) < least_rounds or (len(pairs) < rounds and clock() < deadline):
+    for session in (a, b) * warm_up_runs:
+        _seconds(session, feed, loops=1, clock=clock)
+
+    def pair(loops: int) -> tuple[float, float]:
         first = _seconds(a, feed, loops=loops, clock=clock)
-        pairs.append((first, first if a is b else _seconds(b, feed, loops=loops, clock=clock)))
+        return first, first if a is b else _seconds(b, feed, loops=loops, clock=clock)
+
+    deadline = clock() + max_seconds
+    pairs = [pair(1)]
+    loops = max(1, min(1000, round(min_seconds / max(pairs[0][0], 1e-7) + 0.5)))
+    if loops > 1:
+        pairs.clear()  # too short to count
+    while len(pairs) < least_rounds or (len(pairs) < rounds and clock() < deadline):
+        pairs.append(pair(loops))
     return Latency(
         original_ms=1e3 * statistics.median(first for first, _ in pairs) / loops,
         compressed_ms=1e3 * statistics.median(second for _, second in pairs) / loops,
@@ -226,9 +233,11 @@ def race(
 
 
 def glance(a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float) -> Latency:
-    """Time two sessions as `race` does, within seconds that are little beside what came before; see `runs`."""
+    """Time two sessions, warm from a run of this feed, as `race` does but within a few seconds or less; see `runs`."""
     share = max_seconds / 2 / 15
-    return race(a, b, feed, rounds=15, least_rounds=1, min_seconds=min(share, 0.001), max_seconds=max_seconds)
+    return race(
+        a, b, feed, rounds=15, least_rounds=1, min_seconds=min(share, 0.001), max_seconds=max_seconds, warm_up_runs=0
+    )
 
 
 def profile(

@@ -306,7 +306,9 @@ def _says_something(value: ir.Value) -> bool:
 
 def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
     _set_text(proto, name=value.name, doc_string=value.doc_string)
-    if isinstance(value.type, RawType):
+    if type(value.type) is ir.TensorType and not value.type.denotation:
+        _write_tensor_type(proto.type.tensor_type, value.type, value.shape)
+    elif isinstance(value.type, RawType):
         proto.type.CopyFrom(value.type.proto)
     elif value.type is not None:
         serde.serialize_type_into(proto.type, value.type)
@@ -314,6 +316,21 @@ def _write_value(proto: onnx.ValueInfoProto, value: ir.Value) -> None:
             serde.serialize_shape_into(proto.type, value.shape)
     if value.metadata_props:
         _write_pairs(proto.metadata_props, value.metadata_props)
+
+
+def _write_tensor_type(proto: onnx.TypeProto.Tensor, kind: ir.TensorType, shape: ir.Shape | None) -> None:
+    proto.elem_type = kind.dtype.value
+    if shape is None:
+        return
+    proto.shape.SetInParent()
+    for axis, size in enumerate(shape):
+        dim = proto.shape.dim.add()
+        if isinstance(size, int):
+            dim.dim_value = size
+        elif size.value is not None:
+            dim.dim_param = str(size.value)
+        if denotation := shape.get_denotation(axis):
+            dim.denotation = denotation
 
 
 def _write_annotations(proto: onnx.GraphProto, graph: ir.Graph) -> None:

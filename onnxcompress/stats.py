@@ -38,7 +38,8 @@ class Counts:
 
 def count(model: ir.Model, feed: Mapping[str, np.ndarray] | None = None) -> Counts:
     """Count nodes, parameters and MACs, these at the shapes of a feed (without one, where shapes are fixed)."""
-    resolved = resolve_shapes(model, feed or {})
+    is_costly = any(ops.spec(node).macs is not None for node in graph.nodes(model))
+    resolved = resolve_shapes(model, feed or {}) if is_costly else {}
     macs = ops.total_macs(model, shape_lookup(resolved))
     if macs.uncounted and feed and model_io.model_bytes(model) <= _RUN_BYTES:
         macs = ops.total_macs(

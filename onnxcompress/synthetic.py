@@ -31,6 +31,8 @@ _SHAPES_OF_UNKNOWN_RANK: tuple[tuple[int, ...], ...] = ((3,), (2, 3), (2, 3, 4),
 _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
 """Size combinations that are tried for each kind of whole numbers."""
 
+_PlanKey = tuple[Any, ...]
+
 WholeNumbers = Literal["guess", "ones", "zeros"]
 
 
@@ -55,6 +57,26 @@ class _Plan:
     other_branch: str = ""
     """The input whose value is to send If nodes the other way."""
     unknown_rank: tuple[int, ...] = _SHAPES_OF_UNKNOWN_RANK[0]
+
+    @property
+    def key(self) -> _PlanKey:
+        """The same for plans that give the same feed."""
+        rest = (self.seed, self.numbers, self.positive_floats, self.other_branch, self.unknown_rank)
+        return (*sorted(self.sizes.items()), rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A feed that the model ran, and what came out."""
+
+    feed: Feed
+    outputs: Mapping[str, Any]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all outputs that are floats are finite."""
+        floats = [v for v in self.outputs.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+        return all(bool(np.isfinite(value).all()) for value in floats)
 
 
 def synthetic_feeds(model: ir.Model, *, seed: int, sizes: Sequence[int] = (8, 12)) -> list[Feed]:
@@ -100,6 +122,11 @@ def runnable_feeds(
         ModelError: nothing that was tried runs, with the runtime's reason for the first.
 
     """
+    return [tried.feed for tried in tried_feeds(model, session, seed=seed, count=count, max_seconds=max_seconds)]
+
+
+def tried_feeds(model: ir.Model, session: Session, *, seed: int, count: int, max_seconds: float = 60.0) -> list[Tried]:
+    """Do as `runnable_feeds` does, and return the outputs too."""
     return _Search(model, session, seed=seed, max_seconds=max_seconds).feeds(count)
 
 
@@ -113,8 +140,9 @@ class _Search:
         self._seed = seed
         self._deadline = time.monotonic() + max_seconds
         self._first_error: ModelError | None = None
+        self._ran: dict[_PlanKey, Tried] = {}
 
-    def feeds(self, count: int) -> list[Feed]:
+    def feeds(self, count: int) -> list[Tried]:
         base = self._first()
         plans = [base, *self._resized(base)]
         branches = [plan for name in self._branching() if (plan := self._branched(base, name)) is not None]
@@ -122,7 +150,7 @@ class _Search:
             replace(plans[index % len(plans)], seed=self._seed + index) for index in range(max(count, len(plans)))
         )
         wanted = [*numbered, *(replace(plan, seed=self._seed + count + i) for i, plan in enumerate(branches))]
-        return [_feed(self._inputs, plan) for plan in wanted if self._runs(plan)]
+        return [tried for plan in wanted if (tried := self._try(plan)) is not None]
 
     def _first(self) -> _Plan:
         """Return the first plan that runs, with other floats where they give finite outputs.
@@ -132,14 +160,14 @@ class _Search:
 
         """
         for plan in self._candidates():
-            finite = self._outcome(plan)
-            if finite is None:
+            tried = self._try(plan)
+            if tried is None:
                 if time.monotonic() > self._deadline:
                     break
                 continue
-            if not finite:
-                positive = replace(plan, positive_floats=True)
-                return positive if self._outcome(positive) else plan
+            if not tried.is_finite:
+                positive = self._try(replace(plan, positive_floats=True))
+                return replace(plan, positive_floats=positive is not None and positive.is_finite)
             return plan
         why = self._first_error.message if self._first_error else "no time was given"
         raise ModelError(
@@ -193,17 +221,18 @@ class _Search:
         return None
 
     def _runs(self, plan: _Plan) -> bool:
-        return self._outcome(plan) is not None
+        return self._try(plan) is not None
 
-    def _outcome(self, plan: _Plan) -> bool | None:
-        """Return None where the plan's feed doesn't run, otherwise whether all outputs are finite."""
-        try:
-            outputs = self._session.run(_feed(self._inputs, plan))
-        except ModelError as error:
-            self._first_error = self._first_error or error
-            return None
-        floats = [v for v in outputs.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
-        return all(bool(np.isfinite(value).all()) for value in floats)
+    def _try(self, plan: _Plan) -> Tried | None:
+        """Return the plan's feed and what came out, None where it doesn't run."""
+        if plan.key not in self._ran:
+            feed = _feed(self._inputs, plan)
+            try:
+                self._ran[plan.key] = Tried(feed=feed, outputs=self._session.run(feed))
+            except ModelError as error:
+                self._first_error = self._first_error or error
+                return None
+        return self._ran[plan.key]
 
 
 def _inputs(model: ir.Model) -> list[_Input]:
