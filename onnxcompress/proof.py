@@ -120,7 +120,7 @@ class WholeProof:
             self.proved = opened
         except ModelError as error:
             return error.message
-        judge = validate.mismatch if self._lossless else degenerate
+        judge = self._mismatch if self._lossless else degenerate
         for index, (expected, got) in enumerate(zip(self._reference, outputs, strict=True)):
             if judge(expected, got) is None:
                 continue
@@ -136,6 +136,13 @@ class WholeProof:
         is_last = self.proved is not None and self.proved.model is candidate
         return self._limit(self.proved if is_last and self.proved else Opened(candidate, threads=self._threads))
 
+    def _mismatch(self, expected: Mapping[str, Any], got: Mapping[str, Any]) -> str | None:
+        return validate.mismatch(expected, got, sigmoids=self._sigmoids)
+
+    @functools.cached_property
+    def _sigmoids(self) -> frozenset[str]:
+        return validate.sigmoid_values(self._before.model.graph.outputs)
+
     def _stable(self, index: int) -> list[str]:
         """Return the outputs that come out the same when the model before is run again on this feed.
 
@@ -143,7 +150,7 @@ class WholeProof:
         """
         again = self._before.plain.run(self._feeds[index])
         expected = self._reference[index]
-        return [name for name in expected if validate.mismatch({name: expected[name]}, {name: again[name]}) is None]
+        return [name for name in expected if self._mismatch({name: expected[name]}, {name: again[name]}) is None]
 
 
 def degenerate(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str | None:

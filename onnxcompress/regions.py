@@ -99,6 +99,7 @@ class _Job:
     stored: tuple[_Stored, ...]
     output: str
     lossless: bool
+    is_sigmoid: bool
     load_optimized: bool
     """Also load the piece after with the runtime's optimizations on: done once for each kind of piece."""
     seed: int
@@ -194,7 +195,10 @@ class RegionProof:
         kind = tuple(_kind(node) for node in region.after[0])
         is_new = kind not in self._kinds
         self._kinds.add(kind)
-        return _Job(*paths, leaves, tuple(stored.values()), region.output, self._lossless, is_new, self._seed)
+        is_sigmoid = bool(validate.sigmoid_values([self._before.values[region.output]]))
+        return _Job(
+            *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_sigmoid, is_new, self._seed
+        )
 
 
 class _Side:
@@ -326,8 +330,9 @@ def _run(job: _Job) -> _Verdict:
             runtime.open_session(job.after, optimize=True)
     except ModelError as error:
         return _Verdict(error.message, None)
-    judge = validate.mismatch if job.lossless else degenerate
-    problem = judge({job.output: expected}, {job.output: got})
+    before, after = {job.output: expected}, {job.output: got}
+    sigmoids = (job.output,) if job.is_sigmoid else ()
+    problem = validate.mismatch(before, after, sigmoids=sigmoids) if job.lossless else degenerate(before, after)
     if problem is not None or expected.dtype.kind != "f":
         return _Verdict(problem, None)
     fine = np.isfinite(expected) & np.isfinite(got)
