@@ -31,6 +31,9 @@ _SHAPES_OF_UNKNOWN_RANK: tuple[tuple[int, ...], ...] = ((3,), (2, 3), (2, 3, 4),
 _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
 """Size combinations that are tried for each kind of whole numbers."""
 
+_MANY_ELEMENTS = 10_000
+"""A feed of so many floats is enough for each combination of sizes."""
+
 _PlanKey = tuple[Any, ...]
 
 WholeNumbers = Literal["guess", "ones", "zeros"]
@@ -115,7 +118,8 @@ def runnable_feeds(
         model: the model that `session` holds.
         session: runs the candidates.
         seed: the same seed gives the same feeds.
-        count: feeds wanted. Where branches have to be reached one more is added for each.
+        count: feeds wanted. Where branches have to be reached one more is added for each; where each holds
+            thousands of floats there are no more than sizes to try.
         max_seconds: time to search for the first that runs.
 
     Raises:
@@ -146,6 +150,8 @@ class _Search:
         base = self._first()
         plans = [base, *self._resized(base)]
         branches = [plan for name in self._branching() if (plan := self._branched(base, name)) is not None]
+        if self._holds_many(base):
+            count = min(count, len(plans))
         numbered = (
             replace(plans[index % len(plans)], seed=self._seed + index) for index in range(max(count, len(plans)))
         )
@@ -219,6 +225,13 @@ class _Search:
             if self._runs(replace(plan, sizes=sizes)):
                 return replace(plan, sizes=sizes)
         return None
+
+    def _holds_many(self, plan: _Plan) -> bool:
+        """Say whether a feed is numbers by the thousand, floats all of them: another seed would show nothing new."""
+        tried = self._try(plan)
+        arrays = [] if tried is None else list(tried.feed.values())
+        are_floats = all(isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in arrays)
+        return are_floats and sum(array.size for array in arrays) >= _MANY_ELEMENTS
 
     def _runs(self, plan: _Plan) -> bool:
         return self._try(plan) is not None

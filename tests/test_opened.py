@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
-from onnxcompress import model_io, runtime, stats
+from onnxcompress import model_io, runtime, stats, synthetic
 from onnxcompress.errors import ModelError
 from onnxcompress.opened import Opened
 from onnxcompress.proof import WholeProof
@@ -109,3 +109,15 @@ def test_a_glance_is_short_and_a_model_against_itself_is_timed_once():
 def test_shapes_that_only_a_run_would_show_and_that_nothing_needs_are_not_looked_for():
     model = _model('<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }')
     assert stats._shapes_by_running(model, FEED, frozenset({"none"})) == {}
+
+
+def test_feeds_of_many_floats_are_not_repeated_with_another_seed():
+    def feeds(text):
+        model = _model(text)
+        return synthetic.runnable_feeds(model, Opened(model).plain, seed=0, count=2)
+
+    header = '<ir_version: 8, opset_import: ["" : 17]> g '
+    assert len(feeds(header + "(float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }")) == 2
+    assert len(feeds(header + "(float[100, 100] x) => (float[100, 100] y) { y = Relu(x) }")) == 1
+    assert len(feeds(header + "(float[n, 10000] x) => (float[n, 10000] y) { y = Relu(x) }")) == 2
+    assert len(feeds(header + "(int64[100, 100] x) => (int64[100, 100] y) { y = Neg(x) }")) == 2

@@ -68,7 +68,8 @@ class RemoveNoops:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Remove them in every graph of `model` but local functions, whose names may mislead."""
         inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
-        return rewrite(model, context, self.name, {op: [outside(inside, _rule(t))] for op, t in _TESTS.items()})
+        there = {node.op_type for node in graph.nodes(model)} & _TESTS.keys()
+        return rewrite(model, context, self.name, {op: [outside(inside, _rule(_TESTS[op]))] for op in there})
 
 
 def _rule(test: _Same) -> Rule:

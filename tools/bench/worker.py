@@ -59,8 +59,10 @@ def one_line(error: BaseException) -> str:
 def _onnxcompress() -> Fold:
     import onnxcompress
 
+    recipe = onnxcompress.Recipe.load("fold")
+
     def fold(source: str, target: str) -> None:
-        onnxcompress.compress(source, recipe="fold").save(target)
+        onnxcompress.compress(source, recipe=recipe).save(target)
 
     return fold
 
