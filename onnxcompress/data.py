@@ -282,7 +282,7 @@ def _function_samples(name: str) -> list[_Sample]:
         feeds = list(load_function(name)())
     except UsageError:
         raise
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise DataError(f"the function failed: {type(error).__name__}: {error}", where=name) from error
     for feed in feeds:
         if not isinstance(feed, Mapping):
@@ -307,7 +307,7 @@ def _folder_samples(
         return [_Sample(name=str(path), load=partial(_read_arrays, path)) for path in files]
     if files := sorted(folder.glob("*.npy")):
         by_input = {path.stem: path for path in files}
-        if len(specs) > 1 or set(by_input) == {specs[0].name}:
+        if len(specs) > 1 or specs[0].name in by_input:
             arrays = {name: _read_npy(path) for name, path in by_input.items()}
             return _cut(arrays, specs, source=str(folder), optional=optional)
         return [_Sample(name=str(path), load=partial(_read_arrays, path)) for path in files]
@@ -322,7 +322,7 @@ def _cut(
     label_name = next((name for name in LABEL_NAMES if name in arrays and name not in names), None)
     inputs = _named({k: v for k, v in arrays.items() if k != label_name}, specs, source, optional=optional)
     steps = {spec.name: _step(inputs[spec.name], spec, source) for spec in specs if spec.name in inputs}
-    counts = {name: 1 if step is None else inputs[name].shape[0] // max(step, 1) for name, step in steps.items()}
+    counts = {name: _count(inputs[name], step, name, source) for name, step in steps.items()}
     count = _common_count(counts, source)
 
     def load(index: int) -> Raw:
@@ -349,6 +349,25 @@ def _step(array: np.ndarray, spec: TensorSpec, source: str) -> int | None:
     )
 
 
+def _count(array: np.ndarray, step: int | None, name: str, source: str) -> int:
+    """Return the number of samples in an array.
+
+    Raises:
+        DataError: they don't fill the batches of the size that the model is fixed to.
+
+    """
+    if step is None:
+        return 1
+    left = array.shape[0] % max(step, 1)
+    if left:
+        raise DataError(
+            f"{array.shape[0]} samples of {name!r} don't fill batches of {step}, the size that the model is fixed to",
+            where=source,
+            hint=f"Leave the last {left} out" if left < array.shape[0] else f"Give {step} or more",
+        )
+    return int(array.shape[0]) // max(step, 1)
+
+
 def _common_count(counts: Mapping[str, int], source: str) -> int:
     """Return the number of samples; an array of one sample serves all.
 
@@ -372,9 +391,10 @@ def _slice(array: np.ndarray, step: int | None, index: int) -> np.ndarray:
 
 def _label(labels: np.ndarray, count: int, index: int, source: str) -> np.ndarray:
     """Return the labels of one sample: `labels` holds one row, or the same number of rows, per sample."""
-    each = labels.shape[0] // count if labels.ndim else 0
-    if each == 0:
-        raise DataError(f"{labels.size} labels for {count} samples", where=source)
+    each, left = divmod(labels.shape[0], count) if labels.ndim else (0, 0)
+    if each == 0 or left:
+        found = labels.shape[0] if labels.ndim else labels.size
+        raise DataError(f"{found} labels for {count} feeds", where=source)
     return np.asarray(labels[index * each : (index + 1) * each])
 
 
@@ -416,6 +436,9 @@ def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
+        with path.open("rb") as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+                raise DataError("not a readable .npy file (it does not start like one)", where=str(path))
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"not a readable .npy file ({_first_line(error)})", where=str(path)) from error

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import data as data_module
 from .core import Feed
+from .errors import DataError
 
 if TYPE_CHECKING:
     from .data import Layout
@@ -70,7 +71,20 @@ def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions) -> Eval
         mean=options.mean,
         state=options.state,
     )
-    labels = None if found.labels is None else np.concatenate([np.atleast_1d(label) for label in found.labels])
+    labels = None if found.labels is None else _joined(found.labels, found.source)
     return Evaluation(
         feeds=found.feeds, source=found.source, labels=labels, state=found.state, skipped=tuple(found.skipped)
     )
+
+
+def _joined(labels: Sequence[Any], source: str) -> np.ndarray:
+    """Return the labels of all feeds in one array.
+
+    Raises:
+        DataError: their shapes differ.
+    """
+    arrays = [np.atleast_1d(label) for label in labels]
+    if len({array.shape[1:] for array in arrays}) > 1:
+        shapes = sorted({str(list(array.shape)) for array in arrays})
+        raise DataError(f"labels of different shapes: {', '.join(shapes[:3])}", where=source)
+    return np.concatenate(arrays)

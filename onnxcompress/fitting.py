@@ -60,7 +60,12 @@ def fit(array: Any, spec: TensorSpec, *, where: str) -> Any:
     """
     if not spec.type.startswith("tensor("):
         return array
-    found = np.asarray(array)
+    try:
+        found = np.asarray(array)
+    except ValueError as error:
+        raise DataError(
+            f"input {spec} expected, the data is no array: its rows differ in length", where=where
+        ) from error
     if found.ndim + 1 == len(spec.shape) and _takes_one(spec.shape[0]):
         found = found[None]
     if not fits(found.shape, spec):

@@ -100,7 +100,7 @@ def load_function(name: str) -> Callable[..., Any]:
         module = _import_here(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f"there is no module {error.name!r} for {name!r}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"importing {module_name!r} failed: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -120,9 +120,25 @@ def _import_here(module_name: str) -> Any:
             sys.path.remove(here)
 
 
+def _classes(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    if labels.dtype.kind not in "biuf" or labels.shape != scores.shape[:-1]:
+        msg = f"labels are {labels.dtype} {list(labels.shape)}, and integers {list(scores.shape[:-1])} are needed"
+        raise ValueError(msg)
+    wrong = labels[~((labels >= 0) & (labels < scores.shape[-1]) & (labels == np.floor(labels)))]
+    if wrong.size:
+        msg = f"label {wrong[0]} is none of the {scores.shape[-1]} classes"
+        raise ValueError(msg)
+    return labels.astype(np.int64)
+
+
 def _top(scores: np.ndarray, labels: np.ndarray, count: int) -> float:
-    """Return the share of labels among the `count` highest scores; ties go to the lower class."""
-    wanted = np.asarray(labels).astype(np.int64)
+    """Return the share of labels among the `count` highest scores; ties go to the lower class.
+
+    Raises:
+        ValueError: a label is no class.
+
+    """
+    wanted = _classes(np.asarray(labels), scores)
     own = np.take_along_axis(scores, wanted[..., None], -1)
     earlier = np.arange(scores.shape[-1]) < wanted[..., None]
     better = np.sum((scores > own) | ((scores == own) & earlier), axis=-1)
