@@ -289,7 +289,8 @@ def _restore_types(graph: ir.Graph | ir.Function, prepared: _Prepared) -> None:
 
 
 def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """Return the first of a chain of errors, in one line: later ones are of the libraries that passed it on."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__

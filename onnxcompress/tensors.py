@@ -175,12 +175,13 @@ def open_beside(folder: Path, location: str) -> OpenFile:
         ModelError: when it is missing, or `location` leaves the folder: absolute, `..`, or through a link.
 
     """
-    where = os.fspath(folder / location) if location else os.fspath(folder)
+    where = os.fspath(folder / location) if location else os.fspath(folder.resolve())
     parts = re.split(r"[\\/]", location)
     if not location or "\0" in location:
         raise ModelError("external data without a usable file name", where=where)
     if Path(location).is_absolute() or ".." in parts or re.match(r"[A-Za-z]:", location):
-        raise ModelError(f"external data at {location!r}, outside of the model's folder", where=os.fspath(folder))
+        home = os.fspath(folder.resolve())
+        raise ModelError(f"external data at {location!r}, outside of the model's folder", where=home)
     if not (folder / location).resolve().is_relative_to(folder.resolve()):
         raise ModelError("external data through a link that leaves the model's folder", where=where)
     try:
