@@ -69,13 +69,15 @@ def check_target(target: Path, *, force: bool) -> None:
     """Raise unless `target` can be written, before any work is done for it.
 
     Raises:
-        UsageError: when it exists and `force` is off, is a folder, or its folder does not exist.
+        UsageError: when it exists and `force` is off, is a folder or a device, or its folder does not exist.
         ModelError: when its folder is not writable.
 
     """
     where = os.fspath(target)
     if target.is_dir():
         raise UsageError("is a folder", where=where, hint="Give the name of the file to write")
+    if target.exists() and not target.is_file():
+        raise UsageError("is a device or a pipe, not a file", where=where, hint="Give the name of a file")
     if not target.parent.is_dir():
         raise UsageError("its folder does not exist", where=where, hint=f"Create {target.parent} first")
     if not force and os.path.lexists(target):

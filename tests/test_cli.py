@@ -489,3 +489,30 @@ def test_sizes(given, count):
 def test_what_is_no_size(given):
     with pytest.raises(UsageError, match="--max-bytes"):
         options.parse_bytes(given)
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2)])
+def test_output_that_the_caller_closed_is_no_bug_and_no_file_gets_it(closed, tmp_path):
+    def close():
+        for number in closed:
+            os.close(number)
+
+    process = subprocess.run(
+        _command("compress", MBV2, "-o", "small.onnx", "--recipe", "fold"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        check=False,
+        timeout=120,
+        preexec_fn=close,
+    )
+    assert process.returncode == 0
+    onnx.checker.check_model(onnx.load(tmp_path / "small.onnx"))
+
+
+@pytest.mark.parametrize("option", ["-o", "--json"])
+def test_devices_and_pipes_are_not_replaced(option, tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    code = _main(monkeypatch, "compress", MBV2, option, tmp_path / "pipe", "--force", "-q")
+    assert code == 2
+    assert "is a device or a pipe" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()

@@ -51,3 +51,9 @@ def test_malformed_files_are_usage_errors(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UsageError):
         Recipe.load(path)
+
+
+def test_files_that_windows_editors_write_are_read(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'\xef\xbb\xbf[[passes]]\r\nname = "remove-dead"\r\n')
+    assert [p.name for p in Recipe.load(path).active] == ["remove-dead"]

@@ -61,6 +61,7 @@ def main() -> NoReturn:
 
     Every error is one line on stderr; only a bug of ours shows a traceback.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -70,6 +71,17 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader has seen enough; what was to be done is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Give output that the caller has closed nowhere to go: the next file to be opened would get its number."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(opened, number)
+            if opened != number:
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
 
 
 def _run() -> int:
