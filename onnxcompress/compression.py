@@ -262,7 +262,10 @@ def _open_whole(model: Opened, verify: Verify) -> runtime.Session | None:
         return model.plain
     except ModelError:
         known = {*graph.STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"}
-        if verify == "full" or all(node.domain in known for node in graph.nodes(model.model)):
+        functions = model.model.functions
+        if verify == "full" or all(
+            node.domain in known or node.op_identifier() in functions for node in graph.nodes(model.model)
+        ):
             raise
         return None
 

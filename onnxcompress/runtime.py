@@ -43,11 +43,11 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 )
 
 _NOISE = (
-    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
+    re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"^Load model from .*? failed: ?"),
     # the likes of "/src/core/model.cc:256 onnxruntime::Model::Model(...) Why" and "helper.h:59 Compute Why"
     re.compile(r"\S+\.(?:cc|h|hpp):\d+ (?:\w+ (?=[A-Z]))?"),
-    re.compile(r"(?:\w[\w:<>&*]* )?onnxruntime::[\w:<>~]+\(.*?\) (?=[A-Z])"),
+    re.compile(r"(?:\w[\w:<>&*]* )?onnxruntime::[\w:<>~]+\(.*?\) (?=[A-Z\[])"),
 )
 """What the runtime puts around its reason: error codes, and the places in its own sources."""
 

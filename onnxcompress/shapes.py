@@ -101,7 +101,7 @@ def infer_proto(proto: onnx.ModelProto) -> Shapes:
     _forget(proto.graph)
     try:
         proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
         return Shapes(dict(_declared(proto.graph.input)))
     facts: dict[str, list[_Fact]] = {}
     for body in _all_graphs(proto.graph):

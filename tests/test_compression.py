@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -60,3 +61,16 @@ def test_operators_that_the_runtime_does_not_know_stay_and_the_rest_is_folded():
     # what reads the unknown operator's output, of a shape that only it knows, can't be run alone: it stays too
     assert [node.op_type for node in result.model.graph] == ["Add", "Mystery", "Relu", "Identity"]
     assert result.report.quality["samples"] >= 1
+
+
+def test_a_function_that_calls_itself_is_refused_with_the_reason():
+    body = [onnx.helper.make_node("F", ["a"], ["b"], domain="mine")]
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("mine", 1)]
+    function = onnx.helper.make_function("mine", "F", ["a"], ["b"], body, opsets)
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy")
+    call = onnx.helper.make_node("F", ["x"], ["y"], domain="mine")
+    graph = onnx.helper.make_graph([call], "g", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8)
+    with pytest.raises(oc.ModelError, match="must not be recursive"):
+        oc.compress(model, recipe="fold")
+    assert oc.inspect(model).as_json()

@@ -165,3 +165,11 @@ def test_a_glance_ends_within_its_time():
     latency = runtime.glance(one, other, {}, max_seconds=0.05)  # type: ignore[arg-type]
     assert latency.runs >= 1
     assert set(latency.as_json()) == {"original_ms", "compressed_ms", "ratio", "runs", "threads", "provider"}
+
+
+def test_places_in_the_runtimes_own_sources_are_left_out():
+    error = RuntimeError(
+        "[ONNXRuntimeError] : 1 : FAIL : /src/core/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, "
+        "const Path&) [ONNXRuntimeError] : 10 : INVALID_GRAPH : Model local function definitions must not be recursive."
+    )
+    assert runtime.reason(error) == "Model local function definitions must not be recursive"
