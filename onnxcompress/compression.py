@@ -152,8 +152,8 @@ def compress(
         session, unfed = None, (str(error),)
         feeds, expected = _proof_feeds(original, None, judged, seed=seed)
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
-    start = model_io.clone(original)
-    first = _drop_records(start, keep_node_metadata=keep_node_metadata)
+    start = model_io.clone(original) if model_io.has_records(original) else original
+    first = _drop_records(start, base.size_bytes, keep_node_metadata=keep_node_metadata)
     context = Context(feeds=given.feeds if given else (), seed=seed, selects=selects, progress=progress)
     own_limit = None if chosen.max_drop is None else (chosen.max_drop if max_drop is None else max_drop)
 
@@ -354,12 +354,12 @@ def located(report: Report, path: Path) -> Report:
     return replace(report, output=replace(report.output, path=str(path)))
 
 
-def _drop_records(model: ir.Model, *, keep_node_metadata: bool) -> list[Change]:
+def _drop_records(model: ir.Model, size_bytes: int, *, keep_node_metadata: bool) -> list[Change]:
     """Drop what exporters wrote beside the graph itself and return what it was."""
-    shapes = model_io.drop_declared_shapes(model)
+    shapes = model_io.drop_declared_shapes(model, size_bytes=size_bytes)
     found = [("drop-declared-shapes", shapes, "types and shapes declared of values in between")]
     if not keep_node_metadata:
-        records = model_io.drop_node_records(model)
+        records = model_io.drop_node_records(model, size_bytes=size_bytes - shapes.bytes)
         found.append(("drop-node-records", records, "records that the exporter wrote beside nodes and values"))
     return [
         Change(

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+_GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -29,8 +30,10 @@ def _inner(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
     """Return the bodies of If/Loop/Scan in a graph, each before those inside it."""
     found: list[ir.Graph] = []
     for node in graph:
-        if node.attributes:
-            for body in bodies(node):
+        for attr in node.attributes.values():
+            if attr.type not in _GRAPH_TYPES or attr.is_ref():
+                continue
+            for body in [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs():
                 found.append(body)
                 found += _inner(body)
     return found

@@ -15,7 +15,7 @@ from .copies import clone, detach, replace_content, restore
 from .deserialize import from_proto
 from .errors import ModelError
 from .opset import convert_opset
-from .records import Dropped, drop_declared_shapes, drop_node_records
+from .records import Dropped, drop_declared_shapes, drop_node_records, has_records
 from .saving import SavedFile, save, save_scratch
 from .serialize import to_proto
 from .sources import InMemory, OpenFile
@@ -35,6 +35,7 @@ __all__ = [
     "detach",
     "drop_declared_shapes",
     "drop_node_records",
+    "has_records",
     "load",
     "model_bytes",
     "replace_content",

@@ -36,7 +36,8 @@ class Opened:
     @functools.cached_property
     def size_bytes(self) -> int:
         """The bytes of the model as one file."""
-        return model_io.model_bytes(self.model) if self._data is None else len(self._data)
+        stored = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
+        return len(self.data) if stored <= _KEPT_BYTES else model_io.model_bytes(self.model)
 
     @property
     def data(self) -> bytes:

@@ -32,16 +32,25 @@ class Dropped:
     bytes: int
 
 
-def drop_node_records(model: ir.Model) -> Dropped:
+def has_records(model: ir.Model) -> bool:
+    """Say whether there is anything to drop for `drop_node_records` or `drop_declared_shapes`."""
+    return bool(_declared(model)) or any(holder.metadata_props or holder.doc_string for holder in _holders(model))
+
+
+def drop_node_records(model: ir.Model, *, size_bytes: int | None = None) -> Dropped:
     """Remove metadata_props and doc_strings of nodes and values, in sub-graphs and functions too.
 
     Those of the model, of graphs and functions, and of the main graph's inputs and outputs, which describe
     how to use the model, stay.
+
+    Args:
+        model: edited in place.
+        size_bytes: of the model, where the caller knows it already.
     """
     holders = [holder for holder in _holders(model) if holder.metadata_props or holder.doc_string]
     if not holders:
         return Dropped(0, 0)
-    before = _size(model)
+    before = _size(model) if size_bytes is None else size_bytes
     count = 0
     for holder in holders:
         count += len(holder.metadata_props) + bool(holder.doc_string)
@@ -50,13 +59,27 @@ def drop_node_records(model: ir.Model) -> Dropped:
     return Dropped(count, before - _size(model))
 
 
-def drop_declared_shapes(model: ir.Model) -> Dropped:
+def drop_declared_shapes(model: ir.Model, *, size_bytes: int | None = None) -> Dropped:
     """Remove what is declared of the types and shapes of values between the graph's inputs and outputs.
 
     Exporters get it wrong, rewrites make it stale, and whoever wants it can infer it. What operators of other
     domains make keeps it: nobody else knows. Those of graph inputs, outputs and local functions stay.
+
+    Args:
+        model: edited in place.
+        size_bytes: of the model, where the caller knows it already.
     """
-    told = [
+    told = _declared(model)
+    if not told:
+        return Dropped(0, 0)
+    before = _size(model) if size_bytes is None else size_bytes
+    for value in told:
+        value.type = value.shape = None
+    return Dropped(len(told), before - _size(model))
+
+
+def _declared(model: ir.Model) -> list[ir.Value]:
+    return [
         value
         for body in (model.graph, *model.graph.subgraphs())
         for node in body
@@ -64,12 +87,6 @@ def drop_declared_shapes(model: ir.Model) -> Dropped:
         for value in node.outputs
         if (value.type is not None or value.shape is not None) and not value.is_graph_output()
     ]
-    if not told:
-        return Dropped(0, 0)
-    before = _size(model)
-    for value in told:
-        value.type = value.shape = None
-    return Dropped(len(told), before - _size(model))
 
 
 def copy_records(source: ir.Model, target: ir.Model) -> None:

@@ -121,3 +121,17 @@ def test_feeds_of_many_floats_are_not_repeated_with_another_seed():
     assert len(feeds(header + "(float[100, 100] x) => (float[100, 100] y) { y = Relu(x) }")) == 1
     assert len(feeds(header + "(float[n, 10000] x) => (float[n, 10000] y) { y = Relu(x) }")) == 2
     assert len(feeds(header + "(int64[100, 100] x) => (int64[100, 100] y) { y = Neg(x) }")) == 2
+
+
+def test_what_exporters_leave_behind_is_seen_before_it_is_dropped():
+    assert not model_io.has_records(_model())
+    described = _model()
+    next(iter(described.graph)).metadata_props["source"] = "line 1"
+    assert model_io.has_records(described)
+    assert model_io.drop_node_records(described, size_bytes=model_io.model_bytes(described)).count == 1
+    assert not model_io.has_records(described)
+    declared = _model()
+    next(iter(declared.graph)).outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    assert model_io.has_records(declared)
+    assert model_io.drop_declared_shapes(declared, size_bytes=model_io.model_bytes(declared)).bytes > 0
+    assert not model_io.has_records(declared)

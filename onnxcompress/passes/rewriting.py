@@ -6,6 +6,7 @@ of If/Loop/Scan included, until no rule has anything left to do.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,9 +47,13 @@ class Scene:
     def __init__(self, model: ir.Model, context: Context) -> None:
         self.model = model
         self._context = context
-        self.names = graph.Names(model)
         self.opset = graph.opset(model)
         self._shapes: shapes.Shapes | None = None
+
+    @functools.cached_property
+    def names(self) -> graph.Names:
+        """Fresh names; gathered before the first edit, so that no name that was ever there gets another meaning."""
+        return graph.Names(self.model)
 
     @property
     def shapes(self) -> shapes.Shapes:
@@ -115,6 +120,7 @@ def _sweep(
                     pass_name=pass_name, target=outcome.target, action=Action.SKIPPED, reason=outcome.reason
                 )
             elif outcome is not None and context.gate.admits(pass_name, outcome.target):
+                _ = scene.names  # before the edit
                 outcome.apply()
                 edits.append(
                     Change(

@@ -48,6 +48,7 @@ def fold(
     peers: Annotated[str | None, typer.Option(help="run ours and these, comma-separated")] = None,
     peer_python: Annotated[Path | None, typer.Option(help="Python with requirements-peers.txt")] = None,
     peer_cache: Annotated[Path | None, typer.Option(help="JSON of an earlier run of the peers")] = None,
+    fresh: Annotated[str, typer.Option(help="peers to measure although cached, comma-separated")] = "",
     zoo: Zoo = None,
     only: Only = None,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many models")] = None,
@@ -74,6 +75,7 @@ def fold(
         run,
         shortfalls,
         summary,
+        unmeasured,
     )
     from bench.process import ChildDiedError
     from bench.tables import publish
@@ -95,7 +97,11 @@ def fold(
         fail(f"{peer_cache} is no cache of an earlier run: {error}")
     if cache is not None and cache.level != level:
         fail(f"{peer_cache} was counted at level {cache.level}")
-    missing = [t for t in chosen if t in PEERS and (cache is None or t not in cache.tools)]
+    anew = [name for name in fresh.split(",") if name]
+    for name in anew:
+        if name not in chosen or name not in PEERS:
+            fail(f"--fresh {name}: no such peer is measured; there are {', '.join(t for t in chosen if t in PEERS)}")
+    missing = [t for t in chosen if t in PEERS and (cache is None or t not in cache.tools or t in anew)]
     if missing and peer_python is None:
         fail(f"--peer-python is needed to run {', '.join(missing)}")
     work.mkdir(parents=True, exist_ok=True)
@@ -104,12 +110,13 @@ def fold(
         fail(f"no model matches {only!r}")
     settings = Settings(
         tools=chosen,
-        peer_python=peer_python.absolute() if peer_python else Path(),
+        peer_python=peer_python.absolute() if peer_python else None,
         timeout_seconds=timeout_seconds,
         jobs=jobs,
         level="extended" if level == "extended" else "all",
         work=work.resolve(),
         cache=cache,
+        fresh=anew,
     )
     with _progress() as progress:
         try:
@@ -125,6 +132,8 @@ def fold(
         tables.append(shortfalls(results))
     publish([table for table in tables if table.rows], markdown=markdown)
     typer.echo(f"{len(results.skipped):,} models left out: the runtime refuses the originals", err=True)
+    if lacking := unmeasured(results):
+        typer.echo(f"{lacking:,} models are not in {peer_cache}: no peers there without --peer-python", err=True)
 
 
 @app.command()

@@ -108,15 +108,20 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to run: which tools, with whose Python, how long each may take, how many models at a time."""
+    """How to run: which tools, with whose Python, how long each may take, how many models at a time.
+
+    Peers are measured where `cache` lacks them, or holds another file of the model, and those of `fresh` always.
+    Without a `peer_python` they have no result there.
+    """
 
     tools: Sequence[str]
-    peer_python: Path
+    peer_python: Path | None
     timeout_seconds: float
     jobs: int
     level: Level
     work: Path
     cache: Results | None = None
+    fresh: Sequence[str] = ()
 
 
 class Lane:
@@ -129,8 +134,9 @@ class Lane:
         self._tools = {
             tool: Child(Path(sys.executable), "worker", tool, with_project=True)
             if tool == OURS
-            else Child(settings.peer_python, "worker", tool, with_project=False)
+            else Child(settings.peer_python or Path(), "worker", tool, with_project=False)
             for tool in settings.tools
+            if tool == OURS or settings.peer_python is not None
         }
         self._asked: dict[str, int] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="lane-", dir=settings.work))
@@ -171,7 +177,9 @@ class Lane:
         results = {}
         for tool in self._settings.tools:
             known = cache.tools.get(tool, {}).get(model.key) if cache is not None and same else None
-            if known is None or tool == OURS:
+            if known is None or tool == OURS or tool in self._settings.fresh:
+                if tool not in self._tools:
+                    continue
                 known = self._one(tool, model, variants=variants)
                 if known.outcome == "crash" and self._asked.get(tool, 0) > 1:
                     self._stop(tool)  # a process that has seen other models may carry state: once more in a new one
@@ -286,13 +294,18 @@ def _greetings(lanes: Sequence[Lane], settings: Settings) -> dict[str, dict[str,
     known = {
         tool: {"version": cache.versions[tool], "import_seconds": cache.import_seconds[tool]}
         for tool in settings.tools
-        if tool != OURS and tool in cache.versions
+        if tool != OURS and tool in cache.versions and tool not in settings.fresh
     }
     started = Lane(Settings(**{**vars(settings), "tools": [t for t in settings.tools if t not in known]}))
     try:
         return known | started.greetings()
     finally:
         started.close()
+
+
+def unmeasured(results: Results) -> int:
+    """Return for how many models a peer has no result: they are not in the cache and no Python was given."""
+    return sum(any(key not in rows for rows in results.tools.values()) for key in results.originals)
 
 
 def best_nodes(results: Results) -> dict[str, dict[str, Any]]:

@@ -59,10 +59,10 @@ def one_line(error: BaseException) -> str:
 def _onnxcompress() -> Fold:
     import onnxcompress
 
-    recipe = onnxcompress.Recipe.load("fold")
+    recipe, compress = onnxcompress.Recipe.load("fold"), onnxcompress.compress
 
     def fold(source: str, target: str) -> None:
-        onnxcompress.compress(source, recipe=recipe).save(target)
+        compress(source, recipe=recipe).save(target)
 
     return fold
 
