@@ -168,3 +168,20 @@ def test_a_type_like_that_of_an_input_is_a_cast() -> None:
     model = _model("w = CastLike(a, x) y = Add(x, w)", "int64[2] a = {1, 2}")
     _fold(model)
     assert op_types(model) == ["Add"]
+
+
+@pytest.mark.parametrize(
+    ("a", "x", "folds"),
+    [
+        ("float a = {2}", "float16[2] x", False),
+        ("float[2] a = {2, 3}", "float16[2] x", True),
+        ("int64 a = {2}", "float16[2] x", True),
+        ("float a = {2}", "double[2] x", True),
+    ],
+)
+def test_a_float32_number_that_becomes_float16_stays(a: str, x: str, *, folds: bool) -> None:
+    dtype = np.float16 if "16" in x else np.float64
+    model = _model("w = CastLike(a, x) y = Mul(x, w)", a, x=x, y=x.replace("x", "y"))
+    changes = _fold(model, {"x": np.ones(2, dtype)})
+    assert op_types(model) == (["Mul"] if folds else ["CastLike", "Mul"])
+    assert any("read as it is" in c.reason for c in changes) is not folds

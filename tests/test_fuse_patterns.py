@@ -251,6 +251,51 @@ def test_rms_norm() -> None:
 
 
 @pytest.mark.parametrize(
+    ("scale", "operator"),
+    [("float[4] u", True), ("float[3, 4] u", False), ("float[N] u", False), ("float[1] u", False)],
+)
+def test_a_scale_that_is_an_input(scale: str, *, operator: bool) -> None:
+    body = "p = Mul(x, x)  v = ReduceMean(p, i)  w = Add(v, eps)  q = Sqrt(w)  z = Div(x, q)  y = Mul(z, u)"
+    model = model_of(body, 23, x=f"float[2, 3, 4] x, {scale}", more="int64[1] i = {-1}")
+    feed = random_feed(model, dynamic=4)
+    changes = rewritten(model, FusePatterns(), tolerance=4e-6, feed=feed)
+    assert ("RMSNormalization" in kinds(model)) is operator
+    assert ("it has no scale" in reasons(changes)) is not operator
+
+
+def test_a_scale_that_others_read_is_stored_once() -> None:
+    body = (
+        "p = Mul(x, x)  v = ReduceMean(p, i)  w = Add(v, eps)  q = Sqrt(w)  z = Div(x, q)  a = Mul(z, g)  y = Mul(a, g)"
+    )
+    model = model_of(body, 23, more="int64[1] i = {-1}")
+    rewritten(model, FusePatterns(), tolerance=4e-6)
+    assert kinds(model) == ["RMSNormalization", "Mul"]
+    assert sum(v.dtype == ir.DataType.FLOAT and v.shape == (4,) for v in model.graph.initializers.values()) == 1
+
+
+@pytest.mark.parametrize("scaled", ["Div(x, three)", "Mul(x, third)"])
+@pytest.mark.parametrize(
+    ("elu", "factor", "opset", "operator"),
+    [
+        ("Elu", "three", 12, True),
+        ("Elu<alpha = 1.0>", "three", 17, True),
+        ("Elu<alpha = 2.0>", "three", 12, False),
+        ("Elu", "six", 12, False),
+        ("Elu", "three", 11, False),
+    ],
+)
+def test_celu(scaled: str, elu: str, factor: str, opset: int, *, operator: bool) -> None:
+    model = model_of(f"d = {scaled}  e = {elu}(d)  y = Mul({factor}, e)", opset, more="float third = {0.33333334}")
+    rewritten(model, FusePatterns())
+    assert kinds(model) == (["Celu"] if operator else [scaled[:3], "Elu", "Mul"])
+
+
+def test_no_celu_of_a_negative_alpha() -> None:
+    model = model_of("d = Div(x, m)  e = Elu(d)  y = Mul(e, m)", 12, more="float m = {-3}")
+    assert not rewritten(model, FusePatterns())
+
+
+@pytest.mark.parametrize(
     ("x", "axes", "fits"),
     [
         ("float[2, 3, 4, 5] x", "2, 3", True),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcompress import graph, shapes
-from onnxcompress.core import Context, Gate
+from onnxcompress.core import Action, Context, Gate
 from onnxcompress.passes.remove_noops import RemoveNoops
 from onnxcompress.passes.simplify_chains import SimplifyChains
 from tests.helpers import from_text, op_types, run
@@ -420,3 +420,101 @@ def test_gate_is_asked() -> None:
     assert not SimplifyChains().run(model, Context(gate=Gate(limit=0)))
     assert op_types(model) == ["Unsqueeze", "Unsqueeze"]
     assert all(node.graph is not None for node in graph.nodes(model))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expression", "constants", "rank", "left", "tried"),
+    [
+        (
+            "float[2,6,8] x",
+            "a = Reshape(x, s) y = Transpose<perm=[0,2,1,3]>(a)",
+            "int64[4] s = {2,6,1,8}",
+            4,
+            ["Reshape"],
+            [(2, 6, 8)],
+        ),
+        (
+            "float[2,6,8] x",
+            "a = Unsqueeze(x, s) y = Transpose<perm=[1,0,2,3]>(a)",
+            "int64[1] s = {1}",
+            4,
+            ["Reshape"],
+            [(2, 6, 8)],
+        ),
+        (
+            "float[N,1,8] x",
+            "a = Transpose<perm=[1,0,2]>(x) y = Squeeze(a, s)",
+            "int64[1] s = {0}",
+            2,
+            ["Reshape"],
+            [(3, 1, 8)],
+        ),
+        (
+            "float[N,1,M] x",
+            "a = Transpose<perm=[0,2,1]>(x) y = Flatten(a)",
+            "",
+            2,
+            ["Flatten", "Transpose"],
+            [(3, 1, 8), (3, 1, 0)],
+        ),
+        ("float[1,N,1,8] x", "a = Transpose(x) y = Flatten(a)", "", 2, ["Flatten", "Transpose"], [(1, 3, 1, 8)]),
+        ("float[1,8,1] x", "a = Transpose(x) y = Flatten(a)", "", 2, ["Reshape"], [(1, 8, 1)]),
+        (
+            "float[0,1,8] x",
+            "a = Transpose<perm=[1,0,2]>(x) y = Flatten(a)",
+            "",
+            2,
+            ["Flatten", "Transpose"],
+            [(0, 1, 8)],
+        ),
+        ("float[2,1,8] x", "a = Transpose<perm=[1,0,2]>(x) y = Neg(a)", "", 3, ["Neg", "Transpose"], [(2, 1, 8)]),
+        (
+            "float[2,6,8] x",
+            "b = Reshape(x, s) a = Transpose<perm=[0,2,1,3]>(b) y = Add(a, b)",
+            "int64[4] s = {2,6,1,8}",
+            4,
+            ["Add", "Reshape", "Transpose"],
+            [(2, 6, 8)],
+        ),
+    ],
+)
+def test_a_transpose_that_moves_ones(
+    inputs: str, expression: str, constants: str, rank: int, left: list[str], tried: list
+) -> None:
+    model = model_of(inputs, expression, constants, rank)
+    expected = [run(model, {"x": numbers(*shape)})["y"] for shape in tried]
+    SimplifyChains().run(model, Context())
+    assert op_types(model) == left
+    for shape, wanted in zip(tried, expected, strict=True):
+        np.testing.assert_array_equal(run(model, {"x": numbers(*shape)})["y"], wanted)
+    assert not [c for c in SimplifyChains().run(model, Context()) if c.action is Action.APPLIED]
+
+
+@pytest.mark.parametrize(
+    ("expression", "left"),
+    [
+        ("s = SequenceConstruct(x, x, z) y = ConcatFromSequence<axis=1>(s)", ["Concat"]),
+        ("s = SequenceConstruct(x, z) y = ConcatFromSequence<axis=-2, new_axis=0>(s)", ["Concat"]),
+        (
+            "s = SequenceConstruct(x, z) n = SequenceLength(s) y = ConcatFromSequence<axis=1>(s)",
+            ["Concat", "SequenceConstruct", "SequenceLength"],
+        ),
+        (
+            "s = SequenceConstruct(x, z) y = ConcatFromSequence<axis=1, new_axis=1>(s)",
+            ["ConcatFromSequence", "SequenceConstruct"],
+        ),
+        (
+            "r = SequenceConstruct(x) s = SequenceInsert(r, z) y = ConcatFromSequence<axis=1>(s)",
+            ["ConcatFromSequence", "SequenceConstruct", "SequenceInsert"],
+        ),
+    ],
+)
+def test_a_sequence_that_is_joined(expression: str, left: list[str]) -> None:
+    rank = 4 if "new_axis=1" in expression else 3
+    model = model_of("float[2,N,4] x, float[2,N,4] z", expression, rank=rank)
+    feed = {"x": numbers(2, 3, 4), "z": -numbers(2, 3, 4)}
+    expected = run(model, feed)["y"]
+    SimplifyChains().run(model, Context())
+    assert op_types(model) == left
+    np.testing.assert_array_equal(run(model, feed)["y"], expected)
+    assert not SimplifyChains().run(model, Context())

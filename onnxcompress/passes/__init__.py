@@ -27,6 +27,7 @@ SHIPPED: Mapping[str, str] = {
     "simplify-transposes": "simplify_transposes:SimplifyTransposes",
     "fuse-affine": "fuse_affine:FuseAffine",
     "fuse-patterns": "fuse_patterns:FusePatterns",
+    "merge-matmuls": "merge_matmuls:MergeMatmuls",
     "share-duplicates": "share_duplicates:ShareDuplicates",
     "share-nodes": "share_nodes:ShareNodes",
     "remove-dead": "remove_dead:RemoveDead",

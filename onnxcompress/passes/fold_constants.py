@@ -65,7 +65,11 @@ class FoldConstants:
 
 
 def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
-    """Turn CastLike of a constant into Cast where the wanted type is known."""
+    """Turn CastLike of a constant into Cast where the wanted type is known.
+
+    A float32 number that becomes float16 stays: onnxruntime computes float16 in float32 on most processors, takes
+    the CastLike out together with the Cast that it inserts there, and would run that Cast for a folded number.
+    """
     likes = [
         node
         for body in graph.graphs_outside_functions(model)
@@ -75,6 +79,14 @@ def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
     known = shapes.inferred(model, context) if likes else None
     for node in likes:
         dtype = known.dtype(node.inputs[1]) if known is not None else None
+        if dtype == ir.DataType.FLOAT16 and _is_float32_number(node.inputs[0]):
+            yield Change(
+                pass_name=FoldConstants.name,
+                target=graph.label(node),
+                action=Action.SKIPPED,
+                reason="where float16 is computed in float32 the number is read as it is; in float16 it needs a Cast",
+            )
+            continue
         if dtype in constant_run.RUNNABLE and context.gate.admits(FoldConstants.name, graph.label(node)):
             graph.turn_into(node, "Cast", [node.inputs[0]], {"to": int(dtype)})
             yield Change(
@@ -83,6 +95,11 @@ def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
                 action=Action.APPLIED,
                 reason=f"the type that it casts to is {dtype.name}",
             )
+
+
+def _is_float32_number(value: ir.Value | None) -> bool:
+    tensor = graph.constant_tensor(value)
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size == 1
 
 
 def _candidates(model: ir.Model) -> dict[ir.Node, None]:

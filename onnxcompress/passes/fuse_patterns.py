@@ -3,6 +3,7 @@
     HardSigmoid     clip(x + b, 0, h) / h,  clip(a x + b, 0, 1)                                     float32
     HardSwish       x clip(x + 3, 0, 6) / 6; before opset 14: x HardSigmoid(x)                      float32
     Gelu            x (1 + erf(x / sqrt 2)) / 2;  x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2   opset 20
+    Celu            a elu(x / a), a > 0                                                             opset 12
     Mish            x tanh(softplus(x))                                                             opset 18
     Softplus        log(1 + exp(x)); where exp overflows this is x and no longer infinite
     Softmax         exp(x - max x) / sum of the same                                                opset 13
@@ -207,7 +208,24 @@ def _hard_swish(match: Match, _node: ir.Node, scene: Scene) -> Make | str:
     return make
 
 
-# Gelu, Mish, Softplus
+# Celu, Gelu, Mish, Softplus
+
+_PLAIN_ELU = {
+    name: Op("Elu", over_, where=lambda n: graph.attribute(n, "alpha", 1.0) == 1.0)
+    for name, over_ in (("Div", Op("Div", X, Num("a"))), ("Mul", Op("Mul", X, Num("reciprocal"))))
+}
+_CELU = Any(*(Op("Mul", elu, Num("factor")) for elu in _PLAIN_ELU.values()))
+
+
+def _celu(match: Match, _node: ir.Node, _scene: Scene) -> Make | None:
+    n = match.numbers
+    alpha = n["factor"]
+    if not 0 < alpha < math.inf or not close(
+        n["a"] if "a" in n else 1 / n["reciprocal"] if n["reciprocal"] else 0, alpha
+    ):
+        return None
+    return _node_with("Celu", match, {"alpha": alpha})
+
 
 _ONE_AND = {kind: Op("Add", Op(kind, Var("inner")), Num(1.0)) for kind in ("Erf", "Tanh")}
 _GELU_ERF = times(X, Op("Add", Op("Erf", over(X, math.sqrt(2))), Num(1.0)), Num(0.5))
@@ -303,16 +321,15 @@ def _normalised(match: Match, node: ir.Node, scene: Scene) -> tuple[int, tuple[i
     return axes[0], known
 
 
-def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...]) -> tuple[ir.Node, np.ndarray] | None:
-    """Return the next node where it alone reads this one, beside a constant of these sizes."""
+def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...], scene: Scene) -> tuple[ir.Node, ir.Value] | None:
+    """Return the next node where it alone reads this one, beside a value of these sizes and this type."""
     after = graph.sole_consumer(node.outputs[0])
     if after is None or not graph.is_op(after, kind) or after.graph is not node.graph or len(after.inputs) != 2:
         return None
     other = after.inputs[1] if after.inputs[0] is node.outputs[0] else after.inputs[0]
-    tensor = graph.constant_tensor(other)
-    if tensor is None or graph.dims(tensor) != sizes:
+    if other is None or scene.shapes.static(other) != sizes:
         return None
-    return after, tensor.numpy()
+    return (after, other) if scene.shapes.dtype(other) == scene.shapes.dtype(node.outputs[0]) else None
 
 
 def _layer_norm(match: Match, node: ir.Node, scene: Scene) -> tuple[ir.Node, Make] | str:
@@ -320,10 +337,12 @@ def _layer_norm(match: Match, node: ir.Node, scene: Scene) -> tuple[ir.Node, Mak
     if isinstance(found, str):
         return found
     axis, sizes = found
-    scale, bias, last = None, None, node
-    if (scaled := _tail(last, "Mul", sizes)) is not None:
+    scale: ir.Value | np.ndarray | None = None
+    bias: ir.Value | None = None
+    last = node
+    if (scaled := _tail(last, "Mul", sizes, scene)) is not None:
         last, scale = scaled
-    if (shifted := _tail(last, "Add", sizes)) is not None:
+    if (shifted := _tail(last, "Add", sizes, scene)) is not None:
         last, bias = shifted
     dtype = scene.shapes.dtype(match.values["x"])
     if scale is None:
@@ -343,16 +362,21 @@ def _rms_norm(match: Match, node: ir.Node, scene: Scene) -> tuple[ir.Node, Make]
     if isinstance(found, str):
         return found
     axis, sizes = found
-    scaled = _tail(node, "Mul", sizes)
+    scaled = _tail(node, "Mul", sizes, scene)
     if scaled is None:
         return "it has no scale"
     return scaled[0], _normalisation("RMSNormalization", match, axis, [scaled[1]])
 
 
-def _normalisation(kind: str, match: Match, axis: int, weights: Sequence[np.ndarray]) -> Make:
+def _normalisation(kind: str, match: Match, axis: int, weights: Sequence[ir.Value | np.ndarray]) -> Make:
     def make(anchor: ir.Node, scene: Scene) -> ir.Value:
         hint = anchor.outputs[0].name or kind
-        stored = [graph.add_initializer(graph.home(anchor), scene.names, f"{hint}_weight", w) for w in weights]
+        stored = [
+            w
+            if isinstance(w, ir.Value)
+            else graph.add_initializer(graph.home(anchor), scene.names, f"{hint}_weight", w)
+            for w in weights
+        ]
         attributes = {"axis": axis, "epsilon": float(match.numbers["eps"])}
         inputs = [match.values["x"], *stored]
         return graph.insert_before(anchor, scene.names, kind, inputs, attributes=attributes).outputs[0]
@@ -364,6 +388,7 @@ _SPELLINGS: Sequence[Spelling] = (
     Spelling("HardSwish", 6, ("Mul", "Div"), _HARD_SWISH, _hard_swish),
     Spelling("HardSwish", 14, ("Mul",), Op("Mul", X, _SIXTH), _hard_swish),
     Spelling("HardSigmoid", 6, ("Mul", "Div", "Clip"), _HARD_SIGMOID, _hard_sigmoid),
+    Spelling("Celu", 12, ("Mul",), _CELU, _celu),
     Spelling("Gelu", 20, ("Mul",), _GELU_ERF, _node("Gelu")),
     Spelling("Gelu", 20, ("Mul",), _GELU_TANH, _node("Gelu", {"approximate": "tanh"})),
     Spelling("Mish", 18, ("Mul",), _MISH, _node("Mish")),

@@ -75,6 +75,8 @@ class SimplifyChains:
             "Cast": [_casts],
             "Slice": [_slices],
             "Concat": [_nested_concat, _adjacent_parts],
+            "ConcatFromSequence": [_listed_parts],
+            "Transpose": [_moved_ones],
             "Squeeze": [_reshapes, _reduced, _picked],
             "Unsqueeze": [_reshapes, _reduced, _gathered],
             "Reshape": [_reshapes],
@@ -148,6 +150,53 @@ def _reshapes(node: ir.Node, scene: Scene) -> Rewrite | None:
         graph.turn_into(node, "Reshape", [x, shape], {"allowzero": 1} if keeps_zero else None)
 
     return _merged(node, first, reshape)
+
+
+def _moved_ones(node: ir.Node, scene: Scene) -> Rewrite | None:
+    """Write a Transpose that moves only axes of size 1 as a Reshape where it stands beside a node of that family."""
+    x, out = node.inputs[0], node.outputs[0]
+    dims = scene.shapes.shape(x)
+    after = graph.sole_consumer(out)
+    beside = _before(node, *_FAMILY) or after
+    if x is None or dims is None or 0 in dims or scene.opset < 5:
+        return None
+    perm = graph.integers(node, "perm", default=range(len(dims))[::-1])
+    if perm is None or beside is None or not graph.is_op(beside, *_FAMILY) or beside.graph is not node.graph:
+        return None
+    kept = [axis for axis in perm if dims[axis] != 1]
+    if kept != sorted(kept):
+        return None
+    goal = [_size(dims[axis], copied=axis == place) for place, axis in enumerate(perm)]
+    if -1 in goal and (goal.count(-1) > 1 or 0 in goal):  # a copied size of 0 leaves the rest undecided
+        return None
+
+    def reshape() -> None:
+        shape = graph.add_initializer(graph.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
+        graph.turn_into(node, "Reshape", [x, shape])
+
+    reason = f"it moves axes of size 1 only, as the {beside.op_type} beside it can ({graph.label(beside)})"
+    return Rewrite(target=graph.label(node), reason=reason, apply=reshape)
+
+
+def _size(dim: Dim, *, copied: bool) -> int:
+    """Return what a Reshape says for an axis: its size, 0 for that of the same axis of the input, -1 for the rest."""
+    return dim if isinstance(dim, int) else 0 if copied else -1
+
+
+def _listed_parts(node: ir.Node, _scene: Scene) -> Rewrite | None:
+    """Join the parts of a sequence that is made on the spot without making it."""
+    listed = node.inputs[0]
+    first = None if listed is None else listed.producer()
+    axis, new_axis = graph.integers(node, "axis"), graph.integers(node, "new_axis", default=[0])
+    if first is None or not graph.is_op(first, "SequenceConstruct") or first.graph is not node.graph:
+        return None
+    if not axis or new_axis != [0]:
+        return None
+    return Rewrite(
+        target=graph.label(node),
+        reason=f"the sequence is made of values that Concat can join ({graph.label(first)})",
+        apply=lambda: graph.turn_into(node, "Concat", first.inputs, {"axis": axis[0]}),
+    )
 
 
 def _undoes(first: ir.Node, node: ir.Node) -> bool:
