@@ -100,7 +100,7 @@ def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proo
         culprit = _culprit(before, group, context, proof, attempt, frozenset(denied))
         if culprit is None:
             break
-        log.warning("%s on %s is taken back: %s", *culprit, attempt.problem)
+        log.info("%s on %s is taken back: %s", *culprit, attempt.problem)
         denied[culprit] = attempt.problem
         attempt = _attempt(before, group, context, proof, denied=frozenset(denied))
     taken_back = [
@@ -108,6 +108,8 @@ def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proo
         for (name, target), why in denied.items()
     ]
     if attempt.problem is None:
+        if denied:
+            log.warning("%s wrong rewrites of %s taken back", len(denied), ", ".join(sorted({n for n, _ in denied})))
         outcome = _within_limit(before, group, context, proof, attempt, frozenset(denied))
         return Outcome(outcome.model, outcome.changes + taken_back)
     log.warning("%s taken back: %s", ", ".join(p.name for p in group), attempt.problem)
