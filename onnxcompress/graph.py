@@ -94,8 +94,8 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     attr = next(iter(node.attributes.values()))
     if attr.is_ref():
         return None
-    if attr.name == "value":
-        return attr.as_tensor()
+    if attr.name == "value" and attr.type == ir.AttributeType.TENSOR:
+        return attr.value  # type: ignore[no-any-return]  # as_tensor() checks the protocol: slow, and asked often
     kinds: dict[str, Any] = {
         "value_float": np.float32,
         "value_floats": np.float32,
