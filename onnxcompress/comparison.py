@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -183,9 +183,17 @@ def check_drop(quality: Mapping[str, Any], max_drop: float | None, report: objec
         raise LimitError(text, report=report)
 
 
+class Runs(Protocol):
+    """What runs a model: a session, or something that stands in for one."""
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return output name -> array."""
+        ...
+
+
 def measure(
-    original: runtime.Session,
-    other: runtime.Session,
+    original: Runs,
+    other: Runs,
     judged: Evaluation,
     *,
     metric: str | None = None,

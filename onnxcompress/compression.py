@@ -6,7 +6,6 @@ source --load--> original --pipeline (WholeProof)--> result --measure--> Report
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from . import evaluation, graph, metrics, model_io, pipeline, runtime, synthetic
-from .comparison import LARGEST_BYTES, Progress, check_drop, facts, measure, path_of
-from .core import Action, Change, Context, Feed
-from .errors import LimitError, ModelError, UsageError
+from . import evaluation, graph, metrics, model_io, pipeline, runtime, synthetic, targets
+from .comparison import LARGEST_BYTES, Progress, facts, measure, path_of
+from .core import Action, Change, Context, Feed, Prefer
+from .errors import ModelError, UsageError
 from .estimate import logit_outputs
 from .evaluation import DataOptions, Evaluation
+from .limits import LatencyLimit, check_limits
 from .opened import Opened
 from .proof import WholeProof
 from .recipe import Recipe
 from .regions import RegionProof
 from .report import Report
 from .selection import selector
+from .trial import Timings, Trials
 from .worker import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def compress(
     skip: Iterable[str] = (),
     max_bytes: int | None = None,
     max_latency: str | None = None,
+    target: str = targets.HERE,
+    prefer: Prefer = "balanced",
+    timings: str | os.PathLike[str] | None = None,
     seed: int = 0,
     threads: int = 1,
     keep_node_metadata: bool = False,
@@ -111,6 +115,10 @@ def compress(
         skip: the same, for nodes that lossy passes leave alone.
         max_bytes: most bytes of the result.
         max_latency: most time of a run: "0.5x" of the original's, or "3ms".
+        target: where the result is to run: "cpu", this machine, or "arm", "tensorrt", "qnn", which are not timed.
+        prefer: "balanced" is the least size ratio times latency ratio among candidates not slower than the original;
+            "speed" the fastest; "size" the smallest, be it slower.
+        timings: the JSON report of an earlier run, whose times are used again in place of new ones.
         seed: of the synthetic feeds.
         threads: of the runtime when it is timed.
         keep_node_metadata: keep what exporters wrote beside each node.
@@ -133,6 +141,8 @@ def compress(
     latency_limit = None if max_latency is None else LatencyLimit.parse(max_latency)
     if metric is not None:
         metrics.resolve_metric(metric)
+    targets.check(target)
+    times = Timings() if timings is None else Timings.read(Path(timings))
     original = model_io.load(source)
     path = path_of(source)
     selects = selector(original, only, skip)
@@ -143,7 +153,8 @@ def compress(
         raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
     specs = declared_inputs(original) if session is None else session.inputs
     given = None if data is None else evaluation.read(data, specs, data_options)
-    judged = given if eval_data is None else evaluation.read(eval_data, specs, data_options)
+    working, held_out = (given, given) if given is None or not chosen.needs_data else given.divided()
+    judged = held_out if eval_data is None else evaluation.read(eval_data, specs, data_options)
     try:
         feeds, expected = _proof_feeds(original, session, judged, seed=seed)
     except ModelError as error:
@@ -154,7 +165,6 @@ def compress(
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original) if model_io.has_records(original) else original
     first = _drop_records(start, base.size_bytes, keep_node_metadata=keep_node_metadata)
-    context = Context(feeds=given.feeds if given else (), seed=seed, selects=selects, progress=progress)
     own_limit = None if chosen.max_drop is None else (chosen.max_drop if max_drop is None else max_drop)
 
     def within(candidate: Opened) -> str | None:
@@ -165,6 +175,28 @@ def compress(
         over = drop is not None and drop > own_limit
         return f"{quality['metric']} falls by {drop:.4g}, more than {own_limit:g}" if over else None
 
+    judge = None
+    if session is not None and held_out is not None and given is not None and not plan:
+        judge = Trials(
+            base,
+            held_out,
+            given.largest(),
+            final=within,
+            limit=own_limit,
+            prefer=prefer,
+            logits=logit_outputs(original),
+            timed=target == targets.HERE,
+            timings=times,
+            threads=threads,
+        )
+    context = Context(
+        feeds=working.feeds if working else (),
+        seed=seed,
+        target=target,
+        judge=judge,
+        selects=selects,
+        progress=progress,
+    )
     region_proofs: list[RegionProof] = []
     whole_proofs: list[WholeProof] = []
 
@@ -198,7 +230,7 @@ def compress(
     result = outcome.model
     if not chosen.lossless:
         result.metadata_props["onnxcompress.recipe"] = chosen.name
-    largest = judged.largest()
+    largest = (given or judged).largest()
     latency = None
     is_same = result is start and not first
     proved = [p.proved for p in whole_proofs if p.proved is not None and p.proved.model is result]
@@ -214,7 +246,7 @@ def compress(
         if chosen.lossless and max_latency is None:
             latency = runtime.glance(base.fast, other.fast, largest, max_seconds=_GLANCE * (time.monotonic() - started))
         else:
-            latency = runtime.race(base.fast, other.fast, largest)
+            latency = times.race("result", lambda: runtime.race(base.fast, other.fast, largest))
         verification = {"mode": "full"}
     input_facts = facts(original, largest, path, size_bytes=base.size_bytes)
     size_bytes = other.size_bytes if chosen.lossless else model_io.model_bytes(result)  # a recipe's name is written in
@@ -234,10 +266,11 @@ def compress(
         peak_memory_bytes=peak_memory_bytes(),
         changes=tuple(first + outcome.changes),
         verification=verification,
+        timings=times.used,
         notes=(*unfed, *judged.notes(), *_notes(judged, latency, verification["mode"])),
     )
     if not plan:
-        _check_limits(report, latency_limit)
+        check_limits(report, latency_limit)
     return Result(result, report)
 
 
@@ -372,39 +405,3 @@ def _drop_records(model: ir.Model, size_bytes: int, *, keep_node_metadata: bool)
         for name, dropped, what in found
         if dropped.count
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyLimit:
-    """Most time of a run: milliseconds, or a factor of the original's."""
-
-    value: float
-    is_ratio: bool
-
-    @classmethod
-    def parse(cls, text: str) -> LatencyLimit:
-        """Read "0.5x" or "3ms".
-
-        Raises:
-            UsageError: it has another form or is zero.
-        """
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(x|ms)\s*", text.lower())
-        if match is None or float(match[1]) <= 0:
-            raise UsageError(f"{text!r} is no limit of latency", where="--max-latency", hint="Write it as 0.5x or 3ms")
-        return cls(value=float(match[1]), is_ratio=match[2] == "x")
-
-    def fault(self, latency: Mapping[str, Any]) -> str | None:
-        """Return by how much a report's latency is over the limit, None where it is not."""
-        measured, unit = (latency["ratio"], "x") if self.is_ratio else (latency["compressed_ms"], " ms")
-        return None if measured <= self.value else f"a run takes {measured:.3f}{unit}, more than {self.value:g}{unit}"
-
-
-def _check_limits(report: Report, latency_limit: LatencyLimit | None) -> None:
-    """Raise where a limit that the user gave is not met."""
-    max_bytes = report.limits["max_bytes"]
-    if max_bytes is not None and report.output.bytes > max_bytes:
-        text = f"the result has {report.output.bytes:,} bytes, more than {max_bytes:,}"
-        raise LimitError(text, report=report)
-    if latency_limit is not None and report.latency and (fault := latency_limit.fault(report.latency)):
-        raise LimitError(fault, report=report)
-    check_drop(report.quality or {}, report.limits["max_drop"], report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 Feed = dict[str, "np.ndarray"]
 """One set of inputs of a model: input name -> array, batch axis included."""
+
+
+Prefer = Literal["balanced", "speed", "size"]
+"""What the best candidate is: the least size ratio times latency ratio, the fastest, or the smallest."""
 
 
 class Need(enum.Enum):
@@ -106,6 +110,41 @@ class Memo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What was measured of a candidate against the original, on samples that passes don't see.
+
+    `latency_ratio` is None where the model is meant for a processor that is not this one, `drop` where no output can
+    be scored; `least_sqnr_db` is of the output that differs most, None where none differs.
+    """
+
+    bytes: int
+    size_ratio: float
+    latency_ratio: float | None
+    drop: float | None
+    least_sqnr_db: float | None
+
+
+class Judge(Protocol):
+    """Measures candidates for passes that choose by measurement."""
+
+    limit: float | None
+    """Most that the score may fall on the held-out samples; None: no limit."""
+    prefer: Prefer
+
+    def __call__(self, model: ir.Model, label: str) -> Trial:
+        """Score and time a candidate; the label stands for it where times are recorded and replayed."""
+        ...
+
+    def score(self, model: ir.Model) -> Trial:
+        """Score a candidate without timing it (`latency_ratio` is None)."""
+        ...
+
+    def fault(self, model: ir.Model) -> str | None:
+        """Return by how much a candidate is over the limit where the user's own samples decide, None within it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """What a pass is given beside the model. Nothing in here is changed by a pass, except the gate's count."""
 
@@ -116,6 +155,8 @@ class Context:
     """Set by the pipeline, for the model that it lets the passes edit."""
     seed: int = 0
     target: str = "cpu"
+    judge: Judge | None = None
+    """Measures candidates; None where the whole model can't be run or nothing is to be measured (a plan)."""
     selects: Callable[[ir.Node], bool] = lambda _: True
     """False for nodes that `--only`/`--skip` keep away from the lossy passes."""
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from .errors import DataError
 if TYPE_CHECKING:
     from .data import Layout
     from .runtime import TensorSpec
+
+_LEAST_TO_DIVIDE = 16
+_HELD_OUT_STEP = 4
+_MOST_HELD_OUT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +55,52 @@ class Evaluation:
         """Return the feed with the most elements, the first of several."""
         return max(self.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
 
+    def divided(self) -> tuple[Evaluation, Evaluation]:
+        """Divide the samples in a part to work with and one to judge by, so that no choice can fool itself.
+
+        Every fourth feed is held out, at most 256. Too few feeds to divide, those that carry a state from one to
+        the next, and those with differing numbers of labels, serve for both.
+        """
+        count = len(self.feeds)
+        uneven = self.labels is not None and len(self.labels) % count != 0
+        if count < _LEAST_TO_DIVIDE or self.state or uneven:
+            return self, self
+        step = max(_HELD_OUT_STEP, math.ceil(count / _MOST_HELD_OUT))
+        held = range(step - 1, count, step)
+        rest = [index for index in range(count) if index % step != step - 1]
+        return self._part(rest), self._part(held)
+
+    def _part(self, indices: Sequence[int]) -> Evaluation:
+        labels = self.labels
+        if labels is not None:
+            rows = len(labels) // len(self.feeds)
+            labels = labels.reshape(len(self.feeds), rows, *labels.shape[1:])[list(indices)]
+            labels = labels.reshape(-1, *labels.shape[2:])
+        return replace(self, feeds=_Chosen(self.feeds, indices), labels=labels)
+
     def notes(self) -> list[str]:
         """Return a line for each sample that was left out."""
         return [f"{name} is skipped: {reason}" for name, reason in self.skipped]
+
+
+class _Chosen(Sequence[Feed]):
+    """Some of the feeds of a longer sequence, each loaded when it is read."""
+
+    def __init__(self, feeds: Sequence[Feed], indices: Sequence[int]) -> None:
+        self._feeds = feeds
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Feed: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Feed]: ...
+    def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
+        if isinstance(index, slice):
+            return _Chosen(self._feeds, self._indices[index])
+        return self._feeds[self._indices[index]]
 
 
 def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions) -> Evaluation:

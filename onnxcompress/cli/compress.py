@@ -9,7 +9,7 @@ import typer
 
 from ..errors import LimitError, UsageError
 from . import options
-from .options import Placement, Verify
+from .options import Placement, Prefer, Target, Verify
 
 if TYPE_CHECKING:
     from ..report import Report
@@ -30,6 +30,16 @@ def compress(
     max_drop: options.MaxDrop = None,
     max_bytes: Annotated[str | None, typer.Option(help="Most bytes of the result: 5MB, 500KB.")] = None,
     max_latency: Annotated[str | None, typer.Option(help="Most time of a run: 0.5x of the original's, or 3ms.")] = None,
+    target: Annotated[
+        Target, typer.Option(help="Where the result is to run; cpu is this machine, others are not timed.")
+    ] = Target.CPU,
+    prefer: Annotated[
+        Prefer, typer.Option(help="size may be slower than the original; balanced weighs both and may not.")
+    ] = Prefer.BALANCED,
+    timings: Annotated[
+        Path | None,
+        typer.Option(metavar="REPORT.json", help="Use the times of an earlier run's report in place of new ones."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
     ] = None,
@@ -65,9 +75,9 @@ def compress(
     """Compress MODEL, prove the result in onnxruntime, and write it with a report."""
     from . import console
 
-    target = output or model.with_name(f"{model.stem}-compressed.onnx")
+    place = output or model.with_name(f"{model.stem}-compressed.onnx")
     report_path = console.json_path(json_file)
-    _check_places(model, None if plan else target, report_path, force=force)
+    _check_places(model, None if plan else place, report_path, force=force)
     byte_limit = None if max_bytes is None else options.parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
     from ..compression import compress as run_compress
@@ -87,6 +97,9 @@ def compress(
             skip=skip or (),
             max_bytes=byte_limit,
             max_latency=max_latency,
+            target=target.value,
+            prefer=prefer.value,
+            timings=timings,
             seed=seed,
             threads=threads,
             keep_node_metadata=keep_node_metadata,
@@ -100,7 +113,7 @@ def compress(
         raise
     report = result.report
     if not plan:
-        report = located(report, result.save(target, force=force, external_data=external_data.value))
+        report = located(report, result.save(place, force=force, external_data=external_data.value))
     _publish(report, json_file, report_path, verbose=verbose, quiet=quiet)
 
 

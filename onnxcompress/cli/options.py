@@ -28,6 +28,23 @@ class Verify(enum.StrEnum):
     REGIONS = "regions"
 
 
+class Target(enum.StrEnum):
+    """Where the result is to run."""
+
+    CPU = "cpu"
+    ARM = "arm"
+    TENSORRT = "tensorrt"
+    QNN = "qnn"
+
+
+class Prefer(enum.StrEnum):
+    """What the best candidate is."""
+
+    BALANCED = "balanced"
+    SPEED = "speed"
+    SIZE = "size"
+
+
 class Layout(enum.StrEnum):
     """Order of the axes of images."""
 

@@ -46,6 +46,8 @@ class Report:
     changes: tuple[Change, ...]
     verification: dict[str, Any]
     """`mode` full, regions or none; with regions their number, and time and peak memory of the worker processes."""
+    timings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What was timed, by label: `--timings` replays it."""
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Report:
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "verification": self.verification,
+            "timings": self.timings,
             "changes": [change.as_json() for change in self.changes],
             "notes": list(self.notes),
         }

@@ -7,7 +7,13 @@ import tomllib
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import UsageError
+
 _FOLDER = importlib.resources.files(__package__)
+
+HERE = "cpu"
+"""The target that is this machine: the only one on which candidates can be timed."""
+NAMES = ("cpu", "arm", "tensorrt", "qnn")
 
 WeightKind = Literal["product", "lookup", "other"]
 WeightForm = Literal["dequantize", "multiply"]
@@ -19,6 +25,16 @@ class WeightOnly:
 
     form: WeightForm = "dequantize"
     note: str = ""
+
+
+def check(target: str) -> None:
+    """Refuse a target of which nothing is known.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    if target not in NAMES:
+        raise UsageError(f"unknown target {target!r}", hint=f"Known: {', '.join(NAMES)}")
 
 
 def weight_only(target: str, kind: WeightKind) -> WeightOnly:

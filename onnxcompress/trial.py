@@ -1,0 +1,166 @@
+"""Measures candidates against the original: bytes, score on held-out samples, and paired time.
+
+    candidate --score--> drop, sqnr  \
+              --race---> latency      >-- Trial
+              --bytes--> size        /
+
+Times are recorded under a label, so that a run can be replayed with the times of an earlier one and come to the same
+model, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import runtime
+from .comparison import measure
+from .core import Feed, Prefer, Trial
+from .errors import UsageError
+from .evaluation import Evaluation
+from .opened import Opened
+
+_RACE_SECONDS = 2.0
+"""Time of a race between the original and one candidate."""
+
+_KEPT_BYTES = 256 << 20
+"""Outputs of the original that are kept, so that it is not run again for every candidate."""
+
+
+class Timings:
+    """Times of races by label: measured here, or replayed from the report of an earlier run."""
+
+    def __init__(self, replayed: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self._replayed = dict(replayed or {})
+        self.used: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Timings:
+        """Read the times that the report of an earlier run holds.
+
+        Raises:
+            UsageError: the file can't be read, or is no report with times.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = content["timings"]
+            known = {label: runtime.Latency(**latency).as_json() for label, latency in found.items()}
+        except OSError as error:
+            raise UsageError(f"can't read the timings: {error.strerror}", where=str(path)) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(
+                "is no report with timings", where=str(path), hint="Give a file that --json wrote in an earlier run"
+            ) from error
+        return cls(known)
+
+    def race(self, label: str, measured: Callable[[], runtime.Latency]) -> runtime.Latency:
+        """Return the time that is to be replayed for a label, or else measure it."""
+        known = self._replayed.get(label)
+        found = measured() if known is None else runtime.Latency(**known)
+        self.used[label] = found.as_json()
+        return found
+
+
+class Trials:
+    """The judge of one run of `compress`; see `core.Judge`.
+
+    Args:
+        base: the original.
+        held_out: samples that passes don't see.
+        feed: what is timed.
+        final: says by how much a candidate is over the limit where the user's own samples decide.
+        limit: most that the estimated score may fall.
+        prefer: see `core.Prefer`.
+        logits: outputs that score classes before a softmax.
+        timed: False where the candidates are meant for another processor than this one.
+        timings: records and replays.
+        threads: of the runtime when it is timed.
+    """
+
+    def __init__(
+        self,
+        base: Opened,
+        held_out: Evaluation,
+        feed: Feed,
+        *,
+        final: Callable[[Opened], str | None],
+        limit: float | None,
+        prefer: Prefer,
+        logits: frozenset[str],
+        timed: bool,
+        timings: Timings,
+        threads: int,
+    ) -> None:
+        self.limit = limit
+        self.prefer: Prefer = prefer
+        self._base = base
+        self._held_out = held_out
+        self._feed = feed
+        self._final = final
+        self._logits = logits
+        self._timed = timed
+        self._timings = timings
+        self._threads = threads
+        self._original = _Recorded(base.fast, len(held_out.feeds))
+
+    def __call__(self, model: ir.Model, label: str) -> Trial:
+        """Score and time a candidate; the label stands for it where times are recorded and replayed."""
+        return self._trial(model, label if self._timed else None)
+
+    def score(self, model: ir.Model) -> Trial:
+        """Score a candidate without timing it."""
+        return self._trial(model, None)
+
+    def fault(self, model: ir.Model) -> str | None:
+        """Return by how much a candidate is over the limit where the user's own samples decide, None within it."""
+        return self._final(Opened(model, threads=self._threads))
+
+    def _trial(self, model: ir.Model, label: str | None) -> Trial:
+        candidate = Opened(model, threads=self._threads)
+        self._original.rewind()
+        quality = measure(self._original, candidate.fast, self._held_out, logits=self._logits)
+        levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
+        latency = None
+        if label is not None:
+            latency = self._timings.race(
+                label,
+                lambda: runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS),
+            )
+        return Trial(
+            bytes=candidate.size_bytes,
+            size_ratio=candidate.size_bytes / self._base.size_bytes,
+            latency_ratio=None if latency is None else latency.ratio,
+            drop=quality["drop"],
+            least_sqnr_db=min(levels, default=None),
+        )
+
+
+class _Recorded:
+    """A session whose outputs for a fixed round of feeds are kept from the first round on."""
+
+    def __init__(self, session: runtime.Session, count: int) -> None:
+        self._session = session
+        self._count = count
+        self._kept: list[dict[str, Any]] = []
+        self._kept_bytes = 0
+        self._next = 0
+
+    def rewind(self) -> None:
+        """Begin a round again."""
+        self._next = 0
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs for the next feed of the round, which begins again after the last one."""
+        index, self._next = self._next, (self._next + 1) % self._count
+        if index < len(self._kept):
+            return self._kept[index]
+        found = self._session.run(feed)
+        self._kept_bytes += sum(np.asarray(each).nbytes for each in found.values())
+        if index == len(self._kept) and self._kept_bytes <= _KEPT_BYTES:
+            self._kept.append(found)
+        return found
