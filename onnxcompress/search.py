@@ -1,0 +1,110 @@
+"""Chooses among measured candidates, and leaves out what hurts most until a limit is met.
+
+    candidates --trial--> allowed? --cost--> the least; within 5% of it, the one that loses least
+
+All of it is decided by numbers that a `Judge` measured: nothing here knows what a candidate is made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from .core import Change, Judge, Prefer, Trial
+
+_EQUAL = 1.05
+"""Costs and times that differ by less count as equal: measured times are not sharper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model that could be the result: what was done to get it, and what was measured of it."""
+
+    label: str
+    model: ir.Model
+    changes: tuple[Change, ...]
+    trial: Trial
+
+
+def cost(trial: Trial, prefer: Prefer) -> float:
+    """Return what is to be least: size ratio times latency ratio, or one of them; a time that is not known is 1."""
+    latency = 1.0 if trial.latency_ratio is None else trial.latency_ratio
+    return {"balanced": trial.size_ratio * latency, "speed": latency, "size": trial.size_ratio}[prefer]
+
+
+def objection(trial: Trial, prefer: Prefer, limit: float | None) -> str | None:
+    """Return why a candidate may not be the result, None where it may."""
+    if limit is not None and trial.drop is not None and trial.drop > limit:
+        return f"the score falls by {trial.drop:.4g}, more than {limit:g}"
+    if prefer != "size" and trial.latency_ratio is not None and trial.latency_ratio > _EQUAL:
+        return f"it is slower than the original: {trial.latency_ratio:.2f} times its time"
+    return None
+
+
+def ranked(candidates: Sequence[Candidate], prefer: Prefer, limit: float | None) -> list[Candidate]:
+    """Return the candidates that may be the result, best first.
+
+    Of those whose costs are within 5% of the least, the one with the least drop comes first; of equals, the one that
+    was given first.
+    """
+    rest = [c for c in candidates if objection(c.trial, prefer, limit) is None]
+    found: list[Candidate] = []
+    while rest:
+        least = min(cost(c.trial, prefer) for c in rest)
+        near = [c for c in rest if cost(c.trial, prefer) <= least * _EQUAL]
+        first = min(near, key=lambda c: (c.trial.drop or 0.0, candidates.index(c)))
+        found.append(first)
+        rest.remove(first)
+    return found
+
+
+def noise(trial: Trial) -> float:
+    """Return the power of the error in the worst output, relative to the output's own."""
+    return 0.0 if trial.least_sqnr_db is None else 10 ** (-trial.least_sqnr_db / 10)
+
+
+def least_left_out(
+    build: Callable[[frozenset[str]], ir.Model],
+    sites: Mapping[str, float],
+    judge: Judge,
+    limit: float,
+    *,
+    progress: Callable[[str, Sequence[str]], Iterable[str]] = lambda _, items: items,
+) -> frozenset[str] | None:
+    """Return the sites to leave out so that the score stays within a limit, as few and as cheap ones as it takes.
+
+    The error that each site makes alone is measured on the model's output; those with the most error for what they
+    save are left out first, and how many of them it takes is found by bisection on the score itself.
+
+    Args:
+        build: makes the model with all sites but the given ones.
+        sites: name -> what leaving it in saves (MACs, bytes, microseconds).
+        judge: scores models.
+        limit: most that the score may fall.
+        progress: wraps the loop over sites.
+
+    Returns:
+        the names; None where the limit is not met with one site alone.
+    """
+    names = list(sites)
+
+    def meets(left_out: frozenset[str]) -> bool:
+        drop = judge.score(build(left_out)).drop
+        return drop is None or drop <= limit
+
+    if meets(frozenset()):
+        return frozenset()
+    errors = {
+        name: noise(judge.score(build(frozenset(names) - {name}))) for name in progress("Measuring sensitivity", names)
+    }
+    order = sorted(names, key=lambda name: (-errors[name] / max(sites[name], math.ulp(1.0)), names.index(name)))
+    low, high = 0, len(order) - 1
+    if high < 1 or not meets(frozenset(order[:high])):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(frozenset(order[:middle])) else (middle, high)
+    return frozenset(order[:high])
