@@ -17,8 +17,9 @@ import onnx_ir as ir
 
 from . import evaluation, metrics, model_io, runtime, stats, synthetic, validate
 from .core import Feed
+from .differences import Difference
 from .errors import DataError, LimitError, ModelError, UsageError
-from .estimate import ClassScores, logit_outputs
+from .estimate import ClassScores, OutputKinds
 from .evaluation import DataOptions, Evaluation
 from .report import ModelFacts
 
@@ -118,7 +119,7 @@ def compare(
     )
     fast_a = open_one(a, original, optimize=True, threads=threads)
     fast_b = open_one(b, other, optimize=True, threads=threads)
-    quality = measure(fast_a, fast_b, judged, metric=metric, logits=logit_outputs(a), progress=progress)
+    quality = measure(fast_a, fast_b, judged, metric=metric, kinds=OutputKinds.of(a), progress=progress)
     largest = judged.largest()
     result = Comparison(
         original=facts(a, largest, path_of(original)),
@@ -127,7 +128,7 @@ def compare(
         quality=quality,
         latency=runtime.race(fast_a, fast_b, largest).as_json(),
         limits={"max_drop": max_drop},
-        notes=tuple(judged.notes()),
+        notes=(*judged.notes(), *silent_outputs(quality)),
     )
     check_drop(quality, max_drop, result)
     return result
@@ -197,7 +198,7 @@ def measure(
     judged: Evaluation,
     *,
     metric: str | None = None,
-    logits: frozenset[str] = frozenset(),
+    kinds: OutputKinds = OutputKinds(),  # noqa: B008 - frozen
     progress: Progress = lambda _, items: iter(items),
 ) -> dict[str, Any]:
     """Run both models as a user would, each with its own state, and compare outputs and score.
@@ -214,7 +215,7 @@ def measure(
     if score is not None and metrics.needs_labels(name) and judged.labels is None:
         hint = "Give --eval data with an array named label, labels or y"
         raise UsageError(f"metric {name!r} needs labels, and the data has none", hint=hint)
-    differences: dict[str, _Difference] = {}
+    differences: dict[str, Difference] = {}
     collected: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     keeps = name not in ("cosine", ESTIMATED)
     estimates: dict[str, ClassScores] = {}
@@ -229,9 +230,10 @@ def measure(
         after.update(found if other is original else other.run(feed_b))
         for output, expected in before.items():
             if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
-                differences.setdefault(output, _Difference(output)).add(expected, after[output])
+                is_sigmoid = output in kinds.sigmoids
+                differences.setdefault(output, Difference(output, is_sigmoid=is_sigmoid)).add(expected, after[output])
                 if name == ESTIMATED:
-                    scores = estimates.setdefault(output, ClassScores(is_logits=output in logits))
+                    scores = estimates.setdefault(output, ClassScores(is_logits=output in kinds.logits))
                     scores.add(expected, after[output])
         if keeps:
             collected[0].append(dict(before))
@@ -259,16 +261,18 @@ def measure(
 def _estimated(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return metric, original, compressed and drop of the output that loses most.
 
-    An output that scores classes loses what `estimate` says, any other one 1 - cosine.
+    An output that scores classes loses what `estimate` says, any other one 1 - cosine: of its values, or of its
+    answers where it is a sigmoid's and near zero everywhere.
     """
-    losses = {name: found.get("estimated_drop", _one_minus(found["cosine"])) for name, found in outputs.items()}
+    cosines = {n: "cosine_of_answers" if "cosine_of_answers" in found else "cosine" for n, found in outputs.items()}
+    losses = {n: found.get("estimated_drop", _one_minus(found[cosines[n]])) for n, found in outputs.items()}
     known = {name: loss for name, loss in losses.items() if loss is not None}
     if not known:
         return {"metric": "cosine", "original": None, "compressed": None, "drop": None}
     worst = max(known, key=lambda name: (known[name], "estimated_drop" in outputs[name]))
-    found = outputs[worst]
+    found, cosine = outputs[worst], cosines[worst]
     if "estimated_drop" not in found:
-        return {"metric": "cosine", "original": 1.0, "compressed": found["cosine"], "drop": known[worst]}
+        return {"metric": cosine, "original": 1.0, "compressed": found[cosine], "drop": known[worst]}
     return {
         "metric": ESTIMATED,
         "original": found["confidence"],
@@ -276,6 +280,16 @@ def _estimated(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "drop": found["estimated_drop"],
         "disagreement": found["disagreement"],
     }
+
+
+def silent_outputs(quality: Mapping[str, Any]) -> list[str]:
+    """Return a line for each sigmoid output that says yes on no sample: its quality could not be seen."""
+    return [
+        f"output {name!r} is at most {found['largest']:.2g} on all samples, and 1 would be a yes: only its noes were "
+        "compared; samples with what the model looks for (--data, --eval) would show the rest"
+        for name, found in quality["outputs"].items()
+        if "cosine_of_answers" in found and not metrics.needs_labels(quality["metric"])
+    ]
 
 
 def _one_minus(value: float | None) -> float | None:
@@ -309,51 +323,3 @@ def _check_interface(a: runtime.Session, b: runtime.Session) -> None:
             raise ModelError(
                 f"the {kind} are {', '.join(names)} in the first and {', '.join(others)} in the second model"
             )
-
-
-class _Difference:
-    """Running sums of how far one output's values are from the original's."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._product = self._expected = self._got = self._error = 0.0
-        self._max_abs = 0.0
-        self._not_finite = [0, 0]
-
-    def add(self, expected: np.ndarray, got: Any) -> None:
-        """Count one pair of arrays; elements that are not finite in both are counted and left out.
-
-        Raises:
-            ModelError: the second is no array of the same shape.
-        """
-        if not isinstance(got, np.ndarray) or got.shape != expected.shape:
-            shape = list(got.shape) if isinstance(got, np.ndarray) else type(got).__name__
-            raise ModelError(f"output {self._name!r} is {list(expected.shape)} of one and {shape} of the other model")
-        finite = np.isfinite(expected), np.isfinite(got)
-        self._not_finite = [n + int(f.size - f.sum()) for n, f in zip(self._not_finite, finite, strict=True)]
-        fine = finite[0] & finite[1]
-        x, y = expected[fine].astype(np.float64), got[fine].astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as unknown
-            self._product += float(x @ y)
-            self._expected += float(x @ x)
-            self._got += float(y @ y)
-            self._error += float((x - y) @ (x - y))
-            self._max_abs = max(self._max_abs, float(np.abs(x - y).max(initial=0.0)))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return max_abs, cosine and sqnr_db (None where they are not defined or infinite) and what was not finite."""
-        is_known = self._error and self._expected and math.isfinite(self._error)
-        sqnr_db = 10 * np.log10(self._expected / self._error) if is_known else None
-        moments = (self._product, self._expected, self._got)
-        cosine = metrics.cosine_of_moments(*moments) if all(map(math.isfinite, moments)) else None
-        return {
-            "max_abs": _finite(self._max_abs),
-            "cosine": cosine,
-            "sqnr_db": _finite(sqnr_db),
-            "not_finite": self._not_finite,
-        }
-
-
-def _finite(value: float | None) -> float | None:
-    """Return a number, None for one that overflowed."""
-    return None if value is None or not math.isfinite(value) else float(value)

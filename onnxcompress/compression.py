@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 from . import evaluation, graph, metrics, model_io, pipeline, runtime, synthetic, targets
-from .comparison import LARGEST_BYTES, Progress, facts, measure, path_of
+from .comparison import LARGEST_BYTES, Progress, facts, measure, path_of, silent_outputs
 from .core import Action, Change, Context, Feed, Prefer
 from .errors import ModelError, UsageError
-from .estimate import logit_outputs
+from .estimate import OutputKinds
 from .evaluation import DataOptions, Evaluation
 from .limits import LatencyLimit, check_limits
 from .opened import Opened
@@ -165,12 +165,13 @@ def compress(
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original) if model_io.has_records(original) else original
     first = _drop_records(start, base.size_bytes, keep_node_metadata=keep_node_metadata)
+    kinds = OutputKinds.of(original)
     own_limit = None if chosen.max_drop is None else (chosen.max_drop if max_drop is None else max_drop)
 
     def within(candidate: Opened) -> str | None:
         if own_limit is None:
             return None
-        quality = measure(base.fast, candidate.fast, judged, metric=metric, logits=logit_outputs(original))
+        quality = measure(base.fast, candidate.fast, judged, metric=metric, kinds=kinds)
         drop = quality["drop"]
         over = drop is not None and drop > own_limit
         return f"{quality['metric']} falls by {drop:.4g}, more than {own_limit:g}" if over else None
@@ -184,7 +185,7 @@ def compress(
             final=within,
             limit=own_limit,
             prefer=prefer,
-            logits=logit_outputs(original),
+            kinds=kinds,
             timed=target == targets.HERE,
             timings=times,
             threads=threads,
@@ -240,9 +241,7 @@ def compress(
     elif session is None:
         quality, verification = _region_figures(region_proofs)
     else:
-        quality = measure(
-            base.fast, other.fast, judged, metric=metric, logits=logit_outputs(original), progress=progress
-        )
+        quality = measure(base.fast, other.fast, judged, metric=metric, kinds=kinds, progress=progress)
         if chosen.lossless and max_latency is None:
             latency = runtime.glance(base.fast, other.fast, largest, max_seconds=_GLANCE * (time.monotonic() - started))
         else:
@@ -267,7 +266,12 @@ def compress(
         changes=tuple(first + outcome.changes),
         verification=verification,
         timings=times.used,
-        notes=(*unfed, *judged.notes(), *_notes(judged, latency, verification["mode"])),
+        notes=(
+            *unfed,
+            *judged.notes(),
+            *_notes(judged, latency, verification["mode"]),
+            *silent_outputs(quality or {"outputs": {}}),
+        ),
     )
     if not plan:
         check_limits(report, latency_limit)

@@ -273,6 +273,9 @@ def _samples(
         return _cut(_read_arrays(path), specs, source=str(path), optional=optional)
     if isinstance(spec, str) and ":" in spec:
         return _function_samples(spec)
+    if path.exists():
+        hint = "Give a .npz or .npy file, a folder, or module:function"
+        raise DataError("is neither a file nor a folder", where=str(spec), hint=hint)
     raise DataError("no such file or folder", where=str(spec))
 
 

@@ -11,13 +11,14 @@ original found about equally likely.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from scipy.special import softmax
 
-from . import graph
+from . import graph, validate
 
 _SUM_TOLERANCE = 1e-3
 _CARRIES = ("Add", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "DequantizeLinear")
@@ -64,6 +65,19 @@ class ClassScores:
             "disagreement": self._differing / count,
             "positions": self._count,
         }
+
+
+@dataclass(frozen=True)
+class OutputKinds:
+    """What a model's outputs are, by name: scores of classes before a softmax, and results of a sigmoid."""
+
+    logits: frozenset[str] = frozenset()
+    sigmoids: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, model: ir.Model) -> OutputKinds:
+        """Read them off the graph."""
+        return cls(logits=logit_outputs(model), sigmoids=validate.sigmoid_values(model.graph.outputs))
 
 
 def logit_outputs(model: ir.Model) -> frozenset[str]:

@@ -51,6 +51,13 @@ class Recipe:
     passes: tuple[Pass, ...]
     max_drop: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse names where passes belong."""
+        for one in self.passes:
+            if isinstance(one, str):
+                passes.pass_class(one)  # names the nearest when there is none
+                raise UsageError(f"recipe {self.name!r} has the name {one!r} where a pass belongs", hint=_BUILD)
+
     @classmethod
     def load(cls, name: str | Path | Recipe, settings: Iterable[str] = ()) -> Recipe:
         """Read a shipped recipe by name, or a TOML file by path, and apply `PASS.FIELD=VALUE` settings.
@@ -61,6 +68,10 @@ class Recipe:
         """
         if isinstance(name, Recipe):
             return name.with_settings(settings)
+        if not isinstance(name, str | Path):
+            raise UsageError(
+                f"a {type(name).__name__} is no recipe", hint=f"Give a name, a .toml file or a Recipe. {_BUILD}"
+            )
         path = Path(name)
         own = _FOLDER / f"{name}.toml"
         if path.name == str(name) and own.is_file():
@@ -70,6 +81,8 @@ class Recipe:
         else:
             close = difflib.get_close_matches(str(name), shipped(), n=1)
             known = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(shipped())}, or a .toml file"
+            if str(name) in passes.available():
+                known = f'It is a pass: a .toml file with [[passes]] and name = "{name}" runs it'
             raise UsageError(f"unknown recipe {str(name)!r}", hint=known)
         content = _parse(text, where)
         entries = [(entry.name, entry.options) for entry in content.passes]
@@ -144,6 +157,9 @@ def options_of(one: Pass) -> dict[str, Any]:
     return {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}  # type: ignore[arg-type]
 
 
+_BUILD = "One of your own: Recipe(name, description, (Normalize(), ...)) with the classes of onnxcompress.passes"
+
+
 def _is_idle(one: Pass) -> bool:
     """Say whether a pass waits for an option that only the command line gives: without it, it does nothing."""
     wanted: frozenset[str] = getattr(one, "command_line_only", frozenset())
@@ -166,6 +182,9 @@ def _parse(text: str, where: str) -> _RecipeFile:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
+        if first["loc"][0] == "passes" and isinstance(first["input"], str) and len(first["loc"]) == 2:
+            text = f"passes holds the name {first['input']!r} where a table belongs"
+            raise UsageError(text, where=where, hint=f'Write it as [[passes]] and name = "{first["input"]}"') from error
         if first["type"] == "extra_forbidden":
             close = difflib.get_close_matches(field, _RecipeFile.model_fields, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(_RecipeFile.model_fields)}"

@@ -34,6 +34,9 @@ _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
 _MANY_ELEMENTS = 10_000
 """A feed of so many floats is enough for each combination of sizes."""
 
+_MOST_ELEMENTS = 1 << 28
+"""A feed of more elements, 1 GiB of floats, is not made up."""
+
 _PlanKey = tuple[Any, ...]
 
 WholeNumbers = Literal["guess", "ones", "zeros"]
@@ -239,8 +242,8 @@ class _Search:
     def _try(self, plan: _Plan) -> Tried | None:
         """Return the plan's feed and what came out, None where it doesn't run."""
         if plan.key not in self._ran:
-            feed = _feed(self._inputs, plan)
             try:
+                feed = _feed(self._inputs, plan)
                 self._ran[plan.key] = Tried(feed=feed, outputs=self._session.run(feed))
             except ModelError as error:
                 self._first_error = self._first_error or error
@@ -342,7 +345,17 @@ def _second_sizes(key: str, size: int, inputs: Sequence[_Input]) -> list[int]:
 
 
 def _feed(inputs: Sequence[_Input], plan: _Plan) -> Feed:
+    """Make the values of all inputs.
+
+    Raises:
+        ModelError: one is too large to make up.
+    """
     rng = np.random.default_rng([plan.seed, 0x0C])
+    for item in inputs:
+        shape = () if item.dims is None else _shape(item.dims, plan)
+        if math.prod(shape) > _MOST_ELEMENTS:
+            text = f"input {item.name!r} {list(shape)} has {math.prod(shape):,} elements, too many to make up"
+            raise ModelError(text, hint="Give real ones with --data, or check the shape that the model declares")
     return {item.name: cast("np.ndarray", _value(item, plan, rng)) for item in inputs}
 
 

@@ -22,6 +22,7 @@ from . import runtime
 from .comparison import measure
 from .core import Feed, Prefer, Trial
 from .errors import UsageError
+from .estimate import OutputKinds
 from .evaluation import Evaluation
 from .opened import Opened
 
@@ -76,7 +77,7 @@ class Trials:
         final: says by how much a candidate is over the limit where the user's own samples decide.
         limit: most that the estimated score may fall.
         prefer: see `core.Prefer`.
-        logits: outputs that score classes before a softmax.
+        kinds: what the outputs are.
         timed: False where the candidates are meant for another processor than this one.
         timings: records and replays.
         threads: of the runtime when it is timed.
@@ -91,7 +92,7 @@ class Trials:
         final: Callable[[Opened], str | None],
         limit: float | None,
         prefer: Prefer,
-        logits: frozenset[str],
+        kinds: OutputKinds,
         timed: bool,
         timings: Timings,
         threads: int,
@@ -102,7 +103,7 @@ class Trials:
         self._held_out = held_out
         self._feed = feed
         self._final = final
-        self._logits = logits
+        self._kinds = kinds
         self._timed = timed
         self._timings = timings
         self._threads = threads
@@ -123,7 +124,7 @@ class Trials:
     def _trial(self, model: ir.Model, label: str | None) -> Trial:
         candidate = Opened(model, threads=self._threads)
         self._original.rewind()
-        quality = measure(self._original, candidate.fast, self._held_out, logits=self._logits)
+        quality = measure(self._original, candidate.fast, self._held_out, kinds=self._kinds)
         levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
         latency = None
         if label is not None:

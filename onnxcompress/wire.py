@@ -155,7 +155,8 @@ def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
     reader = _Reader(source)
     graphs = sum(1 for number, wire, *_ in _fields(reader, 0, source.size) if (number, wire) == (_GRAPH_FIELD, _BYTES))
     if graphs != 1:
-        raise ModelError(f"holds {graphs or 'no'} graph{'s' * (graphs > 1)}, not one", where=source.label)
+        many = f"holds {graphs} graphs where one is allowed" if graphs else "is not an ONNX model: it holds no graph"
+        raise ModelError(many, where=source.label, hint="Export or download the model again")
 
     def is_large(start: int, end: int) -> bool:
         return end - start >= large_bytes

@@ -177,3 +177,20 @@ def test_tables_say_all_of_it(capsys):
     printed = capsys.readouterr().out
     for words in ("latency, ms (1 thread)", "estimated (6 samples)", "largest difference", "not equal: output 'y'"):
         assert words in printed
+
+
+SIGMOID = "g (float[n, 4] x) => (float[n, 4] p) <float[4] shift = {%s}> { y = Add(x, shift) p = Sigmoid(y) }"
+
+
+def test_a_sigmoid_near_zero_is_scored_by_its_answers():
+    x = floats(6, 4)
+    quiet, louder, yes = (from_text(SIGMOID % ", ".join([shift] * 4)) for shift in ("-12", "-9", "9"))
+    found = oc.compare(quiet, louder, data={"x": np.where(x > 0, x, 3 * x)})
+    output = found.quality["outputs"]["p"]
+    assert output["cosine"] < 1
+    assert output["largest"] < 1e-3
+    assert found.quality["metric"] == "cosine_of_answers"
+    assert found.quality["drop"] == pytest.approx(0, abs=1e-5)
+    assert any("only its noes were compared" in note for note in found.notes)
+    assert oc.compare(quiet, yes, data={"x": x}).quality["drop"] > 0.9
+    assert oc.compare(yes, quiet, data={"x": x}).quality["metric"] == "cosine"  # it says yes: its values count

@@ -212,6 +212,8 @@ def test_pickled_objects_are_never_read(tmp_path: Path, count: int):
 def test_a_path_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="no such file or folder"):
         _load(tmp_path / "nothing.npz")
+    with pytest.raises(DataError, match="/dev/null: is neither a file nor a folder"):
+        _load("/dev/null")
 
 
 # folders

@@ -353,7 +353,8 @@ NOT_MODELS = {
     "zeros": (bytes(1000), "malformed at byte 0"),
     "other protobuf": (helper.make_opsetid("", 3).SerializeToString(), "graph"),
     "tensor": (numpy_helper.from_array(WEIGHT, "w").SerializeToString(), "m.onnx"),
-    "no graph": (onnx.ModelProto(ir_version=8).SerializeToString(), "no graph"),
+    "no graph": (onnx.ModelProto(ir_version=8).SerializeToString(), "is not an ONNX model: it holds no graph"),
+    "two graphs": (2 * make().SerializeToString(), "holds 2 graphs where one is allowed"),
     "no outputs": (
         onnx.ModelProto(ir_version=8, graph=onnx.GraphProto(name="g")).SerializeToString(),
         "no outputs",

@@ -45,3 +45,11 @@ def test_int8_weights_take_little_more_than_a_quarter(paths, name):
     assert result.report.input.bytes > 1_000_000
     assert result.report.output.bytes <= 0.28 * result.report.input.bytes
     assert result.report.quality["drop"] <= 0.05
+
+
+def test_a_detector_that_finds_nothing_in_noise_is_quantized_all_the_same(paths):
+    result = oc.compress(paths["ppocr_det"], recipe="auto")
+    assert [c.reason for c in result.changes if c.action == "rolled-back"] == []
+    assert result.report.output.bytes <= 0.28 * result.report.input.bytes
+    assert result.report.quality["metric"] == "cosine_of_answers"
+    assert any("only its noes were compared" in note for note in result.report.notes)

@@ -20,6 +20,8 @@ def test_every_shipped_recipe_loads_and_describes_itself():
     ("name", "settings", "words"),
     [
         ("fodl", [], "fold"),
+        ("fold-constants", [], "It is a pass"),
+        (["fold-constants"], [], "a list is no recipe"),
         ("fold", ["fold-constants.allowance=1"], "allowance_bytes"),
         ("fold", ["fold-constant.allowance_bytes=1"], "fold-constants"),
         ("fold", ["quantize-weights.x=1"], "has no pass"),
@@ -51,6 +53,17 @@ def test_malformed_files_are_usage_errors(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UsageError):
         Recipe.load(path)
+
+
+def test_a_name_where_a_pass_belongs_is_told(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text('passes = ["fold-constants"]')
+    with pytest.raises(UsageError, match=r"holds the name 'fold-constants' where a table .* \[\[passes\]\] and name"):
+        Recipe.load(path)
+    with pytest.raises(UsageError, match="has the name 'fold-constants' where a pass belongs"):
+        Recipe("mine", "", ("fold-constants",))
+    with pytest.raises(UsageError, match=r"unknown pass 'fold-constant'\. Did you mean 'fold-constants'"):
+        Recipe("mine", "", ("fold-constant",))
 
 
 def test_files_that_windows_editors_write_are_read(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import onnxcompress as oc
 from onnxcompress import model_io, runtime
 from onnxcompress.core import Feed
 from onnxcompress.errors import ModelError
@@ -134,3 +135,12 @@ def test_a_model_that_nothing_runs_is_told_with_the_reason():
     model = from_text("g (float[n, 7] x) => (float[a, b] y) <int64[2] shape = {-1, 5000003}> { y = Reshape(x, shape) }")
     with pytest.raises(ModelError, match=r"no synthetic inputs that the model runs were found.*--data"):
         _feeds(model)
+
+
+def test_an_input_of_terabytes_is_told_and_not_made():
+    model = from_text("g (float[1099511627776] x) => (float[1099511627776] y) { y = Relu(x) }")
+    told = r"input 'x' \[1099511627776\] has 1,099,511,627,776 elements, too many"
+    with pytest.raises(ModelError, match=told):
+        oc.compress(model, recipe="fold", verify="full")
+    with pytest.raises(ModelError, match=told):
+        oc.compare(model, model)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
+from onnxcompress.estimate import OutputKinds
 from onnxcompress.evaluation import Evaluation
 from onnxcompress.opened import Opened
 from onnxcompress.trial import Timings, Trials
@@ -29,7 +30,7 @@ def _trials(*, timings=None, timed=True, final=lambda _: None, count=3):
         final=final,
         limit=0.01,
         prefer="balanced",
-        logits=frozenset(),
+        kinds=OutputKinds(),
         timed=timed,
         timings=timings or Timings(),
         threads=1,
