@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.resources
 import tomllib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from ..errors import UsageError
 
 _FOLDER = importlib.resources.files(__package__)
+_STRICT = ConfigDict(extra="forbid")
 
 HERE = "cpu"
 """The target that is this machine: the only one on which candidates can be timed."""
@@ -17,6 +22,8 @@ NAMES = ("cpu", "arm", "tensorrt", "qnn")
 
 WeightKind = Literal["product", "lookup", "other"]
 WeightForm = Literal["dequantize", "multiply"]
+BiasForm = Literal["float", "int32", "spread"]
+"""How a bias is stored: floats, integers with a scale, or floats with as many axes as the activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,79 @@ class WeightOnly:
 
     form: WeightForm = "dequantize"
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OperatorFacts:
+    """How an operator runs on integers; one that has no such row runs on floats.
+
+    Args:
+        form: compute (multiply-accumulates of activations with a weight or with activations), pointwise (inputs and
+            output have scales of their own), moves (elements are handed on: one scale before and after).
+        channels: a weight may have a scale for each output channel.
+        float_output: a compute operator runs on integers too where its result is left in floats.
+        bias: how a bias is stored where the result is quantized.
+        bias_float_output: the same where the result is left in floats.
+        absorbs: activation functions that it does on the way where the least integer stands for their lower bound.
+        constant: an operand that is a constant may be given in integers.
+        requires: attributes that a node must have, by name.
+        float_ps: picoseconds on floats, for each multiply-accumulate of a compute operator or else element of the
+            largest tensor.
+        integer_ps: the same on integers.
+    """
+
+    form: Literal["compute", "pointwise", "moves"]
+    channels: bool = True
+    float_output: bool = False
+    bias: BiasForm = "float"
+    bias_float_output: BiasForm = "float"
+    absorbs: tuple[str, ...] = ()
+    constant: bool = True
+    requires: Mapping[str, str | int] = Field(default_factory=dict)
+    float_ps: float = Field(default=20, ge=0)
+    integer_ps: float = Field(default=5, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ConversionCosts:
+    """Picoseconds for each element; `layout_ps` is paid where feature maps enter and leave integer convolutions."""
+
+    quantize_ps: float = Field(default=100, ge=0)
+    dequantize_ps: float = Field(default=100, ge=0)
+    layout_ps: float = Field(default=0, ge=0)
+    node_ns: float = Field(default=0, ge=0)
+    """Nanoseconds that every further node costs, whatever its size."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StaticFacts:
+    """What a target runs on integers, and how tensors are to be quantized for it.
+
+    Args:
+        basis: whether the rows were measured by `tools/probe.py` or taken from the runtime's documentation.
+        runtime: of which runtime, version and processor they are true.
+        activation: the type of activations.
+        symmetric: their zero point is the middle of the type.
+        weight: the type of weights, whose zero point is 0.
+        opset: the least opset with the operators that are written.
+        least_range: ranges of activations are widened to this.
+        conversions: what Q and DQ cost.
+        operators: operator type, or one with its kind of kernel behind a dot -> its row.
+    """
+
+    basis: Literal["measured", "documented"]
+    runtime: str
+    activation: Literal["uint8", "int8"]
+    symmetric: bool
+    weight: Literal["int8"]
+    opset: int = Field(ge=10)
+    least_range: float = Field(default=0, ge=0)
+    conversions: ConversionCosts = Field(default_factory=ConversionCosts)
+    operators: Mapping[str, OperatorFacts]
+
+    def operator(self, op_type: str, kind: str = "") -> OperatorFacts | None:
+        """Return the row of an operator's kind, or of the operator, None where it runs on floats."""
+        return self.operators.get(f"{op_type}.{kind}") or self.operators.get(op_type)
 
 
 def check(target: str) -> None:
@@ -39,7 +119,25 @@ def check(target: str) -> None:
 
 def weight_only(target: str, kind: WeightKind) -> WeightOnly:
     """Return what is known of int8 weights on a target; where nothing is, DequantizeLinear is right."""
+    return WeightOnly(**_read(target).get("weight_only", {}).get(kind, {}))
+
+
+def static_facts(target: str) -> StaticFacts:
+    """Return what a target runs on integers.
+
+    Raises:
+        UsageError: there is no such target, or its file is malformed.
+    """
+    check(target)
+    found = _read(target).get("static", {})
+    try:
+        return StaticFacts(**found)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"targets/{target}.toml: static.{place}: {first['msg']}") from error
+
+
+def _read(target: str) -> dict[str, Any]:
     file = _FOLDER / f"{target}.toml"
-    if not file.is_file():
-        return WeightOnly()
-    return WeightOnly(**tomllib.loads(file.read_text(encoding="utf-8"))["weight_only"].get(kind, {}))
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
