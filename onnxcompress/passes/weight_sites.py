@@ -1,0 +1,268 @@
+"""A constant that nodes read as their weight: which one it is, and how its integers are written into the graph.
+
+A weight is stored once however many read it, with the scales of the first reader that is not a table.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .. import graph, targets
+from ..weight_rounding import Rounding
+from .weight_readers import Reader, readers
+
+_DEQUANTIZE_OPSET = 10
+_CHANNEL_OPSET = 13
+_FLOAT16_OPSET = 19
+_UNSUPPORTED = {ir.DataType.DOUBLE: "float64", ir.DataType.BFLOAT16: "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A constant that nodes read as their weight, and how it is to be stored.
+
+    Args:
+        value: the constant.
+        tensor: its data.
+        readers: who reads it.
+        axis: the axis of the constant that scales belong to, None for one scale.
+        home: the graph that the integers and what is made of them go to.
+        is_product: it is the right-hand matrix of products and nothing else, all of them in `home`.
+        transposed: it is stored transposed, which is how all its readers, products, want it.
+    """
+
+    value: ir.Value
+    tensor: ir.TensorProtocol
+    readers: tuple[Reader, ...]
+    axis: int | None
+    home: ir.Graph
+    is_product: bool
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """The constant's name."""
+        return self.value.name or "?"
+
+    @property
+    def rank(self) -> int:
+        """The number of its axes."""
+        return len(graph.dims(self.tensor))
+
+    @property
+    def tables(self) -> list[Reader]:
+        """Those that look rows up."""
+        return [r for r in self.readers if r.weight.is_table]
+
+    @property
+    def others(self) -> list[Reader]:
+        """Those that compute with it."""
+        return [r for r in self.readers if not r.weight.is_table]
+
+    def fact(self, target: str) -> targets.WeightOnly:
+        """Return what is known of such a weight on a target."""
+        if not self.others:
+            return targets.weight_only(target, "lookup")
+        return targets.weight_only(target, "product" if self.is_product else "other")
+
+    @property
+    def dequantize_opset(self) -> int:
+        """The opset from which on DequantizeLinear can write it."""
+        if self.tensor.dtype == ir.DataType.FLOAT16:
+            return _FLOAT16_OPSET
+        return _DEQUANTIZE_OPSET if self.axis is None else _CHANNEL_OPSET
+
+
+class Scene:
+    """What is asked of a model while its weights are replaced; made on first use."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+
+    @functools.cached_property
+    def names(self) -> graph.Names:
+        """Fresh names."""
+        return graph.Names(self._model)
+
+    @functools.cached_property
+    def order(self) -> dict[int, int]:
+        """The place of every node, by its id, in the order of its graph."""
+        return {id(node): place for place, node in enumerate(graph.nodes(self._model))}
+
+
+class Writer:
+    """Writes one weight as integers: the initializers once, the nodes at every reader."""
+
+    def __init__(self, scene: Scene, site: Site, rounding: Rounding, form: targets.WeightForm) -> None:
+        scene.order  # noqa: B018  before anything is inserted
+        self.scene = scene
+        self.site = site
+        self.rounding = rounding
+        self.form = form
+        self.home = site.home
+        self.integers = self._store("int8", rounding.integers(transposed=site.transposed))
+        self._floats: ir.Value | None = None
+
+    def write(self) -> None:
+        """Let every reader read the integers, and take the floats out."""
+        site = self.site
+        for reader in site.readers:
+            if not reader.weight.is_table:
+                self._replace_weight(reader)
+            elif reader.transposed or (site.axis is not None and site.axis != reader.out_axis(site.rank)):
+                self._replace_weight(reader)  # scales can't be looked up: the whole table becomes floats
+            elif site.axis is None:
+                self._replace_lookup(reader)
+            else:
+                self._replace_rows(reader)
+        for via in {id(r.via): r.via for r in site.readers if r.via is not None}.values():
+            graph.remove_unread(via.outputs[0])
+        name = site.value.name
+        graph.remove_unread(site.value)
+        if self._floats is not None and not site.transposed:
+            self._floats.name = name  # it means what the weight meant
+
+    def _replace_weight(self, reader: Reader) -> None:
+        """Let a node read the weight in floats, the way round that it needs."""
+        node, floats, flag = reader.node, self._weight(), reader.weight.transpose_flag
+        if reader.transposed == self.site.transposed:
+            node.replace_input_with(reader.port, floats)
+        elif flag:
+            node.attributes[flag] = ir.AttrInt64(flag, 0 if graph.attribute(node, flag, 0) else 1)
+            node.replace_input_with(reader.port, floats)
+        else:
+            node.replace_input_with(reader.port, self._insert(node, "Transpose", [floats], {"perm": [1, 0]}))
+
+    def _weight(self) -> ir.Value:
+        """Return the weight in floats, made once, before its first reader."""
+        if self._floats is None:
+            here = [r.node for r in self.site.readers if r.node.graph is self.home]
+            # readers in bodies only: at the start, where it is behind no reader
+            first = min(here, key=lambda n: self.scene.order[id(n)]) if here else next(iter(self.home))
+            axis = self.site.axis
+            if axis is not None and self.site.transposed:
+                axis = 1 - axis
+            if self.form == "dequantize":
+                scale = self._store("scale", self.rounding.scale)
+                attributes = {} if axis is None else {"axis": axis}
+                self._floats = self._insert(first, "DequantizeLinear", [self.integers, scale], attributes)
+            else:
+                cast = self._cast(first, self.integers)
+                scale = self._store("scale", self._spread_scale(axis))
+                self._floats = self._insert(first, "Mul", [cast, scale])
+        return self._floats
+
+    def _replace_lookup(self, reader: Reader) -> None:
+        """Look integers up in a table with one scale, then make floats of them."""
+        node = reader.node
+        axis = reader.weight.out_axis(node, self.site.rank)
+        looked_up = self._insert(node, "Gather", [self.integers, node.inputs[1]], {"axis": axis})
+        scale = self._store("scale", self.rounding.scale)
+        graph.take_over(node.outputs[0], self._insert(node, "Mul", [self._cast(node, looked_up), scale]))
+
+    def _replace_rows(self, reader: Reader) -> None:
+        """Look integers and their scales up, then multiply."""
+        node, ids = reader.node, reader.node.inputs[1]
+        axis = reader.weight.out_axis(node, self.site.rank)
+        looked_up = self._insert(node, "Gather", [self.integers, ids], {"axis": axis})
+        scales = self._store("row_scale", self._spread_scale(axis))
+        factors = self._insert(node, "Gather", [scales, ids], {"axis": axis})
+        graph.take_over(node.outputs[0], self._insert(node, "Mul", [self._cast(node, looked_up), factors]))
+
+    def _spread_scale(self, axis: int | None) -> np.ndarray:
+        """Return the scales in a shape that broadcasts along `axis` of the weight."""
+        if axis is None:
+            return self.rounding.scale
+        return self.rounding.scale.reshape([-1 if i == axis else 1 for i in range(self.site.rank)])
+
+    def _cast(self, anchor: ir.Node, integers: ir.Value) -> ir.Value:
+        return self._insert(anchor, "Cast", [integers], {"to": int(self.site.tensor.dtype)})
+
+    def _store(self, kind: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+        value = graph.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
+        assert value.const_value is not None
+        value.const_value.name = value.name
+        return value
+
+    def _insert(
+        self, anchor: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, Any] | None = None
+    ) -> ir.Value:
+        hint = f"{self.site.name}_{op_type}"
+        made = graph.insert_before(anchor, self.scene.names, op_type, inputs, attributes=attributes, hint=hint)
+        return made.outputs[0]
+
+
+def sites(model: ir.Model, selects: Callable[[ir.Node], bool], *, channelwise: bool) -> Iterator[tuple[Site, str]]:
+    """Yield every float constant that a node reads as its weight, with the reason for leaving it alone or "".
+
+    Args:
+        model: all its graphs are searched, but for local functions.
+        selects: the nodes that may be touched.
+        channelwise: scales are to belong to an axis.
+    """
+    for value in _constants(model):
+        tensor = graph.constant_tensor(value)
+        if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16 or not tensor.size:
+            continue
+        found, others = readers(value)
+        if not found:
+            continue
+        site = _site(value, tensor, found, channelwise=channelwise)
+        users = [node for r in found for node in r.users]
+        left_out = [graph.label(node) for node in users if not selects(node)]
+        if tensor.dtype in _UNSUPPORTED:
+            yield site, f"{_UNSUPPORTED[tensor.dtype]} weights can't be dequantized to their type"
+        elif others:
+            yield site, f"also read by {_listed(others)}, which would see rounded values"
+        elif left_out:
+            shared = "" if len(left_out) == len(users) else f" for {_listed(left_out)}, which reads it too"
+            yield site, f"left out by --only/--skip{shared}"
+        elif site.tables and site.others and site.rank != 2:
+            yield site, "read both as a table and as a weight, and not a matrix"
+        else:
+            yield site, ""
+
+
+def _site(value: ir.Value, tensor: ir.TensorProtocol, found: list[Reader], *, channelwise: bool) -> Site:
+    """Choose the axis of the scales: the output channels of the first reader that is no table, or else rows."""
+    rank = len(graph.dims(tensor))
+    first = next((r for r in found if not r.weight.is_table), found[0])
+    homes = {id(graph.home(r.node)): graph.home(r.node) for r in found}
+    # DequantizeLinear in a body that reads integers outside of it makes onnxruntime fail to load the model
+    home = next(iter(homes.values())) if len(homes) == 1 else _owner(value)
+    is_product = rank == 2 and all(r.is_product for r in found) and list(homes) == [id(home)]
+    return Site(
+        value=value,
+        tensor=tensor,
+        readers=tuple(found),
+        axis=first.out_axis(rank) if channelwise else None,
+        home=home,
+        is_product=is_product,
+        transposed=is_product and all(r.wants_transpose for r in found),
+    )
+
+
+def _owner(value: ir.Value) -> ir.Graph:
+    """Return the graph that a constant belongs to."""
+    node = value.producer()
+    owner = value.graph if node is None else node.graph
+    assert isinstance(owner, ir.Graph)
+    return owner
+
+
+def _constants(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield the initializers and the outputs of Constant nodes; local functions can't hold initializers."""
+    for body in graph.graphs_outside_functions(model):
+        yield from body.initializers.values()
+        yield from (node.outputs[0] for node in body if graph.is_op(node, "Constant"))
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
