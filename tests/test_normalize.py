@@ -8,6 +8,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+import onnxcompress as oc
 from onnxcompress import graph, model_io
 from onnxcompress.core import Action, Change, Context, Feed, Gate
 from onnxcompress.passes.normalize import Normalize
@@ -179,6 +180,18 @@ def test_nodes_get_unique_names_and_the_first_keeps_its_own() -> None:
     assert names[0] == "n"
     assert len(set(names)) == 4
     assert all(names)
+
+
+def test_names_that_would_make_the_file_larger_are_not_given() -> None:
+    chain = " ".join(f"v{i} = Sin(v{i - 1})" for i in range(1, 1500))
+    model = from_text(f"g (float[2] x) => (float[2] v1499) {{ v0 = Identity(x) {chain} }}")
+    result = oc.compress(model, recipe="fold")
+    assert [c.reason for c in result.changes if c.action == "rolled-back"] == []
+    assert [c.reason for c in result.changes if c.target == "node names"] == [
+        "1499 nodes stay without a name: names of 13,878 bytes would make the file larger"
+    ]
+    assert result.report.output.nodes == 1499
+    assert result.report.output.bytes <= result.report.input.bytes
 
 
 def test_copies_go_and_names_of_inputs_and_outputs_stay() -> None:
