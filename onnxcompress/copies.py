@@ -45,16 +45,6 @@ def clone(model: ir.Model) -> ir.Model:
     return copy
 
 
-def replace_content(model: ir.Model, other: ir.Model) -> None:
-    """Make `model` what `other` is, in place, for passes whose edit yields a new model; `other` is used up."""
-    model.graph = other.graph
-    model.ir_version = other.ir_version
-    model.functions.clear()
-    model.functions.update(other.functions)
-    model.metadata_props.clear()
-    model.metadata_props.update(other.metadata_props)
-
-
 def detach(model: ir.Model) -> tuple[onnx.ModelProto, dict[int, ir.TensorProtocol]]:
     """Return the skeleton of `model`, and its large tensors by the offsets of their references."""
     detached = to_proto(model)

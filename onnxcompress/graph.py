@@ -470,9 +470,11 @@ def opset(model: ir.Model, domain: str = "") -> int:
 
 
 def become(model: ir.Model, other: ir.Model) -> None:
-    """Turn `model` in place into `other`, which must not be used any more: graph, functions and versions."""
+    """Turn `model` in place into `other`, which must not be used any more: graph, functions, versions, metadata."""
     model.graph = other.graph
+    model.ir_version = other.ir_version
     model.functions.clear()
     model.functions.update(other.functions)
-    model.ir_version = other.ir_version
+    model.metadata_props.clear()
+    model.metadata_props.update(other.metadata_props)
     model.meta.update(other.meta)

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from . import wire
-from .copies import clone, detach, replace_content, restore
+from .copies import clone, detach, restore
 from .deserialize import from_proto
 from .errors import ModelError
 from .opset import convert_opset
@@ -38,7 +38,6 @@ __all__ = [
     "has_records",
     "load",
     "model_bytes",
-    "replace_content",
     "restore",
     "save",
     "save_scratch",

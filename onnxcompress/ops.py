@@ -298,6 +298,28 @@ DATA_MOVEMENT = frozenset(
 )
 """Operators of the standard domain that hand their first input on, every element unchanged (Concat: all inputs)."""
 
+ELEMENTWISE = frozenset(
+    {*("Abs", "Cast", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity")}
+    | {*("LeakyRelu", "Log", "Neg", "Not", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt")}
+    | {"Tanh"}
+)
+"""Operators of the standard domain that map each element of one operand; further inputs are numbers (limits)."""
+
+SAME_SHAPE = ELEMENTWISE | {"LogSoftmax", "Softmax"}
+"""Operators of the standard domain whose result has the shape of their first input."""
+
+BROADCASTING = frozenset(
+    {*("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul")}
+    | {*("Or", "Pow", "Sub", "Sum", "Where", "Xor")}
+)
+"""Operators of the standard domain that join elements at the same place of all their inputs, which broadcast."""
+
+NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"})
+"""Operators of the standard domain whose results are never below zero."""
+
+SELECT = DATA_MOVEMENT | {"Cast", "Expand", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Tile"}
+"""Operators of the standard domain whose results lie between elements of their first input (Concat: all inputs)."""
+
 ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "Conv": (2,),

@@ -305,6 +305,7 @@ def test_no_celu_of_a_negative_alpha() -> None:
         ("float[2, 3, 4, 5] x", "3", False),
         ("float[2, 3, 4, 5] x", "1, 2, 3", False),
         ("double[2, 3, 4, 5] x", "2, 3", False),
+        ("float[2, 3, 0, 5] x", "2, 3", False),
     ],
 )
 def test_global_average(x: str, axes: str, fits: bool) -> None:
@@ -375,7 +376,7 @@ def test_a_clip_in_between_that_others_read() -> None:
 
 PAD = "int64[8] p = {0, 0, 1, 2, 0, 0, 0, 1}, float low = {-3.4028235e38}"
 PAD += ", float[2, 3, 3, 3] w = {" + ", ".join(str(i % 7 - 3) for i in range(54))
-PAD += "}, float[3, 2, 3, 3] t = {" + ", ".join(str(i % 5 - 2) for i in range(54)) + "}, float inf = {-1e30}"
+PAD += "}, float[3, 2, 3, 3] t = {" + ", ".join(str(i % 5 - 2) for i in range(54)) + "}, float minus = {-inf}"
 
 
 @pytest.mark.parametrize(
@@ -410,17 +411,30 @@ def test_pads_with_axes_and_attributes() -> None:
     assert kinds(model) == ["Conv"]
 
 
-def test_minus_infinity_in_front_of_a_max_pool() -> None:
-    body = "a = Pad(x, p, low)  y = MaxPool<kernel_shape = [3, 3]>(a)"
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Pad(x, p, minus)  y = MaxPool<kernel_shape = [3, 3]>(a)",
+        "r = Relu(x)  a = Pad(r, p)  y = MaxPool<kernel_shape = [3, 3]>(a)",
+        "r = Relu(x)  a = Pad(r, p, low)  y = MaxPool<kernel_shape = [3, 3]>(a)",
+    ],
+)
+def test_what_nothing_is_below_in_front_of_a_max_pool(body: str) -> None:
     model = model_of(body, 17, "float[2, 3, 6, 7] x", PAD)
     rewritten(model, FusePatterns())
-    assert kinds(model) == ["MaxPool"]
+    assert "Pad" not in kinds(model)
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         ("a = Pad(x, p)  y = MaxPool<kernel_shape = [3, 3]>(a)", "MaxPool pads with minus infinity"),
+        ("a = Pad(x, p, low)  y = MaxPool<kernel_shape = [3, 3]>(a)", "MaxPool pads with minus infinity"),
+        ("r = Relu(x) a = Pad(r, p, one)  y = MaxPool<kernel_shape = [3, 3]>(a)", "MaxPool pads with minus infinity"),
+        (
+            "r = Relu(x) a = Pad(r, p)  v, i = MaxPool<kernel_shape = [3, 3]>(a)  y = Cast<to = 1>(i)",
+            "places of the maxima",
+        ),
         ("a = Pad(x, p, one)  y = Conv(a, w)", "Conv pads with 0"),
         ('a = Pad<mode = "reflect">(x, p)  y = Conv(a, w)', "mode is reflect"),
         ('a = Pad(x, p)  y = Conv<auto_pad = "SAME_UPPER">(a, w)', "auto_pad is SAME_UPPER"),

@@ -2,7 +2,7 @@
 
 Conv            zeros outside are what it takes for its own pads
 AveragePool     the same, and they count: count_include_pad=1
-MaxPool         minus infinity outside is what it takes for its own pads
+MaxPool         minus infinity outside is what it takes for its own pads; so is all that no x is below, as 0 after Relu
 ConvTranspose   crops its result by its pads: a zero in front only moves the crop, by its stride
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_ir as ir
 
 from .. import graph
+from .bounds import non_negative
 from .rewriting import Refusal, Rewrite, Scene
 
 
@@ -29,7 +29,7 @@ def absorb_pad(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
     added, fill = found
     if graph.sole_consumer(value) is not node:
         return _refuse(node, f"{value.name} has other readers")
-    pads = _together(node, added, fill)
+    pads = _together(node, pad.inputs[0], added, fill)
     if isinstance(pads, str):
         return _refuse(node, pads)
 
@@ -76,7 +76,7 @@ def _pads(pad: ir.Node, scene: Scene) -> tuple[list[int], float] | str:
     return amounts[2:rank] + amounts[rank + 2 :], fill
 
 
-def _together(node: ir.Node, added: list[int], fill: float) -> list[int] | str:
+def _together(node: ir.Node, padded: ir.Value | None, added: list[int], fill: float) -> list[int] | str:
     """Return the pads of a node that takes over what was added in front of it, or why it can't."""
     pool = node.op_type in ("AveragePool", "MaxPool")
     auto = graph.attribute(node, "auto_pad", "NOTSET")
@@ -86,8 +86,10 @@ def _together(node: ir.Node, added: list[int], fill: float) -> list[int] | str:
     if len(own) != len(added):
         return "the ranks differ"
     if node.op_type == "MaxPool":
-        if fill > float(np.finfo(np.float32).min):
+        if fill != -math.inf and not (fill <= 0 and non_negative(padded)):
             return f"it adds {fill:g}, MaxPool pads with minus infinity"
+        if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
+            return "the places of the maxima count its elements"
     elif fill != 0:
         return f"it adds {fill:g}, {node.op_type} pads with 0"
     if pool and graph.attribute(node, "ceil_mode", 0):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .. import graph
+from .. import graph, ops
 from ..numerics.affine_maps import AffineMap, Array, batch_norm
 from .rewriting import Scene
 
@@ -140,21 +140,36 @@ def read_layer(node: ir.Node, scene: Scene) -> Layer | None:
     return readers[node.op_type](node, scene) if node.op_type in readers else None
 
 
+@dataclass(frozen=True)
+class _Axes:
+    in_axis: int
+    out_axis: int
+    bias_port: int | None
+
+
+def _axes(node: ir.Node, weight: Parameter, port: int) -> _Axes:
+    """Return what the operator table says of the weight that a node reads through `port`."""
+    row, rank = ops.spec(node).weight(port), len(weight.shape)
+    if row is None or row.in_axis is None:
+        raise ValueError(f"{node.op_type} has no linear weight at port {port}")
+    return _Axes(row.in_axis(node, rank), row.out_axis(node, rank), row.bias)
+
+
 def _conv(node: ir.Node, scene: Scene) -> Layer | None:
     weight = parameter(node.inputs[1], scene)
     if weight is None or len(weight.shape) < 3:
         return None
-    rank, groups = len(weight.shape), int(graph.attribute(node, "group", 1))
+    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(graph.attribute(node, "group", 1))
     return Layer(
         node,
         data_port=0,
         weight_port=1,
-        bias_port=2,
         weight=weight,
-        incoming=Line(1 - rank, weight.shape[1] * groups, rank, rank),
-        outgoing=Line(1 - rank, weight.shape[0], rank, rank),
-        in_axis=1,
-        out_axis=0,
+        incoming=Line(1 - rank, weight.shape[axes.in_axis] * groups, rank, rank),
+        outgoing=Line(1 - rank, weight.shape[axes.out_axis], rank, rank),
+        bias_port=axes.bias_port,
+        in_axis=axes.in_axis,
+        out_axis=axes.out_axis,
         in_groups=groups,
         shift_fault=_padding_fault(node),
     )
@@ -171,17 +186,17 @@ def _conv_transpose(node: ir.Node, scene: Scene) -> Layer | None:
     weight = parameter(node.inputs[1], scene)
     if weight is None or len(weight.shape) < 3:
         return None
-    rank, groups = len(weight.shape), int(graph.attribute(node, "group", 1))
+    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(graph.attribute(node, "group", 1))
     return Layer(
         node,
         data_port=0,
         weight_port=1,
-        bias_port=2,
         weight=weight,
-        incoming=Line(1 - rank, weight.shape[0], rank, rank),
-        outgoing=Line(1 - rank, weight.shape[1] * groups, rank, rank),
-        in_axis=0,
-        out_axis=1,
+        incoming=Line(1 - rank, weight.shape[axes.in_axis], rank, rank),
+        outgoing=Line(1 - rank, weight.shape[axes.out_axis] * groups, rank, rank),
+        bias_port=axes.bias_port,
+        in_axis=axes.in_axis,
+        out_axis=axes.out_axis,
         out_groups=groups,
         shift_fault="fewer taps of a transposed convolution reach its edges than its middle",
     )
@@ -191,17 +206,17 @@ def _gemm(node: ir.Node, scene: Scene) -> Layer | None:
     weight = parameter(node.inputs[1], scene)
     if weight is None or len(weight.shape) != 2:
         return None
-    out_axis = 0 if graph.attribute(node, "transB", 0) else 1
+    axes = _axes(node, weight, 1)
     return Layer(
         node,
         data_port=0,
         weight_port=1,
-        bias_port=2,
         weight=weight,
-        incoming=Line(-2 if graph.attribute(node, "transA", 0) else -1, weight.shape[1 - out_axis], 2, 2),
-        outgoing=Line(-1, weight.shape[out_axis], 2, 2),
-        in_axis=1 - out_axis,
-        out_axis=out_axis,
+        incoming=Line(-2 if graph.attribute(node, "transA", 0) else -1, weight.shape[axes.in_axis], 2, 2),
+        outgoing=Line(-1, weight.shape[axes.out_axis], 2, 2),
+        bias_port=axes.bias_port,
+        in_axis=axes.in_axis,
+        out_axis=axes.out_axis,
         alpha=float(graph.attribute(node, "alpha", 1.0)),
         beta=float(graph.attribute(node, "beta", 1.0)),
     )
@@ -217,23 +232,23 @@ def _matmul(node: ir.Node, scene: Scene) -> Layer | None:
     rank, data_rank = len(weight.shape), scene.shapes.rank(node.inputs[1 - port])
     if (port == 0 or rank != 2) and (data_rank is None or data_rank < 2):
         return None
-    in_axis = -1 if rank == 1 or port == 0 else -2
-    axis = -1 if port == 1 else -2
+    axes = _axes(node, weight, port) if rank > 1 else _Axes(0, 0, None)  # a vector has no output channels
+    line = -1 if port == 1 else -2
     if rank == 1:
         outgoing = Line(-1, None, (data_rank or 2) - 1, 1)
     else:
         out_rank = None if data_rank is None else max(data_rank, rank if data_rank > 1 else 1)
-        outgoing = Line(axis, weight.shape[-3 - in_axis], out_rank, 1)
+        outgoing = Line(line, weight.shape[axes.out_axis], out_rank, 1)
     return Layer(
         node,
         data_port=1 - port,
         weight_port=port,
-        bias_port=None,
         weight=weight,
-        incoming=Line(axis, weight.shape[in_axis], data_rank, 1),
+        incoming=Line(line, weight.shape[axes.in_axis], data_rank, 1),
         outgoing=outgoing,
-        in_axis=in_axis % rank,
-        out_axis=0 if rank == 1 else (-3 - in_axis) % rank,
+        bias_port=axes.bias_port,
+        in_axis=axes.in_axis,
+        out_axis=axes.out_axis,
         shift_fault="" if rank == 2 and port == 1 else "the weight is not one matrix on the right",
     )
 

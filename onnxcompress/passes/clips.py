@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import graph
-from .matching import clip_limits
+from .bounds import clip_limits
 from .rewriting import Refusal, Rewrite, Scene
 
 

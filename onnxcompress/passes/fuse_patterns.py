@@ -403,9 +403,12 @@ _SPELLINGS: Sequence[Spelling] = (
 def _global_average(node: ir.Node, scene: Scene) -> Rewrite | None:
     """Write a mean over all spatial axes of images and volumes as GlobalAveragePool.
 
-    A mean that is taken off again, or of squares, belongs to a normalisation, which runtimes find as a whole.
+    A mean that is taken off again, or of squares, belongs to a normalisation, which runtimes find as a whole. Images
+    of height or width 0, which runtimes refuse to pool, are taken for impossible unless the shape says so.
     """
     x = node.inputs[0]
+    if 0 in (scene.shapes.shape(x) or ()):
+        return None
     rank = scene.shapes.rank(x)
     if x is None or rank is None or rank < 4 or not _keeps(node) or scene.shapes.dtype(x) != ir.DataType.FLOAT:
         return None

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import graph
+from .bounds import clip_limits
 
 RELATIVE = 1e-6
 """How far a constant may be off its ideal: float32 has 6e-8, rounding in between a few times that."""
@@ -178,20 +179,6 @@ class Clip(Pattern):
                     bound = None
             if bound is not None:
                 yield bound
-
-
-def clip_limits(node: ir.Node) -> tuple[float, float] | None:
-    """Return the limits of a Clip, infinite where there are none; None where only a run decides them."""
-    if not graph.is_op(node, "Clip"):
-        return None
-    limits = [float(graph.attribute(node, "min", -np.inf)), float(graph.attribute(node, "max", np.inf))]
-    for place, value in enumerate(node.inputs[1:3]):
-        if value is not None:
-            number = graph.scalar(value)
-            if number is None:
-                return None
-            limits[place] = number
-    return limits[0], limits[1]
 
 
 @dataclass(frozen=True, init=False)

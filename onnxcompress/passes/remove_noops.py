@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from .. import graph
 from ..core import Change, Context, Need
 from ..shapes import Dim
+from .bounds import clip_limits, non_negative
 from .rewriting import Rewrite, Rule, Scene, outside, rewrite
 
 FAR = 2**31 - 1
@@ -34,27 +35,6 @@ _NEUTRAL: Mapping[str, tuple[float, bool]] = {
     "Or": (0.0, True),
 }
 """Operator -> its neutral operand, and whether that may stand on the left too."""
-
-_NON_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "Abs", "Exp", "HardSigmoid", "Softplus")
-_KEEP_SIGN = (
-    "Cast",
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "Identity",
-    "MaxPool",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Unsqueeze",
-)
-_DEPTH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,40 +260,8 @@ def _relu(node: ir.Node, scene: Scene) -> ir.Value | None:  # noqa: ARG001
     return x if non_negative(x) else None
 
 
-def non_negative(value: ir.Value | None, depth: int = _DEPTH) -> bool:
-    """Say whether no element of a value is below zero (a not-a-number is not below)."""
-    node = None if value is None else value.producer()
-    if node is None or depth == 0:
-        return False
-    if graph.is_op(node, *_NON_NEGATIVE):
-        return True
-    if graph.is_op(node, "Clip"):
-        return (clip_bounds(node) or (-np.inf, np.inf))[0] >= 0
-    if not graph.is_op(node, *_KEEP_SIGN) or (node.op_type == "Cast" and not _keeps_sign(node)):
-        return False
-    read = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-    return all(non_negative(v, depth - 1) for v in read)
-
-
-def _keeps_sign(cast: ir.Node) -> bool:
-    floats = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return graph.attribute(cast, "to") in {int(f) for f in floats}
-
-
-def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
-    """Return the limits of a Clip in every opset's form, infinite where absent, None where a run decides."""
-    bounds: list[float] = []
-    for port, (name, absent) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
-        given = node.inputs[port] if len(node.inputs) > port else None
-        bound = graph.attribute(node, name, absent) if given is None else graph.scalar(given)
-        if bound is None or np.isnan(bound):
-            return None
-        bounds.append(float(bound))
-    return bounds[0], bounds[1]
-
-
 def _clip(node: ir.Node, scene: Scene) -> ir.Value | None:
-    x, bounds = _source(node), clip_bounds(node)
+    x, bounds = _source(node), clip_limits(node)
     if bounds is None:
         return None
     low, high = bounds

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from .. import graph
+from .. import graph, ops
 from ..core import Change, Context, Need
 from ..shapes import Dim
 from .remove_noops import FAR, same_shape, slice_parts
@@ -24,22 +24,6 @@ _FAMILY = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _REDUCTIONS = (
     *("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"),
     *("ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare", "ArgMax", "ArgMin"),
-)
-_KEEP_SHAPE = (
-    *(
-        "Abs",
-        "Cast",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-    ),
-    *("Log", "LogSoftmax", "Neg", "Not", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh"),
 )
 _T = ir.DataType
 _EXACT_IN: Mapping[ir.DataType, frozenset[ir.DataType]] = {
@@ -548,7 +532,7 @@ def _picked(node: ir.Node, scene: Scene) -> Rewrite | None:
 def _shape_of(node: ir.Node, scene: Scene) -> Rewrite | None:  # noqa: ARG001
     """Read the shape of x for that of f(x); the size also where only the order changes."""
     also = (*_FAMILY, "Transpose") if node.op_type == "Size" else ()
-    first = _before(node, *_KEEP_SHAPE, *also)
+    first = _before(node, *ops.SAME_SHAPE, *also)
     if first is None or first.inputs[0] is None:
         return None
     x, attributes = first.inputs[0], dict(node.attributes)

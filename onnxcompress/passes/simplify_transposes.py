@@ -14,45 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from .. import graph
+from .. import graph, ops
 from ..core import Change, Context, Need
 from .rewriting import Rewrite, Scene, outside, rewrite
 
-_ALONE = (
-    *(
-        "Abs",
-        "Cast",
-        "Ceil",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-    ),
-    *(
-        "LeakyRelu",
-        "Log",
-        "Neg",
-        "Not",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Sigmoid",
-        "Sign",
-        "Softplus",
-        "Sqrt",
-        "Tanh",
-    ),
-)
-"""One operand; further inputs (a Clip's limits) are numbers."""
-_TOGETHER = (
-    *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min"),
-    *("Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor"),
-)
 _ALONG_AXIS = ("Concat", "Softmax", "LogSoftmax")
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
 _MOST_NODES = 64
@@ -218,7 +183,7 @@ def _grow(node: ir.Node, perm: tuple[int, ...], scene: Scene) -> _Region:
 
 def _data_ports(node: ir.Node) -> int:
     """Return how many of the first inputs carry operands with axes."""
-    return len(node.inputs) if graph.is_op(node, *_TOGETHER, "Concat") else 1
+    return len(node.inputs) if graph.is_op(node, *ops.BROADCASTING, "Concat") else 1
 
 
 def _can_move(node: ir.Node, region: _Region, scene: Scene) -> bool:
@@ -233,7 +198,9 @@ def _can_move(node: ir.Node, region: _Region, scene: Scene) -> bool:
         axes = graph.integers(node, "axes", 1)
         if not axes or not graph.attribute(node, "keepdims", 1) or not all(-rank <= a < rank for a in axes):
             return False
-    elif not graph.is_op(node, *_ALONE, *_TOGETHER) or (scene.opset < 7 and graph.is_op(node, *_TOGETHER)):
+    elif not graph.is_op(node, *ops.ELEMENTWISE, *ops.BROADCASTING) or (
+        scene.opset < 7 and graph.is_op(node, *ops.BROADCASTING)
+    ):
         return False
     return all(_can_enter(v, node, region, scene) for v in node.inputs[: _data_ports(node)])
 

@@ -59,7 +59,7 @@ class Surgery:
         except ModelError as error:
             return [self._change(Action.SKIPPED, f"what {self.function} returned can't be carried back: {error}")]
         before = model_io.model_bytes(model)
-        model_io.replace_content(model, result)
+        graph.become(model, result)
         after = model_io.model_bytes(model)
         return [self._change(Action.APPLIED, f"edited by {self.function}", before, after)]
 
