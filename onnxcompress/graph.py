@@ -284,6 +284,31 @@ def insert_before(
     return made
 
 
+def insert_after(value: ir.Value, names: Names, op_type: str, *others: ir.Value) -> ir.Node:
+    """Make a node that reads `value` and then `others`, and let it take over the value's name and all its readers.
+
+    Raises:
+        ValueError: no node of a graph makes the value.
+    """
+    maker = value.producer()
+    graph = None if maker is None else maker.graph
+    if maker is None or graph is None:
+        raise ValueError(f"{value.name!r} is not made by a node")
+    made = ir.node(op_type, [value, *others], name=names.fresh(f"{label(maker)}_{op_type}"))
+    new = made.outputs[0]
+    new.type, new.shape = value.type, value.shape
+    graph.insert_after(maker, made)
+    for use in tuple(value.uses()):
+        if use.node is not made:
+            use.node.replace_input_with(use.idx, new)
+    for index, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[index] = new
+    name, value.name = value.name, names.fresh(f"{value.name}_before_{op_type}")
+    new.name = name
+    return made
+
+
 def can_replace(old: ir.Value, new: ir.Value) -> bool:
     """Say whether every reader of `old`, graph outputs included, can read `new` instead.
 

@@ -6,6 +6,7 @@ multiply-accumulates (MACs) one run costs. Elsewhere operator names appear only 
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,17 @@ MacsOf = Callable[["ir.Node", Sequence[Dims | None], Sequence[Dims | None]], int
 MICROSOFT = "com.microsoft"
 
 
+class Sums(enum.Enum):
+    """Which elements of its data a linear operator sums over, and so which axis of its output numbers channels."""
+
+    WINDOWS = "windows"
+    """Those under a window that moves over the axes behind the channels; channels are axis 1 of data and output."""
+    LAST = "last"
+    """The last axis of data and output."""
+    SECOND_LAST = "second last"
+    """The last axis but one of data and output: a product of matrices with the weight on the left."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weight:
     """One port that takes a weight.
@@ -37,6 +49,9 @@ class Weight:
         bias: the input's index of the bias with the same output channels, if the operator has one.
         is_matrix: the operator is a matrix product with the weight on the right, so that a weight of two axes can
             be stored with output channels last; `transpose_flag` names the attribute that swaps them, "" for none.
+        data: the input's index of what is multiplied by the weight.
+        sums: what each output sums over, if the operator is one plain sum of products (of `alpha` times the weight,
+            and `beta` times the bias, where it has such attributes); None for all others.
     """
 
     port: int
@@ -45,6 +60,8 @@ class Weight:
     bias: int | None = None
     is_matrix: bool = False
     transpose_flag: str = ""
+    data: int = 0
+    sums: Sums | None = None
 
     @property
     def is_table(self) -> bool:
@@ -235,10 +252,12 @@ def _einsum_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Di
 
 # Rows.
 
-_CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2)
-_GEMM = Weight(port=1, out_axis=_gemm_out, in_axis=_gemm_in, bias=2, is_matrix=True, transpose_flag="transB")
-_MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), is_matrix=True)
-_MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1))
+_CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2, sums=Sums.WINDOWS)
+_GEMM = Weight(
+    port=1, out_axis=_gemm_out, in_axis=_gemm_in, bias=2, is_matrix=True, transpose_flag="transB", sums=Sums.LAST
+)
+_MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), is_matrix=True, sums=Sums.LAST)
+_MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1), data=1, sums=Sums.SECOND_LAST)
 _RECURRENT = OpSpec(
     weights=(
         Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)),

@@ -113,8 +113,11 @@ LAYERS = (
         "data",
         "fitting",
         "targets",
+<<<<<<< HEAD
         "exposure",
         "observe",
+=======
+>>>>>>> b0c3362 (Linear layers as matrices with rows in and out, and moments of rows: the base of refits, pruning and rounding by data)
     ),
     ("passes",),
     ("recipe", "pipeline", "proof"),
