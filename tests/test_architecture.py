@@ -104,6 +104,8 @@ LAYERS = (
     ("graph", "wire", "sources", "tensors", "proto", "records", "atomic", "saving", "opset", "model_io", "surgeon"),
     (
         "ops",
+        "float_constants",
+        "layers",
         "shapes",
         "stats",
         "runtime",
@@ -113,11 +115,8 @@ LAYERS = (
         "data",
         "fitting",
         "targets",
-<<<<<<< HEAD
         "exposure",
         "observe",
-=======
->>>>>>> b0c3362 (Linear layers as matrices with rows in and out, and moments of rows: the base of refits, pruning and rounding by data)
     ),
     ("passes",),
     ("recipe", "pipeline", "proof"),
