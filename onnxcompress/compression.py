@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from . import evaluation, graph, metrics, model_io, pipeline, runtime, synthetic, targets
+from . import evaluation, graph, metrics, model_io, packing, pipeline, runtime, synthetic, targets
 from .comparison import LARGEST_BYTES, Progress, facts, measure, path_of, silent_outputs
 from .core import Action, Change, Context, Feed, Prefer
 from .errors import ModelError, UsageError
@@ -69,6 +69,15 @@ class Result:
             ModelError: it can't be written.
         """
         return Path(model_io.save(self.model, Path(path), external_data=external_data, force=force).path)  # type: ignore[arg-type]
+
+    def pack(self, path: str | os.PathLike[str], *, force: bool = False, external_data: str = "auto") -> packing.Packed:
+        """Write one lossless archive of the model, for delivery: `unpack` restores what `save` would have written.
+
+        Raises:
+            UsageError: the file exists and `force` is not given.
+            ModelError: it can't be written.
+        """
+        return packing.save_packed(self.model, path, external_data=external_data, force=force)  # type: ignore[arg-type]
 
     def graph(self) -> gs.Graph:
         """Return the model as an onnx-graphsurgeon graph."""
@@ -389,6 +398,11 @@ def _notes(judged: Evaluation, latency: runtime.Latency | None, mode: str) -> li
 def located(report: Report, path: Path) -> Report:
     """Return the report with the path that the result was written to."""
     return replace(report, output=replace(report.output, path=str(path)))
+
+
+def packed(report: Report, archive: packing.Packed) -> Report:
+    """Return the report with the archive that the result was written to."""
+    return replace(located(report, archive.path), packed=archive)
 
 
 def _drop_records(model: ir.Model, size_bytes: int, *, keep_node_metadata: bool) -> list[Change]:

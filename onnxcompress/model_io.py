@@ -169,6 +169,9 @@ def _check_signature(file: OpenFile) -> None:
     if not file.size:
         raise ModelError("is empty", where=file.label, hint=_EXPORT_AGAIN)
     start = file.read(0, min(64, file.size))
+    if start.startswith(b"ONNXPACK"):
+        hint = f"Run `onnxcompress unpack {file.label} -o MODEL.onnx` first"
+        raise ModelError("is a packed model", where=file.label, hint=hint)
     for signature, kind in _SIGNATURES.items():
         if start.startswith(signature):
             raise ModelError(f"is {kind}, not an ONNX model", where=file.label, hint=_EXPORT_AGAIN)

@@ -79,6 +79,7 @@ def test_no_module_imports_itself_through_others():
         ("onnx_graphsurgeon", {"onnxcompress.surgeon"}),
         ("subprocess", {"onnxcompress.worker"}),
         ("pickle", {"onnxcompress.worker"}),
+        ("zstandard", {"onnxcompress.packing", "onnxcompress.pack_blocks"}),
     ],
 )
 def test_a_library_has_one_door(library, door):
@@ -101,7 +102,22 @@ def test_numerics_knows_arrays_only():
 LAYERS = (
     ("errors",),
     ("core", "sizes", "numerics"),
-    ("graph", "wire", "sources", "tensors", "proto", "records", "atomic", "saving", "opset", "model_io", "surgeon"),
+    (
+        "graph",
+        "wire",
+        "sources",
+        "tensors",
+        "proto",
+        "records",
+        "atomic",
+        "saving",
+        "opset",
+        "model_io",
+        "surgeon",
+        "tensor_ranges",
+        "pack_blocks",
+        "packing",
+    ),
     (
         "ops",
         "float_constants",

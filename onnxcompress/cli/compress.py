@@ -21,7 +21,9 @@ def compress(
     model: options.Model,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Default: MODEL-compressed.onnx beside the input.", show_default=False),
+        typer.Option(
+            "--output", "-o", help="Default: MODEL-compressed.onnx (.onnxpack with --pack).", show_default=False
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="A shipped recipe (`onnxcompress recipes`) or a .toml file.")] = "auto",
     data: options.Data = None,
@@ -63,6 +65,9 @@ def compress(
     keep_node_metadata: Annotated[
         bool, typer.Option("--keep-node-metadata", help="Keep what the exporter wrote beside nodes.")
     ] = False,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Write one lossless archive for delivery; `unpack` restores the model.")
+    ] = False,
     verify: Annotated[
         Verify, typer.Option(help="Run the whole model, or only the regions that changed; auto: by size.")
     ] = Verify.AUTO,
@@ -75,13 +80,15 @@ def compress(
     """Compress MODEL, prove the result in onnxruntime, and write it with a report."""
     from . import console
 
-    place = output or model.with_name(f"{model.stem}-compressed.onnx")
+    place = output or model.with_name(f"{model.stem}-compressed.onnx{'pack' if pack else ''}")
     report_path = console.json_path(json_file)
     _check_places(model, None if plan else place, report_path, force=force)
     byte_limit = None if max_bytes is None else options.parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
+    if pack and place.suffix == ".onnx":
+        console.warn(f"{place} will be an archive, no .onnx file: `onnxcompress unpack` makes it one")
     from ..compression import compress as run_compress
-    from ..compression import located
+    from ..compression import located, packed
     from .samples import data_options
 
     try:
@@ -112,7 +119,9 @@ def compress(
         _publish(error.report, json_file, report_path, verbose=verbose, quiet=quiet)
         raise
     report = result.report
-    if not plan:
+    if pack and not plan:
+        report = packed(report, result.pack(place, force=force, external_data=external_data.value))
+    elif not plan:
         report = located(report, result.save(place, force=force, external_data=external_data.value))
     _publish(report, json_file, report_path, verbose=verbose, quiet=quiet)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core import Change
+from ..packing import Packed
 
 SCHEMA = 1
 
@@ -49,6 +50,8 @@ class Report:
     timings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What was timed, by label: `--timings` replays it."""
     notes: tuple[str, ...] = field(default=())
+    packed: Packed | None = None
+    """The archive that was written instead of a model."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON report, schema 1."""
@@ -66,4 +69,5 @@ class Report:
             "timings": self.timings,
             "changes": [change.as_json() for change in self.changes],
             "notes": list(self.notes),
+            "packed": None if self.packed is None else self.packed.as_json(),
         }

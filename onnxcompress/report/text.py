@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ..core import Action, Change
 from ..errors import one_line
+from ..packing import Packed
 from . import ModelFacts, Report
 
 _EXAMPLES = 3
@@ -40,8 +41,22 @@ def figures(report: Report) -> Table:
     """Return the table of the model before and after."""
     table = grid("", "before", "after", "ratio", title=_title(report.input), numbers=(1, 2, 3))
     add_figures(table, report.input, report.output, report.quality, report.latency)
+    if report.packed is not None:
+        was, now = report.input.bytes, report.packed.packed_bytes
+        table.add_row("download, bytes", number(was), number(now), f"{now / was:.3f}" if was else "")
     if report.output.path:
         table.caption = Text(f"written to {one_line(report.output.path)}", no_wrap=True, overflow="ignore")
+    return table
+
+
+def unpacked(found: Packed) -> Table:
+    """Return the table of what was restored from an archive."""
+    table = grid("", "bytes", title=one_line(found.path.name), numbers=(1,))
+    table.add_row("archive", number(found.packed_bytes))
+    table.add_row("restored", number(found.unpacked_bytes))
+    table.caption = Text(f"written to {one_line(str(found.path))}", no_wrap=True, overflow="ignore")
+    for name in found.files[1:]:
+        table.caption.append(f"\nand {one_line(name)} beside it")
     return table
 
 
