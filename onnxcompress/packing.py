@@ -205,7 +205,7 @@ def unpack(
     try:
         header, start = _read_header(source)
         _check_size(header, source.size, max_bytes)
-        return _restore(header, _Cursor(source, start), place, force=force)
+        return _restore(header, _Cursor(source, start), place, archive_bytes=source.size, force=force)
     except ModelError as error:
         raise ModelError(error.message, where=error.where or source.label, hint=error.hint) from error
 
@@ -324,14 +324,13 @@ def _check_size(header: _Header, archive_bytes: int, max_bytes: int | None) -> N
         )
 
 
-def _restore(header: _Header, cursor: _Cursor, target: Path, *, force: bool) -> Packed:
+def _restore(header: _Header, cursor: _Cursor, target: Path, *, archive_bytes: int, force: bool) -> Packed:
     """Write the files of an archive, check them, put them into place."""
     places = [target, *(target.parent / file.name for file in header.files[1:])]
     if target.name in [file.name for file in header.files[1:]]:
         raise UsageError("is also the name of the model's data file", where=os.fspath(target), hint="Give another -o")
     if not target.parent.is_dir():
         atomic.check_target(target, force=force)
-    archive_bytes = _START.size + cursor.left
     decoder = Decoder()
     pending: list[atomic.Pending] = []
     with ExitStack() as undo:

@@ -53,6 +53,7 @@ def _there_and_back(path):
     found = unpack(archive, out, force=True)
     assert out.read_bytes() == path.read_bytes()
     assert found.unpacked_bytes == path.stat().st_size
+    assert found.packed_bytes == packed.packed_bytes
     return packed.packed_bytes
 
 

@@ -208,3 +208,31 @@ def weights(
     if json_file is not None:
         json_file.write_text(bench.as_json(rows))
     publish([bench.table(rows, recipe)], markdown=markdown)
+
+
+@app.command()
+def pack(
+    *,
+    zoo: Annotated[Path, typer.Option(help="folder of models, searched for *.onnx", file_okay=False)],
+    only: Annotated[str, typer.Option(help="glob on model keys, such as 'fmnist/*'")] = "*",
+    json_file: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Pack every model of a zoo: bytes beside zip -9, zstd -19 and the entropy of the exponents.
+
+    Example: python tools/bench.py pack --zoo ZOO
+    """
+    import fnmatch
+
+    from bench import pack as bench
+    from bench.tables import publish
+
+    root = zoo.resolve()
+    found = sorted(root.rglob("*.onnx"))
+    models = [path for path in found if fnmatch.fnmatch(str(path.relative_to(root).with_suffix("")), only)]
+    if not models:
+        fail(f"no model in {zoo} matches {only!r}")
+    rows = list(bench.measure(models, root))
+    if json_file is not None:
+        json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows)], markdown=markdown)
