@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx_ir as ir
 
 from . import evaluation, graph, metrics, model_io, packing, pipeline, runtime, synthetic, targets
+from .calibration import Store
 from .comparison import LARGEST_BYTES, Progress, facts, measure, path_of, silent_outputs
 from .core import Action, Change, Context, Feed, Prefer
 from .errors import ModelError, UsageError
@@ -26,6 +27,7 @@ from .proof import WholeProof
 from .recipe import Recipe
 from .regions import RegionProof
 from .report import Report
+from .sanity import oddities
 from .selection import selector
 from .trial import Timings, Trials
 from .worker import peak_memory_bytes
@@ -201,6 +203,8 @@ def compress(
         )
     context = Context(
         feeds=working.feeds if working else (),
+        state=working.state if working else {},
+        calibrations=Store(),
         seed=seed,
         target=target,
         judge=judge,
@@ -277,7 +281,7 @@ def compress(
         timings=times.used,
         notes=(
             *unfed,
-            *judged.notes(),
+            *_sample_notes(original, given, judged),
             *_notes(judged, latency, verification["mode"]),
             *silent_outputs(quality or {"outputs": {}}),
         ),
@@ -380,6 +384,14 @@ def _proof_feeds(
         if judged is None:
             raise
         return judged.feeds[:_PROOF_FEEDS], None
+
+
+def _sample_notes(original: ir.Model, given: Evaluation | None, judged: Evaluation) -> list[str]:
+    """Return a line for each sample that was left out, and for each odd thing about those that passes work with."""
+    if given is None:
+        return judged.notes()
+    odd = oddities(original, given.feeds, state=given.state)
+    return list(dict.fromkeys((*given.notes(), *odd, *judged.notes())))
 
 
 def _notes(judged: Evaluation, latency: runtime.Latency | None, mode: str) -> list[str]:

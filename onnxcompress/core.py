@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from .calibration import Store
+
 Feed = dict[str, "np.ndarray"]
 """One set of inputs of a model: input name -> array, batch axis included."""
 
@@ -151,6 +153,10 @@ class Context:
     gate: Gate = field(default_factory=Gate)
     feeds: Sequence[Feed] = ()
     """The user's data, already fitted to the model's inputs; empty without `--data`."""
+    state: Mapping[str, str] = field(default_factory=dict)
+    """Input -> output whose value it gets from the run before, for `feeds` that are steps of a recurrent model."""
+    calibrations: Store | None = None
+    """What activations were found to take, kept through all attempts of a run."""
     memo: Memo | None = None
     """Set by the pipeline, for the model that it lets the passes edit."""
     seed: int = 0
