@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxcompress.numerics import clipping
+from onnxcompress.numerics import clipping, ranges
 from onnxcompress.numerics.affine_quantization import IntegerGrid, affine_for, fake_quantize
 from onnxcompress.numerics.ranges import BINS, ChannelPeaks, Histogram
 
@@ -66,6 +66,19 @@ def test_what_is_not_finite_is_only_counted():
     histogram = _counted(np.array([1, np.nan, np.inf, -np.inf, -2], np.float32), np.full(3, np.nan, np.float32))
     assert (histogram.low, histogram.high, histogram.non_finite, histogram.total) == (-2, 1, 6, 2)
     assert histogram.updates == 2
+
+
+def test_of_large_arrays_a_part_of_all_channels_is_counted_and_all_extremes(monkeypatch):
+    monkeypatch.setattr(ranges, "MOST_COUNTED", 100)
+    values = np.tile(np.arange(8, dtype=np.float32), (250, 1))  # as many values in all channels, the last axis
+    values[3, 3] = 50
+    values[4, 4] = -50
+    histogram = _counted(values)
+    assert (histogram.low, histogram.high) == (-50, 50)
+    assert 80 <= histogram.total <= 100
+    channels = [histogram.zeros, *(histogram.counts[int(c / histogram.width) - histogram.start] for c in range(1, 8))]
+    assert min(channels) >= 10
+    assert sum(channels) == histogram.total
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8, np.int64, np.bool_])

@@ -14,6 +14,9 @@ import numpy as np
 
 BINS = 4096
 
+MOST_COUNTED = 1 << 17
+"""Values of one array that are counted, evenly spread; all where there are fewer. Extremes are those of all."""
+
 _CHUNK = 1 << 17
 _INDEX_BITS = 23
 """Bin numbers stay exact in float32."""
@@ -22,7 +25,7 @@ _GROWTH = 1.05
 
 
 class Histogram:
-    """Counts of the finite values of arrays, with their exact extremes.
+    """Counts of the finite values of arrays, of large ones a part, with the exact extremes of all.
 
     Attributes:
         low: the least value, infinity before there is one.
@@ -65,6 +68,7 @@ class Histogram:
     def update(self, array: np.ndarray) -> None:
         """Count the values of an array of numbers of any shape."""
         flat = np.ascontiguousarray(array).reshape(-1)
+        step = _step(array.shape)
         if flat.dtype != np.float32:
             with np.errstate(over="ignore"):
                 flat = flat.astype(np.float32)
@@ -81,6 +85,7 @@ class Histogram:
             low, high = float(flat.min()), float(flat.max())
         self.updates += 1
         self._widen(low, high, self.updates)
+        flat = flat[::step]
         if low == high == 0.0:
             self.zeros += flat.size
             return
@@ -200,6 +205,14 @@ class ChannelPeaks:
         """Take in what another one has seen."""
         if other.peaks.size:
             self.peaks = np.maximum(self.peaks, other.peaks) if self.peaks.size else other.peaks.copy()
+
+
+def _step(shape: tuple[int, ...]) -> int:
+    """Return which part of an array is counted, every so many values, without a common rhythm with its axes."""
+    step = -(-math.prod(shape) // MOST_COUNTED)
+    while step > 1 and any(math.gcd(step, size) > 1 for size in shape):
+        step += 1
+    return step
 
 
 def _exponent(low: float, high: float) -> int | None:

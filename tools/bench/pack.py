@@ -91,7 +91,18 @@ def table(rows: Sequence[Row]) -> Table:
     """Tabulate; a star marks what is not 8% below zip -9, or did not come back."""
     out = Table(
         "Packed delivery (* less than 8% below zip -9, or not identical)",
-        ["model", "bytes", "zip -9", "zstd -19", "packed", "of zip -9", "of file", "exponent bound", "pack s", "unpack s"],
+        [
+            "model",
+            "bytes",
+            "zip -9",
+            "zstd -19",
+            "packed",
+            "of zip -9",
+            "of file",
+            "exponent bound",
+            "pack s",
+            "unpack s",
+        ],
     )
     for row in rows:
         share = row.packed_bytes / row.zip_bytes
