@@ -464,14 +464,19 @@ def replace_by_constant(node: ir.Node, names: Names, arrays: Sequence[np.ndarray
 
 
 def turn_into(
-    node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict[str, Any] | None = None,
+    *,
+    domain: str = "",
 ) -> None:
     """Let a node compute the same value another way: its outputs keep their names, old inputs may go.
 
     Nodes and initializers that nothing reads any more because of it are taken out.
     """
     before = [v for v in dict.fromkeys(node.inputs) if v is not None]
-    node.op_type, node.domain, node.version = op_type, "", None
+    node.op_type, node.domain, node.version = op_type, domain, None
     node.resize_inputs(len(inputs))
     for port, value in enumerate(inputs):
         node.replace_input_with(port, value)

@@ -36,6 +36,7 @@ class Rounding:
         scale: the scales, of the weight's type; [] or [channels].
         signal: the sum of squares of the weight.
         noise: the sum of squared differences that rounding makes.
+        bits: the integers' bits, 8 or less.
     """
 
     tensor: ir.TensorProtocol
@@ -43,6 +44,7 @@ class Rounding:
     scale: np.ndarray
     signal: float
     noise: float
+    bits: int = 8
 
     @property
     def sqnr_db(self) -> float:
@@ -67,13 +69,15 @@ class Rounding:
         shape = _grouped(dims, self.axis)
         values = np.empty(shape, np.int8)
         for where, piece in _pieces(self.tensor, shape):
-            values[where] = affine.round_to(piece, self.scale.reshape(-1)[where[1]], None, _INT8)
+            values[where] = affine.round_to(piece, self.scale.reshape(-1)[where[1]], None, _grid(self.bits))
         values = values.reshape(dims)
         return np.ascontiguousarray(values.T) if transposed else values
 
 
-def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool) -> Rounding:
-    """Choose the int8 scales of a float32 or float16 weight and measure what rounding does to it.
+def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool, bits: int = 8) -> Rounding:
+    """Choose the scales of a float32 or float16 weight as int8 and measure what rounding does to it.
+
+    Fewer bits leave the ends of int8 unused.
 
     Raises:
         ValueError: it holds NaN or infinities, or is too large for a scale of its own type.
@@ -81,34 +85,40 @@ def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool) -> 
     dims = graph.dims(tensor)
     shape = _grouped(dims, axis)
     low, high = np.full(shape[1], np.inf, np.float32), np.full(shape[1], -np.inf, np.float32)
-    signal = 0.0
+    signal, grid = 0.0, _grid(bits)
     kept = list(_pieces(tensor, shape)) if tensor.nbytes <= KEPT_BYTES else None
     for where, piece in kept or _pieces(tensor, shape):
         channels = where[1]
         low[channels] = np.minimum(low[channels], piece.min(axis=(0, 2)))
         high[channels] = np.maximum(high[channels], piece.max(axis=(0, 2)))
         signal += affine.energy(piece)
-    scale, _ = affine.scale_and_zero_point(low, high, _INT8, tensor.dtype.numpy())
+    scale, _ = affine.scale_and_zero_point(low, high, grid, tensor.dtype.numpy())
     if clip:
-        errors = _errors(kept or _pieces(tensor, shape), shape, affine.clip_candidates(scale))
+        errors = _errors(kept or _pieces(tensor, shape), shape, affine.clip_candidates(scale), grid)
         scale, noise = affine.best_candidate(affine.clip_candidates(scale), errors)
     else:
-        noise = _errors(kept or _pieces(tensor, shape), shape, [scale])[0]
-    return Rounding(tensor, axis, scale.reshape(() if axis is None else (-1,)), signal, float(noise.sum()))
+        noise = _errors(kept or _pieces(tensor, shape), shape, [scale], grid)[0]
+    return Rounding(tensor, axis, scale.reshape(() if axis is None else (-1,)), signal, float(noise.sum()), bits)
 
 
-_INT8 = affine.Grid(8, symmetric=True)
 _Where = tuple[slice, slice, slice]
 
 
+def _grid(bits: int) -> affine.Grid:
+    return affine.Grid(bits, symmetric=True)
+
+
 def _errors(
-    pieces: Iterable[tuple[_Where, np.ndarray]], shape: tuple[int, int, int], scales: list[np.ndarray]
+    pieces: Iterable[tuple[_Where, np.ndarray]],
+    shape: tuple[int, int, int],
+    scales: list[np.ndarray],
+    grid: affine.Grid,
 ) -> np.ndarray:
     """Return the squared error of each channel for each candidate of scales: float64 [candidates, channels]."""
     total = np.zeros((len(scales), shape[1]))
     for where, piece in pieces:
         for row, scale in zip(total, scales, strict=True):
-            row[where[1]] += affine.squared_error(piece, scale[where[1]], _INT8)
+            row[where[1]] += affine.squared_error(piece, scale[where[1]], grid)
     return total
 
 

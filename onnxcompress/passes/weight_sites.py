@@ -91,9 +91,9 @@ class Scene:
         return graph.Names(self._model)
 
     @functools.cached_property
-    def order(self) -> dict[int, int]:
-        """The place of every node, by its id, in the order of its graph."""
-        return {id(node): place for place, node in enumerate(graph.nodes(self._model))}
+    def order(self) -> dict[ir.Node, int]:
+        """The place of every node in the order of its graph, before anything was inserted."""
+        return {node: place for place, node in enumerate(graph.nodes(self._model))}
 
 
 class Writer:
@@ -144,7 +144,7 @@ class Writer:
         if self._floats is None:
             here = [r.node for r in self.site.readers if r.node.graph is self.home]
             # readers in bodies only: at the start, where it is behind no reader
-            first = min(here, key=lambda n: self.scene.order[id(n)]) if here else next(iter(self.home))
+            first = min(here, key=lambda n: self.scene.order[n]) if here else next(iter(self.home))
             axis = self.site.axis
             if axis is not None and self.site.transposed:
                 axis = 1 - axis
@@ -235,7 +235,7 @@ def _site(value: ir.Value, tensor: ir.TensorProtocol, found: list[Reader], *, ch
     first = next((r for r in found if not r.weight.is_table), found[0])
     homes = {id(graph.home(r.node)): graph.home(r.node) for r in found}
     # DequantizeLinear in a body that reads integers outside of it makes onnxruntime fail to load the model
-    home = next(iter(homes.values())) if len(homes) == 1 else _owner(value)
+    home = next(iter(homes.values())) if len(homes) == 1 else owner(value)
     is_product = rank == 2 and all(r.is_product for r in found) and list(homes) == [id(home)]
     return Site(
         value=value,
@@ -248,7 +248,7 @@ def _site(value: ir.Value, tensor: ir.TensorProtocol, found: list[Reader], *, ch
     )
 
 
-def _owner(value: ir.Value) -> ir.Graph:
+def owner(value: ir.Value) -> ir.Graph:
     """Return the graph that a constant belongs to."""
     node = value.producer()
     owner = value.graph if node is None else node.graph

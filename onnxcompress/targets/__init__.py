@@ -107,6 +107,31 @@ class StaticFacts:
         return self.operators.get(f"{op_type}.{kind}") or self.operators.get(op_type)
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DynamicFacts:
+    """When it pays to quantize activations as they come, in multiply-accumulates (MACs) of a run.
+
+    Args:
+        product_macs: what the further steps of a product cost, whatever its size.
+        product_macs_per_input: what they cost for each element of the activations.
+        lstm_macs: what the further steps of an LSTM cost, whatever its size.
+        lstm_macs_per_step: what they cost in each time step.
+    """
+
+    product_macs: int = Field(ge=0)
+    product_macs_per_input: int = Field(ge=0)
+    lstm_macs: int = Field(ge=0)
+    lstm_macs_per_step: int = Field(ge=0)
+
+    def product_pays(self, rows: int, depth: int, columns: int) -> bool:
+        """Say whether a product of [rows, depth] and [depth, columns] is faster on integers."""
+        return rows * depth * columns > self.product_macs + self.product_macs_per_input * rows * depth
+
+    def lstm_pays(self, steps: int, step_macs: int) -> bool:
+        """Say whether an LSTM with so many MACs in each of its time steps is faster on integers."""
+        return steps * (step_macs - self.lstm_macs_per_step) > self.lstm_macs
+
+
 def check(target: str) -> None:
     """Refuse a target of which nothing is known.
 
@@ -136,6 +161,17 @@ def static_facts(target: str) -> StaticFacts:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"targets/{target}.toml: static.{place}: {first['msg']}") from error
+
+
+def dynamic_facts(target: str) -> DynamicFacts | None:
+    """Return when dynamic quantization pays on a target, None where its runtime can't do it.
+
+    Raises:
+        UsageError: there is no such target.
+    """
+    check(target)
+    found = _read(target).get("dynamic")
+    return None if found is None else DynamicFacts(**found)
 
 
 def _read(target: str) -> dict[str, Any]:
