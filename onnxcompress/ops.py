@@ -302,6 +302,9 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
         (MICROSOFT, "Attention"): OpSpec(
             weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=_attention_macs
         ),
+        (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=_recurrent_macs),
+        (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=_matmul_macs),
+        (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=_matmul_macs),
         (MICROSOFT, "MatMulNBits"): OpSpec(macs=_matmul_nbits_macs),
     }
 )

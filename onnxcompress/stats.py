@@ -22,6 +22,9 @@ _WEIGHT_TYPES = _INTEGERS | frozenset(
 )
 
 
+_LSTM_SCALES = 8
+"""Input of DynamicQuantizeLSTM from which on there are scales and zero points."""
+
 _RUN_BYTES = 64 << 20
 """Larger models are not run just to learn the shapes that inference does not know."""
 
@@ -95,9 +98,17 @@ def _is_scale(value: ir.Value) -> bool:
     return bool(readers) and all(
         (use.idx > 0 and graph.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
         or _multiplies_integers(use.node, value)
+        or _multiplies_scale(use.node)
+        or (use.idx >= _LSTM_SCALES and use.node.op_type == "DynamicQuantizeLSTM")
         or (use.idx == 0 and graph.is_op(use.node, "Gather") and _only_multiplies_integers(use.node.outputs[0]))
         for use in readers
     )
+
+
+def _multiplies_scale(node: ir.Node) -> bool:
+    """Say whether a node is a Mul by the scale that activations are quantized with in each run."""
+    makers = [None if value is None else value.producer() for value in node.inputs]
+    return graph.is_op(node, "Mul") and any(graph.is_op(maker, "DynamicQuantizeLinear") for maker in makers)
 
 
 def _only_multiplies_integers(value: ir.Value) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress import graph, model_io, runtime
+from onnxcompress import graph, model_io, runtime, stats
 from onnxcompress.core import Action, Context
 from onnxcompress.passes.quantize_dynamic import QuantizeDynamic
 from tests.helpers import floats, op_types
@@ -133,10 +133,13 @@ def test_one_scale_for_both_and_fewer_bits_on_request():
 
 def test_weights_are_stored_input_by_gates_and_floats_go():
     model = _lstm()
-    before = len(model_io.to_bytes(model))
+    before, counts = len(model_io.to_bytes(model)), stats.count(model, _feed(model))
     changes = _check(model, _feed(model), least_db=33)
     assert graph.dims(graph.constant_tensor(model.graph.initializers["W_int8"])) == (1, WIDTH, 4 * HIDDEN)
     assert "W" not in model.graph.initializers
+    after = stats.count(model, _feed(model))
+    assert (after.parameters, after.macs) == (counts.parameters, counts.macs)
+    assert counts.macs == 9 * 3 * 4 * HIDDEN * (WIDTH + HIDDEN)
     assert len(model_io.to_bytes(model)) < 0.3 * before
     assert changes[0].bytes_after < 0.27 * changes[0].bytes_before
 

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxcompress import graph, model_io, runtime
+from onnxcompress import graph, model_io, runtime, stats, targets
 from onnxcompress.core import Action, Context, Gate
 from onnxcompress.passes.quantize_dynamic import QuantizeDynamic
 from onnxcompress.passes.quantize_weights import QuantizeWeights
@@ -86,6 +86,11 @@ def test_a_product_becomes_one_kernel(dims):
     assert changes[0].bytes_after < 0.27 * changes[0].bytes_before
     assert changes[0].details["sqnr_db"] > 38
     assert {v.dtype for v in model.graph.initializers.values()} == {ir.DataType.INT8, ir.DataType.FLOAT}
+    feed = {"x": floats(*map(int, sizes))}
+    rows = feed["x"].size // 256
+    counts = stats.count(model, feed)
+    assert counts.parameters == 256 * 384
+    assert counts.macs == rows * 256 * 384
 
 
 @pytest.mark.parametrize(
@@ -356,7 +361,7 @@ def test_convolutions_and_other_recurrent_layers_are_never_dynamic():
     before = op_types(model)
     reasons = _reasons(QuantizeDynamic(layers="all").run(model, Context()))
     assert "no GRU on integers" in reasons
-    assert "1 convolutions: slower" in reasons
+    assert "1 convolution left to other passes: slower" in reasons
     assert op_types(model) == before
 
 
@@ -388,6 +393,17 @@ def test_left_out_nodes_and_closed_gates():
     assert "--only/--skip" in _reasons(changes)
     assert not QuantizeDynamic().run(model, Context(gate=Gate(denied=frozenset({("quantize-dynamic", "w")}))))
     assert op_types(model) == ["MatMul"]
+
+
+def test_facts_of_targets():
+    measured = targets.dynamic_facts("cpu")
+    assert measured == targets.dynamic_facts("arm")
+    assert measured.product_pays(64, 64, 256)
+    assert not measured.product_pays(1, 64, 256)
+    assert not measured.product_pays(10**6, 512, 2)
+    assert measured.lstm_pays(40, 32768)
+    assert not measured.lstm_pays(40, 8192)
+    assert targets.dynamic_facts("qnn") is None
 
 
 def test_a_target_without_such_kernels():

@@ -149,7 +149,8 @@ class QuantizeDynamic:
             elif why is not None:
                 lstms.append(node)
         if convolutions:
-            reason = f"{convolutions} convolutions: slower on integers whose ranges are found in each run"
+            counted = f"{convolutions} convolution{'s' if convolutions > 1 else ''}"
+            reason = f"{counted} left to other passes: slower on integers if ranges are found in each run"
             refused.append(Decision(target="graph", reason=reason))
         return _Plan(tuple(products), tuple(lstms), refused)
 
