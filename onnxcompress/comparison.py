@@ -16,7 +16,6 @@ import numpy as np
 import onnx_ir as ir
 
 from . import evaluation, metrics, model_io, runtime, stats, synthetic, validate
-from .core import Feed
 from .differences import Difference
 from .errors import DataError, LimitError, ModelError, UsageError
 from .estimate import ClassScores, OutputKinds
@@ -122,8 +121,8 @@ def compare(
     quality = measure(fast_a, fast_b, judged, metric=metric, kinds=OutputKinds.of(a), progress=progress)
     largest = judged.largest()
     result = Comparison(
-        original=facts(a, largest, path_of(original)),
-        compressed=facts(b, largest, path_of(other)),
+        original=facts(a, stats.count(a, largest), path_of(original)),
+        compressed=facts(b, stats.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
         latency=runtime.race(fast_a, fast_b, largest).as_json(),
@@ -155,16 +154,15 @@ def open_bytes(data: bytes, source: object, *, optimize: bool, threads: int = 1)
         raise ModelError(error.message, where=error.where or path_of(source) or "", hint=error.hint) from error
 
 
-def facts(model: ir.Model, feed: Feed, path: str | None, *, size_bytes: int | None = None) -> ModelFacts:
-    """Return the figures of a model at the shapes of a feed; bytes are those of its file, external data included.
+def facts(model: ir.Model, counts: stats.Counts, path: str | None, *, size_bytes: int | None = None) -> ModelFacts:
+    """Return the figures of a model; bytes are those of its file, external data included.
 
     Args:
         model: the model.
-        feed: decides the shapes at which MACs are counted.
+        counts: what `stats.count` found in it.
         path: the file that it was loaded from, None where there is none.
         size_bytes: what `model_io.model_bytes` says of it, where the caller knows it already.
     """
-    counts = stats.count(model, feed)
     found = ModelFacts(
         path=path,
         bytes=model_io.model_bytes(model) if size_bytes is None else size_bytes,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 
-from . import evaluation, graph, metrics, model_io, packing, pipeline, runtime, synthetic, targets
+from . import evaluation, graph, metrics, model_io, packing, pipeline, runtime, stats, synthetic, targets
 from .calibration import Store
 from .comparison import LARGEST_BYTES, Progress, facts, measure, path_of, silent_outputs
 from .core import Action, Change, Context, Feed, Prefer
@@ -44,8 +44,11 @@ _PROOF_FEEDS = 2
 WHOLE_BYTES = 256 << 20
 """Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
 
-_GLANCE = 0.05
-"""Share of the time so far that lossless recipes, which nobody has set a limit, spend on timing the result."""
+_GLANCE = 0.02
+"""Share of the time so far that lossless recipes, which nobody has set a limit, spend on timing the result.
+
+Where that is not enough for a run of each, the times of the runs that were compared have to do.
+"""
 
 _SLOWER_RATIO = 1.05
 """From here on a result counts as slower: smaller differences are noise."""
@@ -254,18 +257,29 @@ def compress(
     elif session is None:
         quality, verification = _region_figures(region_proofs)
     else:
-        quality = measure(base.fast, other.fast, judged, metric=metric, kinds=kinds, progress=progress)
+        before = runtime.Watched(base.fast)
+        after = before if other is base else runtime.Watched(other.fast)
+        quality = measure(before, after, judged, metric=metric, kinds=kinds, progress=progress)
         if chosen.lossless and max_latency is None:
-            latency = runtime.glance(base.fast, other.fast, largest, max_seconds=_GLANCE * (time.monotonic() - started))
+            latency = runtime.seen(before, after)
+            spare = _GLANCE * (time.monotonic() - started)
+            if latency.original_ms + latency.compressed_ms <= 1e3 * spare:
+                latency = runtime.glance(base.fast, other.fast, largest, max_seconds=spare)
         else:
             latency = times.race("result", lambda: runtime.race(base.fast, other.fast, largest))
         verification = {"mode": "full"}
-    input_facts = facts(original, largest, path, size_bytes=base.size_bytes)
+    counts = stats.count(original, largest)
+    input_facts = facts(original, counts, path, size_bytes=base.size_bytes)
     size_bytes = other.size_bytes if chosen.lossless else model_io.model_bytes(result)  # a recipe's name is written in
     output_facts = (
         replace(input_facts, path=None, bytes=size_bytes)
         if is_same
-        else facts(result, largest, None, size_bytes=size_bytes)
+        else facts(
+            result,
+            stats.count(result, largest, known=counts.shapes if chosen.lossless else {}),
+            None,
+            size_bytes=size_bytes,
+        )
     )
     report = Report(
         input=input_facts,

@@ -30,7 +30,7 @@ def _inner(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
     """Return the bodies of If/Loop/Scan in a graph, each before those inside it."""
     found: list[ir.Graph] = []
     for node in graph:
-        for attr in node.attributes.values():
+        for attr in node.attributes.data.values():  # past the mapping's own iterator: this is asked very often
             if attr.type not in _GRAPH_TYPES or attr.is_ref():
                 continue
             for body in [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs():

@@ -232,6 +232,35 @@ def race(
     )
 
 
+class Watched:
+    """A session that notes how long its runs take."""
+
+    def __init__(self, session: Session, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.session = session
+        self.seconds: list[float] = []
+        self._clock = clock
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the model once, as `Session.run` does."""
+        start = self._clock()
+        found = self.session.run(feed)
+        self.seconds.append(self._clock() - start)
+        return found
+
+
+def seen(a: Watched, b: Watched) -> Latency:
+    """Return the times of the feed that took the original longest, of two sessions that have run the same feeds."""
+    first, second = max(zip(a.seconds, b.seconds, strict=True))
+    return Latency(
+        original_ms=1e3 * first,
+        compressed_ms=1e3 * second,
+        ratio=second / first,
+        runs=1,
+        threads=a.session.threads,
+        provider=a.session.provider,
+    )
+
+
 def glance(a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float) -> Latency:
     """Time two sessions, warm from a run of this feed, as `race` does but within a few seconds or less; see `runs`."""
     share = max_seconds / 2 / 15

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -37,19 +38,33 @@ class Counts:
     parameters: int
     macs: int | None
     uncounted: tuple[str, ...] = ()
+    shapes: Mapping[str, Dims] = field(default_factory=dict, repr=False, compare=False)
+    """Value -> dimensions at which MACs were counted, as far as they had to be known."""
 
 
-def count(model: ir.Model, feed: Mapping[str, np.ndarray] | None = None) -> Counts:
-    """Count nodes, parameters and MACs, these at the shapes of a feed (without one, where shapes are fixed)."""
-    is_costly = any(ops.spec(node).macs is not None for node in graph.nodes(model))
-    resolved = resolve_shapes(model, feed or {}) if is_costly else {}
+def count(
+    model: ir.Model,
+    feed: Mapping[str, np.ndarray] | None = None,
+    *,
+    known: Mapping[str, Dims] = MappingProxyType({}),
+) -> Counts:
+    """Count nodes, parameters and MACs, these at the shapes of a feed (without one, where shapes are fixed).
+
+    Args:
+        model: the model.
+        feed: input name -> array.
+        known: value -> dimensions with this feed, of a model in which the same names mean the same.
+    """
+    resolved = dict(known)
     macs = ops.total_macs(model, shape_lookup(resolved))
+    if macs.uncounted:
+        resolved |= resolve_shapes(model, feed or {})
+        macs = ops.total_macs(model, shape_lookup(resolved))
     if macs.uncounted and feed and model_io.model_bytes(model) <= _RUN_BYTES:
-        macs = ops.total_macs(
-            model, shape_lookup(resolved | _shapes_by_running(model, feed, frozenset(macs.uncounted)))
-        )
-    known = macs.total or not macs.uncounted
-    return Counts(node_count(model), parameters(model), macs.total if known else None, macs.uncounted)
+        resolved |= _shapes_by_running(model, feed, frozenset(macs.uncounted))
+        macs = ops.total_macs(model, shape_lookup(resolved))
+    is_known = macs.total or not macs.uncounted
+    return Counts(node_count(model), parameters(model), macs.total if is_known else None, macs.uncounted, resolved)
 
 
 def node_count(model: ir.Model) -> int:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from onnxcompress import model_io, stats
 from tests.helpers import from_text
@@ -29,3 +30,12 @@ def test_a_feed_that_does_not_run_leaves_them_uncounted():
     counts = stats.count(from_text(text), {"x": x, "shape": np.array([5, 5])})
     assert counts.macs is None
     assert len(counts.uncounted) == 1
+
+
+def test_shapes_that_are_known_are_not_inferred_again(monkeypatch):
+    model = from_text("g (float[n, 4] x, float[4, 5] w) => (float[n, 5] y) { y = MatMul(x, w) }")
+    feed = {"x": np.zeros((3, 4), np.float32), "w": np.zeros((4, 5), np.float32)}
+    first = stats.count(model, feed)
+    assert first.macs == 60
+    monkeypatch.setattr(stats, "resolve_shapes", lambda *_: pytest.fail("inferred again"))
+    assert stats.count(model, feed, known=first.shapes) == first
