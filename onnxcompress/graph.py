@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -275,12 +275,45 @@ def insert_before(
     graph = anchor.graph
     if graph is None:
         raise ValueError(f"{label(anchor)} is in no graph")
+    made = _made(anchor, names, op_type, inputs, attributes, domain, outputs, hint)
+    graph.insert_before(anchor, made)
+    return made
+
+
+def put_after(
+    anchor: ir.Node,
+    names: Names,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    attributes: dict[str, Any] | None = None,
+    hint: str = "",
+) -> ir.Node:
+    """Make a node with one output, put it right after `anchor` in the same graph, and return it."""
+    graph = anchor.graph
+    if graph is None:
+        raise ValueError(f"{label(anchor)} is in no graph")
+    made = _made(anchor, names, op_type, inputs, attributes, "", 1, hint)
+    graph.insert_after(anchor, made)
+    return made
+
+
+def _made(
+    anchor: ir.Node,
+    names: Names,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: dict[str, Any] | None,
+    domain: str,
+    outputs: int,
+    hint: str,
+) -> ir.Node:
+    """Make a node that is in no graph yet, named after `hint` or else its neighbour."""
     made = ir.node(op_type, list(inputs), attributes or {}, domain=domain, num_outputs=outputs)
     hint = hint or f"{anchor.name or anchor.op_type}_{op_type}"
     made.name = names.fresh(hint)
     for output in made.outputs:
         output.name = names.fresh(f"{hint}_out")
-    graph.insert_before(anchor, made)
     return made
 
 
@@ -307,6 +340,26 @@ def insert_after(value: ir.Value, names: Names, op_type: str, *others: ir.Value)
     name, value.name = value.name, names.fresh(f"{value.name}_before_{op_type}")
     new.name = name
     return made
+
+
+def move_readers(old: ir.Value, new: ir.Value, *, keep: Collection[ir.Node]) -> None:
+    """Let every reader of `old` but the nodes of `keep` read `new`, graph outputs included.
+
+    As a graph output, `new` takes over the name, and `old` must get another one.
+    """
+    for use in list(old.uses()):
+        if use.node not in keep:
+            use.node.replace_input_with(use.idx, new)
+    if old.is_graph_output():
+        owner = old.producer()
+        assert owner is not None
+        assert isinstance(owner.graph, ir.Graph)
+        outputs = owner.graph.outputs
+        for index, output in enumerate(outputs):
+            if output is old:
+                outputs[index] = new
+        name, old.name = old.name, None
+        new.name, new.type, new.shape = name, old.type, old.shape
 
 
 def can_replace(old: ir.Value, new: ir.Value) -> bool:

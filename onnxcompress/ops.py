@@ -118,6 +118,12 @@ class Macs:
     uncounted: tuple[str, ...]
 
 
+def data_ports(node: ir.Node) -> tuple[int, ...]:
+    """Return the inputs that a node of the standard domain computes with; others are shapes, axes, conditions."""
+    first, end = DATA_PORTS.get(node.op_type, (0, None))
+    return tuple(port for port, value in enumerate(node.inputs[:end]) if port >= first and value is not None)
+
+
 def total_macs(model: ir.Model, shape_of: ShapeOf) -> Macs:
     """Count the MACs of one run at the shapes that `shape_of` gives.
 
@@ -341,6 +347,21 @@ NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softm
 
 SELECT = DATA_MOVEMENT | {"Cast", "Expand", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Tile"}
 """Operators of the standard domain whose results lie between elements of their first input (Concat: all inputs)."""
+
+DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("ArgMax", "ArgMin", "Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ReduceMax"),
+                *("ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile"),
+                *("TopK", "Unsqueeze"),
+            ),
+            (0, 1),
+        ),
+        "Where": (1, 3),
+    }
+)
+"""Operator of the standard domain -> its first input with data, and the one after the last; absent: all are."""
 
 ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {

@@ -132,8 +132,18 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
     return Session(_load(model, _options(optimize=optimize, threads=threads)), threads=threads)
 
 
-def optimized_nodes(model: bytes | Path) -> list[str]:
-    """Return the operator types of the graph that the runtime executes, bodies of If, Loop and Scan included.
+@dataclass(frozen=True)
+class OptimizedNode:
+    """A node of the graph that the runtime executes; names that it knows from the file are kept."""
+
+    op_type: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def optimized_graph(model: bytes | Path) -> list[OptimizedNode]:
+    """Return the nodes that the runtime executes, bodies of If, Loop and Scan included.
 
     Raises:
         ModelError: the runtime can't load the model.
@@ -147,7 +157,17 @@ def optimized_nodes(model: bytes | Path) -> list[str]:
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         _load(model, options)
         graph = onnx.load(path, load_external_data=False).graph
-    return [node.op_type for node in _walk(graph)]
+    return [OptimizedNode(n.op_type, n.name, tuple(n.input), tuple(n.output)) for n in _walk(graph)]
+
+
+def optimized_nodes(model: bytes | Path) -> list[str]:
+    """Return the operator types of the graph that the runtime executes, bodies of If, Loop and Scan included.
+
+    Raises:
+        ModelError: the runtime can't load the model.
+
+    """
+    return [node.op_type for node in optimized_graph(model)]
 
 
 @dataclass(frozen=True, kw_only=True)

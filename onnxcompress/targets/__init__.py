@@ -42,6 +42,7 @@ class OperatorFacts:
         form: compute (multiply-accumulates of activations with a weight or with activations), pointwise (inputs and
             output have scales of their own), moves (elements are handed on: one scale before and after).
         channels: a weight may have a scale for each output channel.
+        zero_point: a weight's zero point has to be given, though it is 0.
         float_output: a compute operator runs on integers too where its result is left in floats.
         bias: how a bias is stored where the result is quantized.
         bias_float_output: the same where the result is left in floats.
@@ -55,6 +56,7 @@ class OperatorFacts:
 
     form: Literal["compute", "pointwise", "moves"]
     channels: bool = True
+    zero_point: bool = False
     float_output: bool = False
     bias: BiasForm = "float"
     bias_float_output: BiasForm = "float"

@@ -63,6 +63,7 @@ class Around:
         after: an activation function between the operator and its quantizer.
         constant: the last activation is a constant of this kind.
         channels: a scale for each output channel of the weight.
+        zero_point: the weight's zero point, 0, is given.
     """
 
     activation: Literal["uint8", "int8"] = "uint8"
@@ -73,6 +74,7 @@ class Around:
     after: str = ""
     constant: Literal["", "float", "integer"] = ""
     channels: bool = True
+    zero_point: bool = True
 
 
 class Builder:
@@ -158,7 +160,9 @@ def quantized_model(case: Case, around: Around, *, behind_conv: bool = False) ->
         values = _weight(case)
         integers, weight_scale, points = _rounded(values, case.weight_axis, around)
         attributes = {"axis": case.weight_axis} if around.channels else {}
-        stored = (b.constant(integers), b.constant(weight_scale), b.constant(points))
+        stored = [b.constant(integers), b.constant(weight_scale)]
+        if around.zero_point:
+            stored.append(b.constant(points))
         ports += b.op("DequantizeLinear", *stored, **attributes)
     bias = None
     if case.bias is not None and around.bias == "float":

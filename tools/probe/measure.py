@@ -82,6 +82,7 @@ def _compute(case: Case, around: Around) -> Row:
         return {}
     around = replace(around, channels=channels)
     row: Row = {"form": "compute", "channels": channels}
+    row["zero_point"] = not is_integer(quantized_model(replace(case, bias=None), replace(around, zero_point=False)))
     row["float_output"] = is_integer(quantized_model(replace(case, bias=None), replace(around, output=False)))
     row |= _biases(case, around, float_output=row["float_output"])
     row["absorbs"] = [a for a in ABSORBED if is_integer(quantized_model(case, replace(around, after=a)))]
@@ -110,8 +111,8 @@ def _biased(case: Case) -> Iterator[tuple[Any, Case]]:
         size = case.weight[-1]
         rank = len(case.inputs[0])
         yield "float", replace(case, bias=(size,), add_bias=True)
-        yield "int32", replace(case, bias=(size,), add_bias=True)
         yield "float", replace(case, bias=(1,) * (rank - 1) + (size,), add_bias=True)
+        yield "int32", replace(case, bias=(size,), add_bias=True)
     else:
         yield "float", case
         yield "int32", case

@@ -1,0 +1,189 @@
+"""Layers and what lies between them run on integers, with ranges of activations that the data shows.
+
+    Conv(x, w, b) -> Relu   ->   Q DQ(Relu(Conv(DQ(x_q), DQ(w_int8), b)))
+
+as QuantizeLinear and DequantizeLinear, which the runtime fuses into integer kernels. What runs on integers is the
+choice that costs the least time by the target's facts (`placement`); what the runtime then did not fuse goes back to
+floats, until nothing falls back any more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass as plain_dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic.dataclasses import dataclass
+
+from .. import graph, model_io, runtime, shapes, targets
+from ..calibration import calibrate
+from ..core import Action, Change, Context, Need
+from ..numerics.ranges import Histogram
+from ..placement import Placement, plan
+from ..readback import Kernels, read_back
+from ..units import units
+from .opset_raising import raise_opset
+from .qdq import Range, Writer, WrittenLayer
+
+_MOST_ROUNDS = 10
+"""Times that what fell back is taken out and the rest looked at again."""
+
+
+@plain_dataclass(frozen=True)
+class _Settled:
+    """A placement that the runtime runs as it is meant to, and what was learnt on the way."""
+
+    placement: Placement
+    kernels: Kernels
+    layers: Mapping[str, WrittenLayer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeStatic:
+    """Run layers on int8 with fixed ranges of activations, and what lies between them, where that is faster."""
+
+    name: ClassVar[str] = "quantize-static"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Quantize every graph of `model`, the layers that lose least first."""
+        facts = targets.static_facts(context.target)
+        changes = raise_opset(model, context, self.name, facts.opset, "scales by channel need it")
+        if graph.opset(model) < facts.opset:
+            return changes
+        run = _Run(model, context, facts)
+        whole = run.settle(only=None)
+        order = sorted(whole.layers.values(), key=_loss)
+        admitted = [w.unit.label for w in order if context.gate.admits(self.name, w.unit.label)]
+        final = whole if len(admitted) == len(order) else run.settle(only=frozenset(admitted))
+        return changes + run.calibration.changes(self.name) + run.write(final, self.name)
+
+
+class _Run:
+    """One model, its shapes, and the ranges of what its units read and make."""
+
+    def __init__(self, model: ir.Model, context: Context, facts: targets.StaticFacts) -> None:
+        self.model, self.context, self.facts = model, context, facts
+        largest = max(context.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
+        self.shapes = shapes.infer_at(model, {name: np.shape(array) for name, array in largest.items()})
+        self.refused: dict[str, str] = {}
+        self.ranges = self._observe()
+
+    def settle(self, only: frozenset[str] | None) -> _Settled:
+        """Plan, write into a copy, look what the runtime does, and leave out what fell back, until nothing does."""
+        refused = dict(self.refused)
+        for _ in range(_MOST_ROUNDS):
+            copy = model_io.clone(self.model)
+            placement = self._plan(copy, refused, only)
+            if not placement.units:
+                break
+            layers = self._writer(copy, placement).write()
+            kernels = self._read_back(copy, placement, layers)
+            if not kernels.fallen:
+                return _Settled(self._plan(self.model, refused, only), kernels, {w.unit.label: w for w in layers})
+            refused |= kernels.fallen
+        refused |= {
+            graph.label(n): "nothing settled" for u in self._plan(self.model, refused, only).units for n in u.nodes
+        }
+        return _Settled(self._plan(self.model, refused, only), Kernels({}, {}), {})
+
+    def write(self, settled: _Settled, pass_name: str) -> list[Change]:
+        """Write a placement into the model and say what became of each layer."""
+        placement = settled.placement
+        sizes = {unit.label: _weight_bytes(unit.node) for unit in placement.layers}
+        layers = self._writer(self.model, placement).write() if placement.units else []
+        changes = [
+            Change(
+                pass_name=pass_name,
+                target=w.unit.label,
+                action=Action.APPLIED,
+                reason=f"int8: {self._kernel(settled, w.unit.label)}",
+                bytes_before=sizes[w.unit.label],
+                bytes_after=w.rounding.tensor.size + w.rounding.scale.nbytes,
+                details={"sqnr_db": round(min(w.rounding.sqnr_db, 999.0), 2)},
+            )
+            for w in layers
+        ]
+        others = Counter(unit.node.op_type for unit in placement.units if unit.weight is None)
+        if others:
+            listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+            changes.append(
+                Change(
+                    pass_name=pass_name,
+                    target="graph",
+                    action=Action.APPLIED,
+                    reason=f"on integers in between: {listed}",
+                )
+            )
+        return changes + [
+            Change(pass_name=pass_name, target=graph.label(node), action=Action.SKIPPED, reason=f"float: {why}")
+            for node, why in placement.reasons.items()
+        ]
+
+    def _kernel(self, settled: _Settled, label: str) -> str:
+        return settled.kernels.of_layer.get(label, "as the target's documentation says")
+
+    def _plan(self, model: ir.Model, refused: Mapping[str, str], only: frozenset[str] | None) -> Placement:
+        return plan(model, self.facts, self.shapes, refused=refused, only=only)
+
+    def _writer(self, model: ir.Model, placement: Placement) -> Writer:
+        return Writer(model, placement, self.ranges, self.facts, self.shapes)
+
+    def _read_back(self, model: ir.Model, placement: Placement, layers: list[WrittenLayer]) -> Kernels:
+        if self.context.target != targets.HERE:
+            return Kernels({}, {})
+        return read_back(
+            runtime.optimized_graph(model_io.to_bytes(model)),
+            {w.unit.label: w.integers for w in layers},
+            [(u.label, [graph.label(node) for node in u.nodes]) for u in placement.units],
+        )
+
+    def _observe(self) -> dict[str, Range]:
+        """Return the ranges of all values that may become integers; units whose ranges are unknown are refused."""
+        found = [
+            unit
+            for body in graph.graphs_outside_functions(self.model)
+            for unit in units(body, self.facts, self.shapes)[0]
+        ]
+        for unit in found:
+            if not self.context.selects(unit.node):
+                self.refused[unit.label] = "left out by --only/--skip"
+        values = dict.fromkeys(v.name for u in found for v in (*u.inputs, *u.outputs) if v.name)
+        self.calibration = calibrate(
+            self.model, self.context.feeds, values, store=self.context.calibrations, progress=self.context.progress
+        )
+        ranges: dict[str, Range] = {}
+        why = dict(self.calibration.refused)
+        for name, histogram in self.calibration.histograms.items():
+            problem = _problem(histogram)
+            if problem is None:
+                ranges[name] = histogram.low, histogram.high
+            else:
+                why[name] = problem
+        for unit in found:
+            for value in (*unit.inputs, *unit.outputs):
+                if value.name in why:
+                    self.refused.setdefault(unit.label, f"the range of {value.name} is not known: {why[value.name]}")
+        return ranges
+
+
+def _problem(histogram: Histogram) -> str | None:
+    """Say why what was counted is no range to quantize by, None where it is one."""
+    if not histogram.updates:
+        return "no sample computes it"
+    if histogram.low > histogram.high:
+        return "NaN or infinities only"
+    return "always zero on the samples" if histogram.low == histogram.high == 0 else None
+
+
+def _loss(layer: WrittenLayer) -> float:
+    """Return noise to signal of a layer's weight."""
+    return layer.rounding.noise / max(layer.rounding.signal, float(np.finfo(float).tiny))
+
+
+def _weight_bytes(node: ir.Node) -> int:
+    return graph.tensor_bytes([node.inputs[1]])

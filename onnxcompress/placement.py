@@ -1,0 +1,244 @@
+"""Which parts of a model run on integers: the choice that takes the least time by the target's measured costs.
+
+Every unit (see `units`) reads integers or floats, and each value it makes is handed on as integers or floats. A
+conversion between neighbours costs time in proportion to the tensor; so the choice is a minimum cut (numerics.mincut):
+
+    sum over units     of float or integer time
+    sum over values    of Q once, where it is float and some unit reads integers
+                       of DQ for each reader, where it is integers and the reader wants floats
+
+Islands of integers, and where they end, follow from that: a unit that is slower on integers still joins where two
+conversions would cost more, and a convolution stays on floats where its island is too small to pay for the round trip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from . import graph, ops
+from .numerics.mincut import Choices
+from .shapes import Shapes
+from .targets import StaticFacts
+from .units import Unit, units
+
+_GUESS = 4096
+"""Elements of a tensor whose shape nothing is known of."""
+
+_NEVER = math.inf
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantizer:
+    """Tensors with one scale and zero point.
+
+    Args:
+        source: the value whose range decides.
+        made: values that units hand on as integers.
+        read: float values that are quantized for the units of a graph that read integers.
+        least: the lower bound of an absorbed activation function, which the least integer must stand for.
+    """
+
+    source: ir.Value
+    made: list[ir.Value] = field(default_factory=list)
+    read: list[tuple[ir.Value, ir.Graph]] = field(default_factory=list)
+    least: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What runs on integers.
+
+    Args:
+        units: the units that do, in the order of the graphs.
+        quantizers: how their activations are grouped.
+        reasons: layer with a weight that stays on floats -> why.
+    """
+
+    units: tuple[Unit, ...]
+    quantizers: tuple[Quantizer, ...]
+    reasons: dict[ir.Node, str]
+
+    @property
+    def layers(self) -> list[Unit]:
+        """The units that have a weight."""
+        return [unit for unit in self.units if unit.weight is not None]
+
+    @property
+    def sources(self) -> list[ir.Value]:
+        """The values whose ranges are needed."""
+        return [quantizer.source for quantizer in self.quantizers]
+
+
+def plan(
+    model: ir.Model,
+    facts: StaticFacts,
+    shapes: Shapes,
+    *,
+    refused: Mapping[str, str],
+    only: Collection[str] | None = None,
+) -> Placement:
+    """Choose what runs on integers; nothing is changed.
+
+    Args:
+        model: at an opset of `facts.opset` or more.
+        facts: the target's.
+        shapes: of the model, at the sizes that matter.
+        refused: labels of nodes that must stay on floats -> why.
+        only: labels of the layers with weights that may run on integers; None for all.
+    """
+    chosen: list[Unit] = []
+    quantizers: list[Quantizer] = []
+    reasons: dict[ir.Node, str] = {}
+    for body in graph.graphs_outside_functions(model):
+        found, why_not = units(body, facts, shapes)
+        reasons |= why_not
+        allowed = []
+        for unit in found:
+            why = next((refused[graph.label(n)] for n in unit.nodes if graph.label(n) in refused), None)
+            if why is not None or (only is not None and unit.weight is not None and unit.label not in only):
+                if unit.weight is not None:
+                    reasons[unit.node] = why or "taken back"
+            else:
+                allowed.append(unit)
+        problem = _Problem(body, allowed, facts, shapes)
+        mine, groups = problem.solve()
+        chosen += mine
+        quantizers += groups
+        taken = set(mine)
+        for unit in allowed:
+            if unit.weight is not None and unit not in taken:
+                reasons[unit.node] = problem.why_float(unit)
+    return Placement(units=tuple(chosen), quantizers=tuple(quantizers), reasons=reasons)
+
+
+class _Problem:
+    """The choice for one graph."""
+
+    def __init__(self, body: ir.Graph, found: list[Unit], facts: StaticFacts, shapes: Shapes) -> None:
+        self.body, self.units, self.facts, self.shapes = body, found, facts, shapes
+        self.choices = Choices()
+        self.owner = {node: unit for unit in found for node in unit.nodes}
+        self.maker = {output: unit for unit in found for output in unit.outputs}
+        self.reads: dict[Unit, int] = {}
+        self.hands: dict[Unit, int] = {}
+        self.costs: dict[Unit, tuple[float, float]] = {}
+
+    def solve(self) -> tuple[list[Unit], list[Quantizer]]:
+        """Return the units that run on integers and the groups of their activations."""
+        if not self.units:
+            return [], []
+        for unit in self.units:
+            self._add_unit(unit)
+        values = dict.fromkeys(v for unit in self.units for v in (*unit.inputs, *unit.outputs))
+        for value in values:
+            self._add_value(value)
+        answer = self.choices.solve()
+        reading = {unit for unit in self.units if answer[self.reads[unit]]}
+        return self._groups(reading, {unit for unit in self.units if answer[self.hands[unit]]})
+
+    def why_float(self, unit: Unit) -> str:
+        """Say why an integer kernel was not chosen."""
+        plain, integer = self.costs[unit]
+        if integer >= plain:
+            return "faster on floats on the target"
+        return f"integers would save {(plain - integer) / 1e6:.3g} us, less than their conversions cost"
+
+    def _add_unit(self, unit: Unit) -> None:
+        size = self._work(unit)
+        plain, integer = size * unit.facts.float_ps, size * unit.facts.integer_ps
+        self.costs[unit] = plain, integer
+        reads = self.choices.variable(cost_yes=integer, cost_no=plain)
+        self.reads[unit] = self.hands[unit] = reads
+        if unit.facts.float_output:
+            hands = self.choices.variable()
+            self.choices.split(hands, reads, _NEVER)
+            self.hands[unit] = hands
+
+    def _add_value(self, value: ir.Value) -> None:
+        """Add what it costs where a value's maker and its readers don't agree."""
+        costs, elements = self.facts.conversions, self._elements(value)
+        maker = self.maker.get(value)
+        made = None if maker is None else self.hands[maker]
+        quantize = elements * costs.quantize_ps + self._layout(value, self._readers(value))
+        dequantize = elements * costs.dequantize_ps + self._layout(value, [] if maker is None else [maker])
+        some = self.choices.variable()
+        if made is None:
+            self.choices.add(some, cost_yes=quantize)
+        else:
+            self.choices.split(some, made, quantize)
+        for reader, node in self._uses(value):
+            if reader is not None:
+                self.choices.split(self.reads[reader], some, _NEVER)
+                if made is not None:
+                    self.choices.split(made, self.reads[reader], dequantize)
+            elif made is not None and not (node is not None and self._looks_at_shape(node)):
+                self.choices.add(made, cost_yes=dequantize)
+
+    def _uses(self, value: ir.Value) -> Iterator[tuple[Unit | None, ir.Node | None]]:
+        """Yield who reads a value: units through their activations, other nodes, and None for a graph output."""
+        inside = self.maker.get(value)
+        for use in value.uses():
+            unit = self.owner.get(use.node)
+            if unit is None or use.node is not unit.node or use.idx not in unit.reads:
+                unit = None
+            if inside is None and use.node.graph is not self.body:
+                continue  # a value from outside is somebody else's matter there
+            yield unit, use.node
+        if value.is_graph_output():
+            yield None, None
+
+    def _readers(self, value: ir.Value) -> list[Unit]:
+        return [unit for unit, _ in self._uses(value) if unit is not None]
+
+    def _looks_at_shape(self, node: ir.Node) -> bool:
+        return graph.is_op(node, "Shape", "Size")
+
+    def _layout(self, value: ir.Value, around: list[Unit]) -> float:
+        """Return what it costs to bring a feature map into the layout of integer convolutions, or out of it."""
+        if not any(graph.is_op(unit.node, "Conv") for unit in around):
+            return 0.0
+        return self._elements(value) * self.facts.conversions.layout_ps
+
+    def _work(self, unit: Unit) -> float:
+        """Return the multiply-accumulates of a unit, or the elements of its largest tensor."""
+        if unit.facts.form == "compute":
+            count = ops.spec(unit.node).macs
+            shape = self.shapes.static
+            macs = count and count(
+                unit.node, [shape(v) for v in unit.node.inputs], [shape(v) for v in unit.node.outputs]
+            )
+            if macs:
+                return macs
+            weight = None if unit.weight is None else graph.constant_tensor(unit.node.inputs[unit.weight])
+            return _GUESS * (64 if weight is None else max(1, weight.size // max(1, graph.dims(weight)[0])))
+        return max(self._elements(v) for v in (*unit.inputs, *unit.outputs))
+
+    def _elements(self, value: ir.Value) -> int:
+        dims = self.shapes.static(value)
+        return _GUESS if dims is None else math.prod(dims)
+
+    def _groups(self, reading: set[Unit], handing: set[Unit]) -> tuple[list[Unit], list[Quantizer]]:
+        """Return the units that read integers, and their activations by scale: those that are moved share one."""
+        made: dict[ir.Value, Quantizer] = {}
+        read: dict[ir.Value, Quantizer] = {}
+        chosen = [unit for unit in self.units if unit in reading]
+        for unit in chosen:
+            for value in unit.inputs:
+                if value not in made and value not in read:
+                    read[value] = Quantizer(source=value, read=[(value, self.body)])
+            if unit not in handing:
+                continue
+            if unit.facts.form == "moves":
+                value = unit.inputs[0]
+                group = made.get(value) or read[value]
+                for output in unit.outputs:
+                    group.made.append(output)
+                    made[output] = group
+            else:
+                for output in unit.outputs:
+                    made[output] = Quantizer(source=output, made=[output], least=unit.least)
+        return chosen, list({id(g): g for g in (*made.values(), *read.values())}.values())
