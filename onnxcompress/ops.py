@@ -333,8 +333,13 @@ ELEMENTWISE = frozenset(
 )
 """Operators of the standard domain that map each element of one operand; further inputs are numbers (limits)."""
 
-SAME_SHAPE = ELEMENTWISE | {"LogSoftmax", "Softmax"}
-"""Operators of the standard domain whose result has the shape of their first input."""
+SAME_SHAPE = ELEMENTWISE | frozenset(
+    {*("Acos", "Asin", "Atan", "BatchNormalization", "CastLike", "Celu", "Cos", "CumSum", "DequantizeLinear")}
+    | {*("Dropout", "GroupNormalization", "HardTanh", "InstanceNormalization", "IsInf", "IsNaN", "LRN")}
+    | {*("LayerNormalization", "LogSoftmax", "LpNormalization", "Mish", "QuantizeLinear", "RMSNormalization")}
+    | {*("Selu", "Shrink", "Sin", "Sinh", "Softmax", "Softsign", "Tan", "ThresholdedRelu", "Trilu")}
+)
+"""Operators of the standard domain whose first result has the shape of their first input."""
 
 BROADCASTING = frozenset(
     {*("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul")}
