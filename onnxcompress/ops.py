@@ -368,6 +368,12 @@ DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Operator of the standard domain -> its first input with data, and the one after the last; absent: all are."""
 
+HOMOGENEOUS = frozenset({"Abs", "Identity", "LeakyRelu", "PRelu", "Relu"})
+"""Operators of the standard domain with f(a x) = a f(x) for every a > 0, element by element of their first input."""
+
+HOMOGENEOUS_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
+"""The same, channel by channel: channels are axis 1."""
+
 ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "Conv": (2,),

@@ -136,6 +136,7 @@ LAYERS = (
         "units",
         "placement",
         "readback",
+        "channel_scales",
     ),
     ("passes",),
     ("recipe", "pipeline", "proof"),

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from onnxcompress.numerics import clipping, ranges
 from onnxcompress.numerics.affine_quantization import IntegerGrid, affine_for, fake_quantize
-from onnxcompress.numerics.ranges import BINS, ChannelPeaks, Histogram
+from onnxcompress.numerics.ranges import BINS, ChannelExtremes, Histogram
 
 from .helpers import floats
 
@@ -199,11 +199,20 @@ def test_a_clip_is_kept_only_where_layers_gain():
 
 
 @given(st.lists(hnp.arrays(np.float32, (3, 4), elements=finite), min_size=1, max_size=4), st.integers(0, 4))
-def test_peaks_of_channels_merge(parts, cut):
-    whole, a, b = (ChannelPeaks(-1) for _ in range(3))
+def test_extremes_of_channels_merge(parts, cut):
+    whole, a, b = (ChannelExtremes(-1) for _ in range(3))
     for i, part in enumerate(parts):
         whole.update(part)
         (a if i < cut else b).update(part)
     a.merge(b)
-    np.testing.assert_array_equal(a.peaks, whole.peaks)
-    np.testing.assert_array_equal(whole.peaks, np.abs(np.concatenate(parts)).max(axis=0))
+    rows = np.concatenate(parts)
+    for found in (whole, a):
+        np.testing.assert_array_equal(found.lows, rows.min(axis=0))
+        np.testing.assert_array_equal(found.highs, rows.max(axis=0))
+
+
+def test_extremes_of_channels_leave_out_what_is_not_finite():
+    extremes = ChannelExtremes(1)
+    extremes.update(np.array([[1, np.nan], [2, -3]], np.float32))
+    np.testing.assert_array_equal(extremes.lows, [1, -3])
+    np.testing.assert_array_equal(extremes.highs, [2, 0])

@@ -183,8 +183,8 @@ class Histogram:
         self.exponent, self.start, self.counts = exponent, start, counts
 
 
-class ChannelPeaks:
-    """The largest magnitude of every channel, float32 [channels]; empty before the first array.
+class ChannelExtremes:
+    """The least and greatest value of every channel, float32 [channels] each; empty before the first array.
 
     Args:
         axis: the axis that numbers the channels; negative ones count from the end.
@@ -192,19 +192,28 @@ class ChannelPeaks:
 
     def __init__(self, axis: int) -> None:
         self.axis = axis
-        self.peaks = np.zeros(0, np.float32)
+        self.lows = np.zeros(0, np.float32)
+        self.highs = np.zeros(0, np.float32)
 
     def update(self, array: np.ndarray) -> None:
         """Take in an array [..., channels, ...]; NaN and infinities count as 0."""
         axis = self.axis % array.ndim
-        magnitude = np.abs(np.nan_to_num(array.astype(np.float32, copy=False), nan=0.0, posinf=0.0, neginf=0.0))
-        peaks = magnitude.max(axis=tuple(a for a in range(array.ndim) if a != axis), initial=0.0)
-        self.peaks = np.maximum(self.peaks, peaks) if self.peaks.size else peaks
+        others = tuple(a for a in range(array.ndim) if a != axis)
+        values = array.astype(np.float32, copy=False)
+        lows, highs = values.min(axis=others), values.max(axis=others)
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+            values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+            lows, highs = values.min(axis=others), values.max(axis=others)
+        self._take(lows, highs)
 
-    def merge(self, other: ChannelPeaks) -> None:
+    def merge(self, other: ChannelExtremes) -> None:
         """Take in what another one has seen."""
-        if other.peaks.size:
-            self.peaks = np.maximum(self.peaks, other.peaks) if self.peaks.size else other.peaks.copy()
+        if other.lows.size:
+            self._take(other.lows, other.highs)
+
+    def _take(self, lows: np.ndarray, highs: np.ndarray) -> None:
+        self.lows = np.minimum(self.lows, lows) if self.lows.size else lows.copy()
+        self.highs = np.maximum(self.highs, highs) if self.highs.size else highs.copy()
 
 
 def _step(shape: tuple[int, ...]) -> int:

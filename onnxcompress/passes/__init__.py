@@ -33,6 +33,7 @@ SHIPPED: Mapping[str, str] = {
     "remove-dead": "remove_dead:RemoveDead",
     "quantize-static": "quantize_static:QuantizeStatic",
     "quantize-dynamic": "quantize_dynamic:QuantizeDynamic",
+    "equalize": "equalize:Equalize",
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "surgery": "surgery:Surgery",
 }

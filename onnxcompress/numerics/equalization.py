@@ -1,0 +1,175 @@
+"""Scales between the channels of an activation and the weights that read it, so that both are easier to quantize.
+
+    W x = (W diag(s)) (diag(1/s) x)
+
+for the channels of x, wherever 1/s can be moved into what makes x. Cross-layer equalization (Nagel et al., arXiv
+1906.04721, eq. 11) balances the weights on both sides; SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4) moves a part
+alpha of the activation's range into the weight:
+
+    s_j = sqrt(max|W1_j| / max|W2_j|)                   s_j = max|x_j|^alpha / max|W2_j|^(1 - alpha)
+
+Scales are rounded to powers of two: multiplying by these is exact, so that the float model computes the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .affine_quantization import Affine, IntegerGrid, affine_for, fake_quantize
+from .clipping import candidates, least_squared_error
+from .ranges import Histogram
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+
+_MOST = 12
+"""The largest exponent of a scale: beyond it numbers may leave the range of their type."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear layer that reads the activation.
+
+    Scales are exact, so that the outputs are the same for all of them.
+
+    Args:
+        rows: what its matrix is multiplied by, sampled: float32 [groups, n, columns].
+        weight: float32 [groups, out, columns].
+        lows: the least value of each input channel, float32 [channels].
+        highs: the greatest.
+    """
+
+    rows: np.ndarray
+    weight: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+
+    @functools.cached_property
+    def outputs(self) -> np.ndarray:
+        """What the layer makes of the rows: float32 [groups, n, out]."""
+        return np.asarray(self.rows @ self.weight.swapaxes(1, 2))
+
+    @functools.cached_property
+    def energy(self) -> float:
+        """The sum of squares of the outputs."""
+        return max(float(np.square(self.outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """The largest magnitude of each input channel."""
+        return np.asarray(np.maximum(-self.lows, self.highs))
+
+    @property
+    def weight_peaks(self) -> np.ndarray:
+        """The largest weight that each input channel is multiplied by, float32 [channels]."""
+        return np.asarray(by_channel(np.abs(self.weight).max(axis=1), self.lows.size).max(axis=1))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """The linear layer that makes the activation, where one does: sampled `rows` and `weight` as in `Reader`."""
+
+    rows: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How a target quantizes.
+
+    Args:
+        grid: the integers of activations.
+        per_channel: each output channel of a weight has a scale of its own.
+    """
+
+    grid: IntegerGrid
+    per_channel: bool
+
+    def weight(self, weight: np.ndarray) -> np.ndarray:
+        """Return a weight [groups, out, columns] as 8 symmetric bits leave it."""
+        axis = 2 if self.per_channel else None
+        scale = np.maximum(np.abs(weight).max(axis=axis, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        return np.asarray(np.clip(np.rint(weight / scale), -127, 127) * scale, np.float32)
+
+    def error(self, reader: Reader, scale: np.ndarray) -> float:
+        """Return noise to signal of a layer's output when its input is scaled by 1 / `scale`, float [channels]."""
+        spread = spread_to(scale, reader.rows.shape[0], reader.rows.shape[2])
+        rows, weight = reader.rows / spread, reader.weight * spread
+        rounded = self.weight(weight).swapaxes(1, 2)
+        ranges = self._ranges(rows, float((reader.lows / scale).min()), float((reader.highs / scale).max()))
+        noises = (fake_quantize(rows, affine) @ rounded - reader.outputs for affine in ranges)
+        return min(float(np.square(noise, dtype=np.float64).sum()) for noise in noises) / reader.energy
+
+    def maker_error(self, maker: Maker, readers: Sequence[Reader], scale: np.ndarray) -> float:
+        """Return what rounding the maker's weight adds, to first order and as if all of it reached the readers."""
+        if self.per_channel:
+            return 0.0  # each channel has a scale of its own that follows
+        groups, out, _ = maker.weight.shape
+        weight = maker.weight / scale.reshape(groups, out, 1)
+        noise = maker.rows @ (self.weight(weight) - weight).swapaxes(1, 2)
+        variance = np.square(noise, dtype=np.float64).mean(axis=1).reshape(-1)
+        total = 0.0
+        for reader in readers:
+            gain = by_channel(np.square(reader.weight, dtype=np.float64).sum(axis=1), scale.size).sum(axis=1)
+            signal = reader.energy / reader.rows.shape[1]
+            total += float((variance * np.square(scale) * gain).sum() / signal)
+        return total
+
+    def _ranges(self, rows: np.ndarray, low: float, high: float) -> list[Affine]:
+        """Return the range of all values, and the one that is best on the sampled rows."""
+        histogram = Histogram()
+        histogram.update(rows)
+        return [affine_for(low, high, self.grid), least_squared_error(candidates(histogram, self.grid)).affine]
+
+
+def best_scale(
+    simulation: Simulation, readers: Sequence[Reader], maker: Maker | None
+) -> tuple[np.ndarray, str, float, float]:
+    """Return the scales of channels with the least simulated error, float32 [channels], all powers of two.
+
+    Returns:
+        the scales; how they were found ("alpha 0.5", "cross-layer", "" for none); the error without and with them:
+        noise to signal, summed over the readers.
+    """
+    peaks = np.max([reader.peaks for reader in readers], axis=0)
+    weights = np.max([reader.weight_peaks for reader in readers], axis=0)
+    tried = {f"alpha {alpha:g}": migration(peaks, weights, alpha) for alpha in ALPHAS}
+    if maker is not None:
+        tried["cross-layer"] = migration(np.abs(maker.weight).max(axis=2).reshape(-1), weights, 0.5)
+
+    def error(scale: np.ndarray) -> float:
+        own = 0.0 if maker is None else simulation.maker_error(maker, readers, scale)
+        return own + sum(simulation.error(reader, scale) for reader in readers)
+
+    best, how = np.ones_like(peaks), ""
+    before = least = error(best)
+    for name, scale in tried.items():
+        found = error(scale)
+        if found < least:
+            best, how, least = scale, name, found
+    return best, how, before, least
+
+
+def migration(peaks: np.ndarray, weight_peaks: np.ndarray, alpha: float) -> np.ndarray:
+    """Return s = peaks^alpha / weight_peaks^(1 - alpha), as powers of two around 1; 1 for channels that do nothing."""
+    alive = (peaks > 0) & (weight_peaks > 0) & np.isfinite(peaks) & np.isfinite(weight_peaks)
+    exponents = np.zeros(peaks.size)
+    logs = alpha * np.log2(peaks[alive], dtype=np.float64) - (1 - alpha) * np.log2(
+        weight_peaks[alive], dtype=np.float64
+    )
+    if logs.size:
+        exponents[alive] = np.clip(np.rint(logs - np.median(logs)), -_MOST, _MOST)
+    return np.ldexp(np.float32(1), exponents.astype(np.int32))
+
+
+def spread_to(scale: np.ndarray, groups: int, columns: int) -> np.ndarray:
+    """Return the scales of channels for the columns of a matrix: float32 [groups, 1, columns]."""
+    return np.repeat(scale, groups * columns // scale.size).reshape(groups, 1, columns)
+
+
+def by_channel(columns: np.ndarray, channels: int) -> np.ndarray:
+    """Return what belongs to columns [groups, columns] by input channel: [channels, columns of each]."""
+    return columns.reshape(channels, -1)

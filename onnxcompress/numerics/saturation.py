@@ -1,0 +1,80 @@
+"""Products of 8-bit integers on processors without VNNI, where two of them are added in 16 bits and saturate.
+
+    VPMADDUBSW:    sat16(a_0 w_0 + a_1 w_1)       a: uint8, w: int8, of neighbouring columns
+
+The sum of the pairs is exact from there on. Weights of 7 bits can't saturate: 2 * 255 * 63 < 2^15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+LIMIT = 32767
+
+_CHUNK_VALUES = 1 << 22
+
+
+def can_saturate(weight: np.ndarray) -> bool:
+    """Say whether some uint8 activations make a pair saturate; int8 weights [..., columns]."""
+    pairs = np.abs(_paired(weight.astype(np.int32)))
+    positive = np.maximum(_paired(weight.astype(np.int32)), 0).sum(axis=-1)
+    return bool(pairs.size) and bool(max(positive.max(), (pairs.sum(axis=-1) - positive).max()) * 255 > LIMIT)
+
+
+def saturation_error(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return what saturation takes from the sums, int64 [groups, n, out].
+
+    Args:
+        rows: uint8 [groups, n, columns].
+        weight: int8 [groups, out, columns].
+    """
+    groups, n, _ = rows.shape
+    found = np.zeros((groups, n, weight.shape[1]), np.int64)
+    for group in range(groups):
+        a = _paired(rows[group].astype(np.int32))
+        for part in _parts(weight.shape[1], a.size // 2):
+            w = _paired(weight[group, part].astype(np.int32))
+            sums = a[:, None, :, 0] * w[None, :, :, 0] + a[:, None, :, 1] * w[None, :, :, 1]
+            found[group, :, part] = (sums - np.clip(sums, -LIMIT - 1, LIMIT)).sum(axis=2)
+    return found
+
+
+def wants_seven_bits(rows: np.ndarray, weight: np.ndarray, *, zero_point: int = 0) -> bool:
+    """Say whether saturation does more harm than storing the weight in 7 bits would.
+
+    Args:
+        rows: quantized activations, uint8 [groups, n, columns], sampled.
+        weight: the weight in floats, [groups, out, columns]; one scale for each output channel.
+        zero_point: of the activations.
+    """
+    full, coarse = (_rounded(weight, most) for most in (127, 63))
+    if not can_saturate(full[0]):
+        return False
+    lost = saturation_error(rows, full[0]) * full[1].swapaxes(1, 2)
+    centred = rows.astype(np.float32) - zero_point
+
+    def rounding(integers: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return np.asarray(centred @ (integers * scale - weight).swapaxes(1, 2))
+
+    saturated = np.square(rounding(*full) - lost, dtype=np.float64).sum()
+    return bool(saturated > np.square(rounding(*coarse), dtype=np.float64).sum())
+
+
+def _rounded(weight: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    scale = np.maximum(np.abs(weight).max(axis=2, keepdims=True) / most, np.finfo(np.float32).tiny)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def _paired(array: np.ndarray) -> np.ndarray:
+    """View the last axis in pairs, a zero added where it is odd: [..., pairs, 2]."""
+    if array.shape[-1] % 2:
+        array = np.concatenate([array, np.zeros((*array.shape[:-1], 1), array.dtype)], axis=-1)
+    return array.reshape(*array.shape[:-1], -1, 2)
+
+
+def _parts(out: int, each: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_VALUES // max(each, 1))
+    for start in range(0, out, step):
+        yield slice(start, start + step)
