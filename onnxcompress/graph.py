@@ -78,6 +78,18 @@ def bodies(node: ir.Node) -> list[ir.Graph]:
     return found
 
 
+def reads(node: ir.Node) -> list[ir.Value]:
+    """Return the values of its own graph that a node reads, those captured by its bodies included."""
+    found = [value for value in node.inputs if value is not None]
+    for body in bodies(node):
+        inside: set[ir.Value] = {*body.inputs, *body.initializers.values()}
+        for inner in body:
+            found += [value for value in reads(inner) if value not in inside]
+            inside.update(inner.outputs)
+        found += [value for value in body.outputs if value not in inside]
+    return found
+
+
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     """Return the tensor behind a value that no run can change, None for all others.
 

@@ -136,21 +136,21 @@ class LinearLayer:
             flat = flat[:, keep]
         return np.ascontiguousarray(flat.reshape(len(flat), self.groups, -1).transpose(1, 0, 2))
 
-    def with_weights(self, matrix: np.ndarray, bias: np.ndarray | None, names: graph.Names) -> LinearLayer:
+    def with_weights(self, matrix: np.ndarray | None, bias: np.ndarray | None, names: graph.Names) -> LinearLayer:
         """Write a matrix and a bias into the model and return the layer as it is then.
 
         A constant that others read too is left to them. A bias where there was none takes the free port, or a new
         Add, whose output takes over the name of `y`. A matrix that `is_fixed` stays as it is.
 
         Args:
-            matrix: [groups, out, columns], as `matrix()` gives it.
-            bias: [groups * out], None for none; a layer that has a bias keeps it then.
+            matrix: [groups, out, columns], as `matrix()` gives it; None to keep it.
+            bias: [groups * out]; None to keep it, or to have none.
             names: the names taken in the model.
 
         Raises:
             ValueError: a number is beyond the stored type, or the bias is stored as integers and is beyond these.
         """
-        if not self.is_fixed:
+        if matrix is not None and not self.is_fixed:
             alpha = float(graph.attribute(self.node, "alpha", 1.0))
             stored = self._unflat(matrix / np.float32(alpha), float_constants.dims(self.weight))
             float_constants.write(self.node, self.facts.port, stored, names)

@@ -245,7 +245,7 @@ class _Side:
             if node is None or node in found:
                 continue
             found.add(node)
-            pending += _reads(node)
+            pending += graph.reads(node)
         return sorted(found, key=self.position.__getitem__), sorted(leaves)
 
     def leaf(self, name: str, feed: Feed) -> _Leaf:
@@ -259,7 +259,9 @@ class _Side:
 
     def piece(self, output: str, nodes: Sequence[ir.Node], leaves: Sequence[str]) -> ir.Model:
         """Return a model of these nodes, its weights shared with the whole model and still on disk."""
-        weights = {v.name: v for node in nodes for v in _reads(node) if v.is_initializer() and v.name not in leaves}
+        weights = {
+            v.name: v for node in nodes for v in graph.reads(node) if v.is_initializer() and v.name not in leaves
+        }
         value = self.values[output]
         if value.is_initializer():
             weights[value.name] = value
@@ -422,7 +424,7 @@ def _batches(regions: Sequence[_Region]) -> Iterator[list[_Region]]:
     size_bytes = 0
     for region in regions:
         nodes = (*region.before[0], *region.after[0])
-        own_bytes = graph.tensor_bytes([value for node in nodes for value in _reads(node)])
+        own_bytes = graph.tensor_bytes([value for node in nodes for value in graph.reads(node)])
         if batch and size_bytes + own_bytes > _BATCH_BYTES:
             yield batch
             batch, size_bytes = [], 0
@@ -430,18 +432,6 @@ def _batches(regions: Sequence[_Region]) -> Iterator[list[_Region]]:
         size_bytes += own_bytes
     if batch:
         yield batch
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """Return the values of its own graph that a node reads, those captured by its bodies included."""
-    found = [value for value in node.inputs if value is not None]
-    for body in graph.bodies(node):
-        inside: set[ir.Value] = {*body.inputs, *body.initializers.values()}
-        for inner in body:
-            found += [value for value in _reads(inner) if value not in inside]
-            inside.update(inner.outputs)
-        found += [value for value in body.outputs if value not in inside]
-    return found
 
 
 def _node_key(node: ir.Node) -> tuple[Any, ...]:
