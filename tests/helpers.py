@@ -21,6 +21,16 @@ def from_text(text: str, *, opset: int = 17, ir_version: int = 8) -> ir.Model:
     return model_io.load(proto)
 
 
+def with_constants(text: str, *, opset: int = 17, **arrays: np.ndarray) -> ir.Model:
+    """Return the model of a text whose inputs named in `arrays` become initializers."""
+    model = from_text(text, opset=opset)
+    for value in [v for v in model.graph.inputs if v.name in arrays]:
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(np.asarray(arrays[value.name]), name=value.name)
+        model.graph.register_initializer(value)
+    return model
+
+
 def op_types(model: ir.Model) -> list[str]:
     """Return the operator types of all nodes, bodies included, sorted."""
     return sorted(node.op_type for node in graph.nodes(model))

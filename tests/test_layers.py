@@ -6,19 +6,9 @@ import pytest
 
 from onnxcompress import graph, layers
 from onnxcompress.numerics.patches import choose
-from tests.helpers import floats, from_text, run
+from tests.helpers import floats, run, with_constants
 
 IN = {"x": floats(2, 4, 9, 8, seed=1)}
-
-
-def with_constants(text: str, *, opset: int = 17, **arrays: np.ndarray) -> ir.Model:
-    """Return the model of a text whose inputs named in `arrays` become initializers."""
-    model = from_text(text, opset=opset)
-    for value in [v for v in model.graph.inputs if v.name in arrays]:
-        model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(np.asarray(arrays[value.name]), name=value.name)
-        model.graph.register_initializer(value)
-    return model
 
 
 def only_layer(model: ir.Model) -> layers.LinearLayer:
