@@ -1,4 +1,4 @@
-"""Constants as floats, however they are stored: as floats, or as integers behind a DequantizeLinear."""
+"""Constants as floats, however they are stored: as floats, floats of another type, or integers with a scale."""
 
 from __future__ import annotations
 
@@ -18,6 +18,40 @@ def _quantized(value: ir.Value) -> ir.Node | None:
     if node is None or not graph.is_op(node, "DequantizeLinear"):
         return None
     return node if all(v is None or graph.constant_tensor(v) is not None for v in node.inputs) else None
+
+
+def is_cast(value: ir.Value | None) -> bool:
+    """Say whether a value is a constant of one float type that a Cast turns into another one."""
+    node = None if value is None else value.producer()
+    if node is None or not graph.is_op(node, "Cast") or ir.DataType(graph.attribute(node, "to", 0)) not in _FLOATS:
+        return False
+    stored = graph.constant_tensor(node.inputs[0])
+    return stored is not None and stored.dtype in _FLOATS
+
+
+def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor behind a constant, or behind a Cast of one (`is_cast`), whose data is cast when it is read.
+
+    None for all other values.
+    """
+    if value is None or not is_cast(value):
+        return graph.constant_tensor(value)
+    node = value.producer()
+    assert node is not None
+    stored, dtype = graph.constant_tensor(node.inputs[0]), ir.DataType(graph.attribute(node, "to", 0))
+    assert stored is not None
+
+    def read() -> ir.TensorProtocol:
+        with np.errstate(over="ignore"):  # infinities are found by who reads them
+            return ir.tensor(stored.numpy().astype(dtype.numpy()), dtype)
+
+    return ir.LazyTensor(read, dtype, ir.Shape(graph.dims(stored)), name=value.name)
+
+
+def stored_bytes(value: ir.Value) -> int:
+    """Return the bytes that such a constant takes in the file, 0 where it is none."""
+    node = value.producer()
+    return graph.tensor_bytes(node.inputs[:1] if node is not None and is_cast(value) else [value])
 
 
 def is_float(value: ir.Value | None) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from . import graph, ops
+from . import float_constants, graph, ops
 from .numerics.mincut import Choices
 from .shapes import Shapes
 from .targets import StaticFacts
@@ -213,7 +213,7 @@ class _Problem:
             )
             if macs:
                 return macs
-            weight = None if unit.weight is None else graph.constant_tensor(unit.node.inputs[unit.weight])
+            weight = None if unit.weight is None else float_constants.tensor(unit.node.inputs[unit.weight])
             return _GUESS * (64 if weight is None else max(1, weight.size // max(1, graph.dims(weight)[0])))
         return max(self._elements(v) for v in (*unit.inputs, *unit.outputs))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, ops
+from . import float_constants, graph, ops
 from .shapes import Shapes
 from .targets import OperatorFacts, StaticFacts
 
@@ -124,7 +124,7 @@ def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
     if row is None or row.form != "compute":
         return f"{node.op_type} has no integer kernel on the target"
     weight = next(w for w in ops.spec(node).weights if _float_constant(_port(node, w.port), 2) is not None)
-    tensor = graph.constant_tensor(_port(node, weight.port))
+    tensor = float_constants.tensor(_port(node, weight.port))
     assert tensor is not None
     rank = len(graph.dims(tensor))
     if _is_quantized(node):
@@ -136,7 +136,7 @@ def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
     if tensor.dtype is not ir.DataType.FLOAT:
         return f"a weight of {tensor.dtype.name.lower()}"
     data = node.inputs[0]
-    if shapes.dtype(data) is not ir.DataType.FLOAT or graph.constant_tensor(data) is not None:
+    if shapes.dtype(data) is not ir.DataType.FLOAT or float_constants.tensor(data) is not None:
         return "its input is not float32 or not an activation"
     if graph.attribute(node, "transA", 0) or graph.attribute(node, "alpha", 1.0) != 1.0:
         return "transA or alpha"
@@ -172,7 +172,7 @@ def _kind(node: ir.Node) -> str:
     """Return which of an operator's kernels a node with a weight uses."""
     if not graph.is_op(node, "Conv"):
         return ""
-    tensor = graph.constant_tensor(node.inputs[1])
+    tensor = float_constants.tensor(node.inputs[1])
     assert tensor is not None
     dims = graph.dims(tensor)
     if len(dims) != 4:
@@ -222,7 +222,7 @@ def _is_quantized(node: ir.Node) -> bool:
 
 
 def _float_constant(value: ir.Value | None, least_rank: int = 0) -> ir.TensorProtocol | None:
-    tensor = graph.constant_tensor(value)
+    tensor = float_constants.tensor(value)
     if tensor is None or not tensor.dtype.is_floating_point() or len(tensor.shape) < least_rank:
         return None
     return tensor

@@ -144,6 +144,20 @@ def test_weights_are_stored_input_by_gates_and_floats_go():
     assert changes[0].bytes_after < 0.27 * changes[0].bytes_before
 
 
+def test_weights_that_are_stored_as_float16():
+    model = _lstm()
+    first = next(iter(model.graph))
+    names = graph.Names(model)
+    for port, name in ((1, "W"), (2, "R")):
+        stored = graph.add_initializer(model.graph, names, f"{name}_half", _weights(1)[name].astype(np.float16))
+        cast = graph.insert_before(first, names, "Cast", [stored], attributes={"to": 1})
+        first.replace_input_with(port, cast.outputs[0])
+        graph.remove_initializer(model.graph.initializers[name])
+    changes = _check(model, _feed(model), least_db=33)
+    assert changes[0].bytes_after < 0.54 * changes[0].bytes_before
+    assert op_types(model) == ["DynamicQuantizeLSTM"]
+
+
 def test_bodies_that_share_weights_store_them_once():
     text = (
         '<ir_version: 8, opset_import: ["" : 17]> '

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .. import graph, ops, targets
+from .. import float_constants, graph, ops, targets
 from ..shapes import Shapes
 from ..weight_rounding import Rounding, round_weight
 from .weight_sites import Scene, owner
@@ -47,7 +47,7 @@ def fault(node: ir.Node, shapes: Shapes, selects: Callable[[ir.Node], bool], fac
     """Return why an LSTM stays float, "" where nothing speaks against integers."""
     for port in _WEIGHTS:
         value = node.inputs[port]
-        tensor = graph.constant_tensor(value)
+        tensor = float_constants.tensor(value)
         if value is None or tensor is None:
             return f"its weight {'?' if value is None else value.name} is computed when the model runs"
         if tensor.dtype != ir.DataType.FLOAT:
@@ -78,13 +78,14 @@ def round_lstm(node: ir.Node, *, channelwise: bool, one_scale_db: float, clip: b
     Raises:
         ValueError: a weight holds NaN or infinities.
     """
-    inward, recurrent = (graph.constant(value) for value in weights(node))
+    inward, recurrent = (float_constants.tensor(value) for value in weights(node))
     assert inward is not None
     assert recurrent is not None
-    coarse = _round(recurrent, channelwise=False, clip=True, bits=bits)
+    array = recurrent.numpy()
+    coarse = _round(array, channelwise=False, clip=True, bits=bits)
     if channelwise and coarse.sqnr_db < one_scale_db:
-        coarse = _round(recurrent, channelwise=True, clip=clip, bits=bits)
-    return RoundedLstm(node, (_round(inward, channelwise=channelwise, clip=clip, bits=bits), coarse))
+        coarse = _round(array, channelwise=True, clip=clip, bits=bits)
+    return RoundedLstm(node, (_round(inward.numpy(), channelwise=channelwise, clip=clip, bits=bits), coarse))
 
 
 def _round(array: np.ndarray, *, channelwise: bool, clip: bool, bits: int) -> Rounding:
@@ -119,7 +120,7 @@ class LstmWriter:
 
     def _store(self, node: ir.Node, value: ir.Value, rounding: Rounding) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Store a weight as int8 [directions, input or hidden, 4 x hidden], with its scales and their zero points."""
-        tensor = graph.constant_tensor(value)
+        tensor = float_constants.tensor(value)
         assert tensor is not None
         directions, gates, width = graph.dims(tensor)
         integers = rounding.integers(transposed=False).numpy().reshape(directions, gates, width)
@@ -139,5 +140,5 @@ def _steps(node: ir.Node, shapes: Shapes) -> tuple[int, int]:
     """Return the time steps and the MACs of one, dynamic dimensions counted as 1."""
     data = shapes.shape(node.inputs[0]) or (1, 1, 1)
     steps, batch = (d if isinstance(d, int) else 1 for d in data[:2])
-    tensors = [graph.constant_tensor(node.inputs[port]) for port in _WEIGHTS]
+    tensors = [float_constants.tensor(node.inputs[port]) for port in _WEIGHTS]
     return steps, batch * sum(tensor.size for tensor in tensors if tensor is not None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from .. import graph, ops, targets
+from .. import float_constants, graph, ops, targets
 from ..shapes import Shapes
 from ..weight_rounding import Rounding
 from .weight_readers import Reader
@@ -109,7 +109,7 @@ def _bias_fault(node: ir.Node, shapes: Shapes) -> str:
     rank = shapes.rank(node.outputs[0])
     for use in node.outputs[0].uses():
         if graph.is_op(use.node, "Add"):
-            tensor = graph.constant_tensor(use.node.inputs[1 - use.idx])
+            tensor = float_constants.tensor(use.node.inputs[1 - use.idx])
             axes = 0 if tensor is None else len(graph.dims(tensor))
             if axes > (1 if rank is None else rank):
                 return f"a constant of {axes} axes is added, which onnxruntime would add without those"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from .. import graph
+from .. import float_constants, graph
 from ..numerics.affine_quantization import LEAST_SPAN, Affine, IntegerGrid, affine_for, quantize
 from ..placement import Placement, Quantizer
 from ..shapes import Shapes
@@ -133,9 +133,10 @@ class Writer:
     def _quantize_constant(self, node: ir.Node, port: int) -> None:
         """Store a constant operand as integers of the activations' type."""
         value, home = node.inputs[port], graph.home(node)
-        array = graph.constant(value)
-        assert array is not None
+        tensor = float_constants.tensor(value)
+        assert tensor is not None
         assert value is not None
+        array = tensor.numpy()
         affine = affine_for(float(array.min(initial=0)), float(array.max(initial=0)), self.grid)
         stored = [
             graph.add_initializer(home, self.names, f"{value.name}_integers", quantize(array, affine)),
@@ -151,11 +152,12 @@ class Writer:
         assert unit.weight is not None
         node, home = unit.node, graph.home(unit.node)
         value = node.inputs[unit.weight]
-        tensor = graph.constant_tensor(value)
+        tensor = float_constants.tensor(value)
         assert value is not None
         assert tensor is not None
         rounding = round_weight(tensor, unit.axis, clip=False)
-        bias = None if unit.bias is None else graph.constant(unit.bias[0].inputs[unit.bias[1]])
+        stored = None if unit.bias is None else float_constants.tensor(unit.bias[0].inputs[unit.bias[1]])
+        bias = None if stored is None else stored.numpy()
         scale = _holding(rounding, bias, self.scale_of[data])
         rounding = dataclasses.replace(rounding, scale=scale)
         key = id(value), scale.tobytes(), id(home)

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from .. import graph, schemes, shapes, targets
+from .. import float_constants, graph, schemes, shapes, targets
 from ..core import Action, Change, Context, Need
 from ..weight_rounding import Rounding, round_weight
 from . import dynamic_lstm, dynamic_products
@@ -128,7 +128,7 @@ class QuantizeDynamic:
         for site, fault in sites(model, context.selects, channelwise=self._channelwise):
             faults = dynamic_products.faults(site, known, facts)
             if faults and (fault or all(faults.values())):
-                size = site.tensor.nbytes
+                size = site.stored_bytes
                 reason = fault or next(iter(faults.values()))
                 refused.append(Decision(target=site.name, reason=reason, bytes_before=size, bytes_after=size))
             elif faults:
@@ -156,7 +156,7 @@ class QuantizeDynamic:
 
     def _round_product(self, product: dynamic_products.Product, opset: int) -> Decision:
         site = product.site
-        before = site.tensor.nbytes
+        before = site.stored_bytes
         refused = Decision(target=site.name, reason="", bytes_before=before, bytes_after=before)
         if opset < dynamic_products.OPSET:
             return replace(refused, reason=f"needs opset {dynamic_products.OPSET}, the model has {opset}")
@@ -170,7 +170,7 @@ class QuantizeDynamic:
         return replace(refused, reason=reason, bytes_after=after, product=product, rounding=rounding)
 
     def _round_lstm(self, node: ir.Node) -> Decision:
-        before = graph.tensor_bytes(dynamic_lstm.weights(node))
+        before = sum(float_constants.stored_bytes(v) for v in dynamic_lstm.weights(node) if v is not None)
         refused = Decision(target=graph.label(node), reason="", bytes_before=before, bytes_after=before)
         try:
             lstm = dynamic_lstm.round_lstm(

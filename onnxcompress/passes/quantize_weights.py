@@ -139,7 +139,7 @@ class QuantizeWeights:
         form = "multiply" if opset < site.dequantize_opset else self._form(site, context)
         scales = 1 if site.axis is None else graph.dims(site.tensor)[site.axis]
         new_nodes = 2 + sum(3 if r.weight.is_table else 1 for r in site.readers) + (form == "multiply")
-        before = site.tensor.nbytes
+        before = site.stored_bytes
         added = scales * site.tensor.dtype.bitwidth // 8 + new_nodes * (_NODE_BYTES + 2 * len(site.name))
         after = site.tensor.size + added
         if after >= before:
@@ -182,7 +182,7 @@ class QuantizeWeights:
 
 
 def _refusal(site: Site, reason: str) -> Decision:
-    size = site.tensor.nbytes
+    size = site.stored_bytes
     return Decision(target=site.name, reason=reason, bytes_before=size, bytes_after=size)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .. import graph, ops
+from .. import float_constants, graph, ops
 
 _MOST_MOVES = 64
 """Nodes that are followed between a weight and those that compute with it."""
@@ -61,7 +61,7 @@ def readers(value: ir.Value) -> tuple[list[Reader], list[str]]:
     taken for output channels. Of constants that are added to activations, a position embedding counts as a weight:
     one whose sum is normalised over the last axis. Others may be coordinates, for which 8 bits are too few.
     """
-    tensor = graph.constant_tensor(value)
+    tensor = float_constants.tensor(value)
     rank = 0 if tensor is None else len(graph.dims(tensor))
     found: list[Reader] = []
     others = ["a graph output"] if value.is_graph_output() else []

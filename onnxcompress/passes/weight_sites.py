@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .. import graph, targets
+from .. import float_constants, graph, targets
 from ..weight_rounding import Rounding
 from .weight_readers import Reader, readers
 
@@ -54,6 +54,11 @@ class Site:
     def rank(self) -> int:
         """The number of its axes."""
         return len(graph.dims(self.tensor))
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes in the file."""
+        return float_constants.stored_bytes(self.value)
 
     @property
     def tables(self) -> list[Reader]:
@@ -207,13 +212,14 @@ def sites(model: ir.Model, selects: Callable[[ir.Node], bool], *, channelwise: b
         channelwise: scales are to belong to an axis.
     """
     for value in _constants(model):
-        tensor = graph.constant_tensor(value)
+        tensor = float_constants.tensor(value)
         if tensor is None or not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16 or not tensor.size:
             continue
         found, others = readers(value)
         if not found:
             continue
         site = _site(value, tensor, found, channelwise=channelwise)
+        others += _others_of_stored(value)
         users = [node for r in found for node in r.users]
         left_out = [graph.label(node) for node in users if not selects(node)]
         if tensor.dtype in _UNSUPPORTED:
@@ -248,6 +254,16 @@ def _site(value: ir.Value, tensor: ir.TensorProtocol, found: list[Reader], *, ch
     )
 
 
+def _others_of_stored(value: ir.Value) -> list[str]:
+    """Return who reads the constant that a Cast makes a weight of, beside the Cast."""
+    node = value.producer() if float_constants.is_cast(value) else None
+    stored = None if node is None else node.inputs[0]
+    if stored is None:
+        return []
+    outputs = ["a graph output"] if stored.is_graph_output() else []
+    return outputs + [graph.label(use.node) for use in stored.uses() if use.node is not node]
+
+
 def owner(value: ir.Value) -> ir.Graph:
     """Return the graph that a constant belongs to."""
     node = value.producer()
@@ -257,10 +273,14 @@ def owner(value: ir.Value) -> ir.Graph:
 
 
 def _constants(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield the initializers and the outputs of Constant nodes; local functions can't hold initializers."""
+    """Yield initializers, outputs of Constant nodes and casts of both; local functions can't hold initializers."""
     for body in graph.graphs_outside_functions(model):
         yield from body.initializers.values()
-        yield from (node.outputs[0] for node in body if graph.is_op(node, "Constant"))
+        for node in body:
+            if graph.is_op(node, "Constant") or (
+                graph.is_op(node, "Cast") and float_constants.is_cast(node.outputs[0])
+            ):
+                yield node.outputs[0]
 
 
 def _listed(names: list[str], most: int = 3) -> str:
