@@ -137,8 +137,25 @@ class _Problem:
         for value in values:
             self._add_value(value)
         answer = self.choices.solve()
-        reading = {unit for unit in self.units if answer[self.reads[unit]]}
-        return self._groups(reading, {unit for unit in self.units if answer[self.hands[unit]]})
+        reading = self._with_layers({unit for unit in self.units if answer[self.reads[unit]]})
+        return self._groups(reading, {unit for unit in reading if answer[self.hands[unit]]})
+
+    def _with_layers(self, reading: set[Unit]) -> set[Unit]:
+        """Return the units of those islands in which something is multiplied; the others would only lose accuracy."""
+        island = {unit: unit for unit in reading}
+
+        def root(unit: Unit) -> Unit:
+            while island[unit] is not unit:
+                island[unit] = unit = island[island[unit]]
+            return unit
+
+        for unit in (u for u in self.units if u in reading):
+            for value in unit.inputs:
+                maker = self.maker.get(value)
+                if maker in reading and maker is not None:
+                    island[root(unit)] = root(maker)
+        kept = {root(unit) for unit in reading if unit.facts.form == "compute"}
+        return {unit for unit in reading if root(unit) in kept}
 
     def why_float(self, unit: Unit) -> str:
         """Say why an integer kernel was not chosen."""
@@ -157,14 +174,17 @@ class _Problem:
             hands = self.choices.variable()
             self.choices.split(hands, reads, _NEVER)
             self.hands[unit] = hands
+        if unit.bias is not None and unit.facts.bias == "none":
+            self.choices.add(self.hands[unit], cost_yes=_NEVER)
 
     def _add_value(self, value: ir.Value) -> None:
         """Add what it costs where a value's maker and its readers don't agree."""
         costs, elements = self.facts.conversions, self._elements(value)
         maker = self.maker.get(value)
         made = None if maker is None else self.hands[maker]
-        quantize = elements * costs.quantize_ps + self._layout(value, self._readers(value))
-        dequantize = elements * costs.dequantize_ps + self._layout(value, [] if maker is None else [maker])
+        node_ps = 1e3 * costs.node_ns
+        quantize = node_ps + elements * costs.quantize_ps + self._layout(value, self._readers(value))
+        dequantize = node_ps + elements * costs.dequantize_ps + self._layout(value, [] if maker is None else [maker])
         some = self.choices.variable()
         if made is None:
             self.choices.add(some, cost_yes=quantize)

@@ -12,7 +12,7 @@ from .. import float_constants, graph
 from ..numerics.affine_quantization import LEAST_SPAN, Affine, IntegerGrid, affine_for, quantize
 from ..placement import Placement, Quantizer
 from ..shapes import Shapes
-from ..targets import StaticFacts
+from ..targets import BiasForm, StaticFacts
 from ..units import Unit
 from ..weight_rounding import Rounding, round_weight
 
@@ -171,7 +171,10 @@ class Writer:
             self.weights[key] = integers
         integers = self.weights[key]
         factors = graph.add_initializer(home, self.names, f"{value.name}_scale", scale)
-        zero = [self._zero_point(home, np.zeros(scale.shape, np.int8))] if unit.facts.zero_point else []
+        form = self._bias_form(unit)
+        zero = (
+            [self._zero_point(home, np.zeros(scale.shape, np.int8))] if unit.facts.zero_point or form == "int32" else []
+        )
         dq = graph.insert_before(
             node,
             self.names,
@@ -183,7 +186,7 @@ class Writer:
         node.replace_input_with(unit.weight, dq.outputs[0])
         graph.remove_unread(value)
         if unit.bias is not None and bias is not None:
-            self._write_bias(unit, unit.bias, bias, self.scale_of[data] * scale)
+            self._write_bias(unit.bias, bias, form, self.scale_of[data] * scale)
         return WrittenLayer(unit=unit, integers=integers.name or "", rounding=rounding)
 
     def _zero_point(self, home: ir.Graph, zero: np.ndarray) -> ir.Value:
@@ -193,14 +196,21 @@ class Writer:
             self.zeros[key] = graph.add_initializer(home, self.names, "zero_point", zero)
         return self.zeros[key]
 
-    def _write_bias(self, unit: Unit, place: tuple[ir.Node, int], bias: np.ndarray, scale: np.ndarray) -> None:
-        node, port = place
-        value = node.inputs[port]
-        assert value is not None
+    def _bias_form(self, unit: Unit) -> BiasForm:
+        """Return how the target wants a unit's bias."""
+        if unit.bias is None:
+            return "none"
         form = unit.facts.bias if unit.outputs[0] in self.handed else unit.facts.bias_float_output
         rank = self.shapes.rank(unit.node.outputs[0])
         if form == "spread" and (rank is None or rank < 3):  # a further axis would go through to the sum
-            form = "int32"
+            return "int32"
+        return form
+
+    def _write_bias(self, place: tuple[ir.Node, int], bias: np.ndarray, form: BiasForm, scale: np.ndarray) -> None:
+        node, port = place
+        value = node.inputs[port]
+        assert value is not None
+        rank = self.shapes.rank(node.outputs[0])
         if form == "spread" and rank is not None:
             if bias.ndim < rank:
                 wide = bias.reshape((1,) * (rank - bias.ndim) + bias.shape)

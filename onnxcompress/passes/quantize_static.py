@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from .. import graph, model_io, runtime, shapes, targets
 from ..calibration import calibrate
 from ..core import Action, Change, Context, Need
+from ..errors import ModelError
 from ..numerics.ranges import Histogram
 from ..placement import Placement, plan
 from ..readback import Kernels, read_back
@@ -82,14 +83,15 @@ class _Run:
             if not placement.units:
                 break
             layers = self._writer(copy, placement).write()
-            kernels = self._read_back(copy, placement, layers)
+            try:
+                kernels = self._read_back(copy, placement, layers)
+            except ModelError as error:
+                refused |= {unit.label: f"with quantizers, {error.message}" for unit in placement.units}
+                continue
             if not kernels.fallen:
                 return _Settled(self._plan(self.model, refused, only), kernels, {w.unit.label: w for w in layers})
             refused |= kernels.fallen
-        refused |= {
-            graph.label(n): "nothing settled" for u in self._plan(self.model, refused, only).units for n in u.nodes
-        }
-        return _Settled(self._plan(self.model, refused, only), Kernels({}, {}), {})
+        return _Settled(self._plan(self.model, refused, frozenset()), Kernels({}, {}), {})
 
     def write(self, settled: _Settled, pass_name: str) -> list[Change]:
         """Write a placement into the model and say what became of each layer."""

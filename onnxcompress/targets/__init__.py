@@ -22,8 +22,8 @@ NAMES = ("cpu", "arm", "tensorrt", "qnn")
 
 WeightKind = Literal["product", "lookup", "other"]
 WeightForm = Literal["dequantize", "multiply"]
-BiasForm = Literal["float", "int32", "spread"]
-"""How a bias is stored: floats, integers with a scale, or floats with as many axes as the activations."""
+BiasForm = Literal["float", "int32", "spread", "none"]
+"""How a bias is stored: floats, integers with a scale, floats with as many axes as the activations; not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)

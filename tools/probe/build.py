@@ -122,21 +122,26 @@ class Builder:
         return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString()
 
 
-def float_model(case: Case) -> bytes:
-    """Return the operator alone, all in floats."""
+def float_model(case: Case, *, between: bool = False) -> bytes:
+    """Return the operator alone, all in floats; `between` two Transposes it may do without a copy."""
     b = Builder()
-    ports = _leading(b, case) + [b.input(TensorProto.FLOAT, shape) for shape in case.inputs]
+    ports = _leading(b, case)
+    for shape in case.inputs:
+        value = b.input(TensorProto.FLOAT, shape[::-1] if between else shape)
+        ports.append(b.op("Transpose", value)[0] if between else value)
     if case.weight:
         ports.append(b.constant(_weight(case)))
     bias = None if case.bias is None else b.constant(_noise(case.bias))
     result = _node(b, case, ports, bias)
+    if between:
+        result = [b.op("Transpose", value)[0] for value in result]
     return b.model(dict.fromkeys(result, TensorProto.FLOAT))
 
 
-def quantized_model(case: Case, around: Around, *, behind_conv: bool = False) -> bytes:
+def quantized_model(case: Case, around: Around, *, behind_conv: bool = False, between: bool = False) -> bytes:
     """Return the operator with integers as the model's inputs and, unless `around` says no, as its outputs.
 
-    Its feature maps may come from convolutions.
+    Its feature maps may come from convolutions; it may stand between two Transposes.
     """
     b = Builder()
     kind = around.activation
@@ -148,7 +153,9 @@ def quantized_model(case: Case, around: Around, *, behind_conv: bool = False) ->
         if around.constant and index == len(case.inputs) - 1:
             ports.append(_constant_operand(b, shape, scale, around))
         else:
-            value = b.dequantize(b.input(_TYPES[kind][1], shape), scale, zero, kind)
+            value = b.dequantize(b.input(_TYPES[kind][1], shape[::-1] if between else shape), scale, zero, kind)
+            if between:
+                value = b.dequantize(b.quantize(b.op("Transpose", value)[0], scale, zero, kind), scale, zero, kind)
             if behind_conv and len(shape) == _MAP_RANK:
                 integers, factors, points = _rounded(_noise((shape[1], shape[1], 1, 1)), 0, around)
                 stored = (b.constant(integers), b.constant(factors), b.constant(points))
@@ -180,6 +187,9 @@ def quantized_model(case: Case, around: Around, *, behind_conv: bool = False) ->
         return b.model(dict.fromkeys(result, TensorProto.FLOAT))
     scale = _SCALE * (1 if around.scales == "equal" else 1.1)
     zero = (0 if kind == "uint8" else -128) if around.after else zero
+    if between:
+        quantized = [b.dequantize(b.quantize(value, scale, zero, kind), scale, zero, kind) for value in result]
+        result = [b.op("Transpose", value)[0] for value in quantized]
     return b.model({b.quantize(value, scale, zero, kind): _TYPES[kind][1] for value in result})
 
 

@@ -7,13 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxcompress import runtime
 
-from .build import Around, Case, feed, float_model, quantized_model
+from .build import Around, Builder, Case, feed, float_model, quantized_model
 from .cases import ABSORBED, COMPUTE, MOVES, POINTWISE
 
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+_ATTEMPTS = 25
+"""Attempts at a time, of which the least counts: it is the one that nothing else on the machine disturbed."""
 
 _LAYOUT = {"Transpose", "ReorderInput", "ReorderOutput"}
 
@@ -63,7 +67,24 @@ def conversions() -> Row:
         "quantize_ps": _digits(only(model, "QuantizeLinear") / size),
         "dequantize_ps": _digits(only(model, "DequantizeLinear") / size),
         "layout_ps": _digits(only(conv, "Transpose") / elements),
+        "node_ns": _digits(_node_nanoseconds()),
     }
+
+
+def _node_nanoseconds(length: int = 40) -> float:
+    """Return what a Q or DQ costs that has next to nothing to do: a chain with them against one without."""
+    models = []
+    for quantized in (False, True):
+        b = Builder()
+        value = b.input(onnx.TensorProto.FLOAT, (1, 4))
+        for _ in range(length):
+            value = b.op("Neg", value)[0]
+            if quantized:
+                value = b.dequantize(b.quantize(value, 0.1, 128, "uint8"), 0.1, 128, "uint8")
+        models.append(b.model({value: onnx.TensorProto.FLOAT}))
+    plain, quantized_chain = (runtime.open_session(model, optimize=True) for model in models)
+    latency = runtime.race(plain, quantized_chain, feed(models[0]), rounds=101, max_seconds=2.0)
+    return max(0.0, (latency.compressed_ms - latency.original_ms) * 1e6 / (2 * length))
 
 
 def is_integer(model: bytes) -> bool:
@@ -83,6 +104,7 @@ def _compute(case: Case, around: Around) -> Row:
     around = replace(around, channels=channels)
     row: Row = {"form": "compute", "channels": channels}
     row["zero_point"] = not is_integer(quantized_model(replace(case, bias=None), replace(around, zero_point=False)))
+    around = replace(around, zero_point=row["zero_point"])
     row["float_output"] = is_integer(quantized_model(replace(case, bias=None), replace(around, output=False)))
     row |= _biases(case, around, float_output=row["float_output"])
     row["absorbs"] = [a for a in ABSORBED if is_integer(quantized_model(case, replace(around, after=a)))]
@@ -97,11 +119,12 @@ def _biases(case: Case, around: Around, *, float_output: bool) -> Row:
         for form, biased in _biased(case):
             trial = quantized_model(biased, replace(around, output=output, bias=form))
             if is_integer(trial):
-                name = "spread" if biased.bias and len(biased.bias) > 1 else form
-                forms.setdefault(name, _kernels(trial))
+                forms["spread" if biased.bias and len(biased.bias) > 1 else form] = _kernels(trial)
+        name = "bias" if output else "bias_float_output"
+        found[name] = "none"
         if forms:
             fast = _AS_FAST * min(forms.values())
-            found["bias" if output else "bias_float_output"] = next(n for n, ps in forms.items() if ps <= fast)
+            found[name] = next(form for form, ps in forms.items() if ps <= fast)
     return found
 
 
@@ -134,16 +157,20 @@ def _times(case: Case, around: Around) -> Row:
     """Return picoseconds of the kernels on floats and on integers, for each MAC, or else element of the largest tensor.
 
     What changes the layout of a feature map for a kernel is left out: between neighbours that agree there is none.
-    Integers are also tried behind convolutions, whose layout some kernels are made for.
+    Integers are also tried behind convolutions, whose layout some kernels are made for. What moves elements stands
+    between two nodes: some of it needs no copy there.
     """
     plain = float_model(case)
+    between = around.scales == "equal" and case.op_type != "Transpose"
     units = case.macs
     if not units:
         outputs = runtime.open_session(plain, optimize=True).run(feed(plain))
         made = sum(int(array.size) for array in outputs.values())
         units = max(made, *(int(np.prod(shape)) for shape in case.inputs), 1)
     without = _LAYOUT - {case.op_type}
-    integer = _kernels(quantized_model(case, around), without)
+    if between:
+        plain = float_model(case, between=True)
+    integer = _kernels(quantized_model(case, around, between=between), without)
     if not case.macs and case.op_type != "Transpose":
         behind = quantized_model(case, around, behind_conv=True)
         integer = min(integer, _kernels(behind, {*without, "QLinearConv"}))
@@ -151,9 +178,9 @@ def _times(case: Case, around: Around) -> Row:
 
 
 def _kernels(model: bytes, without: Collection[str] = ()) -> float:
-    """Return the picoseconds of a run's kernels, some operators left out; the least of three attempts."""
+    """Return the picoseconds of a run's kernels, some operators left out; the least of many short attempts."""
     values = feed(model)
-    attempts = [runtime.profile(model, values, runs=30) for _ in range(3)]
+    attempts = [runtime.profile(model, values, runs=3) for _ in range(_ATTEMPTS)]
     return 1e9 * min(sum(ms for _, op_type, ms in found if op_type not in without) for found in attempts)
 
 
