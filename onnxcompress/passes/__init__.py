@@ -35,6 +35,7 @@ SHIPPED: Mapping[str, str] = {
     "quantize-dynamic": "quantize_dynamic:QuantizeDynamic",
     "equalize": "equalize:Equalize",
     "quantize-weights": "quantize_weights:QuantizeWeights",
+    "convert-float16": "convert_float16:ConvertFloat16",
     "surgery": "surgery:Surgery",
 }
 """Name -> module:class in this package, in the order in which `onnxcompress passes` lists them."""

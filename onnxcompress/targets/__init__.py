@@ -149,6 +149,11 @@ def weight_only(target: str, kind: WeightKind) -> WeightOnly:
     return WeightOnly(**_read(target).get("weight_only", {}).get(kind, {}))
 
 
+def half_compute(target: str) -> bool:
+    """Say whether a target computes faster in float16 than in float32; where nothing is known, it does not."""
+    return bool(_read(target).get("float16", {}).get("compute", False))
+
+
 def static_facts(target: str) -> StaticFacts:
     """Return what a target runs on integers.
 
