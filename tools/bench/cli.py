@@ -236,3 +236,43 @@ def pack(
     if json_file is not None:
         json_file.write_text(bench.as_json(rows))
     publish([bench.table(rows)], markdown=markdown)
+
+
+@app.command()
+def float16(
+    *,
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],
+    only: Annotated[str, typer.Option(help="glob on model keys, such as 'silero_vad/*'")] = "*",
+    compute: Annotated[str, typer.Option(help="the pass's option: auto, float32 or float16")] = "auto",
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Convert every model of a zoo to float16 and evaluate it: size ratio, metric before and after, latency ratio.
+
+    Example: python tools/bench.py float16 --zoo ZOO --compute float16
+    """
+    import fnmatch
+
+    from bench import weights as bench
+    from bench.tables import publish
+
+    root = zoo.resolve()
+    found = sorted(path for path in root.rglob("*.onnx") if (path.parent / "eval.py").exists())
+    models = [path for path in found if fnmatch.fnmatch(str(path.relative_to(root).with_suffix("")), only)]
+    if not models:
+        fail(f"no model with an eval.py beside it in {zoo} matches {only!r}")
+    work.mkdir(parents=True, exist_ok=True)
+    settings = [f"convert-float16.compute={compute}"]
+    rows = []
+    with _progress() as progress:
+        task = progress.add_task("float16", total=len(models))
+        for row in bench.measure(models, root, work.resolve(), "float16", settings):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.model)
+    if json_file is not None:
+        json_file.write_text(bench.as_json(rows))
+    title = "float16" if compute == "auto" else f"float16, compute {compute}"
+    publish(
+        [bench.table(rows, title, size_limit=0.52, size_limit_from_bytes=0, drop_limit_points=0.1)], markdown=markdown
+    )

@@ -1,4 +1,4 @@
-"""The `int8-weights` recipe on real models: size, the models' own metrics before and after, latency."""
+"""A recipe on real models: size, the models' own metrics before and after, latency."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Row:
         return 100 * (self.original[self.metric] - self.compressed[self.metric])
 
 
-def measure(models: Sequence[Path], zoo: Path, work: Path, recipe: str) -> Iterator[Row]:
+def measure(models: Sequence[Path], zoo: Path, work: Path, recipe: str, settings: Sequence[str] = ()) -> Iterator[Row]:
     """Compress and evaluate each model, every step in a process of its own."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TOOLS_FOLDER)])}
     for model in models:
@@ -60,6 +60,7 @@ def measure(models: Sequence[Path], zoo: Path, work: Path, recipe: str) -> Itera
         try:
             command = [sys.executable, "-m", "onnxcompress", "compress", str(model), "-o", str(out)]
             options = ["--recipe", recipe, "--json", str(report), "--force"]
+            options += [part for setting in settings for part in ("--set", setting)]
             measured = run([*command, *options], environment=environment)
             if measured.exit_code != 0 or not out.exists():
                 error = f"exit {measured.exit_code}: {measured.errors}"
@@ -82,10 +83,18 @@ def measure(models: Sequence[Path], zoo: Path, work: Path, recipe: str) -> Itera
             shutil.rmtree(folder)
 
 
-def table(rows: Sequence[Row], recipe: str) -> Table:
+def table(
+    rows: Sequence[Row],
+    recipe: str,
+    *,
+    size_limit: float = SIZE_LIMIT,
+    size_limit_from_bytes: int = SIZE_LIMIT_FROM_BYTES,
+    drop_limit_points: float = DROP_LIMIT_POINTS,
+) -> Table:
     """Tabulate sizes, metrics and latency; a star marks what misses the limits."""
+    of_which = f"of {size_limit_from_bytes / 1e6:g} MB or more" if size_limit_from_bytes else "of the size"
     out = Table(
-        f"{recipe}: real models (* beyond {SIZE_LIMIT} of 1 MB or more, or {DROP_LIMIT_POINTS} points)",
+        f"{recipe}: real models (* beyond {size_limit} {of_which}, or {drop_limit_points} points)",
         [
             "model",
             "bytes",
@@ -103,7 +112,7 @@ def table(rows: Sequence[Row], recipe: str) -> Table:
     for row in rows:
         ratio = row.compressed_bytes / row.original_bytes if row.compressed_bytes else None
         name, drop = row.metric, row.drop_points
-        too_big = ratio is not None and ratio > SIZE_LIMIT and row.original_bytes >= SIZE_LIMIT_FROM_BYTES
+        too_big = ratio is not None and ratio > size_limit and row.original_bytes >= size_limit_from_bytes
         out.add(
             row.model,
             row.original_bytes,
@@ -112,7 +121,7 @@ def table(rows: Sequence[Row], recipe: str) -> Table:
             name,
             f"{row.original[name]:.4f}" if name else None,
             f"{row.compressed[name]:.4f}" if name and name in row.compressed else None,
-            None if drop is None else f"{drop:+.2f}{'*' * (drop > DROP_LIMIT_POINTS)}",
+            None if drop is None else f"{drop:+.2f}{'*' * (drop > drop_limit_points)}",
             None if row.latency_ratio is None else f"{row.latency_ratio:.2f}x",
             row.seconds,
             row.error[:100],
