@@ -335,6 +335,16 @@ def test_ports_that_must_be_float32_and_attributes_that_name_a_type():
     assert _db(before, model, feed) > 50
 
 
+def test_sums_at_places_stay_float32():
+    text = """g (float[n, 64] x, float[64, 64] w, int64[1, 1] i, float[1, 64] u) => (float[n, 64] y)
+        {h = MatMul(x, w) s = ScatterND<reduction = "add">(h, i, u) y = MatMul(s, w)}"""
+    model = _model(text, w=CHAIN_WEIGHTS["w"], i=np.array([[0]]), u=helpers.floats(1, 64))
+    before = model_io.to_bytes(model)
+    _compute(model)
+    assert _types(model) == ["Cast", "Cast", "MatMul", "Cast", "ScatterND", "Cast", "MatMul", "Cast"]
+    assert _db(before, model, optimize=True) > 45
+
+
 def test_a_value_read_on_both_sides_has_one_cast():
     text = """g (float[n, 64] x, float[64, 64] w, float s) => (float[n, 64] y, float[n, 64] z, float[n, 64] u)
         {h = MatMul(x, w) y = Mul(h, s) z = Add(h, y) u = MatMul(h, w)}"""

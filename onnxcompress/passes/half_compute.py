@@ -116,6 +116,8 @@ class Conversion:
             return None
         if node.op_identifier() in self._model.functions or graph.is_op(node, "Constant"):
             return None
+        if graph.attribute(node, "reduction", "none") != "none":  # onnxruntime's Scatter fails when it runs
+            return None
         try:
             schema = onnx.defs.get_schema(node.op_type, graph.opset(self._model), "")
         except onnx.defs.SchemaError:
