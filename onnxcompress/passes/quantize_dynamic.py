@@ -141,7 +141,7 @@ class QuantizeDynamic:
             if graph.is_op(node, "LSTM"):
                 why = dynamic_lstm.fault(node, known, context.selects, facts)
             elif graph.is_op(node, "GRU", "RNN"):
-                why = f"onnxruntime has no {node.op_type} on integers"
+                why = f"onnxruntime has no {node.op_type} on integers: only its weights can be stored as int8"
             elif dynamic_products.has_rounded_weight(node):
                 why = "its weight is quantized already"
             if why:
