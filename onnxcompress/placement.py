@@ -63,9 +63,9 @@ class Placement:
     reasons: dict[ir.Node, str]
 
     @property
-    def layers(self) -> list[Unit]:
-        """The units that have a weight."""
-        return [unit for unit in self.units if unit.weight is not None]
+    def products(self) -> list[Unit]:
+        """The units that multiply and accumulate."""
+        return [unit for unit in self.units if unit.multiplies]
 
     @property
     def sources(self) -> list[ir.Value]:
@@ -88,8 +88,9 @@ def plan(
         facts: the target's.
         shapes: of the model, at the sizes that matter.
         refused: labels of nodes that must stay on floats -> why.
-        only: labels of the layers with weights that may run on integers; None for all.
+        only: labels of the products and convolutions that may run on integers; None for all.
     """
+    rounds = _inside_loops(model)
     chosen: list[Unit] = []
     quantizers: list[Quantizer] = []
     reasons: dict[ir.Node, str] = {}
@@ -99,9 +100,13 @@ def plan(
         allowed = []
         for unit in found:
             why = next((refused[graph.label(n)] for n in unit.nodes if graph.label(n) in refused), None)
-            if why is not None or (only is not None and unit.weight is not None and unit.label not in only):
+            if why is None and unit.multiplies and only is not None and unit.label not in only:
+                why = "taken back"
+            if why is None and unit.multiplies and unit.weight is None and body in rounds:
+                why = "what a loop carries from round to round would be rounded in each"
+            if why is not None:
                 if unit.weight is not None:
-                    reasons[unit.node] = why or "taken back"
+                    reasons[unit.node] = why
             else:
                 allowed.append(unit)
         problem = _Problem(body, allowed, facts, shapes)
@@ -113,6 +118,16 @@ def plan(
             if unit.weight is not None and unit not in taken:
                 reasons[unit.node] = problem.why_float(unit)
     return Placement(units=tuple(chosen), quantizers=tuple(quantizers), reasons=reasons)
+
+
+def _inside_loops(model: ir.Model) -> set[ir.Graph]:
+    """Return the bodies that run several times, those inside them included."""
+    found: set[ir.Graph] = set()
+    for body in graph.graphs_outside_functions(model):  # outer ones come first
+        for node in body:
+            if body in found or graph.is_op(node, "Loop", "Scan"):
+                found.update(graph.bodies(node))
+    return found
 
 
 class _Problem:
@@ -154,7 +169,7 @@ class _Problem:
                 maker = self.maker.get(value)
                 if maker in reading and maker is not None:
                     island[root(unit)] = root(maker)
-        kept = {root(unit) for unit in reading if unit.facts.form == "compute"}
+        kept = {root(unit) for unit in reading if unit.multiplies}
         return {unit for unit in reading if root(unit) in kept}
 
     def why_float(self, unit: Unit) -> str:

@@ -44,6 +44,11 @@ class Unit:
         return graph.label(self.node)
 
     @property
+    def multiplies(self) -> bool:
+        """Whether it is a product or a convolution, with a weight or of activations."""
+        return self.facts.form == "compute"
+
+    @property
     def nodes(self) -> tuple[ir.Node, ...]:
         """All nodes of the unit."""
         return (self.node, *self.behind)

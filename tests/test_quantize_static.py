@@ -196,6 +196,43 @@ def test_an_old_opset_is_raised_only_as_far_as_needed():
     assert _sqnr_db(model, old) > 28
 
 
+def test_the_opset_stays_where_nothing_is_quantized():
+    text = "g (float[1,1,4,4] x, float[1,1,1,1] w) => (float[1,1,4,4] y) { y = Conv(x, w) }"
+    model = _with(from_text(text, opset=12), w=np.ones((1, 1, 1, 1), np.float32))
+    before = model_io.to_bytes(model)
+    changes = QuantizeStatic().run(model, Context(feeds=[{"x": floats(1, 1, 4, 4)}]))
+    assert model_io.to_bytes(model) == before
+    assert [c.action for c in changes] == [Action.SKIPPED]
+
+
+ATTENTION = """g (float[1,256,256] x, float[256,256] w) => (float[1,256,256] y) {
+    q = MatMul(x, w) k = Transpose<perm=[0,2,1]>(x) s = MatMul(q, k) y = Erf(s) }"""
+
+
+def test_products_of_activations_come_last_and_can_be_taken_back():
+    model = _with(from_text(ATTENTION), w=floats(256, 256) / 16)
+    feeds = [{"x": floats(1, 256, 256, seed=s)} for s in range(2)]
+    gate = Gate()
+    quantized, changes = _quantized(model, feeds, gate=gate)
+    assert [target for _, target in gate.admitted] == ["MatMul0", "MatMul2"]
+    assert "a product of activations" in next(c.reason for c in changes if c.target == "MatMul2")
+    assert runtime.optimized_nodes(model_io.to_bytes(quantized)).count("MatMulIntegerToFloat") == 1
+    quantized, _ = _quantized(model, feeds, gate=Gate(limit=1))
+    assert "FusedMatMul" in _kernels(quantized)
+    assert "MatMulIntegerToFloat" in _kernels(quantized)
+
+
+def test_what_a_loop_carries_stays_on_floats():
+    text = """g (float[1,256,256] x) => (float[1,256,256] y) {
+        n = Constant<value_int=2>() t = Constant<value=bool {1}>()
+        y = Loop(n, t, x) <body = b (int64 i, bool c, float[1,256,256] h) => (bool d, float[1,256,256] o) {
+            d = Identity(c) m = MatMul(h, h) o = Tanh(m) }> }"""
+    model = _with(from_text(text))
+    gate = Gate()
+    _quantized(model, [{"x": floats(1, 256, 256)}], gate=gate)
+    assert gate.admitted == []
+
+
 def test_other_targets_get_their_own_types():
     model = _conv_net("z = Relu(a)")
     quantized, changes = _quantized(model, target="tensorrt")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from .. import graph, model_io, runtime, shapes, targets
-from ..calibration import calibrate
+from ..calibration import Calibration, calibrate
 from ..core import Action, Change, Context, Need
 from ..errors import ModelError
 from ..numerics.ranges import Histogram
@@ -34,7 +35,7 @@ _MOST_ROUNDS = 10
 
 
 @plain_dataclass(frozen=True)
-class _Settled:
+class Settled:
     """A placement that the runtime runs as it is meant to, and what was learnt on the way."""
 
     placement: Placement
@@ -51,30 +52,61 @@ class QuantizeStatic:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
-        """Quantize every graph of `model`, the layers that lose least first."""
+        """Quantize every graph of `model`: layers, those that lose least first, then products of activations."""
         facts = targets.static_facts(context.target)
-        changes = raise_opset(model, context, self.name, facts.opset, "scales by channel need it")
-        if graph.opset(model) < facts.opset:
-            return changes
-        run = _Run(model, context, facts)
+        try:
+            raised = model if graph.opset(model) >= facts.opset else model_io.convert_opset(model, facts.opset)
+        except ModelError as error:
+            reason = f"opset stays at {graph.opset(model)}: {error.message}"
+            return [Change(pass_name=self.name, target="graph", action=Action.SKIPPED, reason=reason)]
+        run = StaticRun(raised, context, facts)
         whole = run.settle(only=None)
-        order = sorted(whole.layers.values(), key=_loss)
-        admitted = [w.unit.label for w in order if context.gate.admits(self.name, w.unit.label)]
-        final = whole if len(admitted) == len(order) else run.settle(only=frozenset(admitted))
+        order = _least_harm_first(whole)
+        if raised is not model:
+            if not order:
+                return run.write(whole, self.name)
+            changes = raise_opset(model, context, self.name, facts.opset, "scales by channel need it")
+            if graph.opset(model) < facts.opset:
+                return changes
+            run = StaticRun(model, context, facts, like=run)
+        else:
+            changes = []
+        admitted = [label for label in order if context.gate.admits(self.name, label)]
+        final = run.settle(only=None if len(admitted) == len(order) else frozenset(admitted))
         return changes + run.calibration.changes(self.name) + run.write(final, self.name)
 
 
-class _Run:
-    """One model, its shapes, and the ranges of what its units read and make."""
+class StaticRun:
+    """One model at the opset that its target needs, to be placed and written.
 
-    def __init__(self, model: ir.Model, context: Context, facts: targets.StaticFacts) -> None:
+    Args:
+        model: edited by `write` only.
+        context: its feeds are calibrated on; its gate is not asked.
+        facts: the target's.
+        like: a run of the same model in other objects, whose findings are taken over.
+
+    Attributes:
+        ranges: name of a value that units read or make -> least and greatest value; may be replaced by better ones.
+        refused: label of a unit -> why it stays on floats.
+    """
+
+    def __init__(
+        self, model: ir.Model, context: Context, facts: targets.StaticFacts, *, like: StaticRun | None = None
+    ) -> None:
         self.model, self.context, self.facts = model, context, facts
+        self.calibration = Calibration()
+        self.refused: dict[str, str] = {}
+        self.ranges: dict[str, Range] = {}
+        self.shapes: shapes.Shapes
+        if like is not None:
+            self.shapes, self.refused = like.shapes, like.refused
+            self.ranges, self.calibration = like.ranges, like.calibration
+            return
         largest = max(context.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
         self.shapes = shapes.infer_at(model, {name: np.shape(array) for name, array in largest.items()})
-        self.refused: dict[str, str] = {}
-        self.ranges = self._observe()
+        self._observe()
 
-    def settle(self, only: frozenset[str] | None) -> _Settled:
+    def settle(self, only: frozenset[str] | None) -> Settled:
         """Plan, write into a copy, look what the runtime does, and leave out what fell back, until nothing does."""
         refused = dict(self.refused)
         for _ in range(_MOST_ROUNDS):
@@ -89,28 +121,34 @@ class _Run:
                 refused |= {unit.label: f"with quantizers, {error.message}" for unit in placement.units}
                 continue
             if not kernels.fallen:
-                return _Settled(self._plan(self.model, refused, only), kernels, {w.unit.label: w for w in layers})
+                return Settled(self._plan(self.model, refused, only), kernels, {w.unit.label: w for w in layers})
             refused |= kernels.fallen
-        return _Settled(self._plan(self.model, refused, frozenset()), Kernels({}, {}), {})
+        return Settled(self._plan(self.model, refused, frozenset()), Kernels({}, {}), {})
 
-    def write(self, settled: _Settled, pass_name: str) -> list[Change]:
+    def write(self, settled: Settled, pass_name: str) -> list[Change]:
         """Write a placement into the model and say what became of each layer."""
         placement = settled.placement
-        sizes = {unit.label: _weight_bytes(unit.node) for unit in placement.layers}
-        layers = self._writer(self.model, placement).write() if placement.units else []
-        changes = [
-            Change(
+        sizes = {unit.label: graph.tensor_bytes([unit.node.inputs[unit.weight or 0]]) for unit in placement.products}
+        layers = {w.unit.label: w for w in self._writer(self.model, placement).write()} if placement.units else {}
+        changes = []
+        for unit in placement.products:
+            kernel = settled.kernels.of_layer.get(unit.label, "as the target's documentation says")
+            w = layers.get(unit.label)
+            change = Change(
                 pass_name=pass_name,
-                target=w.unit.label,
+                target=unit.label,
                 action=Action.APPLIED,
-                reason=f"int8: {self._kernel(settled, w.unit.label)}",
-                bytes_before=sizes[w.unit.label],
-                bytes_after=w.rounding.tensor.size + w.rounding.scale.nbytes,
-                details={"sqnr_db": round(min(w.rounding.sqnr_db, 999.0), 2)},
+                reason=f"int8: {kernel}" if w else "int8: a product of activations",
             )
-            for w in layers
-        ]
-        others = Counter(unit.node.op_type for unit in placement.units if unit.weight is None)
+            if w is not None:
+                change = replace(
+                    change,
+                    bytes_before=sizes[unit.label],
+                    bytes_after=w.rounding.tensor.size + w.rounding.scale.nbytes,
+                    details={"sqnr_db": round(min(w.rounding.sqnr_db, 999.0), 2)},
+                )
+            changes.append(change)
+        others = Counter(unit.node.op_type for unit in placement.units if not unit.multiplies)
         if others:
             listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
             changes.append(
@@ -125,9 +163,6 @@ class _Run:
             Change(pass_name=pass_name, target=graph.label(node), action=Action.SKIPPED, reason=f"float: {why}")
             for node, why in placement.reasons.items()
         ]
-
-    def _kernel(self, settled: _Settled, label: str) -> str:
-        return settled.kernels.of_layer.get(label, "as the target's documentation says")
 
     def _plan(self, model: ir.Model, refused: Mapping[str, str], only: frozenset[str] | None) -> Placement:
         return plan(model, self.facts, self.shapes, refused=refused, only=only)
@@ -144,8 +179,8 @@ class _Run:
             [(u.label, [graph.label(node) for node in u.nodes]) for u in placement.units],
         )
 
-    def _observe(self) -> dict[str, Range]:
-        """Return the ranges of all values that may become integers; units whose ranges are unknown are refused."""
+    def _observe(self) -> None:
+        """Find the ranges of all values that may become integers; units whose ranges are unknown are refused."""
         found = [
             unit
             for body in graph.graphs_outside_functions(self.model)
@@ -158,19 +193,17 @@ class _Run:
         self.calibration = calibrate(
             self.model, self.context.feeds, values, store=self.context.calibrations, progress=self.context.progress
         )
-        ranges: dict[str, Range] = {}
         why = dict(self.calibration.refused)
         for name, histogram in self.calibration.histograms.items():
             problem = _problem(histogram)
             if problem is None:
-                ranges[name] = histogram.low, histogram.high
+                self.ranges[name] = histogram.low, histogram.high
             else:
                 why[name] = problem
         for unit in found:
             for value in (*unit.inputs, *unit.outputs):
                 if value.name in why:
                     self.refused.setdefault(unit.label, f"the range of {value.name} is not known: {why[value.name]}")
-        return ranges
 
 
 def _problem(histogram: Histogram) -> str | None:
@@ -182,10 +215,13 @@ def _problem(histogram: Histogram) -> str | None:
     return "always zero on the samples" if histogram.low == histogram.high == 0 else None
 
 
-def _loss(layer: WrittenLayer) -> float:
-    """Return noise to signal of a layer's weight."""
-    return layer.rounding.noise / max(layer.rounding.signal, float(np.finfo(float).tiny))
+def _least_harm_first(settled: Settled) -> list[str]:
+    """Return the labels of layers by the noise that rounding makes of their weights, then of products without one."""
 
+    def noise(label: str) -> float:
+        rounding = settled.layers[label].rounding
+        return rounding.noise / max(rounding.signal, float(np.finfo(float).tiny))
 
-def _weight_bytes(node: ir.Node) -> int:
-    return graph.tensor_bytes([node.inputs[1]])
+    labels = [unit.label for unit in settled.placement.products]
+    layers = sorted((label for label in labels if label in settled.layers), key=noise)
+    return layers + [label for label in labels if label not in settled.layers]
