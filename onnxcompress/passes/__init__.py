@@ -36,6 +36,7 @@ SHIPPED: Mapping[str, str] = {
     "equalize": "equalize:Equalize",
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "convert-float16": "convert_float16:ConvertFloat16",
+    "quantize-int8": "quantize_int8:QuantizeInt8",
     "surgery": "surgery:Surgery",
 }
 """Name -> module:class in this package, in the order in which `onnxcompress passes` lists them."""
