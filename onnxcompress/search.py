@@ -31,7 +31,7 @@ class Candidate:
 
 def cost(trial: Trial, prefer: Prefer) -> float:
     """Return what is to be least: size ratio times latency ratio, or one of them; a time that is not known is 1."""
-    latency = 1.0 if trial.latency_ratio is None else trial.latency_ratio
+    latency = trial.latency_ratio or 1.0
     return {"balanced": trial.size_ratio * latency, "speed": latency, "size": trial.size_ratio}[prefer]
 
 
@@ -48,9 +48,11 @@ def ranked(candidates: Sequence[Candidate], prefer: Prefer, limit: float | None)
     """Return the candidates that may be the result, best first.
 
     Of those whose costs are within 5% of the least, the one with the least drop comes first; of equals, the one that
-    was given first.
+    was given first. Where times are wanted and not known, they come in the order in which they were given.
     """
     rest = [c for c in candidates if objection(c.trial, prefer, limit) is None]
+    if prefer != "size" and any(c.trial.latency_ratio is None for c in rest):
+        return rest
     found: list[Candidate] = []
     while rest:
         least = min(cost(c.trial, prefer) for c in rest)

@@ -516,3 +516,19 @@ def test_devices_and_pipes_are_not_replaced(option, tmp_path, monkeypatch, capsy
     assert code == 2
     assert "is a device or a pipe" in capsys.readouterr().err
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_int8_for_another_processor_is_not_timed_but_proved(run, tmp_path):
+    np.savez(tmp_path / "few.npz", x=np.load(MODELS / "fmnist_calib.npz")["x"][:20])
+    args = ["compress", MBV2, "-o", "a.onnx", "--recipe", "int8", "--data", "few.npz", "--target", "arm"]
+    done = run(*args, "--json", "first.json", "-q", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "first.json").read_text())
+    assert set(report["timings"]) == {"result"}
+    assert any(c["pass"] == "quantize-static" and c["action"] == "applied" for c in report["changes"])
+    done = run(*args, "--timings", "first.json", "--prefer", "size", "--json", "-", "--force", cwd=tmp_path)
+    smallest = json.loads(done.stdout)
+    assert smallest["latency"] == report["latency"]
+    assert smallest["output"]["bytes"] < report["output"]["bytes"]
+    done = run(*args, "--timings", "few.npz", "--force", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

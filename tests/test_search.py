@@ -56,6 +56,12 @@ def test_a_time_that_is_not_known_counts_as_the_originals():
     assert search.cost(_trial(size=0.25, latency=None), "balanced") == 0.25
 
 
+def test_without_times_the_given_order_stands_unless_size_is_wanted():
+    unknown = [_candidate("a", size=0.5, latency=None), _candidate("b", size=0.2, latency=None)]
+    assert _order("balanced", *unknown) == _order("speed", *unknown) == "ab"
+    assert _order("size", *unknown) == "ba"
+
+
 class _Sums:
     """Judges sets of sites: each adds its own error to the drop."""
 

@@ -14,7 +14,7 @@ route is left the model stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
@@ -33,6 +33,14 @@ from .quantize_static import QuantizeStatic
 from .quantize_weights import QuantizeWeights
 
 Route = Literal["static", "mixed", "dynamic", "weights"]
+
+_PASSES: Mapping[Route, Sequence[Pass]] = {
+    "static": (QuantizeStatic(),),
+    "mixed": (QuantizeDynamic(), QuantizeStatic()),
+    "dynamic": (QuantizeDynamic(),),
+    "weights": (),
+}
+"""What a route runs before quantize-weights."""
 
 _GRAPH = "graph"
 _STEPS = 3
@@ -95,13 +103,10 @@ class QuantizeInt8:
         """Return the routes that can be gone, measured, and why others can't."""
         found: list[Candidate] = []
         refusals: list[Change] = []
-        seen: set[tuple[str, ...]] = set()
         for route in self.routes:
             built = _build(model, route, context)
-            done = tuple(sorted(f"{c.pass_name} {c.target}" for c in built.changes if c.action is Action.APPLIED))
-            if done in seen or not done:
-                continue
-            seen.add(done)
+            if not all(built.applied(type(one)) for one in _PASSES[route]):
+                continue  # it comes down to another route
             try:
                 trial = judge(built.model, f"{self.name}/{route}")
             except ModelError as error:
@@ -112,7 +117,9 @@ class QuantizeInt8:
             if over and judge.limit is not None:
                 relaxed = self._relaxed(model, candidate, judge.limit, context, judge)
                 if relaxed is not None:
-                    refusals.append(self._refusal(candidate, f"{len(_layers(candidate.changes))} layers are too many"))
+                    refusals.append(
+                        self._refusal(candidate, f"{_counted(_layers(candidate.changes))} on integers are too many")
+                    )
                     candidate = relaxed
             found.append(candidate)
         return found, refusals
@@ -134,7 +141,7 @@ class QuantizeInt8:
         if not left_out:
             return None
         built = _build(model, route, context, left_out=left_out)
-        label = f"{route} but {len(left_out)} layers"
+        label = f"{route} without {_counted(left_out)}"
         return Candidate(
             label=label,
             model=built.model,
@@ -178,21 +185,11 @@ class QuantizeInt8:
         return Change(pass_name=self.name, target=_GRAPH, action=Action.SKIPPED, reason=reason)
 
 
-def _passes(route: Route) -> Sequence[Pass]:
-    chain: Mapping[Route, Sequence[Pass]] = {
-        "static": (QuantizeStatic(),),
-        "mixed": (QuantizeDynamic(), QuantizeStatic()),
-        "dynamic": (QuantizeDynamic(),),
-        "weights": (),
-    }
-    return (*chain[route], QuantizeWeights())
-
-
 def _build(model: ir.Model, route: Route, context: Context, *, left_out: frozenset[str] = frozenset()) -> _Built:
     """Go a route on a copy of the model; the layers that are left out have their weights stored as int8 at most."""
     copy = model_io.clone(model)
     changes: list[Change] = []
-    for one in _passes(route):
+    for one in (*_PASSES[route], QuantizeWeights()):
         gate = Gate()
         keeps_all = isinstance(one, QuantizeWeights)
         inner = replace(
@@ -244,6 +241,10 @@ def _figures(candidate: Candidate) -> str:
     if trial.drop is not None:
         parts.append(f"drop {trial.drop:.4f}")
     return ", ".join(parts)
+
+
+def _counted(layers: Collection[str]) -> str:
+    return "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
 
 
 def _elements(feed: Feed) -> int:

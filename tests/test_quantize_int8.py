@@ -1,0 +1,199 @@
+"""The route that measures best is taken; layers that hurt stay float; times can be replayed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+import onnxcompress as oc
+from onnxcompress import model_io
+from onnxcompress.core import Context, Gate, Trial
+from onnxcompress.errors import ModelError
+from onnxcompress.passes.quantize_int8 import QuantizeInt8
+
+from .helpers import floats, from_text, op_types, run
+
+MODELS = Path(__file__).parent.parent / "models"
+BASE = {"bytes": 1, "size_ratio": 0.3, "latency_ratio": 0.5, "drop": 0.0, "least_sqnr_db": 40.0}
+
+
+class _Judge:
+    """Gives the trials that a test wants, by the route's name or by what is left in floats."""
+
+    def __init__(self, trials=None, *, drop=lambda _: 0.0, limit=0.01, prefer="balanced", fault=lambda _: None):
+        self.trials, self.drop, self.limit, self.prefer, self.fault = trials or {}, drop, limit, prefer, fault
+        self.labels = []
+
+    def __call__(self, model, label):
+        self.labels.append(label.removeprefix("quantize-int8/"))
+        found = self.trials.get(self.labels[-1].split()[0], {})
+        if isinstance(found, Exception):
+            raise found
+        return Trial(**{**BASE, "drop": self.drop(model), **found})
+
+    def score(self, model):
+        drop = self.drop(model)
+        return Trial(**{**BASE, "drop": drop, "least_sqnr_db": 40 - 1000 * drop})
+
+
+@pytest.fixture(scope="module")
+def net():
+    """Two convolutions, the second with a wider range of weights, and a product that is large enough for int8."""
+    model = _net(np.random.default_rng(0))
+    for node, name in zip(model.graph, ("first", "relu1", "second", "relu2", "flat", "product"), strict=True):
+        node.name = name
+    return model
+
+
+def _net(rng):
+    weights = {
+        "w1": rng.standard_normal((32, 16, 3, 3)) / 12,
+        "w2": rng.standard_normal((32, 32, 3, 3)) / 17,
+        "w3": rng.standard_normal((2048, 256)) / 45,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Flatten", ["d"], ["e"]),
+        helper.make_node("MatMul", ["e", "w3"], ["y"]),
+    ]
+    body = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["n", 16, 8, 8])],
+        [helper.make_tensor_value_info("y", 1, ["n", 256])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    return model_io.load(helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+FEEDS = [{"x": floats(1, 16, 8, 8, seed=seed)} for seed in range(8)]
+
+
+def _run(net, judge, **options):
+    model = model_io.clone(net)
+    changes = QuantizeInt8(**options).run(model, Context(feeds=FEEDS, judge=judge))
+    return model, changes
+
+
+def _said(changes, action="skipped"):
+    return [c.reason for c in changes if c.pass_name == "quantize-int8" and c.action == action]
+
+
+def test_the_route_with_the_least_cost_is_taken(net):
+    judge = _Judge({"dynamic": {"latency_ratio": 0.9}, "mixed": {"latency_ratio": 0.4}, "weights": {"size_ratio": 0.2}})
+    model, changes = _run(net, judge)
+    assert judge.labels == ["static", "mixed", "dynamic", "weights"]
+    assert _said(changes, "applied")[0].startswith("weights: 0.200 of the size, 0.50 of the time")
+    assert len(_said(changes)) == 3
+    assert "DynamicQuantizeLinear" not in op_types(model)
+    model, changes = _run(net, _Judge({"mixed": {"latency_ratio": 0.2}}))
+    assert _said(changes, "applied")[0].startswith("mixed")
+    assert {"DynamicQuantizeLinear", "QuantizeLinear"} <= set(op_types(model))
+    expected = run(net, FEEDS[0])["y"]
+    assert np.abs(run(model, FEEDS[0])["y"] - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_only_the_routes_that_were_asked_for_are_tried(net):
+    judge = _Judge()
+    _, changes = _run(net, judge, routes=("weights",))
+    assert judge.labels == ["weights"]
+    assert _said(changes, "applied")
+
+
+def test_a_route_that_has_nothing_of_its_own_is_not_tried():
+    model = from_text("g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
+    judge = _Judge()
+    changes = QuantizeInt8(routes=("static", "mixed", "dynamic")).run(
+        model, Context(feeds=[{"x": floats(1, 4)}], judge=judge)
+    )
+    assert judge.labels == []
+    assert [c.action for c in changes if c.action == "applied"] == []
+
+
+def test_slower_routes_are_refused_and_the_model_stays(net):
+    slow = {"latency_ratio": 1.5}
+    model, changes = _run(net, _Judge(dict.fromkeys(("static", "mixed", "dynamic", "weights"), slow)))
+    assert op_types(model) == op_types(net)
+    assert len([r for r in _said(changes) if "slower than the original" in r]) == 4
+    assert not _said(changes, "applied")
+
+
+def test_a_route_that_the_runtime_refuses_costs_only_itself(net):
+    _, changes = _run(net, _Judge({"static": ModelError("it broke")}))
+    assert any(r == "static: it broke" for r in _said(changes))
+    assert _said(changes, "applied")
+
+
+def _hurts(name):
+    """A layer costs 0.02 while it is on integers, which its DequantizeLinear shows."""
+
+    def drop(model):
+        node = next(n for n in model.graph if n.name == name)
+        return (
+            0.02
+            if node.inputs[1].producer() is not None and node.inputs[1].producer().op_type == "DequantizeLinear"
+            else 0.0
+        )
+
+    return drop
+
+
+def test_the_layer_that_hurts_stays_float(net):
+    _, changes = _run(net, _Judge(drop=_hurts("second")), routes=("static",))
+    assert _said(changes, "applied")[0].startswith("static without 1 layer")
+    assert any("on integers are too many" in r for r in _said(changes))
+    second = [c for c in changes if c.target == "second" and c.pass_name == "quantize-static"]
+    assert [(c.action, c.reason) for c in second] == [("skipped", "float: it hurts the output most for what it saves")]
+
+
+def test_what_no_layer_can_mend_is_refused(net):
+    model, changes = _run(net, _Judge(drop=lambda _: 0.5), routes=("static", "weights"))
+    assert op_types(model) == op_types(net)
+    assert all("the score falls by 0.5" in r for r in _said(changes))
+
+
+def test_the_users_own_samples_can_refuse_a_candidate(net):
+    faults = iter(["labels fall by 0.1", None])
+    _, changes = _run(net, _Judge(fault=lambda _: next(faults)), routes=("static", "weights"))
+    assert any("labels fall by 0.1" in r for r in _said(changes))
+    assert _said(changes, "applied")[0].startswith("weights")
+
+
+def test_layers_are_left_out_until_the_users_own_samples_agree(net):
+    hurt = _hurts("second")
+    judge = _Judge(drop=lambda m: hurt(m) / 4, fault=lambda m: "top1 falls" if hurt(m) else None)
+    _, changes = _run(net, judge, routes=("static",))
+    assert _said(changes, "applied")[0].startswith("static without 1 layer")
+
+
+def test_without_measurements_the_first_route_is_taken_and_said(net):
+    model, changes = _run(net, None, routes=("dynamic", "static"))
+    assert "DynamicQuantizeLinear" in op_types(model)
+    assert "nothing was measured" in _said(changes)[0]
+
+
+def test_a_gate_that_is_shut_leaves_the_model_alone(net):
+    for judge in (None, _Judge()):
+        model = model_io.clone(net)
+        assert QuantizeInt8().run(model, Context(gate=Gate(limit=0), feeds=FEEDS, judge=judge)) == []
+        assert op_types(model) == op_types(net)
+
+
+def test_the_recipe_makes_a_classifier_faster_and_replays_to_the_same_bytes(tmp_path):
+    data = np.load(MODELS / "fmnist_calib.npz")
+    few = {"x": data["x"][:64]}
+    first = oc.compress(MODELS / "mbv2.onnx", recipe="int8", data=few)
+    assert first.report.latency["ratio"] < 1
+    assert first.report.output.bytes < 0.4 * first.report.input.bytes
+    assert first.report.quality["samples"] == 16
+    assert first.report.quality["drop"] <= 0.01
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(first.report.as_json()))
+    again = oc.compress(MODELS / "mbv2.onnx", recipe="int8", data=few, timings=report)
+    assert model_io.to_bytes(again.model) == model_io.to_bytes(first.model)
+    assert again.report.timings == first.report.timings
