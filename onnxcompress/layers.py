@@ -87,6 +87,11 @@ class LinearLayer:
         """The axis of `y` that numbers output channels."""
         return {ops.Sums.WINDOWS: 1, ops.Sums.LAST: -1, ops.Sums.SECOND_LAST: -2}[self._sums]
 
+    @property
+    def input_axis(self) -> int:
+        """The axis of `x` that numbers input channels."""
+        return {ops.Sums.WINDOWS: 1, ops.Sums.LAST: -1, ops.Sums.SECOND_LAST: -2}[self._sums]
+
     def matrix(self) -> np.ndarray:
         """Read the weight: float32 [groups, out, columns], Gemm's alpha included."""
         stored = float_constants.read(self.weight)

@@ -368,6 +368,9 @@ DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Operator of the standard domain -> its first input with data, and the one after the last; absent: all are."""
 
+UNIT_RANGE = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
+"""Operators of the standard domain whose results lie in [0, 1], whatever they read."""
+
 HOMOGENEOUS = frozenset({"Abs", "Identity", "LeakyRelu", "PRelu", "Relu"})
 """Operators of the standard domain with f(a x) = a f(x) for every a > 0, element by element of their first input."""
 

@@ -140,6 +140,8 @@ LAYERS = (
         "frontier",
         "goals",
         "refit",
+        "layer_rows",
+        "range_choice",
     ),
     ("passes",),
     ("recipe", "pipeline", "proof"),

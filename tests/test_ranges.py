@@ -185,17 +185,37 @@ def test_values_that_never_change_have_one_candidate(values):
 
 def test_a_clip_is_kept_only_where_layers_gain():
     values = np.concatenate([floats(20_000), np.full(5, 30.0)]).astype(np.float32)
-    found = clipping.candidates(_counted(values), IntegerGrid("u8"))
+    histogram = _counted(values)
+    found = clipping.candidates(histogram, IntegerGrid("u8"))
     rows = np.stack([floats(64), np.full(64, 30, np.float32)], axis=1)[None]
-    blind = np.array([[[1.0, 0.0]]], np.float32)  # the layer does not read what is clipped
-    sharp = np.array([[[0.0, 1.0]]], np.float32)  # and this one nothing else
-    assert clipping.guarded(found, lambda a: clipping.layer_error(a, [(rows, blind)])).affine.high < 29
-    assert clipping.guarded(found, lambda a: clipping.layer_error(a, [(rows, sharp)])).affine.high > 29.9
-    both = [(rows, blind), (rows, sharp)]
-    assert clipping.layer_error(found[1].affine, both) == pytest.approx(
-        sum(clipping.layer_error(found[1].affine, [reader]) for reader in both)
-    )
+    lows, highs = rows[0].min(axis=0), rows[0].max(axis=0)
+    blind = clipping.LayerInput(
+        rows, np.array([[[1.0, 0.0]]], np.float32), lows, highs
+    )  # does not read what is clipped
+    sharp = clipping.LayerInput(rows, np.array([[[0.0, 1.0]]], np.float32), lows, highs)  # reads nothing else
+
+    def error(affine, *layers: clipping.LayerInput) -> float:
+        return clipping.layer_error(affine, layers, histogram)
+
+    assert clipping.guarded(found, lambda a: error(a, blind)).affine.high < 29
+    assert clipping.guarded(found, lambda a: error(a, sharp)).affine.high > 29.9
+    each = error(found[1].affine, blind) + error(found[1].affine, sharp)
+    assert error(found[1].affine, blind, sharp) == pytest.approx(each)
     assert clipping.guarded(found, lambda _: 1.0) is found[0]
+
+
+def test_clipped_values_count_though_no_sampled_row_has_them():
+    values = np.concatenate([floats(20_000), np.full(5, 30.0)]).astype(np.float32)
+    histogram = _counted(values)
+    found = clipping.candidates(histogram, IntegerGrid("u8"))
+    narrow = next(c for c in found if c.affine.high < 20)
+    rows, weight = floats(1, 100, 2), np.ones((1, 1, 2), np.float32)
+    low, high = np.full(2, -5, np.float32), np.array([5, 30], np.float32)
+    layer = clipping.LayerInput(rows, weight, low, high)
+    expected = 200 * float(np.square(np.maximum(values - narrow.affine.high, 0)).mean())  # all in one channel of gain 1
+    assert clipping.layer_error(narrow.affine, [layer], histogram) * layer.energy == pytest.approx(expected, rel=0.05)
+    inside = clipping.LayerInput(rows, weight, low + 3, low + 8)
+    assert clipping.layer_error(narrow.affine, [inside], histogram) * layer.energy < expected / 50
 
 
 @given(st.lists(hnp.arrays(np.float32, (3, 4), elements=finite), min_size=1, max_size=4), st.integers(0, 4))

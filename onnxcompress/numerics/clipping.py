@@ -10,6 +10,7 @@ round; the exact extremes are always among the candidates, so none is chosen tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -111,21 +112,76 @@ def guarded(found: Sequence[Candidate], output_error: Callable[[Affine], float])
     return best
 
 
-def layer_error(affine: Affine, readers: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+@dataclass(frozen=True)
+class LayerInput:
+    """What a linear layer reads, and its matrix.
+
+    Args:
+        rows: sampled, float32 [groups, n, columns].
+        weight: float32 [groups, out, columns].
+        lows: the least value of each input channel over all samples, float32 [channels].
+        highs: the greatest.
+    """
+
+    rows: np.ndarray
+    weight: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+
+    @functools.cached_property
+    def energy(self) -> float:
+        """The sum of squares of the outputs, never zero."""
+        outputs = self.rows @ self.weight.swapaxes(1, 2)
+        return max(float(np.square(outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
+
+    @functools.cached_property
+    def gains(self) -> np.ndarray:
+        """The sum of squared weights of each input channel, over outputs and places: float64 [channels]."""
+        columns = np.square(self.weight, dtype=np.float64).sum(axis=1)
+        return np.asarray(columns.reshape(self.lows.size, -1).sum(axis=1))
+
+    def unseen(self, affine: Affine, clipped: float) -> float:
+        """Return the noise of clipped values that the sampled rows lack: rare ones count, too.
+
+        Args:
+            affine: scale and zero point.
+            clipped: the mean squared distance of all values to the range.
+        """
+        beyond = np.maximum(np.maximum(affine.low - self.rows, self.rows - affine.high), 0)
+        missing = clipped * self.rows.size - float(np.square(beyond, dtype=np.float64).sum())
+        excess = np.square(
+            np.maximum(np.maximum(affine.low - self.lows, self.highs - affine.high), 0), dtype=np.float64
+        )
+        if missing <= 0 or not excess.any():
+            return 0.0
+        places = self.weight.shape[0] * self.weight.shape[2] // self.lows.size
+        return float(missing * (self.gains * excess).sum() / excess.sum() / places)
+
+
+def layer_error(affine: Affine, inputs: Iterable[LayerInput], histogram: Histogram) -> float:
     """Return the noise-to-signal ratio at the outputs of linear layers whose input is quantized, summed over layers.
 
     Args:
-        affine: scale and zero point of the input.
-        readers: for each layer its input rows, float32 [groups, n, k], and its weight, float32 [groups, out, k].
+        affine: scale and zero point.
+        inputs: the layers.
+        histogram: of the input, all samples: what is clipped too rarely to be in the rows is taken from there, and
+            laid to the channels by how far they leave the range.
     """
+    clipped = _clipped(histogram, affine)
     total = 0.0
-    for rows, weight in readers:
-        turned = weight.swapaxes(-1, -2)
-        noise = (fake_quantize(rows, affine) - rows) @ turned
-        signal = rows @ turned
-        energy = float(np.square(signal, dtype=np.float64).sum())
-        total += float(np.square(noise, dtype=np.float64).sum()) / max(energy, float(np.finfo(np.float32).tiny))
+    for each in inputs:
+        noise = (fake_quantize(each.rows, affine) - each.rows) @ each.weight.swapaxes(1, 2)
+        seen = float(np.square(noise, dtype=np.float64).sum())
+        total += (seen + each.unseen(affine, clipped)) / each.energy
     return total
+
+
+def _clipped(histogram: Histogram, affine: Affine) -> float:
+    """Return the mean squared distance of values to the range, zeros included."""
+    step = float(affine.scale) / 2
+    beyond = np.maximum(affine.low - step - histogram.centers, histogram.centers - affine.high - step)
+    total = float((np.square(np.maximum(beyond, 0)) * histogram.counts).sum())
+    return total / max(histogram.total, 1)
 
 
 def squared_error(histogram: Histogram, affine: Affine) -> float:

@@ -22,18 +22,10 @@ from pydantic.dataclasses import dataclass
 from .. import channel_scales, graph, targets
 from ..channel_scales import Site
 from ..core import Action, Change, Context, Need
+from ..layer_rows import LayerRows, sample_rows
 from ..layers import LinearLayer
 from ..numerics.affine_quantization import IntegerGrid
 from ..numerics.equalization import Maker, Reader, Simulation, best_scale
-from ..numerics.patches import choose
-from ..numerics.ranges import ChannelExtremes
-from ..observe import observe
-
-_SAMPLES = 64
-_ROWS = 256
-_LEAST_ROWS = 32
-_BYTES = 2 << 20
-"""Most memory that the sampled rows of one layer take."""
 
 
 @plain_dataclass(frozen=True)
@@ -77,26 +69,23 @@ class Equalize:
         ]
         if not sites or not context.feeds:
             return []
-        step = max(1, -(-len(context.feeds) // _SAMPLES))
-        feeds = [context.feeds[index] for index in range(0, len(context.feeds), step)]
-        samples = {
-            id(layer.node): _Sample(layer, len(feeds), context.seed)
-            for site in sites
-            for layer in (*_makers(site), *site.readers)
-        }
-        by_value: dict[str, _All] = {}
-        for sample in samples.values():
-            by_value.setdefault(sample.layer.x.name or "", _All()).samples.append(sample)
-        observe(model, feeds, by_value, state=context.state, progress=context.progress)
-        found = (self._decision(site, samples, context.target) for site in context.progress("Equalizing", sites))
+        rows = sample_rows(
+            model,
+            context.feeds,
+            [layer for site in sites for layer in (*_makers(site), *site.readers)],
+            state=context.state,
+            seed=context.seed,
+            progress=context.progress,
+        )
+        found = (self._decision(site, rows, context.target) for site in context.progress("Equalizing", sites))
         return [decision for decision in found if decision is not None]
 
-    def _decision(self, site: Site, samples: dict[int, _Sample], target: str) -> Decision | None:
-        seen = [samples[id(layer.node)] for layer in (*_makers(site), *site.readers)]
-        if any(not sample.rows for sample in seen):
+    def _decision(self, site: Site, rows: dict[int, LayerRows], target: str) -> Decision | None:
+        seen = [rows[id(layer.node)] for layer in (*_makers(site), *site.readers)]
+        if any(each.is_empty for each in seen):
             return None  # no sample took this branch
-        readers = [sample.reader(site.channels) for sample in seen[len(_makers(site)) :]]
-        maker = None if site.maker is None else Maker(seen[0].joined(), site.maker.matrix())
+        readers = [_reader(each, site.channels) for each in seen[len(_makers(site)) :]]
+        maker = None if site.maker is None else Maker(seen[0].rows(), site.maker.matrix())
         scale, how, before, after = best_scale(_simulation(site, target), readers, maker)
         # the noise of rounding is itself a sample: where it has few numbers, a gain may be chance
         chance = min(0.5, 3 / math.sqrt(max(1, sum(reader.outputs.size for reader in readers))))
@@ -104,41 +93,10 @@ class Equalize:
         return Decision(site, scale, how, before, after) if is_clear else None
 
 
-class _Sample:
-    """Rows that a layer reads, some of each run, and the extremes of its input channels."""
-
-    def __init__(self, layer: LinearLayer, runs: int, seed: int) -> None:
-        self.layer = layer
-        groups, _, columns = layer.shape
-        most = min(_ROWS, max(_LEAST_ROWS, _BYTES // (4 * groups * columns)))
-        self._each = max(1, -(-most // runs))
-        self._random = np.random.default_rng(seed)
-        self.rows: list[np.ndarray] = []
-        self._extremes = ChannelExtremes(1 if layer.window is not None else -1)
-
-    def update(self, x: np.ndarray) -> None:
-        self._extremes.update(x)
-        at = choose(self.layer.count(x.shape), self._each, self._random)
-        self.rows.append(self.layer.rows(x, at).astype(np.float32))
-
-    def joined(self) -> np.ndarray:
-        return np.concatenate(self.rows, axis=1)
-
-    def reader(self, channels: int) -> Reader:
-        """Return the layer as a reader of so many channels, each of which may fill several columns in a row."""
-        lows, highs = (each.reshape(channels, -1) for each in (self._extremes.lows, self._extremes.highs))
-        return Reader(self.joined(), self.layer.matrix(), lows.min(axis=1), highs.max(axis=1))
-
-
-class _All:
-    """Hands a value on to everyone who wants a part of it."""
-
-    def __init__(self) -> None:
-        self.samples: list[_Sample] = []
-
-    def update(self, array: np.ndarray) -> None:
-        for sample in self.samples:
-            sample.update(array)
+def _reader(seen: LayerRows, channels: int) -> Reader:
+    """Return a layer as a reader of so many channels, each of which may fill several columns in a row."""
+    lows, highs = (each.reshape(channels, -1) for each in (seen.extremes.lows, seen.extremes.highs))
+    return Reader(seen.rows(), seen.layer.matrix(), lows.min(axis=1), highs.max(axis=1))
 
 
 def _makers(site: Site) -> Sequence[LinearLayer]:
