@@ -18,9 +18,8 @@ from __future__ import annotations
 import concurrent.futures
 import shutil
 import tempfile
-import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, model_io, runtime, shapes, validate, worker
+from . import graph, model_io, shapes, validate, worker
 from .core import Feed
-from .errors import ModelError
-from .numerics import affine
-from .proof import Structure, degenerate
+from .proof import Structure
+from .region_jobs import Job, Leaf, Stored, Verdict, run_jobs
 from .sources import OpenFile
 from .tensors import StoredTensor
-
-LEAST_SQNR_DB = 10.0
-"""A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
 
 _BATCH_BYTES = 256 << 20
 """Weights that one worker process is given before the next one starts."""
@@ -60,55 +55,12 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class _Leaf:
-    """An input of a piece: drawn at random in this type and shape, or given."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    given: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A weight of a piece that a worker reads from the file where it is, instead of getting a copy."""
-
-    name: str
-    path: str
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class _Region:
     """Two pieces that should make the same value, as (nodes, leaves) of the graph before and after."""
 
     output: str
     before: tuple[list[ir.Node], list[str]]
     after: tuple[list[ir.Node], list[str]]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A region in files, for a worker."""
-
-    before: Path
-    after: Path
-    leaves: tuple[_Leaf, ...]
-    stored: tuple[_Stored, ...]
-    output: str
-    lossless: bool
-    is_sigmoid: bool
-    load_optimized: bool
-    """Also load the piece after with the runtime's optimizations on: done once for each kind of piece."""
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    problem: str | None
-    sqnr_db: float | None
 
 
 class RegionProof:
@@ -160,7 +112,7 @@ class RegionProof:
         """Run regions in workers, a batch of limited size each, and return those that fail with the reason."""
         failed: list[tuple[_Region, str]] = []
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-            running: deque[tuple[list[_Region], concurrent.futures.Future[worker.Isolated[list[_Verdict]]]]] = deque()
+            running: deque[tuple[list[_Region], concurrent.futures.Future[worker.Isolated[list[Verdict]]]]] = deque()
 
             def collect() -> None:
                 batch, future = running.popleft()
@@ -183,11 +135,11 @@ class RegionProof:
                 collect()
         return failed
 
-    def _job(self, region: _Region, after: _Side, folder: Path, index: int) -> _Job:
+    def _job(self, region: _Region, after: _Side, folder: Path, index: int) -> Job:
         names = dict.fromkeys((*region.before[1], *region.after[1]))
         leaves = tuple(self._before.leaf(name, self._feed) for name in names)
         paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
-        stored: dict[str, _Stored] = {}
+        stored: dict[str, Stored] = {}
         for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
             model = side.piece(region.output, *piece)
             stored |= {weight.name: weight for weight in _feed_stored(model)}
@@ -196,7 +148,7 @@ class RegionProof:
         is_new = kind not in self._kinds
         self._kinds.add(kind)
         is_sigmoid = bool(validate.sigmoid_values([self._before.values[region.output]]))
-        return _Job(
+        return Job(
             *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_sigmoid, is_new, self._seed
         )
 
@@ -248,14 +200,14 @@ class _Side:
             pending += graph.reads(node)
         return sorted(found, key=self.position.__getitem__), sorted(leaves)
 
-    def leaf(self, name: str, feed: Feed) -> _Leaf:
+    def leaf(self, name: str, feed: Feed) -> Leaf:
         """Return what to feed for a value."""
         if name in self.inputs:
-            return _Leaf(name, "", (), np.asarray(feed[name]))
+            return Leaf(name, "", (), np.asarray(feed[name]))
         dtype, dims = self.shapes.dtype(self.values[name]), self.shapes.static(self.values[name])
         assert dtype is not None
         assert dims is not None
-        return _Leaf(name, dtype.numpy().name, dims, None)
+        return Leaf(name, dtype.numpy().name, dims, None)
 
     def piece(self, output: str, nodes: Sequence[ir.Node], leaves: Sequence[str]) -> ir.Model:
         """Return a model of these nodes, its weights shared with the whole model and still on disk."""
@@ -295,7 +247,7 @@ class _Tally:
         self._seconds = 0.0
         self._peak = 0
 
-    def add(self, answer: worker.Isolated[list[_Verdict]]) -> None:
+    def add(self, answer: worker.Isolated[list[Verdict]]) -> None:
         self._regions += len(answer.value)
         self._seconds += answer.seconds
         self._peak = max(self._peak, answer.peak_memory_bytes)
@@ -306,7 +258,7 @@ class _Tally:
         return Measured(self._regions, self._least, self._seconds, self._peak)
 
 
-def _call(jobs: Sequence[_Job], folder: Path) -> worker.Isolated[list[_Verdict]]:
+def _call(jobs: Sequence[Job], folder: Path) -> worker.Isolated[list[Verdict]]:
     """Run jobs in a worker process and remove their files."""
     try:
         return worker.call_isolated(run_jobs, jobs, timeout_seconds=_TIMEOUT_SECONDS)
@@ -314,46 +266,7 @@ def _call(jobs: Sequence[_Job], folder: Path) -> worker.Isolated[list[_Verdict]]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_jobs(jobs: Sequence[_Job]) -> list[_Verdict]:
-    """Run both pieces of each region; called in a worker process."""
-    return [_run(job) for job in jobs]
-
-
-def _run(job: _Job) -> _Verdict:
-    feed = {leaf.name: _values(leaf, job.seed) for leaf in job.leaves}
-    feed |= {weight.name: _mapped(weight) for weight in job.stored}
-    try:
-        expected = _output(job.before, feed, optimize=False)
-    except ModelError as error:
-        return _Verdict(f"can't be checked, the original does not run: {error.message}", None)
-    try:
-        got = _output(job.after, feed, optimize=False)
-        if job.load_optimized:
-            runtime.open_session(job.after, optimize=True)
-    except ModelError as error:
-        return _Verdict(error.message, None)
-    before, after = {job.output: expected}, {job.output: got}
-    sigmoids = (job.output,) if job.is_sigmoid else ()
-    problem = validate.mismatch(before, after, sigmoids=sigmoids) if job.lossless else degenerate(before, after)
-    if problem is not None or expected.dtype.kind != "f":
-        return _Verdict(problem, None)
-    fine = np.isfinite(expected) & np.isfinite(got)
-    sqnr_db = affine.sqnr_db(expected[fine], got[fine])
-    if not job.lossless and sqnr_db < LEAST_SQNR_DB:
-        problem = f"keeps {sqnr_db:.1f} dB of the signal, less than {LEAST_SQNR_DB:.0f}"
-    return _Verdict(problem, sqnr_db if np.isfinite(sqnr_db) else None)
-
-
-def _output(path: Path, feed: Mapping[str, np.ndarray], *, optimize: bool) -> np.ndarray:
-    session = runtime.open_session(path, optimize=optimize)
-    wanted = {spec.name for spec in session.inputs}
-    (value,) = session.run({name: array for name, array in feed.items() if name in wanted}).values()
-    if not isinstance(value, np.ndarray):
-        raise ModelError("a region's output is not a tensor")
-    return value
-
-
-def _feed_stored(piece: ir.Model) -> list[_Stored]:
+def _feed_stored(piece: ir.Model) -> list[Stored]:
     """Turn the large weights of a piece that lie in a file as plain numbers into inputs, and return where they are.
 
     A name says which bytes it stands for, so that both pieces of a region can share a feed.
@@ -372,19 +285,8 @@ def _feed_stored(piece: ir.Model) -> list[_Stored]:
         value.name = f"{name}@{path}:{place.offset}"
         value.shape, value.type = ir.Shape(place.shape), ir.TensorType(place.dtype)
         piece.graph.inputs.append(value)
-        found.append(_Stored(value.name, path, place.offset, place.dtype.numpy().name, place.shape))
+        found.append(Stored(value.name, path, place.offset, place.dtype.numpy().name, place.shape))
     return found
-
-
-def _mapped(weight: _Stored) -> np.ndarray:
-    return np.memmap(weight.path, np.dtype(weight.dtype).newbyteorder("<"), "r", weight.offset, weight.shape)
-
-
-def _values(leaf: _Leaf, seed: int) -> np.ndarray:
-    if leaf.given is not None:
-        return leaf.given
-    rng = np.random.default_rng([seed, zlib.crc32(leaf.name.encode())])
-    return rng.standard_normal(leaf.shape).astype(leaf.dtype)
 
 
 def _shared(before: _Side, after: _Side) -> frozenset[str]:

@@ -1,0 +1,113 @@
+"""Runs the two pieces of a region on the same inputs: what a worker process does for a proof by regions."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import runtime, validate
+from .errors import ModelError
+from .numerics import affine
+from .proof import degenerate
+
+LEAST_SQNR_DB = 10.0
+"""A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An input of a piece: drawn at random in this type and shape, or given."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    given: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight of a piece that a worker reads from the file where it is, instead of getting a copy."""
+
+    name: str
+    path: str
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A region in files, for a worker."""
+
+    before: Path
+    after: Path
+    leaves: tuple[Leaf, ...]
+    stored: tuple[Stored, ...]
+    output: str
+    lossless: bool
+    is_sigmoid: bool
+    load_optimized: bool
+    """Also load the piece after with the runtime's optimizations on: done once for each kind of piece."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a piece (None: nothing), and how much of the signal it keeps (None: all, or no float)."""
+
+    problem: str | None
+    sqnr_db: float | None
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[Verdict]:
+    """Run both pieces of each region; called in a worker process."""
+    return [_run(job) for job in jobs]
+
+
+def _run(job: Job) -> Verdict:
+    feed = {leaf.name: _values(leaf, job.seed) for leaf in job.leaves}
+    feed |= {weight.name: _mapped(weight) for weight in job.stored}
+    try:
+        expected = _output(job.before, feed, optimize=False)
+    except ModelError as error:
+        return Verdict(f"can't be checked, the original does not run: {error.message}", None)
+    try:
+        got = _output(job.after, feed, optimize=False)
+        if job.load_optimized:
+            runtime.open_session(job.after, optimize=True)
+    except ModelError as error:
+        return Verdict(error.message, None)
+    before, after = {job.output: expected}, {job.output: got}
+    sigmoids = (job.output,) if job.is_sigmoid else ()
+    problem = validate.mismatch(before, after, sigmoids=sigmoids) if job.lossless else degenerate(before, after)
+    if problem is not None or expected.dtype.kind != "f":
+        return Verdict(problem, None)
+    fine = np.isfinite(expected) & np.isfinite(got)
+    sqnr_db = affine.sqnr_db(expected[fine], got[fine])
+    if not job.lossless and sqnr_db < LEAST_SQNR_DB:
+        problem = f"keeps {sqnr_db:.1f} dB of the signal, less than {LEAST_SQNR_DB:.0f}"
+    return Verdict(problem, sqnr_db if np.isfinite(sqnr_db) else None)
+
+
+def _output(path: Path, feed: Mapping[str, np.ndarray], *, optimize: bool) -> np.ndarray:
+    session = runtime.open_session(path, optimize=optimize)
+    wanted = {spec.name for spec in session.inputs}
+    (value,) = session.run({name: array for name, array in feed.items() if name in wanted}).values()
+    if not isinstance(value, np.ndarray):
+        raise ModelError("a region's output is not a tensor")
+    return value
+
+
+def _mapped(weight: Stored) -> np.ndarray:
+    return np.memmap(weight.path, np.dtype(weight.dtype).newbyteorder("<"), "r", weight.offset, weight.shape)
+
+
+def _values(leaf: Leaf, seed: int) -> np.ndarray:
+    if leaf.given is not None:
+        return leaf.given
+    rng = np.random.default_rng([seed, zlib.crc32(leaf.name.encode())])
+    return rng.standard_normal(leaf.shape).astype(leaf.dtype)
