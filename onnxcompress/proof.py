@@ -23,6 +23,10 @@ GROWTH_BYTES = 2048
 """A file may grow by this factor plus these bytes (names, a scale, a shape constant), not by more."""
 
 
+_CHECKED_BYTES = 4 << 20
+"""Larger models are checked without their weights."""
+
+
 class Structure:
     """What must stay as it was: inputs, outputs, validity, and nearly the size of the file."""
 
@@ -40,7 +44,7 @@ class Structure:
     def _fault_before(self) -> str | None:
         return checker_fault(self._before)
 
-    def problem(self, candidate: ir.Model, size_bytes: int | None = None) -> str | None:
+    def problem(self, candidate: ir.Model, data: bytes | None = None) -> str | None:
         """Return what the candidate broke, None where nothing.
 
         A model that the checker refused before is not held against the checker afterwards: only what was
@@ -48,16 +52,15 @@ class Structure:
 
         Args:
             candidate: the model after.
-            size_bytes: its size, where the caller knows it already.
+            data: the same as one message, where the caller has it already.
         """
         if (inputs := _required_inputs(candidate)) != self._inputs:
             return f"the inputs changed from {self._inputs} to {inputs}"
         if (outputs := _typed(candidate.graph.outputs)) != self._outputs:
             return f"the outputs changed from {self._outputs} to {outputs}"
-        if (fault := checker_fault(candidate)) and self._fault_before is None:
+        if (fault := checker_fault(candidate, data)) and self._fault_before is None:
             return f"the model became invalid: {fault}"
-        if size_bytes is None:
-            size_bytes = model_io.model_bytes(candidate)
+        size_bytes = model_io.model_bytes(candidate) if data is None else len(data)
         if size_bytes > self._bytes * GROWTH_RATIO + GROWTH_BYTES:
             return f"the file grew from {self._bytes:,} to {size_bytes:,} bytes"
         return None
@@ -111,7 +114,7 @@ class WholeProof:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
         self.proved = None
         opened = Opened(candidate, threads=self._threads)
-        if fault := self._structure.problem(candidate, len(opened.data)):
+        if fault := self._structure.problem(candidate, opened.data):
             return fault
         try:
             outputs = [opened.plain.run(feed) for feed in self._feeds]
@@ -173,15 +176,17 @@ def degenerate(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str 
     return None
 
 
-def checker_fault(model: ir.Model) -> str | None:
+def checker_fault(model: ir.Model, data: bytes | None = None) -> str | None:
     """Return the first line of what the onnx checker has against a model, None where it has nothing.
 
-    Large weights stay on disk: they are stood in for by empty tensors.
+    Large weights stay on disk: they are stood in for by empty tensors, unless the whole model is here as `data`.
     """
-    proto = model_io.skeleton(model)
-    _empty_external(proto.graph)
+    if data is None or len(data) > _CHECKED_BYTES:
+        proto = model_io.skeleton(model)
+        _empty_external(proto.graph)
+        data = proto.SerializeToString()
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(data)
     except onnx.checker.ValidationError as error:
         return str(error).strip().splitlines()[0]
     except (ValueError, RuntimeError) as error:

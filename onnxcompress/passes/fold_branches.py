@@ -26,6 +26,8 @@ class FoldBranches:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place, inner bodies before the nodes that hold them."""
+        if not any(graph.is_op(node, "If", "Loop", "Where") for node in graph.nodes(model)):
+            return []
         names = graph.Names(model)
         changes: list[Change] = []
         known: shapes.Shapes | None = None

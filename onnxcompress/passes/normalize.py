@@ -160,6 +160,8 @@ def _stored_bytes(model: ir.Model) -> int:
 
 def _store_constants(model: ir.Model, context: Context) -> list[Change]:
     """Turn Constant nodes into initializers of the same graph."""
+    if not any(graph.is_op(node, "Constant") for node in graph.nodes(model)):
+        return []
     names = graph.Names(model)
     changes: list[Change] = []
     for body in graph.graphs_outside_functions(model):
