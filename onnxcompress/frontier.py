@@ -45,20 +45,20 @@ class Frontier:
         self._done: set[ir.Node] = set()
         """The nodes before the frontier."""
 
-    def values(self, wanted: ir.Value, later: Sequence[ir.Value]) -> Iterator[np.ndarray]:
-        """Yield a value for each feed; when all have been taken, the frontier is moved up to it.
+    def values(self, wanted: Sequence[ir.Value], later: Sequence[ir.Value]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield some values by name for each feed; when all have been taken, the frontier is moved up to them.
 
         Args:
-            wanted: a value of the main graph that is no constant.
-            later: the values that will be asked for after it.
+            wanted: values of the main graph.
+            later: the values that will be asked for after them.
 
         Raises:
             ModelError: the runtime fails.
         """
-        done = self._done | _cone([wanted])
+        done = self._done | _cone(wanted)
         fixed = _fixed(self._model)
-        live = [v for v in _between(done, _cone([wanted, *later]), [wanted, *later]) if v not in fixed]
-        names = list(dict.fromkeys(value.name or "" for value in (wanted, *live)))
+        live = [v for v in _between(done, _cone([*wanted, *later]), [*wanted, *later]) if v not in fixed]
+        names = list(dict.fromkeys(value.name or "" for value in (*wanted, *live)))
         known = {value.name or "" for value in self._model.graph.inputs}
         outputs, session = names, None
         kept: list[dict[str, Any]] = []
@@ -76,7 +76,7 @@ class Frontier:
                 kept.append(found)
             else:
                 kept.clear()
-            yield found[wanted.name or ""]
+            yield {value.name or "": found[value.name or ""] for value in wanted}
         if used <= self._memory_bytes:
             self._kept, self._done = kept, done
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from . import observe
+from . import graph, observe
 from .core import Feed
 from .errors import DataError
 from .layers import LinearLayer
@@ -61,17 +61,81 @@ class Samples:
         yield from self._held_out
 
 
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """A layer of the student and what it is to give.
+
+    Where its output only goes into a sum with what is there already, the layer is to give what the teacher's sum still
+    lacks: so the errors of a residual stream are made up for where something is added to it.
+
+    Args:
+        layer: the layer.
+        plain: the teacher's value that the layer's output corresponds to.
+        sum: the teacher's value of the sum, None where there is none.
+        skip: the student's value that is added.
+    """
+
+    layer: LinearLayer
+    plain: str
+    sum: str | None = None
+    skip: ir.Value | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the layer's output, which says which layer is meant."""
+        return self.layer.y.name or ""
+
+    @property
+    def needs(self) -> list[ir.Value]:
+        """The student's values that a fit reads."""
+        return [self.layer.x] if self.skip is None else [self.layer.x, self.skip]
+
+
+def aims(student: ir.Model, layers: Sequence[LinearLayer], pairs: Mapping[str, str]) -> list[Aim]:
+    """Return what layers of the main graph are to give.
+
+    Args:
+        student: their model, its nodes in topological order.
+        layers: the layers, in order.
+        pairs: value of the student -> value of the teacher; others have the same name.
+    """
+    position = {node: place for place, node in enumerate(student.graph)}
+    found = []
+    for layer in layers:
+        name = layer.y.name or ""
+        added = _added(layer, position)
+        if added is None:
+            found.append(Aim(layer, pairs.get(name, name)))
+        else:
+            both, skip = added
+            found.append(Aim(layer, pairs.get(name, name), pairs.get(both, both), skip))
+    return found
+
+
+def _added(layer: LinearLayer, position: Mapping[ir.Node, int]) -> tuple[str, ir.Value] | None:
+    """Return the sum that alone reads a layer's output, and what else goes into it, if that is refitted before it."""
+    adder = graph.sole_consumer(layer.y)
+    if adder is None or not graph.is_op(adder, "Add") or adder not in position:
+        return None
+    skip = next((v for v in adder.inputs if v is not None and v is not layer.y), None)
+    if skip is None:
+        return None
+    maker = skip.producer()
+    is_earlier = skip.is_graph_input() if maker is None else position.get(maker, -1) < position[layer.node]
+    return (adder.outputs[0].name or "", skip) if is_earlier else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
     """Rows of one output.
 
     Args:
-        count: how many rows the output has.
-        at: int [n], those that were chosen.
+        shape: the output's shape in the student.
+        at: int [n], the rows that were chosen.
         targets: float32 [groups, n, out].
     """
 
-    count: int
+    shape: tuple[int, ...]
     at: np.ndarray
     targets: np.ndarray
 
@@ -86,7 +150,6 @@ class Goals:
     Args:
         teacher: the model that knows.
         samples: what both are run on.
-        pairs: output of a layer -> value of the teacher; others have the same name.
         keep: output of a layer -> channels of the teacher's value that it still has.
         rows_per_column: rows to solve from, for every column of a layer's matrix.
         seed: of the choice of rows.
@@ -97,7 +160,6 @@ class Goals:
         self,
         teacher: ir.Model,
         samples: Samples,
-        pairs: Mapping[str, str],
         keep: Mapping[str, np.ndarray],
         *,
         rows_per_column: int,
@@ -106,15 +168,14 @@ class Goals:
     ) -> None:
         self._teacher = teacher
         self._samples = samples
-        self._pairs = pairs
         self._keep = keep
         self._rows_per_column = rows_per_column
         self._seed = seed
         self._threads = threads
         self._found: dict[str, Goal | str] = {}
-        self._looked_at: dict[str, tuple[int, ...] | str] | None = None
+        self._looked_at: dict[str, _Look | str] | None = None
 
-    def of(self, layers: Sequence[LinearLayer]) -> Goal | str:
+    def of(self, upcoming: Sequence[Aim]) -> Goal | str:
         """Return what the first of these layers is to give, or why that is not known.
 
         The others are those that will be asked for after it: as many of them as fit in memory are found out with it.
@@ -123,74 +184,86 @@ class Goals:
             ModelError: the runtime can't run the teacher.
         """
         if self._looked_at is None:
-            self._looked_at = self._look_at(layers)
-        name = layers[0].y.name or ""
+            self._looked_at = self._look_at(upcoming)
+        name = upcoming[0].name
         if name not in self._found:
-            self._find(layers)
+            self._find(upcoming)
         return self._found.pop(name)
 
-    def _look_at(self, layers: Sequence[LinearLayer]) -> dict[str, tuple[int, ...] | str]:
-        """Return the shape of each layer's goal in the first joined feed, or why there is none."""
-        wanted = {layer.y.name or "": self._source(layer) for layer in layers}
-        watch = observe.Watch(self._teacher, wanted.values(), threads=self._threads, skip_refused=True)
+    def uses_sum(self, aim: Aim) -> bool:
+        """Say whether the goal of an aim is the sum: not where the sum spreads the layer's output over more."""
+        assert self._looked_at is not None
+        look = self._looked_at[aim.name]
+        return isinstance(look, _Look) and look.is_sum
+
+    def _look_at(self, upcoming: Sequence[Aim]) -> dict[str, _Look | str]:
+        """Return each layer's goal in the first joined feed, or why there is none."""
+        wanted = [name for aim in upcoming for name in (aim.plain, aim.sum) if name is not None]
+        watch = observe.Watch(self._teacher, wanted, threads=self._threads, skip_refused=True)
         values = watch.run(next(iter(self._samples)))
-        found: dict[str, tuple[int, ...] | str] = {}
-        for layer in layers:
-            own, source = layer.y.name or "", self._source(layer)
-            if source not in values:
-                why = watch.refused.get(source, "this run does not compute it")
-                found[own] = f"no output {source!r} of the teacher to learn from: {why}"
+        found: dict[str, _Look | str] = {}
+        for aim in upcoming:
+            if aim.plain not in values:
+                why = watch.refused.get(aim.plain, "this run does not compute it")
+                found[aim.name] = f"no output {aim.plain!r} of the teacher to learn from: {why}"
                 continue
-            shape = values[source].shape
-            kept = self._keep.get(own)
-            channels = shape[layer.channel_axis] if kept is None else len(kept)
-            groups, out, _ = layer.shape
+            shape = values[aim.plain].shape
+            kept = self._keep.get(aim.name)
+            channels = shape[aim.layer.channel_axis] if kept is None else len(kept)
+            groups, out, _ = aim.layer.shape
+            is_sum = aim.sum is not None and aim.sum in values and values[aim.sum].shape == shape
             fits = channels == groups * out
-            found[own] = shape if fits else f"it gives {groups * out} channels, the teacher {channels}"
+            found[aim.name] = (
+                _Look(shape, is_sum) if fits else f"it gives {groups * out} channels, the teacher {channels}"
+            )
         return found
 
-    def _find(self, layers: Sequence[LinearLayer]) -> None:
+    def _find(self, upcoming: Sequence[Aim]) -> None:
         assert self._looked_at is not None
         parts: dict[str, float] = {}
-        chosen: list[LinearLayer] = []
+        chosen: list[tuple[Aim, str]] = []
         kept_bytes = 0.0
-        for layer in layers:
-            name = layer.y.name or ""
-            shape = self._looked_at[name]
-            if isinstance(shape, str):
-                self._found[name] = shape
+        for aim in upcoming:
+            look = self._looked_at[aim.name]
+            if isinstance(look, str):
+                self._found[aim.name] = look
                 continue
-            groups, out, columns = layer.shape
-            rows = math.prod(shape) // shape[layer.channel_axis]
+            groups, out, columns = aim.layer.shape
+            rows = math.prod(look.shape) // look.shape[aim.layer.channel_axis]
             wanted = rows_wanted(columns, per_column=self._rows_per_column)
             part = min(1.0, wanted / (rows * self._samples.train_count))
-            own_bytes = 4 * (math.prod(shape) + part * rows * groups * out * self._samples.count)
+            own_bytes = 4 * (math.prod(look.shape) + part * rows * groups * out * self._samples.count)
             if chosen and kept_bytes + own_bytes > TARGET_BYTES:
                 break
             kept_bytes += own_bytes
-            parts[name] = part
-            chosen.append(layer)
+            parts[aim.name] = part
+            chosen.append((aim, aim.sum if look.is_sum and aim.sum is not None else aim.plain))
         if chosen:
             self._found.update(self._run(chosen, parts))
 
-    def _run(self, layers: Sequence[LinearLayer], parts: Mapping[str, float]) -> dict[str, Goal | str]:
+    def _run(self, chosen: Sequence[tuple[Aim, str]], parts: Mapping[str, float]) -> dict[str, Goal | str]:
         found: dict[str, Goal | str] = {}
-        goals: dict[str, Goal] = {layer.y.name or "": [] for layer in layers}
-        sources = [self._source(layer) for layer in layers]
-        stream = observe.stream(self._teacher, self._samples, sources, threads=self._threads)
-        for number, values in enumerate(stream):
-            for layer, source in zip(layers, sources, strict=True):
-                name = layer.y.name or ""
+        goals: dict[str, Goal] = {aim.name: [] for aim, _ in chosen}
+        sources = [source for _, source in chosen]
+        for number, values in enumerate(observe.stream(self._teacher, self._samples, sources, threads=self._threads)):
+            for aim, source in chosen:
                 if source not in values:
-                    found[name] = f"a sample does not compute {source!r} of the teacher"
+                    found[aim.name] = f"a sample does not compute {source!r} of the teacher"
                     continue
-                y = values[source]
-                count = math.prod(y.shape) // y.shape[layer.channel_axis]
-                random = np.random.default_rng([self._seed, number, *(name or "").encode()])
-                at = choose(count, math.ceil(parts[name] * count), random)
-                targets = layer.targets(y, at, keep=self._keep.get(name)).astype(np.float32)
-                goals[name].append(Chosen(count=count, at=at, targets=targets))
+                y, axis = values[source], aim.layer.channel_axis
+                count = math.prod(y.shape) // y.shape[axis]
+                random = np.random.default_rng([self._seed, number, *aim.name.encode()])
+                at = choose(count, math.ceil(parts[aim.name] * count), random)
+                targets = aim.layer.targets(y, at, keep=self._keep.get(aim.name)).astype(np.float32)
+                shape = list(y.shape)
+                shape[axis] = targets.shape[0] * targets.shape[2]
+                goals[aim.name].append(Chosen(shape=tuple(shape), at=at, targets=targets))
         return goals | found
 
-    def _source(self, layer: LinearLayer) -> str:
-        return self._pairs.get(layer.y.name or "", layer.y.name or "")
+
+@dataclass(frozen=True)
+class _Look:
+    """The shape of a goal in the first joined feed, and whether it is that of the sum."""
+
+    shape: tuple[int, ...]
+    is_sum: bool

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from . import graph
 from .core import Feed
 from .frontier import Frontier
-from .goals import Goal, Goals, Samples
+from .goals import Goal, Goals, Samples, aims
 from .layers import LinearLayer, linear_layer
 from .numerics import ridge
 from .numerics.moments import MOST_COLUMNS, Moments
@@ -106,36 +106,56 @@ def refit(
     found = [linear_layer(node) for node in student.graph if selects(node)]
     layers = [layer for layer in found if isinstance(layer, LinearLayer)]
     samples = Samples(student, teacher, feeds, held_out)
-    goals = Goals(
-        teacher, samples, pairs or {}, keep or {}, rows_per_column=rows_per_column, seed=seed, threads=threads
-    )
+    todo = aims(student, layers, pairs or {})
+    goals = Goals(teacher, samples, keep or {}, rows_per_column=rows_per_column, seed=seed, threads=threads)
     walk = Frontier(student, samples, threads=threads)
     changes = []
     with one_thread():
-        for index, layer in enumerate(progress("Refitting", layers)):
-            goal = goals.of(layers[index:])
+        for index, aim in enumerate(progress("Refitting", todo)):
+            goal = goals.of(todo[index:])
             if isinstance(goal, str):
-                changes.append(RefitChange(layer=layer.label, is_applied=False, reason=goal))
+                changes.append(RefitChange(layer=aim.layer.label, is_applied=False, reason=goal))
                 continue
-            data = _gather(layer, walk.values(layer.x, [each.x for each in layers[index + 1 :]]), goal, samples)
-            changes.append(_refit_layer(layer, data, names, finish))
+            later = [value for each in todo[index + 1 :] for value in each.needs]
+            skip = aim.skip if goals.uses_sum(aim) else None
+            data = _gather(aim.layer, skip, walk.values(aim.needs, later), goal, samples)
+            changes.append(_refit_layer(aim.layer, data, names, finish))
     return changes
 
 
-def _gather(layer: LinearLayer, values: Iterable[np.ndarray], goal: Goal, samples: Samples) -> LayerData | str:
-    """Return the moments of a layer's rows and targets, or why they don't belong together."""
+def _gather(
+    layer: LinearLayer,
+    skip: ir.Value | None,
+    values: Iterable[Mapping[str, np.ndarray]],
+    goal: Goal,
+    samples: Samples,
+) -> LayerData | str:
+    """Return the moments of a layer's rows and targets, or why they don't belong together.
+
+    Args:
+        layer: the layer.
+        skip: the value that is added to what the layer gives, where the goal is the sum.
+        values: the layer's input, and `skip`, for each joined feed.
+        goal: what the layer is to give, for each joined feed.
+        samples: the joined feeds.
+    """
     groups, out, columns = layer.shape
     is_full = _is_free(layer) and columns <= MOST_COLUMNS
     data = LayerData(
         train=Moments(groups, columns, out, is_full=is_full), held_out=Moments(groups, columns, out, is_full=is_full)
     )
     fault = ""
-    for number, (x, chosen) in enumerate(zip(values, goal, strict=True)):
-        if layer.count(x.shape) != chosen.count:
-            fault = f"it has {layer.count(x.shape)} rows where the teacher's output has {chosen.count}"
+    for number, (given, chosen) in enumerate(zip(values, goal, strict=True)):
+        x = given[layer.x.name or ""]
+        wanted = math.prod(chosen.shape) // (groups * out)
+        if layer.count(x.shape) != wanted:
+            fault = f"it has {layer.count(x.shape)} rows where the teacher's output has {wanted}"
         elif not fault:
+            targets = chosen.targets
+            if skip is not None:
+                targets = targets - layer.targets(np.broadcast_to(given[skip.name or ""], chosen.shape), chosen.at)
             moments = data.train if number < samples.train_count else data.held_out
-            moments.update(layer.rows(x, chosen.at), chosen.targets)
+            moments.update(layer.rows(x, chosen.at), targets)
     return fault or data
 
 

@@ -89,7 +89,7 @@ def test_rows_that_do_not_fit_are_refused():
 
 
 def test_rows_wanted():
-    assert moments.rows_wanted(99) == 6400
-    assert moments.rows_wanted(99, per_column=16) == 1600
-    assert moments.rows_wanted(2) == 1024
+    assert moments.rows_wanted(999) == 64000
+    assert moments.rows_wanted(1999, per_column=16) == 32000
+    assert moments.rows_wanted(2) == 16384
     assert moments.rows_wanted(2, least=10) == 192

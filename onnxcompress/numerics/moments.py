@@ -186,7 +186,7 @@ class Moments:
         return sums
 
 
-def rows_wanted(columns: int, *, per_column: int = 64, least: int = 1024) -> int:
+def rows_wanted(columns: int, *, per_column: int = 64, least: int = 16384) -> int:
     """Return how many rows a least-squares solution over so many columns needs to hold on other rows.
 
     A matter of experiment: with 16 rows per column the error on other rows fell to 0.70 of what it was, with 64 to
