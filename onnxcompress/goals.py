@@ -55,6 +55,8 @@ class Samples:
         self.train_count = sum(1 for _ in self._train)
         """How many of the joined feeds are to solve from."""
         self.count = self.train_count + sum(1 for _ in self._held_out)
+        self.firsts = len(feeds) / min(BATCH, len(feeds)) if joins else len(feeds)
+        """How often the first joined feed goes into those to solve from, by the samples it joins."""
 
     def __iter__(self) -> Iterator[Feed]:
         yield from self._train
@@ -231,7 +233,7 @@ class Goals:
             groups, out, columns = aim.layer.shape
             rows = math.prod(look.shape) // look.shape[aim.layer.channel_axis]
             wanted = rows_wanted(columns, per_column=self._rows_per_column)
-            part = min(1.0, wanted / (rows * self._samples.train_count))
+            part = min(1.0, wanted / (rows * self._samples.firsts))
             own_bytes = 4 * (math.prod(look.shape) + part * rows * groups * out * self._samples.count)
             if chosen and kept_bytes + own_bytes > TARGET_BYTES:
                 break
