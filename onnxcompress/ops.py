@@ -13,16 +13,25 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from . import channel_links as layers
+from . import channel_links_blocks as blocks
+from . import channel_links_norms as norms
+from . import channel_links_shapes as moves
 from . import graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from .channel_flow import Axis, Step
 
 Dims = tuple[int, ...]
 AxisOf = Callable[["ir.Node", int], int]
 """(node, rank of the weight) -> axis of the weight."""
 MacsOf = Callable[["ir.Node", Sequence[Dims | None], Sequence[Dims | None]], int | None]
 """(node, shapes of its inputs, of its outputs; None for one that is absent or unknown) -> MACs, None if unknown."""
+
+Links = Callable[["Step"], "list[list[Axis]]"]
+"""Relates the channels of what a node reads and makes; see `channel_flow`."""
 
 MICROSOFT = "com.microsoft"
 
@@ -73,11 +82,13 @@ class Weight:
 class OpSpec:
     """What is true of an operator.
 
-    `macs` is None for operators that multiply nothing worth counting: they cost 0.
+    `macs` is None for operators that multiply nothing worth counting: they cost 0. `links` is None for those whose
+    channels are not followed: what they read is kept as it is.
     """
 
     weights: tuple[Weight, ...] = ()
     macs: MacsOf | None = None
+    links: Links | None = None
 
     def weight(self, port: int) -> Weight | None:
         """Return the weight that is read through `port`, None where that is not a weight port."""
@@ -264,13 +275,18 @@ _GEMM = Weight(
 )
 _MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), is_matrix=True, sums=Sums.LAST)
 _MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1), data=1, sums=Sums.SECOND_LAST)
-_RECURRENT = OpSpec(
-    weights=(
-        Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)),
-        Weight(port=2, out_axis=_axis(1), in_axis=_axis(2)),
-    ),
-    macs=_recurrent_macs,
-)
+
+
+def _recurrent(gates: int) -> OpSpec:
+    ports = (Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)), Weight(port=2, out_axis=_axis(1), in_axis=_axis(2)))
+    return OpSpec(weights=ports, macs=_recurrent_macs, links=blocks.recurrent(gates))
+
+
+def _linked(links: Links, names: str) -> dict[tuple[str, str], OpSpec]:
+    """Return rows of operators of the standard domain that have links and nothing else."""
+    return {("", name): OpSpec(links=links) for name in names.split()}
+
+
 _FUSED_MATMUL = OpSpec(
     weights=(
         Weight(
@@ -283,35 +299,92 @@ _FUSED_MATMUL = OpSpec(
         Weight(port=0, out_axis=_flipped("transA", -2), in_axis=_flipped("transA", -1)),
     ),
     macs=_matmul_macs,
+    links=layers.fused_matmul,
 )
 _NOTHING = OpSpec()
 
 OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
     {
-        ("", "Conv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
+        ("", "Conv"): OpSpec(weights=(_CONV,), macs=_conv_macs, links=layers.conv),
         # A grouped ConvTranspose numbers its output channels within the group: axis 1 has channels / groups entries.
         ("", "ConvTranspose"): OpSpec(
-            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=_conv_transpose_macs
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
+            macs=_conv_transpose_macs,
+            links=layers.conv_transpose,
         ),
-        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
-        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=_matmul_macs),
-        ("", "Gather"): OpSpec(weights=(Weight(port=0, out_axis=_gather_row, in_axis=None),)),
-        ("", "LSTM"): _RECURRENT,
-        ("", "GRU"): _RECURRENT,
-        ("", "RNN"): _RECURRENT,
-        ("", "Einsum"): OpSpec(macs=_einsum_macs),
+        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs, links=layers.gemm),
+        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=_matmul_macs, links=layers.matmul),
+        ("", "Gather"): OpSpec(weights=(Weight(port=0, out_axis=_gather_row, in_axis=None),), links=moves.gather),
+        ("", "LSTM"): _recurrent(4),
+        ("", "GRU"): _recurrent(3),
+        ("", "RNN"): _recurrent(1),
+        ("", "Einsum"): OpSpec(macs=_einsum_macs, links=norms.einsum),
         ("", "ConvInteger"): OpSpec(macs=_conv_macs),
         ("", "MatMulInteger"): OpSpec(macs=_matmul_macs),
-        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
-        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
+        **_linked(
+            layers.unary,
+            "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
+            "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink "
+            "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
+        ),
+        **_linked(
+            layers.elementwise,
+            "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
+            "Min Mod Mul Or PRelu Pow Sub Sum Where Xor",
+        ),
+        **_linked(layers.batch_statistics, "BatchNormalization"),
+        **_linked(norms.layer_norm, "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
+        **_linked(norms.instance_norm, "InstanceNormalization"),
+        **_linked(norms.group_norm, "GroupNormalization"),
+        **_linked(norms.unit_norm, "LpNormalization"),
+        **_linked(norms.mean_variance_norm, "MeanVarianceNormalization"),
+        **_linked(norms.neighbours, "LRN"),
+        **_linked(norms.softmax, "Hardmax LogSoftmax Softmax"),
+        **_linked(norms.along_axis, "CumSum TopK"),
+        **_linked(norms.arg_extreme, "ArgMax ArgMin"),
+        **_linked(norms.keep_matrix, "Trilu"),
+        **_linked(norms.pool, "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool"),
+        **_linked(norms.reduce_sum, "ReduceL1 ReduceL2 ReduceSum ReduceSumSquare"),
+        **_linked(norms.reduce_mean, "ReduceMean"),
+        **_linked(norms.reduce_other, "ReduceLogSum ReduceLogSumExp ReduceMax ReduceMin ReduceProd"),
+        **_linked(norms.quantized, "DequantizeLinear QuantizeLinear"),
+        **_linked(moves.concat, "Concat"),
+        **_linked(moves.constant_of_shape, "ConstantOfShape"),
+        **_linked(moves.depth_to_space, "DepthToSpace"),
+        **_linked(moves.expand, "Expand"),
+        **_linked(moves.flatten, "Flatten"),
+        **_linked(moves.pad, "Pad"),
+        **_linked(moves.regions, "RoiAlign"),
+        **_linked(moves.reshape, "Reshape"),
+        **_linked(moves.resize, "Resize Upsample"),
+        **_linked(moves.shape, "Shape"),
+        **_linked(moves.slice_, "Slice"),
+        **_linked(moves.space_to_depth, "SpaceToDepth"),
+        **_linked(moves.split, "Split"),
+        **_linked(moves.squeeze, "Squeeze"),
+        **_linked(moves.tile, "Tile"),
+        **_linked(moves.transpose, "Transpose"),
+        **_linked(moves.unsqueeze, "Unsqueeze"),
+        **_linked(blocks.attention, "Attention"),
+        **_linked(blocks.rotary, "RotaryEmbedding"),
+        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=_conv_macs, links=blocks.fused_conv),
+        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs, links=layers.gemm),
         (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
         (MICROSOFT, "Attention"): OpSpec(
-            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=_attention_macs
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
+            macs=_attention_macs,
+            links=blocks.packed_attention,
         ),
         (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=_recurrent_macs),
         (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=_matmul_macs),
         (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=_matmul_macs),
         (MICROSOFT, "MatMulNBits"): OpSpec(macs=_matmul_nbits_macs),
+        **{(MICROSOFT, name): OpSpec(links=layers.unary) for name in ("Gelu", "QuickGelu")},
+        **{(MICROSOFT, name): OpSpec(links=layers.elementwise) for name in ("BiasGelu", "FastGelu")},
+        (MICROSOFT, "MultiHeadAttention"): OpSpec(links=blocks.multi_head_attention),
+        (MICROSOFT, "RotaryEmbedding"): OpSpec(links=blocks.rotary),
+        (MICROSOFT, "SkipLayerNormalization"): OpSpec(links=norms.skip_layer_norm),
+        (MICROSOFT, "SkipSimplifiedLayerNormalization"): OpSpec(links=norms.skip_layer_norm),
     }
 )
 """(domain, operator) -> row; the standard domain is ""."""
