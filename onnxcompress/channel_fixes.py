@@ -5,7 +5,7 @@ Link functions leave fixes as data; `cutting` carries them out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,6 +40,20 @@ class Edits:
         """Give a node whole numbers of its own as a constant input; others may read what it read before."""
         hint = f"{graph.label(node)}_{port}"
         _set_input(node, port, graph.add_initializer(graph.home(node), self.names, hint, numbers))
+
+    def overwrite(self, node: ir.Node, port: int, numbers: Mapping[int, int], length: int) -> None:
+        """Put numbers into places of a vector of `length` that a node reads: a constant of its own, or a Where."""
+        value = node.inputs[port]
+        known = graph.constant(value)
+        if known is not None:
+            vector = known.copy()
+            vector[list(numbers)] = list(numbers.values())
+            self.set_input(node, port, vector)
+        elif length == len(numbers):
+            self.set_input(node, port, np.array([numbers[place] for place in range(length)], np.int64))
+        else:
+            where = graph.insert_before(node, self.names, "Where", [*_overwrite(node, numbers, length, self), value])
+            _set_input(node, port, where.outputs[0])
 
 
 def _set_input(node: ir.Node, port: int, value: ir.Value | None) -> None:
@@ -108,23 +122,12 @@ class Sizes:
 
     def apply(self, edits: Edits) -> None:
         """Write the numbers of those that stay; into a computed input, by a Where behind it."""
-        cut = [(place, edits.left(ids)) for place, ids in self.entries if edits.is_cut(ids)]
-        if not cut:
-            return
-        value = self.node.inputs[self.port]
-        known = graph.constant(value)
-        if known is not None:
-            numbers = known.copy()
-            for place, left in cut:
-                numbers.reshape(-1)[place] = left
-            edits.set_input(self.node, self.port, numbers)
-            return
-        inputs = [*_overwrite(self.node, dict(cut), self.length, edits), value]
-        where = graph.insert_before(self.node, edits.names, "Where", inputs)
-        _set_input(self.node, self.port, where.outputs[0])
+        cut = {place: edits.left(ids) for place, ids in self.entries if edits.is_cut(ids)}
+        if cut:
+            edits.overwrite(self.node, self.port, cut, self.length)
 
 
-def _overwrite(node: ir.Node, numbers: dict[int, int], length: int, edits: Edits) -> list[ir.Value]:
+def _overwrite(node: ir.Node, numbers: Mapping[int, int], length: int, edits: Edits) -> list[ir.Value]:
     """Return the first two inputs of a Where that puts numbers in some places of an int64 vector."""
     mask, others = np.zeros(length, bool), np.zeros(length, np.int64)
     for place, number in numbers.items():
@@ -146,7 +149,7 @@ class Frozen:
     length: int
 
     def apply(self, edits: Edits) -> None:
-        """Put the sizes that were into the result, by a Where behind it."""
+        """Put the sizes that were into the result."""
         cut = {place: len(ids) for place, ids in self.sizes if edits.is_cut(ids)}
         output = self.node.outputs[0]
         uses = list(output.uses())
@@ -181,10 +184,10 @@ class Parts:
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A Slice takes the indices from `start` to `stop` of an axis; `place` is where its vectors speak of that axis."""
+    """A Slice takes the indices from `start` to `stop` of an axis; `place` of `count` in its vectors is that axis's."""
 
     node: ir.Node
-    place: int
+    place: tuple[int, int]
     ids: Ids
     start: int
     stop: int
@@ -194,16 +197,14 @@ class Window:
         stays = edits.keeps(self.ids)
         if stays.all():
             return
-        numbers = {"starts": int(stays[: self.start].sum()), "ends": int(stays[: self.stop].sum())}
-        for port, (name, number) in enumerate(numbers.items(), start=1):
-            old = graph.integers(self.node, name, port)
-            if old is None:
-                raise TypeError(f"{graph.label(self.node)}: {name} are no constant")
-            new = [number if place == self.place else n for place, n in enumerate(old)]
+        place, count = self.place
+        for port, (name, until) in enumerate({"starts": self.start, "ends": self.stop}.items(), start=1):
+            number = int(stays[:until].sum())
             if name in self.node.attributes:
-                self.node.attributes[name] = ir.AttrInt64s(name, new)
+                old = graph.integers(self.node, name) or []
+                self.node.attributes[name] = ir.AttrInt64s(name, [*old[:place], number, *old[place + 1 :]])
             else:
-                edits.set_input(self.node, port, np.array(new, np.int64))
+                edits.overwrite(self.node, port, {place: number}, count)
 
 
 @dataclass(frozen=True, eq=False)

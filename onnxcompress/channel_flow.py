@@ -108,6 +108,8 @@ class Flow:
     at: Facts
     always: Facts
     opset: int
+    seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Dimensions that a run of the feed has shown."""
     count: int = 0
     axes: dict[ir.Value, list[Axis]] = field(default_factory=dict)
     constants: dict[ir.Value, list[Axis]] = field(default_factory=dict)
@@ -129,10 +131,16 @@ class Flow:
     def dims(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """Return the dimensions of a value at the feed, None where one is not known."""
         sizes = self.at.dims(value)
-        if sizes is None:
-            return None
-        numbers = [size.as_int() for size in sizes]
-        return None if None in numbers else tuple(n for n in numbers if n is not None)
+        numbers = None if sizes is None else [size.as_int() for size in sizes]
+        if numbers is None or None in numbers:
+            return None if value is None else self.seen.get(value.name or "")
+        return tuple(n for n in numbers if n is not None)
+
+    def rank(self, value: ir.Value) -> int | None:
+        """Return the number of axes of a value, None where it is not known."""
+        dims = self.dims(value)
+        sizes = dims if dims is not None else self.at.dims(value)
+        return None if sizes is None else len(sizes)
 
     def of(self, value: ir.Value) -> list[Axis] | None:
         """Return the axes of a value, None where not even their number is known.
@@ -286,6 +294,17 @@ class Step:
         if axes is None:
             raise UnfollowedError(f"the shape of {value.name} is not known")
         self.followed.add(port)
+        return axes
+
+    def ranked(self, port: int, rank: int) -> list[Axis]:
+        """Return the axes of an input that has so many.
+
+        Raises:
+            UnfollowedError: it has more or fewer.
+        """
+        axes = self.axes(port)
+        if len(axes) != rank:
+            raise UnfollowedError(f"input {port} has {len(axes)} axes and not {rank}")
         return axes
 
     def constant(self, port: int) -> ir.Value | None:

@@ -39,7 +39,7 @@ class Solved:
 
     def reason(self, index: int) -> Pin:
         """Return why a class is kept."""
-        return self.reasons[self.pins[index]]
+        return self.reasons[int(self.pins[index])]
 
 
 def solve(flow: Flow) -> Solved:
@@ -72,7 +72,7 @@ def solve(flow: Flow) -> Solved:
 
 
 def _joined(arrays: Sequence[Ids]) -> Ids:
-    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
 def _components(classes: Ids, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
@@ -80,8 +80,8 @@ def _components(classes: Ids, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
     count = int(classes.max(initial=-1)) + 1
     one, other = (classes[_joined([pair[side] for pair in pairs])] for side in (0, 1))
     edges = sparse.coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
-    _, labels = csgraph.connected_components(edges, directed=False)
-    return np.asarray(labels, np.int64)[classes]
+    labels: Ids = csgraph.connected_components(edges, directed=False)[1].astype(np.int64)
+    return labels[classes]
 
 
 def _stacked(flow: Flow) -> tuple[Ids, Ids]:
@@ -147,14 +147,14 @@ def _without(goes: sparse.csr_array, columns: np.ndarray) -> sparse.csr_array:
     """Return the matrix without the entries of some columns, bool [columns]."""
     entries = goes.tocoo()
     left = ~columns[entries.col]
-    return sparse.csr_array(
-        (np.ones(int(left.sum()), bool), (entries.row[left], entries.col[left])), shape=goes.shape
-    )
+    return sparse.csr_array((np.ones(int(left.sum()), bool), (entries.row[left], entries.col[left])), shape=goes.shape)
 
 
 def _whole_axes(flow: Flow, classes: Ids, goes: sparse.csr_array) -> tuple[Ids, list[Pin]]:
     """Return the atoms that are all of some axis, with which nothing would be left of it, and the reasons."""
-    arrays = {id(axis): (axis, value) for value, axes in flow.axes.items() for axis in axes if not isinstance(axis, Pin)}
+    arrays = {
+        id(axis): (axis, value) for value, axes in flow.axes.items() for axis in axes if not isinstance(axis, Pin)
+    }
     if not arrays:
         return np.zeros(0, np.int64), []
     lengths = np.array([len(axis) for axis, _ in arrays.values()])

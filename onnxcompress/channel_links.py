@@ -43,8 +43,10 @@ def batch_statistics(step: Step) -> Outs:
     if len([o for o in step.node.outputs if o.uses() or o.is_graph_output()]) > 1 or step.attribute("spatial", 1) == 0:
         raise UnfollowedError("it is in training mode, or normalises each position by itself")
     axes = step.axes(0)
+    if len(axes) < 2:
+        raise UnfollowedError("it has no axis of channels")
     for port in range(1, 5):
-        step.unite(axes[1], step.axes(port)[0])
+        step.unite(axes[1], step.ranked(port, 1)[0])
     return [axes]
 
 
@@ -53,7 +55,8 @@ def batch_statistics(step: Step) -> Outs:
 
 def conv(step: Step) -> Outs:
     """Conv: new channels by axis 0 of the weight; depthwise and grouped ones tie blocks of both sides."""
-    data, weight, dims = step.axes(0), step.axes(1), step.dims(1)
+    dims = step.dims(1)
+    data, weight = step.ranked(0, len(dims)), step.axes(1)
     groups = int(step.attribute("group", 1))
     for axis in (*data[2:], *weight[2:]):
         step.pin(axis, "a kernel slides over it", by_nature=True)
@@ -66,13 +69,14 @@ def conv(step: Step) -> Outs:
         made = _grouped(step, data[1], weight[0], weight[1], (dims[0], dims[1], groups))
     step.made(1, made, 1, 0)
     if step.has(2):
-        step.unite(made, step.axes(2)[0])
+        step.unite(made, step.ranked(2, 1)[0])
     return [[data[0], made, *_window(step, len(data) - 2)]]
 
 
 def conv_transpose(step: Step) -> Outs:
     """ConvTranspose: new channels by axis 1 of the weight, which numbers them within a group."""
-    data, weight, dims = step.axes(0), step.axes(1), step.dims(1)
+    dims = step.dims(1)
+    data, weight = step.ranked(0, len(dims)), step.axes(1)
     groups = int(step.attribute("group", 1))
     for axis in (*data[2:], *weight[2:]):
         step.pin(axis, "a kernel slides over it", by_nature=True)
@@ -99,7 +103,7 @@ def conv_transpose(step: Step) -> Outs:
             made = np.tile(step.array(weight[1], dims[1]), groups)
             step.made(1, weight[1], 1, 1)
     if step.has(2):
-        step.unite(made, step.axes(2)[0])
+        step.unite(made, step.ranked(2, 1)[0])
     return [[data[0], made, *_window(step, len(data) - 2)]]
 
 
@@ -140,7 +144,7 @@ def gemm(step: Step) -> Outs:
     """Gemm: rows of the left matrix and columns of the right one, summed over what they share."""
     left = 0 if step.attribute("transA", 0) else 1
     right = 1 if step.attribute("transB", 0) else 0
-    rows, columns = step.axes(0)[1 - left], step.axes(1)[1 - right]
+    rows, columns = step.ranked(0, 2)[1 - left], step.ranked(1, 2)[1 - right]
     contract(step, (0, left), (1, right))
     step.cost(rows, columns, step.axes(0)[left])
     step.made(1, columns, 1, 1 - right)
@@ -167,9 +171,8 @@ def fused_matmul(step: Step) -> Outs:
 def _matmul(step: Step, *, swap_left: bool, swap_right: bool) -> list[Axis]:
     a, b = step.axes(0), step.axes(1)
     row, left = _matrix_axes(len(a), swapped=swap_left)
-    right, column = _matrix_axes(len(b), swapped=swap_right)
-    if len(b) == 1:
-        right, column = 0, None
+    first, last = _matrix_axes(len(b), swapped=swap_right)
+    right, column = (last, None) if first is None else (first, last)
     contract(step, (0, left), (1, right))
     kept = [a[row]] if row is not None else []
     made = [b[column]] if column is not None else []

@@ -18,10 +18,10 @@ def recurrent(gates: int) -> Callable[[Step], Outs]:
     def links(step: Step) -> Outs:
         if step.attribute("layout", 0):
             raise UnfollowedError("its batch comes first")
-        data, weight, recurrence = step.axes(0), step.axes(1), step.axes(2)
+        data, weight, recurrence = (step.ranked(port, 3) for port in range(3))
         hidden = step.dims(2)[2]
-        for axis in (data[0], weight[0], recurrence[0]):
-            step.pin(axis, "it runs along this axis")
+        for along in (data[0], weight[0], recurrence[0]):
+            step.pin(along, "it runs along this axis")
         units = step.array(recurrence[2], hidden)
         step.read(0, 2, 1, 2)
         step.unite(data[2], weight[2])
@@ -29,7 +29,7 @@ def recurrent(gates: int) -> Callable[[Step], Outs]:
         stacked = [(1, 1, gates), (2, 1, gates), (3, 1, 2 * gates), (5, 2, 1), (6, 2, 1), (7, 1, gates - 1)]
         for port, axis, times in stacked:
             if step.has(port):
-                step.unite(np.tile(units, times), step.axes(port)[axis])
+                step.unite(np.tile(units, times), step.ranked(port, 2 if port in (3, 7) else 3)[axis])
         step.fix(Count(step.node, "hidden_size", units))
         inside, around = math.prod(step.dims(1)), math.prod(step.dims(2))
         step.cost(units, data[2], share=inside / (inside + around))
@@ -74,7 +74,8 @@ def attention(step: Step) -> Outs:
     node = step.node
     if step.has(4) or step.has(5) or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
         raise UnfollowedError("it keeps keys and values of the past, or gives its scores away")
-    q, k, v = (step.axes(port) for port in range(3))
+    q = step.axes(0)
+    k, v = step.ranked(1, len(q)), step.ranked(2, len(q))
     sizes = [step.dims(port) for port in range(3)]
     flat = len(q) == 3
     heads = int(step.attribute("q_num_heads", 0)) if flat else sizes[0][1]
@@ -119,9 +120,7 @@ def multi_head_attention(step: Step) -> Outs:
     """com.microsoft's MultiHeadAttention, with queries, keys and values [batch, sequence, channels] of their own."""
     if not step.has(2) or step.has(6) or step.has(7) or len(step.node.outputs) > 1:
         raise UnfollowedError("it packs keys and values, or keeps those of the past")
-    q, k, v = (step.axes(port) for port in range(3))
-    if not len(q) == len(k) == len(v) == 3:
-        raise UnfollowedError("it packs keys and values, or keeps those of the past")
+    q, k, v = (step.ranked(port, 3) for port in range(3))
     widths = [step.dims(port)[2] for port in range(3)]
     if step.has(3):
         bias, start = step.axes(3)[0], 0
@@ -157,7 +156,7 @@ def packed_attention(step: Step) -> Outs:
     """com.microsoft's Attention, whose weight makes queries, keys and values at once."""
     if step.has(4) or len(step.node.outputs) > 1 or step.attribute("do_rotary", 0):
         raise UnfollowedError("it keeps keys and values of the past, or rotates")
-    data, weight = step.axes(0), step.axes(1)
+    data, weight = step.ranked(0, 3), step.ranked(1, 2)
     total = step.dims(1)[1]
     widths = [int(n) for n in step.attribute("qkv_hidden_sizes", [])] or [total // 3] * 3
     step.unite(data[2], weight[0])
@@ -170,7 +169,7 @@ def packed_attention(step: Step) -> Outs:
         step.unite(packed, step.axes(2)[0])
         step.read_itself(2, 0)
     heads = int(step.attribute("num_heads", 1))
-    of_q, q_inner, made = _own_heads(step, heads, (parts[0], parts[1], parts[2]), widths)
+    of_q, _, made = _own_heads(step, heads, (parts[0], parts[1], parts[2]), widths)
     step.fix(Attribute(step.node, "qkv_hidden_sizes", parts, list))
     if step.has(5) and step.dims(5)[1] > 1:
         step.unite(step.axes(5)[1], of_q)

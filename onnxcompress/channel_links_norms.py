@@ -32,7 +32,9 @@ def skip_layer_norm(step: Step) -> Outs:
     return [out, statistics, statistics, out][: len(step.node.outputs)]
 
 
-def _normalised(step: Step, axes: list[Axis], dims: tuple[int, ...], first: int, *, ports: tuple[int, ...]) -> list[Axis]:
+def _normalised(
+    step: Step, axes: list[Axis], dims: tuple[int, ...], first: int, *, ports: tuple[int, ...]
+) -> list[Axis]:
     operands = [(axes[first:], dims[first:])]
     operands += [(step.axes(port), step.dims(port)) for port in ports if step.has(port)]
     found = broadcast(step, dims[first:], operands)
@@ -45,7 +47,7 @@ def instance_norm(step: Step) -> Outs:
     """InstanceNormalization: each channel by itself, over all positions."""
     axes = step.axes(0)
     for port in (1, 2):
-        step.unite(axes[1], step.axes(port)[0])
+        step.unite(axes[1], step.ranked(port, 1)[0])
     for axis in axes[2:]:
         step.inexact(axis)
     return [axes]
@@ -60,7 +62,7 @@ def group_norm(step: Step) -> Outs:
     for column in range(1, size):
         step.unite(ids[:, 0], ids[:, column])
     for port in (1, 2):
-        scale, count = step.axes(port)[0], step.dims(port)[0]
+        scale, count = step.ranked(port, 1)[0], step.dims(port)[0]
         step.unite(ids[:, 0] if count == groups else ids.reshape(-1), scale)
     step.fix(Count(step.node, "num_groups", ids[:, 0]))
     for axis in axes[2:]:
@@ -134,7 +136,7 @@ def pool(step: Step) -> Outs:
 
 
 def reduce_sum(step: Step) -> Outs:
-    """Sums of values, magnitudes or squares: a channel that is zero adds nothing."""
+    """Reduce to sums of values, magnitudes or squares: a channel that is zero adds nothing."""
     return _reduce(step, "sum")
 
 

@@ -82,7 +82,7 @@ def slice_(step: Step) -> Outs:
         picks = np.arange(dims[axis])[symbolic.python_slice(start, stop, stride)]
         axes[axis] = ids[picks]
         if stride == 1 and len(picks):
-            step.fix(Window(step.node, place, ids, int(picks[0]), int(picks[-1]) + 1))
+            step.fix(Window(step.node, (place, len(bounds)), ids, int(picks[0]), int(picks[-1]) + 1))
         else:
             step.fix(Picks(step.node, axis, ids, picks))
     return [axes]
@@ -332,7 +332,7 @@ def regions(step: Step) -> Outs:
 
 def depth_to_space(step: Step) -> Outs:
     """DepthToSpace: blocks of the channel axis go to positions; a channel goes from all of them."""
-    axes, dims, block = step.axes(0), step.dims(0), int(step.attribute("blocksize", 1)) ** 2
+    axes, dims, block = step.ranked(0, 4), step.dims(0), int(step.attribute("blocksize", 1)) ** 2
     channels = dims[1] // block
     if step.text("mode", "DCR") == "DCR":
         positions, made = step.split(axes[1], (block, channels))
@@ -344,6 +344,6 @@ def depth_to_space(step: Step) -> Outs:
 
 def space_to_depth(step: Step) -> Outs:
     """SpaceToDepth: each channel comes once for every position of a block."""
-    axes, dims, block = step.axes(0), step.dims(0), int(step.attribute("blocksize", 1)) ** 2
+    axes, dims, block = step.ranked(0, 4), step.dims(0), int(step.attribute("blocksize", 1)) ** 2
     made = step.merged([step.pinned("these were positions"), axes[1]], (block, dims[1]))
     return [[axes[0], made, *[step.pin(axis, "positions are regrouped") for axis in axes[2:]]]]

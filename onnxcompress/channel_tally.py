@@ -61,7 +61,9 @@ class Tally:
         for index, (_, numbers) in enumerate(self._amounts):
             for number in dict.fromkeys(numbers):
                 self._of_axis[number].append(index)
-        self._totals = {is_cost: float(self._now[np.array(self._is_cost, bool) == is_cost].sum()) for is_cost in (False, True)}
+        self._totals = {
+            is_cost: float(self._now[np.array(self._is_cost, bool) == is_cost].sum()) for is_cost in (False, True)
+        }
 
     @property
     def parameters(self) -> int:

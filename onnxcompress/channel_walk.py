@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from . import graph, ops, shapes, symbolic
+from . import graph, model_io, observe, ops, shapes, symbolic
 from .channel_flow import Axis, Flow, Pin, Step, UnfollowedError
+from .errors import ModelError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+log = logging.getLogger(__name__)
+
+RUN_BYTES = 64 << 20
+"""Larger models are not run just to learn the shapes that inference does not know."""
 BRANCHES = ("then_branch", "else_branch")
 
 
@@ -25,6 +31,8 @@ def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Flow:
     sizes = {name: tuple(np.shape(array)) for name, array in feed.items()}
     at = symbolic.interpret(model, shapes.infer_at(model, sizes)) if sizes else always
     flow = Flow(at=at, always=always, opset=graph.opset(model))
+    if feed and model_io.model_bytes(model) <= RUN_BYTES:
+        _look(model, feed, flow)
     for value in model.graph.inputs:
         _set_pinned(flow, value, Pin(str(value.name), "graph input"))
     _walk(model.graph, flow)
@@ -33,10 +41,29 @@ def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Flow:
     return flow
 
 
+def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
+    """Run the model once where shapes can't be inferred, to see those of the values that the run computes."""
+    unknown = [
+        value.name
+        for body in graph.graphs_outside_functions(model)
+        for node in body
+        for value in node.outputs
+        if value.name and not graph.is_op(node, "Constant") and flow.dims(value) is None
+    ]
+    if not unknown:
+        return
+    try:
+        seen = observe.Watch(model, unknown, skip_refused=True).run(feed)
+    except ModelError as error:
+        log.info("shapes that can't be inferred stay unknown: %s", error)
+        return
+    flow.seen.update((name, tuple(array.shape)) for name, array in seen.items())
+
+
 def _set_pinned(flow: Flow, value: ir.Value, pin: Pin) -> None:
-    dims = flow.at.dims(value)
-    if dims is not None:
-        flow.axes[value] = [pin] * len(dims)
+    rank = flow.rank(value)
+    if rank is not None:
+        flow.axes[value] = [pin] * rank
 
 
 def _walk(body: ir.Graph, flow: Flow) -> None:
@@ -48,12 +75,12 @@ def _walk(body: ir.Graph, flow: Flow) -> None:
 def _step(node: ir.Node, flow: Flow) -> None:
     step = Step(node, flow)
     refusal = "its channels are not followed"
-    found: list[list[Axis]] = []
+    found: Sequence[list[Axis] | None] = []
     try:
         if graph.is_op(node, "If"):
             found = _branches(step)
         elif graph.bodies(node):
-            found = _loop(node, flow)
+            _loop(node, flow)
         else:
             links = ops.spec(node).links
             if links is None:
@@ -68,24 +95,25 @@ def _step(node: ir.Node, flow: Flow) -> None:
         if value is not None and port not in step.followed:
             flow.pin_value(value, pin)
     for index, output in enumerate(node.outputs):
-        if index < len(found):
-            flow.axes[output] = found[index]
+        axes = found[index] if index < len(found) else None
+        if axes is not None:
+            flow.axes[output] = axes
         else:
             _set_pinned(flow, output, pin)
 
 
-def _check(node: ir.Node, found: list[list[Axis]], flow: Flow) -> None:
+def _check(node: ir.Node, found: Sequence[list[Axis] | None], flow: Flow) -> None:
     """Refuse axes that are not as long as the node's outputs are at the feed."""
     for output, axes in zip(node.outputs, found, strict=False):
         dims = flow.dims(output)
-        if dims is None:
+        if dims is None or axes is None:
             continue
         lengths = [n if isinstance(axis, Pin) else len(axis) for axis, n in zip(axes, dims, strict=False)]
         if len(axes) != len(dims) or tuple(lengths) != dims:
             raise UnfollowedError(f"{output.name} has another shape than follows from its inputs")
 
 
-def _loop(node: ir.Node, flow: Flow) -> list[list[Axis]]:
+def _loop(node: ir.Node, flow: Flow) -> NoReturn:
     """Follow what a Loop or Scan computes inside; what goes in and out from round to round is kept."""
     state = Pin(graph.label(node), f"state of a {node.op_type}")
     for body in graph.bodies(node):
@@ -97,39 +125,41 @@ def _loop(node: ir.Node, flow: Flow) -> list[list[Axis]]:
     raise UnfollowedError(state.reason)
 
 
-def _branches(step: Step) -> list[list[Axis]]:
+def _branches(step: Step) -> list[list[Axis] | None]:
     """Unite what the two branches of an If give; a branch whose result no run can use is left out."""
     node, flow = step.node, step.flow
     bodies = [node.attributes[name].as_graph() for name in BRANCHES]
     for body in bodies:
         _walk(body, flow)
-    found: list[list[Axis]] = []
+    found: list[list[Axis] | None] = []
     for index, output in enumerate(node.outputs):
-        known = flow.always.dims(output)
         given = [body.outputs[index] for body in bodies]
         axes = [flow.of(value) for value in given]
+        known = flow.always.dims(output)
         ranks = {None if each is None else len(each) for each in axes}
         rank = len(known) if known is not None else ranks.pop() if len(ranks) == 1 else None
-        fitting = [each for each in axes if each is not None and len(each) == rank]
-        if rank is None or not fitting or None in axes:
-            for value in given:
-                flow.pin_value(value, step.pinned("its branches give results of other shapes"))
-            found.append([step.pinned("its branches give results of other shapes")] * (rank or 0))
+        fitting = [(value, each) for value, each in zip(given, axes, strict=True) if each and len(each) == rank]
+        if fitting and None not in axes:
+            found.append(_united(step, fitting))
             continue
-        found.append(_united(step, fitting, [value for value in given if len(flow.of(value) or ()) == rank]))
+        pin = step.pinned("its branches give results of other shapes")
+        for value in given:
+            flow.pin_value(value, pin)
+        found.append(None if rank is None else [pin] * rank)
     return found
 
 
-def _united(step: Step, axes: list[list[Axis]], values: list[ir.Value]) -> list[Axis]:
-    out = list(axes[0])
-    if len(axes) == 1:
-        return out
-    sizes = [step.flow.dims(value) for value in values]
-    for place, (one, other) in enumerate(zip(*axes, strict=True)):
-        if sizes[0] is not None and sizes[1] is not None and sizes[0][place] == sizes[1][place]:
-            out[place] = step.unite(one, other)
+def _united(step: Step, given: list[tuple[ir.Value, list[Axis]]]) -> list[Axis]:
+    """Return the axes of what one branch gives, or those of both united."""
+    if len(given) == 1:
+        return given[0][1]
+    (first, one), (second, other) = given
+    sizes, others = step.flow.dims(first), step.flow.dims(second)
+    out = list(one)
+    for place, (axis, beside) in enumerate(zip(one, other, strict=True)):
+        if sizes is not None and others is not None and sizes[place] == others[place]:
+            out[place] = step.unite(axis, beside)
         else:
-            reason = "its branches give results of other sizes"
-            out[place] = step.pin(one, reason)
-            step.pin(other, reason)
+            out[place] = step.pin(axis, "its branches give results of other sizes")
+            step.pin(beside, "its branches give results of other sizes")
     return out

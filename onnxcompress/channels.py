@@ -167,9 +167,7 @@ class Channels:
         order = np.lexsort((indices, groups))
         groups, indices = groups[order], indices[order]
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        return [
-            (int(groups[start]), part) for start, part in zip(starts, np.split(indices, starts[1:]), strict=False)
-        ]
+        return [(int(groups[start]), part) for start, part in zip(starts, np.split(indices, starts[1:]), strict=False)]
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -250,7 +248,12 @@ class Channels:
     def empties(self, removed: Collection[int]) -> list[str]:
         """Return the values of which an axis would have no index left when these groups go."""
         keeps = self.keeps(removed)
-        arrays = {id(axis): (axis, value) for value, axes in self._flow.axes.items() for axis in axes if not isinstance(axis, Pin)}
+        arrays = {
+            id(axis): (axis, value)
+            for value, axes in self._flow.axes.items()
+            for axis in axes
+            if not isinstance(axis, Pin)
+        }
         return [str(value.name) for axis, value in arrays.values() if not keeps(axis).any()]
 
     def reach(self) -> Reach:
@@ -268,7 +271,9 @@ class Channels:
                     pair = (left, 0.0) if place == 0 else (0.0, left)
                     kept.setdefault(self._why(each), []).append((*pair, each.where))
             total = sum(each.number for each in amounts)
-            totals.append((total, total - sum(left for _, left in whole), total - sum(self._kept(a, exact) for a in amounts)))
+            totals.append(
+                (total, total - sum(left for _, left in whole), total - sum(self._kept(a, exact) for a in amounts))
+            )
         reasons = [
             Kept(
                 reason=reason,
@@ -303,7 +308,9 @@ class Channels:
             if (numbers >= 0).any():
                 pins.append(self._solved.reasons[numbers[numbers >= 0][0]])
         pins.sort(key=lambda pin: pin.by_nature)
-        return str(pins[0]) if pins else "its axes are not cut"
+        if not pins:
+            return "a single number"
+        return pins[0].reason if pins[0].by_nature else str(pins[0])
 
 
 def find_groups(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Channels:

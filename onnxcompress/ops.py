@@ -323,14 +323,14 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
         ("", "MatMulInteger"): OpSpec(macs=_matmul_macs),
         **_linked(
             layers.unary,
-            "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
-            "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink "
-            "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
+            "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor "
+            "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu "
+            "Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
         ),
         **_linked(
             layers.elementwise,
-            "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
-            "Min Mod Mul Or PRelu Pow Sub Sum Where Xor",
+            "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
+            "Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor",
         ),
         **_linked(layers.batch_statistics, "BatchNormalization"),
         **_linked(norms.layer_norm, "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
