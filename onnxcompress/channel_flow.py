@@ -43,6 +43,9 @@ Ids = np.ndarray
 """int64 [n]: the channel id of each index of an axis."""
 Axis = Ids | Pin
 
+FIRST_WHERE = 9
+"""Opset from which a computed number can be overwritten."""
+
 ITSELF = -1
 """The port of a `Read` of what the node has made itself: the state of a recurrent layer, queries and keys."""
 
@@ -108,8 +111,8 @@ class Flow:
     at: Facts
     always: Facts
     opset: int
-    seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Dimensions that a run of the feed has shown."""
+    seen: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
+    """Dimensions and types that a run of the feed has shown, where they can't be inferred."""
     count: int = 0
     axes: dict[ir.Value, list[Axis]] = field(default_factory=dict)
     constants: dict[ir.Value, list[Axis]] = field(default_factory=dict)
@@ -133,8 +136,13 @@ class Flow:
         sizes = self.at.dims(value)
         numbers = None if sizes is None else [size.as_int() for size in sizes]
         if numbers is None or None in numbers:
-            return None if value is None else self.seen.get(value.name or "")
+            return None if value is None else self.seen.get(str(value.name), (None, None))[0]
         return tuple(n for n in numbers if n is not None)
+
+    def dtype(self, value: ir.Value) -> np.dtype[Any] | None:
+        """Return the type of a value's elements, None where it is not known."""
+        dtype = self.at.inferred.dtype(value)
+        return self.seen.get(str(value.name), (None, None))[1] if dtype is None else dtype.numpy()
 
     def rank(self, value: ir.Value) -> int | None:
         """Return the number of axes of a value, None where it is not known."""
@@ -270,6 +278,11 @@ class Step:
             if content is not None:
                 return [None if size is None else size.as_int() for size in content.elements]
         return list(self.numbers(name, port))
+
+    def can_write(self, port: int) -> bool:
+        """Say whether numbers can be put into a small input: it is a constant, or one that a Where can overwrite."""
+        computed = self.flow.opset >= FIRST_WHERE and self.flow.dtype(self.value(port)) == np.int64
+        return computed or self.constant(port) is not None
 
     def positive(self, axis: int, rank: int) -> int:
         """Return an axis counted from the front.

@@ -80,8 +80,8 @@ def _components(classes: Ids, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
     count = int(classes.max(initial=-1)) + 1
     one, other = (classes[_joined([pair[side] for pair in pairs])] for side in (0, 1))
     edges = sparse.coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
-    labels: Ids = csgraph.connected_components(edges, directed=False)[1].astype(np.int64)
-    return labels[classes]
+    labels = np.asarray(csgraph.connected_components(edges, directed=False)[1], np.int64)
+    return np.take(labels, classes)
 
 
 def _stacked(flow: Flow) -> tuple[Ids, Ids]:

@@ -20,8 +20,7 @@ def recurrent(gates: int) -> Callable[[Step], Outs]:
             raise UnfollowedError("its batch comes first")
         data, weight, recurrence = (step.ranked(port, 3) for port in range(3))
         hidden = step.dims(2)[2]
-        for along in (data[0], weight[0], recurrence[0]):
-            step.pin(along, "it runs along this axis")
+        step.pin(data[0], "it runs along this axis")
         units = step.array(recurrence[2], hidden)
         step.read(0, 2, 1, 2)
         step.unite(data[2], weight[2])
@@ -29,7 +28,11 @@ def recurrent(gates: int) -> Callable[[Step], Outs]:
         stacked = [(1, 1, gates), (2, 1, gates), (3, 1, 2 * gates), (5, 2, 1), (6, 2, 1), (7, 1, gates - 1)]
         for port, axis, times in stacked:
             if step.has(port):
-                step.unite(np.tile(units, times), step.ranked(port, 2 if port in (3, 7) else 3)[axis])
+                axes = step.ranked(port, 2 if port in (3, 7) else 3)
+                step.unite(np.tile(units, times), axes[axis])
+                step.pin(axes[0], "one for each direction", by_nature=True)
+                if port in (5, 6):
+                    step.unite(data[1], axes[1])
         step.fix(Count(step.node, "hidden_size", units))
         inside, around = math.prod(step.dims(1)), math.prod(step.dims(2))
         step.cost(units, data[2], share=inside / (inside + around))
@@ -187,6 +190,8 @@ def rotary(step: Step) -> Outs:
     heads = int(step.attribute("num_heads", 0))
     if not heads:
         raise UnfollowedError("the number of its heads is not stated")
-    _, inner = step.split(axes[2], (heads, dims[2] // heads))
+    head, inner = step.split(axes[2], (heads, dims[2] // heads))
+    if not isinstance(head, Pin):
+        step.fix(Count(step.node, "num_heads", head))
     step.pin(inner, "it is turned in pairs")
     return [axes]

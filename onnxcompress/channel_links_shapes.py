@@ -9,12 +9,10 @@ import numpy as np
 
 from . import graph, symbolic
 from .channel_fixes import Frozen, Parts, Picks, Sizes, Window
-from .channel_flow import Axis, Ids, Pin, Step, UnfollowedError
+from .channel_flow import FIRST_WHERE, Axis, Ids, Pin, Step, UnfollowedError
 from .channel_links import Outs
 from .sizes import Size
 
-FIRST_WHERE = 9
-"""Opset from which a computed size can be overwritten."""
 LAST_SPLIT_ATTRIBUTE = 12
 
 
@@ -76,12 +74,15 @@ def slice_(step: Step) -> Outs:
         if isinstance(ids, Pin):
             continue
         start, stop = _number(first), _number(last)
-        if start is None or stop is None or stride is None or (stride != 1 and len(bounds) > 1):
+        writable = "starts" in step.node.attributes or (step.can_write(1) and step.can_write(2))
+        if start is None or stop is None or stride is None or not writable or (stride != 1 and len(bounds) > 1):
             axes[axis] = step.pin(ids, "start, end or stride of the Slice are not fixed")
             continue
         picks = np.arange(dims[axis])[symbolic.python_slice(start, stop, stride)]
+        if not len(picks):
+            raise UnfollowedError("it takes nothing")
         axes[axis] = ids[picks]
-        if stride == 1 and len(picks):
+        if stride == 1:
             step.fix(Window(step.node, (place, len(bounds)), ids, int(picks[0]), int(picks[-1]) + 1))
         else:
             step.fix(Picks(step.node, axis, ids, picks))
@@ -217,7 +218,7 @@ def _sized(step: Step, port: int, out: list[Axis], copied: Sequence[Axis]) -> No
         number = None if content is None else _number(content.elements[place])
         if number in (-1, 1) or (number == 0 and place < len(copied) and copied[place] is axis):
             continue
-        if step.is_static(step.node.outputs[0], place) and (number is not None or step.flow.opset >= FIRST_WHERE):
+        if step.is_static(step.node.outputs[0], place) and step.can_write(port):
             entries.append((place, axis))
         else:
             out[place] = step.pin(axis, "its size is computed at run time")
@@ -263,7 +264,7 @@ def _sized_from_the_end(step: Step, port: int, out: list[Axis]) -> None:
         number = None if content is None else _number(content.elements[place])
         if isinstance(axis, Pin) or number in (-1, 1):
             continue
-        if step.is_static(step.node.outputs[0], place + offset) and step.flow.opset >= FIRST_WHERE:
+        if step.is_static(step.node.outputs[0], place + offset) and step.can_write(port):
             entries.append((place, axis))
         else:
             out[place + offset] = step.pin(axis, "its size is computed at run time")
@@ -312,7 +313,8 @@ def resize(step: Step) -> Outs:
         axis = out[place]
         if isinstance(axis, Pin):
             continue
-        if dims[place] != out_dims[place] or not step.is_static(step.node.outputs[0], place):
+        is_fixed = step.is_static(step.node.outputs[0], place) and (not step.has(3) or step.can_write(3))
+        if dims[place] != out_dims[place] or not is_fixed:
             out[place] = step.pin(axis, "it is resized")
         else:
             entries.append((index, axis))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -43,13 +43,8 @@ def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Flow:
 
 def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
     """Run the model once where shapes can't be inferred, to see those of the values that the run computes."""
-    unknown = [
-        value.name
-        for body in graph.graphs_outside_functions(model)
-        for node in body
-        for value in node.outputs
-        if value.name and not graph.is_op(node, "Constant") and flow.dims(value) is None
-    ]
+    rounds = dict(_inner_values(model.graph, 0))
+    unknown = {str(v.name): depth for v, depth in rounds.items() if depth < 2 and flow.dims(v) is None}
     if not unknown:
         return
     try:
@@ -57,7 +52,16 @@ def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
     except ModelError as error:
         log.info("shapes that can't be inferred stay unknown: %s", error)
         return
-    flow.seen.update((name, tuple(array.shape)) for name, array in seen.items())
+    flow.seen.update((name, (array.shape[unknown[name] :], array.dtype)) for name, array in seen.items())
+
+
+def _inner_values(body: ir.Graph, depth: int) -> Iterator[tuple[ir.Value, int]]:
+    """Yield what nodes make, and in how many loops: in one, a run shows it with all rounds along a first axis."""
+    for node in body:
+        if not graph.is_op(node, "Constant"):
+            yield from ((value, depth) for value in node.outputs if value.name)
+        for inner in graph.bodies(node):
+            yield from _inner_values(inner, depth if graph.is_op(node, "If") else depth + 1)
 
 
 def _set_pinned(flow: Flow, value: ir.Value, pin: Pin) -> None:
@@ -117,12 +121,22 @@ def _loop(node: ir.Node, flow: Flow) -> NoReturn:
     """Follow what a Loop or Scan computes inside; what goes in and out from round to round is kept."""
     state = Pin(graph.label(node), f"state of a {node.op_type}")
     for body in graph.bodies(node):
+        if graph.is_op(node, "Loop"):
+            _carry_shapes(node, body, flow)
         for value in body.inputs:
             _set_pinned(flow, value, state)
         _walk(body, flow)
         for value in body.outputs:
             flow.pin_value(value, state)
     raise UnfollowedError(state.reason)
+
+
+def _carry_shapes(node: ir.Node, body: ir.Graph, flow: Flow) -> None:
+    """Note the shapes of a Loop's state, where the feed's run has shown that it keeps them from round to round."""
+    for first, state, last in zip(node.inputs[2:], body.inputs[2:], body.outputs[1:], strict=False):
+        dims, dtype = flow.dims(first), None if last is None else flow.dtype(last)
+        if dims is not None and dtype is not None and dims == flow.dims(last):
+            flow.seen[str(state.name)] = (dims, dtype)
 
 
 def _branches(step: Step) -> list[list[Axis] | None]:

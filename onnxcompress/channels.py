@@ -301,16 +301,16 @@ class Channels:
         return amount.number * math.prod(shares)
 
     def _why(self, amount: Amount) -> str:
-        """Return what keeps (the rest of) an amount: of several reasons, one that another graph would not have."""
+        """Return what keeps (the rest of) an amount, axis by axis; what no graph could cut only where that is all."""
         pins = [axis for axis in amount.axes if isinstance(axis, Pin)]
         for ids in amount.free:
             numbers = self._solved.pins[self._solved.classes[ids]]
             if (numbers >= 0).any():
                 pins.append(self._solved.reasons[numbers[numbers >= 0][0]])
-        pins.sort(key=lambda pin: pin.by_nature)
         if not pins:
             return "a single number"
-        return pins[0].reason if pins[0].by_nature else str(pins[0])
+        found = [str(pin) for pin in pins if not pin.by_nature] or [pins[0].reason]
+        return "; ".join(dict.fromkeys(found))
 
 
 def find_groups(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Channels:

@@ -50,13 +50,14 @@ def mask(channels: Channels, removed: Collection[int]) -> None:
     """
     keeps = channels.keeps(removed)
     edits = Edits(keeps, graph.Names(channels.model))
-    for read in channels.flow.reads:
+    inputs = [None if read.weight is not None else read.node.inputs[read.port] for read in channels.flow.reads]
+    for read, value in zip(channels.flow.reads, inputs, strict=True):
         if read.weight is not None:
             axis = channels.constants[read.weight][read.weight_axis]
             if not isinstance(axis, Pin) and edits.is_cut(axis):
                 _zero(read.weight, read.weight_axis, keeps(axis))
-        elif edits.is_cut(read.ids):
-            _insert_mask(read, channels, edits)
+        elif value is not None and edits.is_cut(read.ids):
+            _insert_mask(read, value, channels, edits)
 
 
 def _is_cut(axes: list[Axis], keeps: Keeps) -> bool:
@@ -95,16 +96,15 @@ def _store(value: ir.Value, array: np.ndarray) -> None:
     value.shape = ir.Shape(array.shape)
 
 
-def _insert_mask(read: Read, channels: Channels, edits: Edits) -> None:
-    """Multiply an input by one for what stays and by zero for what goes, along an axis."""
-    value = read.node.inputs[read.port]
-    dims, dtype = channels.flow.dims(value), channels.flow.at.inferred.dtype(value)
-    if dims is None or dtype is None:
-        raise OnnxCompressError("its shape or type is not known", where=graph.label(read.node))
-    shape = [1] * len(dims)
+def _insert_mask(read: Read, value: ir.Value, channels: Channels, edits: Edits) -> None:
+    """Multiply what stands at an input, once `value`, by one for what stays and by zero for what goes along an axis."""
+    rank, dtype = channels.flow.rank(value), channels.flow.dtype(value)
+    if rank is None or dtype is None:
+        raise OnnxCompressError(f"the type of {value.name} is not known", where=graph.label(read.node))
+    shape = [1] * rank
     shape[read.axis] = -1
-    factor = edits.keeps(read.ids).astype(dtype.numpy()).reshape(shape)
+    factor = edits.keeps(read.ids).astype(dtype).reshape(shape)
     hint = f"{graph.label(read.node)}_mask"
     made = graph.add_initializer(graph.home(read.node), edits.names, hint, factor)
-    product = graph.insert_before(read.node, edits.names, "Mul", [value, made], hint=hint)
+    product = graph.insert_before(read.node, edits.names, "Mul", [read.node.inputs[read.port], made], hint=hint)
     read.node.replace_input_with(read.port, product.outputs[0])

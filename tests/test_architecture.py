@@ -120,6 +120,11 @@ LAYERS = (
     ),
     (
         "ops",
+        "channel_flow",
+        "channel_links",
+        "channel_ids",
+        "channels",
+        "cutting",
         "float_constants",
         "layers",
         "shapes",
