@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from . import graph, symbolic
+from . import graph
 from .channel_fixes import Frozen, Parts, Picks, Sizes, Window
 from .channel_flow import FIRST_WHERE, Axis, Ids, Pin, Step, UnfollowedError
 from .channel_links import Outs
@@ -65,25 +65,24 @@ def split(step: Step) -> Outs:
 def slice_(step: Step) -> Outs:
     """Slice: the indices that it takes; start and end follow a cut, and a stride becomes a list of positions."""
     axes, dims = list(step.axes(0)), step.dims(0)
-    bounds = symbolic.slice_bounds(step.node, lambda port: step.flow.always.content(step.node.inputs[port]))
-    if bounds is None:
-        raise UnfollowedError("its axes are computed at run time")
-    for place, (number, (first, last, stride)) in enumerate(bounds.items()):
+    starts, ends = step.elements("starts", 1), step.elements("ends", 2)
+    places = step.numbers("axes", 3, default=range(len(starts)))
+    strides = step.elements("steps", 4) if step.has(4) else [1] * len(starts)
+    writable = "starts" in step.node.attributes or (step.can_write(1) and step.can_write(2))
+    for place, number in enumerate(places):
         axis = step.positive(number, len(axes))
-        ids = axes[axis]
+        ids, start, end, stride = axes[axis], starts[place], ends[place], strides[place]
         if isinstance(ids, Pin):
             continue
-        start, stop = _number(first), _number(last)
-        writable = "starts" in step.node.attributes or (step.can_write(1) and step.can_write(2))
-        if start is None or stop is None or stride is None or not writable or (stride != 1 and len(bounds) > 1):
+        if start is None or end is None or stride is None or not writable or (stride != 1 and len(places) > 1):
             axes[axis] = step.pin(ids, "start, end or stride of the Slice are not fixed")
             continue
-        picks = np.arange(dims[axis])[symbolic.python_slice(start, stop, stride)]
+        picks = np.arange(dims[axis])[start : None if stride < 0 and end < -len(ids) else end : stride]
         if not len(picks):
             raise UnfollowedError("it takes nothing")
         axes[axis] = ids[picks]
         if stride == 1:
-            step.fix(Window(step.node, (place, len(bounds)), ids, int(picks[0]), int(picks[-1]) + 1))
+            step.fix(Window(step.node, (place, len(places)), ids, int(picks[0]), int(picks[-1]) + 1))
         else:
             step.fix(Picks(step.node, axis, ids, picks))
     return [axes]
