@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .core import Feed
 from .errors import DataError, UsageError
+from .feeds import Lazy
 from .fitting import Scaling, fit, non_finite, zeros
 from .metrics import load_function
 
@@ -151,30 +152,14 @@ class _Reader:
                 feed[spec.name] = zeros(spec, feed, self.specs)
         return feed, label
 
+    def feed(self, samples: Sequence[_Sample], index: int) -> Feed:
+        """Return the feed of one of these samples, without its label."""
+        return self.read(samples[index])[0]
+
     def _fitted(self, array: Any, spec: TensorSpec, where: str) -> Any:
         fitted = fit(array, spec, where=where)
         scaling = self.scaling.get(spec.name)
         return fitted if scaling is None else scaling.apply(fitted).astype(spec.dtype)
-
-
-class _Feeds(Sequence[Feed]):
-    """Feeds that are loaded each time they are read."""
-
-    def __init__(self, samples: Sequence[_Sample], reader: _Reader) -> None:
-        self._samples = samples
-        self._reader = reader
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @overload
-    def __getitem__(self, index: int) -> Feed: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Feed]: ...
-    def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
-        if isinstance(index, slice):
-            return _Feeds(self._samples[index], self._reader)
-        return self._reader.read(self._samples[index])[0]
 
 
 def _checked(samples: Sequence[_Sample], reader: _Reader, *, source: str) -> Dataset:
@@ -196,7 +181,7 @@ def _checked(samples: Sequence[_Sample], reader: _Reader, *, source: str) -> Dat
     if 0 < missing < len(labels):
         raise DataError(f"{missing} of {len(labels)} samples have no label", where=source)
     return Dataset(
-        feeds=_Feeds(kept, reader),
+        feeds=Lazy(range(len(kept)), partial(reader.feed, kept)),
         labels=None if missing else labels,
         names=[sample.name for sample in kept],
         skipped=skipped,

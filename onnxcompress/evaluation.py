@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import data as data_module
 from .core import Feed
 from .errors import DataError
+from .feeds import Lazy
 
 if TYPE_CHECKING:
     from .data import Layout
@@ -76,31 +77,11 @@ class Evaluation:
             rows = len(labels) // len(self.feeds)
             labels = labels.reshape(len(self.feeds), rows, *labels.shape[1:])[list(indices)]
             labels = labels.reshape(-1, *labels.shape[2:])
-        return replace(self, feeds=_Chosen(self.feeds, indices), labels=labels)
+        return replace(self, feeds=Lazy(indices, self.feeds.__getitem__), labels=labels)
 
     def notes(self) -> list[str]:
         """Return a line for each sample that was left out."""
         return [f"{name} is skipped: {reason}" for name, reason in self.skipped]
-
-
-class _Chosen(Sequence[Feed]):
-    """Some of the feeds of a longer sequence, each loaded when it is read."""
-
-    def __init__(self, feeds: Sequence[Feed], indices: Sequence[int]) -> None:
-        self._feeds = feeds
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Feed: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Feed]: ...
-    def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
-        if isinstance(index, slice):
-            return _Chosen(self._feeds, self._indices[index])
-        return self._feeds[self._indices[index]]
 
 
 def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import tempfile
 from pathlib import Path
@@ -174,6 +175,15 @@ def large(
     publish([bench.table(rows)], markdown=markdown)
 
 
+def _evaluated(root: Path, only: str) -> list[Path]:
+    """Return the models below a folder that have an eval.py beside them and match a glob."""
+    found = sorted(path for path in root.rglob("*.onnx") if (path.parent / "eval.py").exists())
+    models = [path for path in found if fnmatch.fnmatch(str(path.relative_to(root).with_suffix("")), only)]
+    if not models:
+        fail(f"no model with an eval.py beside it in {root} matches {only!r}")
+    return models
+
+
 @app.command()
 def weights(
     *,
@@ -188,16 +198,11 @@ def weights(
 
     Example: python tools/bench.py weights --zoo ZOO --only 'fmnist/*'
     """
-    import fnmatch
-
     from bench import weights as bench
     from bench.tables import publish
 
     root = zoo.resolve()
-    found = sorted(path for path in root.rglob("*.onnx") if (path.parent / "eval.py").exists())
-    models = [path for path in found if fnmatch.fnmatch(str(path.relative_to(root).with_suffix("")), only)]
-    if not models:
-        fail(f"no model with an eval.py beside it in {zoo} matches {only!r}")
+    models = _evaluated(root, only)
     work.mkdir(parents=True, exist_ok=True)
     rows = []
     with _progress() as progress:
@@ -252,16 +257,11 @@ def float16(
 
     Example: python tools/bench.py float16 --zoo ZOO --compute float16
     """
-    import fnmatch
-
     from bench import weights as bench
     from bench.tables import publish
 
     root = zoo.resolve()
-    found = sorted(path for path in root.rglob("*.onnx") if (path.parent / "eval.py").exists())
-    models = [path for path in found if fnmatch.fnmatch(str(path.relative_to(root).with_suffix("")), only)]
-    if not models:
-        fail(f"no model with an eval.py beside it in {zoo} matches {only!r}")
+    models = _evaluated(root, only)
     work.mkdir(parents=True, exist_ok=True)
     settings = [f"convert-float16.compute={compute}"]
     rows = []

@@ -51,6 +51,7 @@ class Result:
     outcome: Outcome
     reason: str = ""
     seconds: float | None = None
+    cpu_seconds: float | None = None
     size_bytes: int | None = None
     nodes: int | None = None
     optimized_nodes: int | None = None
@@ -223,10 +224,10 @@ class Lane:
                 )
             except ChildDiedError as error:
                 return Result(outcome="crash", reason=f"process ended: {error}")
-            seconds = reply["seconds"]
+            times = {"seconds": reply["seconds"], "cpu_seconds": reply["cpu_seconds"]}
             if "error" in reply or not target.exists():
                 reason = reply.get("error", "no file written")
-                return Result(outcome="crash", reason=reason, seconds=seconds)
+                return Result(outcome="crash", reason=reason, **times)
             size_bytes = sum(file.stat().st_size for file in folder.iterdir())
             request = {
                 "do": "judge",
@@ -242,7 +243,7 @@ class Lane:
                 said = {"outcome": "invalid", "reason": f"ends the runtime: {error}"}
             if "error" in said:
                 said = {"outcome": "invalid", "reason": said["error"]}
-            return Result(seconds=seconds, size_bytes=size_bytes, **said)
+            return Result(**times, size_bytes=size_bytes, **said)
         finally:
             shutil.rmtree(folder)
 
@@ -329,7 +330,7 @@ def summary(results: Results) -> Table:
         f"Fold tools on {len(results.originals):,} models that run in onnxruntime",
         [
             *("tool", "version", "ok", "wrong", "invalid", "crash", "grew", "most growth, bytes"),
-            *("seconds", "import s"),
+            *("seconds", "CPU s", "import s"),
         ],
     )
     for tool, rows in results.tools.items():
@@ -346,6 +347,7 @@ def summary(results: Results) -> Table:
             len(grown),
             max(grown, default=None),
             sum(r.seconds or 0.0 for r in rows.values()),
+            sum(r.cpu_seconds or 0.0 for r in rows.values()) or None,
             results.import_seconds.get(tool),
         )
     return table

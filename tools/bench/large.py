@@ -96,7 +96,7 @@ def measure(models: Sequence[Path], chosen: Sequence[Job], work: Path) -> Iterat
             )
 
 
-REPORTED = ("seconds", "peak_memory_bytes", "verification", "proof", "timings")
+REPORTED = ("seconds", "peak_memory_bytes", "verification")
 """What of our JSON report concerns time and memory; the rest can be long."""
 
 
@@ -105,8 +105,8 @@ def table(rows: Sequence[Row]) -> Table:
     out = Table(
         "Large models: each command whole, in a process of its own",
         [
-            *("model", "command", "seconds", "ratio", "process, MB", "ratio", "of it private, MB"),
-            *("largest process, MB", "output, MB", "says of itself", "outcome"),
+            *("model", "command", "seconds", "ratio", "CPU s", "ratio", "process, MB", "ratio", "of it private, MB"),
+            *("largest process, MB", "output, MB", "proof", "outcome"),
         ],
     )
     baselines = {row.model: row.measured for row in rows if row.job == BASELINE and row.measured.exit_code == 0}
@@ -118,12 +118,14 @@ def table(rows: Sequence[Row]) -> Table:
             row.job,
             measured.seconds,
             measured.seconds / base.seconds if base else None,
+            measured.cpu_seconds,
+            measured.cpu_seconds / base.cpu_seconds if base else None,
             _megabytes(own),
             own / base_own if own and base_own else None,
             _megabytes(measured.own_private_peak_bytes),
             _megabytes(measured.tree_peak_bytes),
             _megabytes(row.output_bytes),
-            ", ".join(f"{k} {_short(v)}" for k, v in row.report.items()) or None,
+            _proof(row.report.get("verification")),
             "ok" if measured.exit_code == 0 else f"exit {measured.exit_code}: {measured.errors[:80]}",
         )
     return out
@@ -138,5 +140,9 @@ def _megabytes(size_bytes: int | None) -> int | None:
     return None if size_bytes is None else round(size_bytes / MEGABYTE)
 
 
-def _short(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, (int, float)) else json.dumps(value)[:80]
+def _proof(verification: dict[str, Any] | None) -> str | None:
+    """Say how the result was proved: by how many regions, in which time and memory of the workers."""
+    if verification is None or verification["mode"] != "regions":
+        return verification and str(verification["mode"])
+    memory = verification["peak_memory_bytes"] / MEGABYTE
+    return f"{verification['regions']} regions, {verification['seconds']:.1f} s, {memory:,.0f} MB"

@@ -18,6 +18,7 @@ POLL_SECONDS = 0.02
 class Measured:
     """How a command went.
 
+    `cpu_seconds` are those of the process and of all it waited for: beside other load they say more than `seconds`.
     `own_peak_bytes` is the resident peak of the process that was started (file pages that it maps included);
     `own_private_peak_bytes` counts only memory that it holds alone (None where /proc does not tell);
     `tree_peak_bytes` is the largest resident peak of any single process in it, workers included.
@@ -25,6 +26,7 @@ class Measured:
 
     exit_code: int
     seconds: float
+    cpu_seconds: float
     own_peak_bytes: int | None
     own_private_peak_bytes: int | None
     tree_peak_bytes: int
@@ -55,6 +57,7 @@ def run(command: Sequence[str], *, environment: dict[str, str] | None = None) ->
     return Measured(
         exit_code=process.returncode,
         seconds=seconds,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
         own_peak_bytes=own or None,
         own_private_peak_bytes=private or None,
         tree_peak_bytes=usage.ru_maxrss * unit_bytes,
