@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .evaluation import DataOptions
     from .inspection import inspect
     from .model_io import load, save
+    from .partition import split
+    from .partitioned import PartitionedModel
     from .recipe import Recipe
 
 __version__ = "0.1.0"
@@ -24,6 +26,7 @@ __all__ = [
     "LimitError",
     "ModelError",
     "OnnxCompressError",
+    "PartitionedModel",
     "Recipe",
     "UsageError",
     "compare",
@@ -32,16 +35,19 @@ __all__ = [
     "load",
     "passes",
     "save",
+    "split",
 ]
 
 _HOMES = {
     "DataOptions": "evaluation",
+    "PartitionedModel": "partitioned",
     "Recipe": "recipe",
     "compare": "comparison",
     "compress": "compression",
     "inspect": "inspection",
     "load": "model_io",
     "save": "model_io",
+    "split": "partition",
 }
 
 

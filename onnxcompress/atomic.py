@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ class Pending:
 
         """
         self.target = target
-        self.path = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp")
+        self.path = target.with_name(_temporary_name(target))
         try:
             with _explained(target, size), self.path.open("xb") as file:
                 _keep_mode(file.fileno(), target)
@@ -54,6 +55,60 @@ class Pending:
     def discard(self) -> None:
         """Remove the temporary file if it is still there."""
         self.path.unlink(missing_ok=True)
+
+
+class PendingFolder:
+    """A temporary folder beside `target`, which becomes `target` at `commit` and is removed by `discard`."""
+
+    def __init__(self, target: Path) -> None:
+        """Make the folder.
+
+        Raises:
+            ModelError: it can't be made.
+
+        """
+        self.target = target
+        self.path = target.with_name(_temporary_name(target))
+        with _explained(target, 0):
+            self.path.mkdir()
+
+    def write(self, name: str, chunks: Iterable[bytes | memoryview], size: int) -> None:
+        """Write a file of `size` bytes into the folder, to the disk.
+
+        Raises:
+            ModelError: the disk is full, or the file can't be written.
+
+        """
+        with _explained(self.target, size), (self.path / name).open("xb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def commit(self) -> None:
+        """Put the folder in its place; one that is there already steps aside first and is removed after.
+
+        Raises:
+            ModelError: it can't be put there; what was there is there again.
+
+        """
+        aside = self.target.with_name(_temporary_name(self.target))
+        with _explained(self.target, 0):
+            _sync_folder(self.path)
+            if self.target.is_dir():
+                self.target.rename(aside)
+            try:
+                self.path.rename(self.target)
+            except BaseException:
+                if aside.is_dir():
+                    aside.rename(self.target)
+                raise
+            _sync_folder(self.target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the temporary folder if it is still there."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write(target: Path, chunks: Iterable[bytes | memoryview], size: int) -> None:
@@ -86,14 +141,37 @@ def check_target(target: Path, *, force: bool) -> None:
         raise ModelError("no permission to write into its folder", where=where)
 
 
+def check_folder(target: Path, *, force: bool) -> None:
+    """Raise unless `target` can become a new folder of ours, before any work is done for it.
+
+    Raises:
+        UsageError: there is something else, it is not empty and `force` is off, it has folders in it (which ours
+            never have), or its own folder does not exist.
+        ModelError: its folder is not writable.
+
+    """
+    where = os.fspath(target)
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UsageError("is there and is no folder", where=where, hint="Give the name of a new folder")
+    if not target.parent.is_dir():
+        raise UsageError("its folder does not exist", where=where, hint=f"Create {target.parent} first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise ModelError("no permission to write into its folder", where=where)
+    content = list(target.iterdir()) if target.is_dir() else []
+    if content and not force:
+        raise UsageError("is not empty", where=where, hint="Give --force to replace it")
+    if any(path.is_dir() for path in content):
+        raise UsageError("has folders in it and is not replaced", where=where, hint="Give the name of a new folder")
+
+
 def remove_stale(target: Path) -> None:
-    """Remove temporary files of `target` whose process is gone."""
+    """Remove temporary files and folders of `target` whose process is gone."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.[0-9a-f]{{12}}\.tmp")
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match and not _is_alive(int(match[1])):
             with contextlib.suppress(OSError):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextlib.contextmanager
@@ -106,6 +184,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _temporary_name(target: Path) -> str:
+    return f".{target.name}.{os.getpid()}.{secrets.token_hex(6)}.tmp"
 
 
 def _is_alive(process: int) -> bool:

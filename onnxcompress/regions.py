@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from . import graph, model_io, shapes, validate, worker
 from .core import Feed
+from .extract import extract
 from .proof import Structure
 from .region_jobs import Job, Leaf, Stored, Verdict, run_jobs
 from .sources import OpenFile
@@ -211,31 +212,13 @@ class _Side:
 
     def piece(self, output: str, nodes: Sequence[ir.Node], leaves: Sequence[str]) -> ir.Model:
         """Return a model of these nodes, its weights shared with the whole model and still on disk."""
-        weights = {
-            v.name: v for node in nodes for v in graph.reads(node) if v.is_initializer() and v.name not in leaves
-        }
-        value = self.values[output]
-        if value.is_initializer():
-            weights[value.name] = value
-        view = ir.GraphView(
-            [self.values[name] for name in leaves],
-            [value],
-            nodes=nodes,
-            initializers=list(weights.values()),
-            opset_imports=dict(self.model.opset_imports),
-            name="region",
-        )
-        region = ir.Model(
-            view.clone(), ir_version=self.model.ir_version, functions=[f.clone() for f in self._functions()]
-        )
-        for own, name in zip((*region.graph.inputs, *region.graph.outputs), (*leaves, output), strict=True):
-            dtype, dims = self.shapes.dtype(self.values[name]), self.shapes.shape(self.values[name])
-            own.type = self.values[name].type if dtype is None else ir.TensorType(dtype)
-            own.shape = None if dims is None else ir.Shape(dims)
-        return region
+        values = self.values
 
-    def _functions(self) -> list[ir.Function]:
-        return list(self.model.functions.values())
+        def typed(value: ir.Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+            dtype, dims = self.shapes.dtype(value), self.shapes.shape(value)
+            return value.type if dtype is None else ir.TensorType(dtype), None if dims is None else ir.Shape(dims)
+
+        return extract(self.model, nodes, [values[name] for name in leaves], [values[output]], typed=typed)
 
 
 class _Tally:

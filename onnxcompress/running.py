@@ -5,23 +5,87 @@ model, Dataset --run--> output name -> one array, or one per sample where shapes
 
 from __future__ import annotations
 
+import contextlib
 import io
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from . import atomic, runtime
+from . import atomic, comparison, model_io, partition, runtime
 from .errors import ModelError, UsageError
+from .partitioned import PartitionedModel
 
 if TYPE_CHECKING:
-    from .evaluation import Evaluation
+    from .evaluation import DataOptions, Evaluation
+
+
+class Runnable(Protocol):
+    """What runs feeds: a session, or a split model."""
+
+    @property
+    def inputs(self) -> Sequence[runtime.TensorSpec]:
+        """What a feed must hold."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[runtime.TensorSpec]:
+        """What comes out."""
+        ...
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs for one feed by name."""
+        ...
+
+
+class _Parts:
+    """A split model, run as a session is."""
+
+    def __init__(self, model: PartitionedModel) -> None:
+        self._model = model
+        self.inputs, self.outputs = model.inputs, model.outputs
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._model.run(names, feed), strict=True))
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, *, max_memory: int | None, data: Any, data_options: DataOptions, threads: int
+) -> Iterator[Runnable]:
+    """Open a model, or a folder that `split` wrote, to run it.
+
+    Args:
+        path: the file or folder.
+        max_memory: most bytes that weights and live values may take. A model that is not split yet is split for the
+            while, into a temporary folder.
+        data: the feeds that it will be run on, for splitting.
+        data_options: how these are read.
+        threads: of the runtime.
+
+    Raises:
+        ModelError: it can't be read.
+        LimitError: the budget can't be kept.
+    """
+    if path.is_dir():
+        with PartitionedModel(path, max_memory=max_memory, threads=threads) as parts:
+            yield _Parts(parts)
+    elif max_memory is None:
+        yield comparison.open_one(model_io.load(path), path, optimize=True, threads=threads)
+    else:
+        with tempfile.TemporaryDirectory(prefix="onnxcompress-") as name:
+            folder = Path(name, "parts")
+            partition.split(path, folder, max_memory=max_memory, data=data, data_options=data_options)
+            with PartitionedModel(folder, max_memory=max_memory, threads=threads) as parts:
+                yield _Parts(parts)
 
 
 def run_model(
-    session: runtime.Session,
+    session: Runnable,
     data: Evaluation,
     *,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),

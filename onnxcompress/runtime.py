@@ -5,6 +5,7 @@ Every failure of the runtime becomes a `ModelError` with the runtime's own reaso
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import statistics
@@ -130,6 +131,42 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
 
     """
     return Session(_load(model, _options(optimize=optimize, threads=threads)), threads=threads)
+
+
+def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Session:
+    """Load a model whose weights are in data files so that it takes little memory: theirs, and what is alive.
+
+    The weights are mapped from the files. Memory goes back to the system once it is not needed, which an arena
+    would keep, and no block is laid out for all activations of a run.
+
+    Args:
+        path: the model.
+        optimize: as of `open_session`.
+        threads: threads that one operator may use.
+        pack: let the runtime copy matrices into the layout that its kernels like, as it does by default: each copy
+            takes the place of the mapped weight. Without, loading is quick, and results may differ in rounding.
+
+    Raises:
+        ModelError: the runtime can't load the model, with its reason.
+    """
+    options = _options(optimize=optimize, threads=threads)
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    if not pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return Session(_load(path, options), threads=threads)
+
+
+def array_type(text: str) -> np.dtype[Any] | None:
+    """Return the type of the arrays for what the runtime calls "tensor(float)", None where there are none."""
+    return np.dtype(object) if text == "tensor(string)" else _DTYPES.get(text)
+
+
+def give_back_memory() -> None:
+    """Let the C library return freed memory to the system, where it can (glibc keeps smaller blocks otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,9 @@ def _save_inline(skeleton: Skeleton, plan: wire.Plan, target: Path) -> SavedFile
 
 
 def _save_external(skeleton: Skeleton, target: Path) -> SavedFile:
-    offsets, data_size = _layout(skeleton.tensors)
+    offsets, data_size = layout(skeleton.tensors)
     digest = hashlib.sha256()
-    data = Pending(target, _hashed(_data_chunks(skeleton.tensors, offsets), digest), data_size)
+    data = Pending(target, _hashed(data_chunks(skeleton.tensors, offsets), digest), data_size)
     try:
         name = f"{target.stem}-{digest.hexdigest()[:_HASH_DIGITS]}.data"
         for proto, tensor in zip(skeleton.protos, skeleton.tensors, strict=True):
@@ -135,7 +135,7 @@ def _save_external(skeleton: Skeleton, target: Path) -> SavedFile:
     return SavedFile(target, len(content) + data_size, data_path)
 
 
-def _layout(tensors: list[ir.TensorProtocol]) -> tuple[dict[int, int], int]:
+def layout(tensors: list[ir.TensorProtocol]) -> tuple[dict[int, int], int]:
     """Return the offset of each tensor by its id (one used twice has one place), and the size of all."""
     offsets: dict[int, int] = {}
     end = 0
@@ -146,7 +146,8 @@ def _layout(tensors: list[ir.TensorProtocol]) -> tuple[dict[int, int], int]:
     return offsets, end
 
 
-def _data_chunks(tensors: list[ir.TensorProtocol], offsets: dict[int, int]) -> Iterator[bytes | memoryview]:
+def data_chunks(tensors: list[ir.TensorProtocol], offsets: dict[int, int]) -> Iterator[bytes | memoryview]:
+    """Yield the content of a data file with tensors at the places that `layout` gave them."""
     at = 0
     for tensor in {id(tensor): tensor for tensor in tensors}.values():
         yield bytes(offsets[id(tensor)] - at)

@@ -15,7 +15,8 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress import cli, compression
-from onnxcompress.cli import console, options
+from onnxcompress.byte_units import parse_bytes
+from onnxcompress.cli import console
 from onnxcompress.errors import UsageError
 from onnxcompress.report import text
 
@@ -482,13 +483,13 @@ def test_a_bug_of_ours_is_70_with_a_traceback_and_a_request(monkeypatch, capsys,
     [("5MB", 5_000_000), ("500KB", 500_000), ("1.5MiB", 1_572_864), (" 2 kib ", 2048), ("70000", 70_000), ("7b", 7)],
 )
 def test_sizes(given, count):
-    assert options.parse_bytes(given) == count
+    assert parse_bytes(given) == count
 
 
 @pytest.mark.parametrize("given", ["", "MB", "-5MB", "5TB", "0", "0.1b", "1e3", "0.3x"])
 def test_what_is_no_size(given):
     with pytest.raises(UsageError, match="--max-bytes"):
-        options.parse_bytes(given)
+        parse_bytes(given)
 
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (1, 2)])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..byte_units import parse_bytes
 from ..errors import LimitError, UsageError
 from . import options
 from .options import Placement, Prefer, Target, Verify
@@ -83,7 +84,7 @@ def compress(
     place = output or model.with_name(f"{model.stem}-compressed.onnx{'pack' if pack else ''}")
     report_path = console.json_path(json_file)
     _check_places(model, None if plan else place, report_path, force=force)
-    byte_limit = None if max_bytes is None else options.parse_bytes(max_bytes)
+    byte_limit = None if max_bytes is None else parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
     if pack and place.suffix == ".onnx":
         console.warn(f"{place} will be an archive, no .onnx file: `onnxcompress unpack` makes it one")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import enum
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from ..errors import UsageError
 
 
 class Placement(enum.StrEnum):
@@ -96,23 +93,6 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List everything, and log what is being done.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No tables, no progress, no warnings: errors only.")]
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """Return the number of bytes of "5MB", "500KB", "1.5 MiB" or "70000".
-
-    Raises:
-        UsageError: it has another form, or is no byte at all.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if match is None or match[2] not in _UNITS:
-        raise UsageError(f"{text!r} is no size", where="--max-bytes", hint="Write it as 5MB, 500KB, 1.5MiB or 70000")
-    count = int(float(match[1]) * _UNITS[match[2]])
-    if count < 1:
-        raise UsageError(f"{text!r} leaves no byte", where="--max-bytes")
-    return count
 
 
 def check_file(path: Path | None, *, force: bool) -> None:

@@ -1,4 +1,4 @@
-"""`onnxcompress run`: the outputs of a model on data."""
+"""`onnxcompress run`: the outputs of a model, or of one that was split, on data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..byte_units import parse_bytes
 from . import options
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ EXAMPLE = "Example: onnxcompress run model.onnx --data samples.npz -o outputs.np
 
 
 def run(
-    model: options.Model,
+    model: Annotated[
+        Path, typer.Argument(help="An .onnx file, or a folder that split has written.", show_default=False)
+    ],
     data: Annotated[
         str,
         typer.Option(help="Samples: a .npz, a folder of .npz, .npy, images or test_data_set_*, or module:function."),
@@ -29,6 +32,9 @@ def run(
         typer.Option(
             "--output", "-o", help="A .npz for all outputs; without it a table is printed.", show_default=False
         ),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Most memory for weights and live values, 64MB: the model runs part by part.")
     ] = None,
     layout: options.LayoutOption = None,
     size: options.Size = None,
@@ -40,19 +46,21 @@ def run(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run MODEL in onnxruntime on samples and write its outputs."""
+    """Run MODEL in onnxruntime on samples and write its outputs; a split model part by part."""
     from . import console
 
     options.check_file(output, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import comparison, evaluation, model_io, running
+    from .. import evaluation, running
     from .samples import data_options
 
-    session = comparison.open_one(model_io.load(model), model, optimize=True, threads=threads)
-    samples = evaluation.read(data, session.inputs, data_options(layout, size, scale, mean, state))
-    for note in samples.notes():
-        console.warn(note)
-    arrays = running.run_model(session, samples, progress=console.progress(quiet=quiet))
+    budget = None if max_memory is None else parse_bytes(max_memory, where="--max-memory")
+    chosen = data_options(layout, size, scale, mean, state)
+    with running.opened(model, max_memory=budget, data=data, data_options=chosen, threads=threads) as session:
+        samples = evaluation.read(data, session.inputs, chosen)
+        for note in samples.notes():
+            console.warn(note)
+        arrays = running.run_model(session, samples, progress=console.progress(quiet=quiet))
     if output is not None:
         running.write_npz(output, arrays)
     if not quiet:

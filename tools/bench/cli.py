@@ -276,3 +276,46 @@ def float16(
     publish(
         [bench.table(rows, title, size_limit=0.52, size_limit_from_bytes=0, drop_limit_points=0.1)], markdown=markdown
     )
+
+
+@app.command()
+def split(
+    *,
+    zoo: Zoo = None,
+    large_folder: Annotated[
+        Path | None, typer.Option("--large", help="folder that make_large.py filled", file_okay=False)
+    ] = None,
+    only: Annotated[str, typer.Option(help="glob on the models' names: 'silero_vad/*', 'inline-650mb'")] = "*",
+    rounds: Annotated[int, typer.Option(min=1, help="of all ways to run a large model, in turns")] = 3,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Split models: equality of the parts, and memory and time of running large ones part by part.
+
+    Example: python tools/bench.py split --zoo ZOO --large LARGE
+    """
+    import fnmatch
+
+    from bench import split as bench
+    from bench.tables import publish
+
+    if zoo is None and large_folder is None:
+        fail("--zoo, --large or both are needed")
+    work.mkdir(parents=True, exist_ok=True)
+    root = None if zoo is None else zoo.resolve()
+    models = [] if root is None else sorted(root.rglob("*.onnx"))
+    models = [path for path in models if fnmatch.fnmatch(str(path.relative_to(root)).removesuffix(".onnx"), only)]
+    large_models = [] if large_folder is None else sorted(large_folder.resolve().glob("*.onnx"))
+    large_models = [path for path in large_models if fnmatch.fnmatch(path.stem, only)]
+    equal = []
+    with _progress() as progress:
+        task = progress.add_task("zoo", total=len(models) * len(bench.COUNTS))
+        for row in bench.equality(models, root or work, work.resolve()):
+            equal.append(row)
+            progress.update(task, advance=1, description=f"{row.model} {row.asked}")
+        ran = list(bench.runs(large_models, work.resolve(), rounds=rounds))
+    if json_file is not None:
+        json_file.write_text(bench.as_json(equal, ran))
+    tables = [bench.equality_table(equal), bench.run_table(ran)]
+    publish([table for table in tables if table.rows], markdown=markdown)
