@@ -11,6 +11,7 @@ does not need the least recently used goes first.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -131,7 +132,7 @@ class PartitionedModel:
         with self._lock:
             self._settle()
             self._loaded.clear()
-            runtime.give_back_memory()
+            _give_back_memory()
 
     def __enter__(self) -> Self:
         return self
@@ -227,7 +228,7 @@ class PartitionedModel:
             del self._loaded[goes]
             freed = True
         if freed:
-            runtime.give_back_memory()
+            _give_back_memory()
 
     def _bytes(self, running: int, held: set[int]) -> int:
         """Return the estimate for one part that runs beside others that are loaded, or being loaded."""
@@ -327,6 +328,13 @@ class PartitionedModel:
 
     def _where(self, part: Part) -> str:
         return os.fspath(self._folder / part.file)
+
+
+def _give_back_memory() -> None:
+    """Let the C library return freed memory to the system, where it can (glibc keeps smaller blocks otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _spec(tensor: Tensor) -> TensorSpec:

@@ -5,7 +5,6 @@ Every failure of the runtime becomes a `ModelError` with the runtime's own reaso
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import statistics
@@ -160,13 +159,6 @@ def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Sessio
 def array_type(text: str) -> np.dtype[Any] | None:
     """Return the type of the arrays for what the runtime calls "tensor(float)", None where there are none."""
     return np.dtype(object) if text == "tensor(string)" else _DTYPES.get(text)
-
-
-def give_back_memory() -> None:
-    """Let the C library return freed memory to the system, where it can (glibc keeps smaller blocks otherwise)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..byte_units import parse_bytes
 from . import options
 
 EXAMPLE = "Example: onnxcompress unpack small.onnxpack -o small.onnx"
@@ -31,7 +32,7 @@ def unpack(
 
     path = console.json_path(json_file)
     options.check_file(path, force=force)
-    limit = None if max_bytes is None else options.parse_bytes(max_bytes)
+    limit = None if max_bytes is None else parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
     from .. import packing
 
