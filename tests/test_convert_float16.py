@@ -360,6 +360,14 @@ def test_elementwise_models_gain_nothing_and_stay():
     assert not _compute(model)
 
 
+def test_a_model_that_would_grow_stays():
+    text = f"g (float[n, 4] x, float[4, 4] w) => ({', '.join(f'float[n, 4] y{i}' for i in range(30))})"
+    model = _model(text + f"{{{' '.join(f'y{i} = MatMul(x, w)' for i in range(30))}}}", w=helpers.floats(4, 4))
+    (change,) = _compute(model, feeds=[{"x": helpers.floats(3, 4)}])
+    assert "Casts take 2," in change.reason
+    assert set(_types(model)) == {"MatMul"}
+
+
 def test_made_up_inputs_stand_in_for_data():
     model = _model(CHAIN, **CHAIN_WEIGHTS)
     before = model_io.to_bytes(model)

@@ -25,6 +25,9 @@ _MOST_FEEDS = 64
 _EXACT_INTEGERS = 2048.0
 """float16 holds every whole number up to this one."""
 _LEAST_NORMAL = 2.0**-14
+_CAST_BYTES = 70
+"""What a Cast takes in the file beside its names."""
+_GROWTH_BYTES = 1024
 _FEW = 16
 """Constants of so few elements are numbers of a formula, an epsilon say: each of them counts."""
 _KEPT = ops.NONDETERMINISTIC | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
@@ -103,6 +106,10 @@ class Conversion:
             else:
                 scores[node] = scores_db
         worthwhile = _with_products({node: candidates[node] for node in scores})
+        casts, saved = self._balance(bodies, {node: candidates[node] for node in worthwhile})
+        if casts > saved + _GROWTH_BYTES:
+            reason = f"stays float32: Casts take {casts:,} bytes, weights that nodes read save {saved:,}"
+            return [*changes, self._refusal("graph", reason)]
         for node in sorted(worthwhile, key=lambda each: -scores[each]):
             if self._context.gate.admits(self._pass_name, graph.label(node)):
                 self._forms[node] = candidates[node]
@@ -202,6 +209,23 @@ class Conversion:
                 return why, 0.0
             least = min(least, found)
         return "", least
+
+    def _balance(self, bodies: list[ir.Graph], forms: dict[ir.Node, _Form]) -> tuple[int, int]:
+        """Return the bytes that Casts would add to the file, and those that constants would save."""
+        self._forms = forms
+        casts = saved = 0
+        for value in (value for body in bodies for value in self._read_in_half(body)):
+            tensor = graph.constant_tensor(value)
+            if tensor is not None:
+                saved += tensor.nbytes // 2
+            else:
+                casts += _CAST_BYTES + 3 * len(value.name or "")
+        for node, form in forms.items():
+            for value in (node.outputs[index] for index in form.outputs):
+                if value.is_graph_output() or len(self._half_uses(value)) < len(value.uses()):
+                    casts += _CAST_BYTES + 3 * len(value.name or "")
+        self._forms = {}
+        return casts, saved
 
     # Edits.
 
