@@ -137,8 +137,8 @@ class Judge(Protocol):
         """Score and time a candidate; the label stands for it where times are recorded and replayed."""
         ...
 
-    def score(self, model: ir.Model) -> Trial:
-        """Score a candidate without timing it (`latency_ratio` is None)."""
+    def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
+        """Score a candidate, on `most` samples at most, without timing it (`latency_ratio` is None)."""
         ...
 
     def fault(self, model: ir.Model) -> str | None:

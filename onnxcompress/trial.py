@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +112,21 @@ class Trials:
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
         """Score and time a candidate; the label stands for it where times are recorded and replayed."""
-        return self._trial(model, label if self._timed else None)
+        return self._trial(model, label if self._timed else None, self._held_out)
 
-    def score(self, model: ir.Model) -> Trial:
-        """Score a candidate without timing it."""
-        return self._trial(model, None)
+    def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
+        """Score a candidate, on `most` samples at most, without timing it."""
+        judged = self._held_out if most is None else replace(self._held_out, feeds=self._held_out.feeds[:most])
+        return self._trial(model, None, judged)
 
     def fault(self, model: ir.Model) -> str | None:
         """Return by how much a candidate is over the limit where the user's own samples decide, None within it."""
         return self._final(Opened(model, threads=self._threads))
 
-    def _trial(self, model: ir.Model, label: str | None) -> Trial:
+    def _trial(self, model: ir.Model, label: str | None, judged: Evaluation) -> Trial:
         candidate = Opened(model, threads=self._threads)
         self._original.rewind()
-        quality = measure(self._original, candidate.fast, self._held_out, kinds=self._kinds)
+        quality = measure(self._original, candidate.fast, judged, kinds=self._kinds)
         levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
         latency = None
         if label is not None:

@@ -33,7 +33,7 @@ class _Judge:
             raise found
         return Trial(**{**BASE, "drop": self.drop(model), **found})
 
-    def score(self, model):
+    def score(self, model, *, most=None):  # noqa: ARG002
         drop = self.drop(model)
         return Trial(**{**BASE, "drop": drop, "least_sqnr_db": 40 - 1000 * drop})
 

@@ -70,7 +70,7 @@ class _Sums:
         self.asked = []
         self.limit, self.prefer = 0.01, "balanced"
 
-    def score(self, kept):
+    def score(self, kept, *, most=None):  # noqa: ARG002
         self.asked.append(kept)
         total = sum(self.drops[name] for name in kept)
         return _trial(drop=total, sqnr=-10 * math.log10(total) if total else None)

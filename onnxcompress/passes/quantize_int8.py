@@ -43,6 +43,8 @@ _PASSES: Mapping[Route, Sequence[Pass]] = {
 """What a route runs before quantize-weights."""
 
 _GRAPH = "graph"
+_WORTH_SEARCHING = 0.9
+"""A route that loses too much is searched for the layers at fault where it costs less than this part of the best."""
 _STEPS = 3
 """Times that the limit is halved for a candidate that the user's own samples object to."""
 
@@ -112,17 +114,26 @@ class QuantizeInt8:
             except ModelError as error:
                 refusals.append(self._skipped(f"{route}: {error.message}"))
                 continue
-            candidate = Candidate(label=route, model=built.model, changes=built.changes, trial=trial)
-            over = judge.limit is not None and trial.drop is not None and trial.drop > judge.limit
-            if over and judge.limit is not None:
+            found.append(Candidate(label=route, model=built.model, changes=built.changes, trial=trial))
+        for index, candidate in enumerate(found):
+            if judge.limit is not None and self._could_win(candidate, found, judge):
                 relaxed = self._relaxed(model, candidate, judge.limit, context, judge)
                 if relaxed is not None:
-                    refusals.append(
-                        self._refusal(candidate, f"{_counted(_layers(candidate.changes))} on integers are too many")
-                    )
-                    candidate = relaxed
-            found.append(candidate)
+                    too_many = _counted(_layers(candidate.changes))
+                    refusals.append(self._refusal(candidate, f"{too_many} on integers are too many"))
+                    found[index] = relaxed
         return found, refusals
+
+    def _could_win(self, candidate: Candidate, others: Sequence[Candidate], judge: Judge) -> bool:
+        """Say whether a candidate would be the best by more than a few layers are worth, were it not for its drop."""
+        without = replace(candidate, trial=replace(candidate.trial, drop=None))
+        if search.objection(candidate.trial, judge.prefer, judge.limit) is None or not _layers(candidate.changes):
+            return False
+        if search.objection(without.trial, judge.prefer, judge.limit):
+            return False
+        best = search.ranked(others, judge.prefer, judge.limit)
+        least = search.cost(best[0].trial, judge.prefer) if best else float("inf")
+        return search.cost(candidate.trial, judge.prefer) < least * _WORTH_SEARCHING
 
     def _relaxed(
         self, model: ir.Model, candidate: Candidate, limit: float, context: Context, judge: Judge
@@ -132,7 +143,7 @@ class QuantizeInt8:
         layers = _layers(candidate.changes)
         costs = _costs(model, layers, max(context.feeds, key=_elements))
         left_out = search.least_left_out(
-            lambda names: _build(model, route, context, left_out=names).model,
+            lambda names: _build(model, route, context, left_out=names, weights=False).model,
             costs,
             judge,
             limit,
@@ -185,11 +196,18 @@ class QuantizeInt8:
         return Change(pass_name=self.name, target=_GRAPH, action=Action.SKIPPED, reason=reason)
 
 
-def _build(model: ir.Model, route: Route, context: Context, *, left_out: frozenset[str] = frozenset()) -> _Built:
-    """Go a route on a copy of the model; the layers that are left out have their weights stored as int8 at most."""
+def _build(
+    model: ir.Model,
+    route: Route,
+    context: Context,
+    *,
+    left_out: frozenset[str] = frozenset(),
+    weights: bool = True,
+) -> _Built:
+    """Go a route on a copy of the model; layers that are left out have, if at all, their weights stored as int8."""
     copy = model_io.clone(model)
     changes: list[Change] = []
-    for one in (*_PASSES[route], QuantizeWeights()):
+    for one in (*_PASSES[route], *([QuantizeWeights()] if weights else [])):
         gate = Gate()
         keeps_all = isinstance(one, QuantizeWeights)
         inner = replace(

@@ -191,7 +191,12 @@ class StaticRun:
                 self.refused[unit.label] = "left out by --only/--skip"
         values = dict.fromkeys(v.name for u in found for v in (*u.inputs, *u.outputs) if v.name)
         self.calibration = calibrate(
-            self.model, self.context.feeds, values, store=self.context.calibrations, progress=self.context.progress
+            self.model,
+            self.context.feeds,
+            values,
+            state=self.context.state,
+            store=self.context.calibrations,
+            progress=self.context.progress,
         )
         why = dict(self.calibration.refused)
         for name, histogram in self.calibration.histograms.items():

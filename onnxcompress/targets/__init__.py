@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import tomllib
 from collections.abc import Mapping
@@ -181,6 +182,7 @@ def dynamic_facts(target: str) -> DynamicFacts | None:
     return None if found is None else DynamicFacts(**found)
 
 
-def _read(target: str) -> dict[str, Any]:
+@functools.cache
+def _read(target: str) -> Mapping[str, Any]:
     file = _FOLDER / f"{target}.toml"
     return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
