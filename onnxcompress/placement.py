@@ -23,7 +23,7 @@ from . import float_constants, graph, ops
 from .numerics.mincut import Choices
 from .shapes import Shapes
 from .targets import StaticFacts
-from .units import Unit, units
+from .units import Saturation, Unit, units
 
 _GUESS = 4096
 """Elements of a tensor whose shape nothing is known of."""
@@ -40,12 +40,14 @@ class Quantizer:
         made: values that units hand on as integers.
         read: float values that are quantized for the units of a graph that read integers.
         least: the lower bound of an absorbed activation function, which the least integer must stand for.
+        saturation: the source's integers are those that this makes, whatever its range.
     """
 
     source: ir.Value
     made: list[ir.Value] = field(default_factory=list)
     read: list[tuple[ir.Value, ir.Graph]] = field(default_factory=list)
     least: float | None = None
+    saturation: Saturation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class Placement:
     @property
     def sources(self) -> list[ir.Value]:
         """The values whose ranges are needed."""
-        return [quantizer.source for quantizer in self.quantizers]
+        return [quantizer.source for quantizer in self.quantizers if quantizer.saturation is None]
 
 
 def plan(
@@ -182,6 +184,8 @@ class _Problem:
     def _add_unit(self, unit: Unit) -> None:
         size = self._work(unit)
         plain, integer = size * unit.facts.float_ps, size * unit.facts.integer_ps
+        if self._is_quantizer_itself(unit):
+            integer = 0.0
         self.costs[unit] = plain, integer
         reads = self.choices.variable(cost_yes=integer, cost_no=plain)
         self.reads[unit] = self.hands[unit] = reads
@@ -212,6 +216,18 @@ class _Problem:
                     self.choices.split(made, self.reads[reader], dequantize)
             elif made is not None and not (node is not None and self._looks_at_shape(node)):
                 self.choices.add(made, cost_yes=dequantize)
+
+    def _is_quantizer_itself(self, unit: Unit) -> bool:
+        """Say whether a hard sigmoid only has to be the quantizer of what another unit makes for nobody else."""
+        if unit.saturation is None or unit.saturation.multiplies_input:
+            return False
+        maker = self.maker.get(unit.inputs[0])
+        return (
+            maker is not None
+            and maker.facts.form != "moves"
+            and maker.saturation is None
+            and graph.sole_consumer(unit.inputs[0]) is unit.node
+        )
 
     def _uses(self, value: ir.Value) -> Iterator[tuple[Unit | None, ir.Node | None]]:
         """Yield who reads a value: units through their activations, other nodes, and None for a graph output."""
@@ -262,18 +278,21 @@ class _Problem:
         read: dict[ir.Value, Quantizer] = {}
         chosen = [unit for unit in self.units if unit in reading]
         for unit in chosen:
-            for value in unit.inputs:
+            sigmoid = unit.saturation is not None and not unit.saturation.multiplies_input
+            if sigmoid and self._is_quantizer_itself(unit):
+                made.pop(unit.inputs[0], None)
+            for value in unit.inputs if not sigmoid else ():
                 if value not in made and value not in read:
                     read[value] = Quantizer(source=value, read=[(value, self.body)])
             if unit not in handing:
                 continue
-            if unit.facts.form == "moves":
-                value = unit.inputs[0]
-                group = made.get(value) or read[value]
-                for output in unit.outputs:
-                    group.made.append(output)
-                    made[output] = group
+            output = unit.outputs[0]
+            if sigmoid:
+                made[output] = Quantizer(source=output, saturation=unit.saturation)
+            elif unit.facts.form == "moves":
+                group = made.get(unit.inputs[0]) or read[unit.inputs[0]]
+                group.made.extend(unit.outputs)
+                made.update(dict.fromkeys(unit.outputs, group))
             else:
-                for output in unit.outputs:
-                    made[output] = Quantizer(source=output, made=[output], least=unit.least)
+                made[output] = Quantizer(source=output, made=[output], least=unit.least)
         return chosen, list({id(g): g for g in (*made.values(), *read.values())}.values())

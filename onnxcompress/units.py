@@ -11,6 +11,36 @@ from . import float_constants, graph, ops
 from .shapes import Shapes
 from .targets import OperatorFacts, StaticFacts
 
+_LEVELS = 256
+_CLOSE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturation:
+    """min(max(slope x + offset, 0), 1) as a quantizer: its integers count steps of 1/256 of the result.
+
+        q = clip(round(x / s) + z, 0, 255),  s = 1 / (256 slope),  z = 256 offset;  result = q / 256
+
+    Args:
+        slope: the slope.
+        zero_point: z, for unsigned integers.
+        multiplies_input: the result is multiplied by x afterwards (HardSwish).
+    """
+
+    slope: float
+    zero_point: int
+    multiplies_input: bool
+
+    @property
+    def scale(self) -> float:
+        """The step of x."""
+        return 1 / (_LEVELS * self.slope)
+
+    @property
+    def result_scale(self) -> float:
+        """The step of the result, whose zero point is the least integer."""
+        return 1 / _LEVELS
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Unit:
@@ -26,6 +56,7 @@ class Unit:
         bias: the constant that is added, and the node and input that read it.
         behind: the nodes after the operator that belong to it, in order.
         least: the lower bound of the absorbed activation function, None without one.
+        saturation: the hard sigmoid that is written as a quantizer.
     """
 
     node: ir.Node
@@ -37,6 +68,7 @@ class Unit:
     bias: tuple[ir.Node, int] | None = None
     behind: tuple[ir.Node, ...] = ()
     least: float | None = None
+    saturation: Saturation | None = None
 
     @property
     def label(self) -> str:
@@ -119,8 +151,23 @@ def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
         return "several outputs"
     if row.form == "moves" and any(not o.uses() and not o.is_graph_output() for o in node.outputs):
         return "an output that nobody reads"
+    saturation = _saturation(node) if row.saturates else None
+    if row.saturates and (saturation is None or facts.symmetric):
+        return f"a {node.op_type} that no zero point stands for"
     behind, least = _absorbed(node, row)
-    return Unit(node=node, facts=row, reads=reads, constants=constants, behind=behind, least=least)
+    return Unit(
+        node=node, facts=row, reads=reads, constants=constants, behind=behind, least=least, saturation=saturation
+    )
+
+
+def _saturation(node: ir.Node) -> Saturation | None:
+    """Return the hard sigmoid in a node, None where 8-bit integers can't stand for it."""
+    if graph.is_op(node, "HardSwish"):
+        return Saturation(slope=1 / 6, zero_point=_LEVELS // 2, multiplies_input=True)
+    slope, zero = graph.attribute(node, "alpha", 0.2), _LEVELS * graph.attribute(node, "beta", 0.5)
+    if slope <= 0 or not 0 <= zero < _LEVELS or abs(zero - round(zero)) > _CLOSE:
+        return None
+    return Saturation(slope=float(slope), zero_point=round(zero), multiplies_input=False)
 
 
 def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:

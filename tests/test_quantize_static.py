@@ -69,6 +69,7 @@ def _sqnr_db(model: ir.Model, other: ir.Model, feed=FEEDS[0], *, optimize=True) 
         ("s = Sigmoid(a) z = Mul(a, s)", {"QLinearConv", "QLinearSigmoid", "QLinearMul"}),
         ("r = Relu(a) z = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(r)", {"QLinearConv"}),
         (f"r = Relu(a) c = Conv{K3}(r, w) s = Add(c, r) z = Relu(s)", {"QLinearConv", "QLinearAdd"}),
+        ("k = Constant<value_float=1.5>() m = Mul(a, k) z = Add(m, a)", {"QLinearMul", "QLinearAdd"}),
         ("p = GlobalAveragePool(a) g = Sigmoid(p) z = Mul(a, g)", {"QLinearGlobalAveragePool"}),
     ],
 )
@@ -83,6 +84,31 @@ def test_islands_are_all_integers_and_near_the_floats(middle, kernels):
     assert {c.reason for c in changes if c.target.startswith("Conv")} == {"int8: QLinearConv"}
     assert _sqnr_db(model, quantized) > 28
     assert _sqnr_db(model, quantized, optimize=False) > 28
+
+
+@pytest.mark.parametrize(
+    ("middle", "conversions"),
+    [
+        ("h = HardSwish(a) z = Identity(h)", 2),
+        ("g = HardSigmoid<alpha=0.16666667>(a) z = Mul(a, g)", 2),
+        ("p = GlobalAveragePool(a) c = Conv(p, u) g = HardSigmoid(c) z = Mul(a, g)", 1),
+    ],
+)
+def test_a_quantizer_saturates_in_place_of_a_hard_sigmoid(middle, conversions):
+    model = _conv_net(middle, u=floats(32, 32, 1, 1, seed=3) / 4)
+    quantized, _ = _quantized(model)
+    found = runtime.optimized_nodes(model_io.to_bytes(quantized))
+    assert not {"HardSigmoid", "HardSwish", "Mul", "Conv"} & set(found)
+    assert (found.count("QuantizeLinear"), found.count("DequantizeLinear")) == (conversions, conversions)
+    assert _sqnr_db(model, quantized) > 28
+    assert _sqnr_db(model, quantized, optimize=False) > 28
+
+
+def test_a_hard_sigmoid_without_a_zero_point_stays_on_floats():
+    model = _conv_net("g = HardSigmoid<beta=0.3>(a) z = Mul(a, g)")
+    quantized, _ = _quantized(model)
+    assert "HardSigmoid" in _kernels(quantized)
+    assert _sqnr_db(model, quantized) > 28
 
 
 def test_a_value_that_floats_read_too_is_dequantized_for_all():

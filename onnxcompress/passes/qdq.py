@@ -13,7 +13,7 @@ from ..numerics.affine_quantization import LEAST_SPAN, Affine, IntegerGrid, affi
 from ..placement import Placement, Quantizer
 from ..shapes import Shapes
 from ..targets import BiasForm, StaticFacts
-from ..units import Unit
+from ..units import Saturation, Unit
 from ..weight_rounding import Rounding, round_weight
 
 Range = tuple[float, float]
@@ -65,7 +65,7 @@ class Writer:
         reads = [(unit, unit.inputs) for unit in self.placement.units]
         for quantizer in self.placement.quantizers:
             affine = self.parameters(quantizer)
-            for value in (*quantizer.made, *(v for v, _ in quantizer.read)):
+            for value in (quantizer.source, *quantizer.made):
                 self.scale_of[value] = affine.scale
             for value, body in quantizer.read:
                 self._quantize_read(value, body, quantizer, affine)
@@ -75,6 +75,8 @@ class Writer:
                 self._quantize_made(value, quantizer, affine)
         written = []
         for unit, inputs in reads:
+            if unit.saturation is not None:
+                self._write_saturation(unit, unit.saturation)
             for port in unit.constants:
                 self._quantize_constant(unit.node, port)
             if unit.weight is not None:
@@ -83,6 +85,8 @@ class Writer:
 
     def parameters(self, quantizer: Quantizer) -> Affine:
         """Return scale and zero point of a group of activations."""
+        if quantizer.saturation is not None:
+            return Affine(self.grid, np.float32(quantizer.saturation.result_scale), self.grid.low)
         low, high = self.ranges[quantizer.source.name or ""]
         if quantizer.least is not None:
             low = max(low, quantizer.least)
@@ -118,6 +122,27 @@ class Writer:
         if value.name is None:
             value.name = self.names.fresh(f"{hint}_float")
 
+    def _write_saturation(self, unit: Unit, saturation: Saturation) -> None:
+        """Let a quantizer saturate in place of a hard sigmoid, with another scale before than after it."""
+        node, home = unit.node, graph.home(unit.node)
+        before = Affine(self.grid, np.float32(saturation.scale), saturation.zero_point + self.grid.low)
+        after = Affine(self.grid, np.float32(saturation.result_scale), self.grid.low)
+        stored = [
+            (
+                graph.add_initializer(home, self.names, f"{unit.label}_scale", np.asarray(affine.scale)),
+                self._zero_point(home, np.asarray(affine.zero_point, self.grid.dtype)),
+            )
+            for affine in (before, after)
+        ]
+        x = node.inputs[0]
+        q = graph.insert_before(node, self.names, "QuantizeLinear", [x, *stored[0]], hint=f"{unit.label}_q")
+        dq_inputs = [q.outputs[0], *stored[1]]
+        if saturation.multiplies_input:
+            dq = graph.insert_before(node, self.names, "DequantizeLinear", dq_inputs, hint=f"{unit.label}_dq")
+            graph.turn_into(node, "Mul", [x, dq.outputs[0]])
+        else:
+            graph.turn_into(node, "DequantizeLinear", dq_inputs)
+
     def _parameters(
         self, body: ir.Graph, quantizer: Quantizer, value: ir.Value, affine: Affine
     ) -> tuple[ir.Value, ir.Value]:
@@ -138,8 +163,9 @@ class Writer:
         assert value is not None
         array = tensor.numpy()
         affine = affine_for(float(array.min(initial=0)), float(array.max(initial=0)), self.grid)
+        integers = quantize(array.reshape(-1), affine).reshape(array.shape)
         stored = [
-            graph.add_initializer(home, self.names, f"{value.name}_integers", quantize(array, affine)),
+            graph.add_initializer(home, self.names, f"{value.name}_integers", integers),
             graph.add_initializer(home, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
             self._zero_point(home, np.asarray(affine.zero_point, self.grid.dtype)),
         ]

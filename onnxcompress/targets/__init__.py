@@ -50,6 +50,7 @@ class OperatorFacts:
         absorbs: activation functions that it does on the way where the least integer stands for their lower bound.
         constant: an operand that is a constant may be given in integers.
         requires: attributes that a node must have, by name.
+        saturates: it is written as a quantizer whose saturation does the work of the hard sigmoid in it.
         float_ps: picoseconds on floats, for each multiply-accumulate of a compute operator or else element of the
             largest tensor.
         integer_ps: the same on integers.
@@ -63,6 +64,7 @@ class OperatorFacts:
     bias_float_output: BiasForm = "float"
     absorbs: tuple[str, ...] = ()
     constant: bool = True
+    saturates: bool = False
     requires: Mapping[str, str | int] = Field(default_factory=dict)
     float_ps: float = Field(default=20, ge=0)
     integer_ps: float = Field(default=5, ge=0)

@@ -193,6 +193,11 @@ def quantized_model(case: Case, around: Around, *, behind_conv: bool = False, be
     return b.model({b.quantize(value, scale, zero, kind): _TYPES[kind][1] for value in result})
 
 
+def activation_type(kind: str) -> int:
+    """Return the onnx type of integers."""
+    return int(_TYPES[kind][1])
+
+
 def feed(model: bytes) -> dict[str, np.ndarray]:
     """Return random inputs for a model of this module."""
     rng = np.random.default_rng(0)

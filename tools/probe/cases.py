@@ -80,8 +80,6 @@ POINTWISE = (
     _one("Relu"),
     _one("Clip", constants=(np.float32(0), np.float32(6))),
     _one("Sigmoid"),
-    _one("HardSigmoid"),
-    _one("HardSwish"),
     _one("LeakyRelu", alpha=0.1),
     _one("PRelu", _MAP, (64, 1, 1)),
     _one("Elu"),
@@ -103,6 +101,9 @@ POINTWISE = (
     Case(key="InstanceNormalization", op_type="InstanceNormalization", inputs=(_MAP, (64,), (64,))),
 )
 """Operators whose inputs and outputs may have scales of their own."""
+
+SATURATING = (_one("HardSigmoid", alpha=1 / 6), _one("HardSwish"))
+"""Operators that are a saturating quantizer, or have one in them."""
 
 _INDEX = np.arange(32, dtype=np.int64)
 
