@@ -82,6 +82,7 @@ def plan(
     *,
     refused: Mapping[str, str],
     only: Collection[str] | None = None,
+    noise_ps: float = 0.0,
 ) -> Placement:
     """Choose what runs on integers; nothing is changed.
 
@@ -90,6 +91,7 @@ def plan(
         facts: the target's.
         shapes: of the model, at the sizes that matter.
         refused: labels of nodes that must stay on floats -> why.
+        noise_ps: what rounding an element of an activation counts, in picoseconds: more leaves more on floats.
         only: labels of the products and convolutions that may run on integers; None for all.
     """
     rounds = _inside_loops(model)
@@ -111,7 +113,7 @@ def plan(
                     reasons[unit.node] = why
             else:
                 allowed.append(unit)
-        problem = _Problem(body, allowed, facts, shapes)
+        problem = _Problem(body, allowed, facts, shapes, noise_ps)
         mine, groups = problem.solve()
         chosen += mine
         quantizers += groups
@@ -135,7 +137,8 @@ def _inside_loops(model: ir.Model) -> set[ir.Graph]:
 class _Problem:
     """The choice for one graph."""
 
-    def __init__(self, body: ir.Graph, found: list[Unit], facts: StaticFacts, shapes: Shapes) -> None:
+    def __init__(self, body: ir.Graph, found: list[Unit], facts: StaticFacts, shapes: Shapes, noise_ps: float) -> None:
+        self.noise_ps = noise_ps
         self.body, self.units, self.facts, self.shapes = body, found, facts, shapes
         self.choices = Choices()
         self.owner = {node: unit for unit in found for node in unit.nodes}
@@ -186,6 +189,8 @@ class _Problem:
         plain, integer = size * unit.facts.float_ps, size * unit.facts.integer_ps
         if self._is_quantizer_itself(unit):
             integer = 0.0
+        elif unit.saturation is not None:
+            integer += size * self.noise_ps
         self.costs[unit] = plain, integer
         reads = self.choices.variable(cost_yes=integer, cost_no=plain)
         self.reads[unit] = self.hands[unit] = reads
@@ -204,7 +209,7 @@ class _Problem:
         node_ps = 1e3 * costs.node_ns
         quantize = node_ps + elements * costs.quantize_ps + self._layout(value, self._readers(value))
         dequantize = node_ps + elements * costs.dequantize_ps + self._layout(value, [] if maker is None else [maker])
-        some = self.choices.variable()
+        some = self.choices.variable(cost_yes=elements * self.noise_ps)
         if made is None:
             self.choices.add(some, cost_yes=quantize)
         else:

@@ -259,6 +259,19 @@ def test_what_a_loop_carries_stays_on_floats():
     assert gate.admitted == []
 
 
+def test_noise_that_counts_more_leaves_more_on_floats():
+    model = _conv_net("h = HardSwish(a) z = Identity(h)")
+    found = []
+    for noise in (0.0, 1e3, 1e9):
+        copy = model_io.clone(model)
+        QuantizeStatic(noise_ps=noise).run(copy, Context(feeds=FEEDS))
+        found.append(runtime.optimized_nodes(model_io.to_bytes(copy)))
+    assert "QLinearMul" in found[0]
+    assert "QLinearMul" not in found[1]
+    assert "QLinearConv" in found[1]
+    assert not {"QLinearConv", "QuantizeLinear"} & set(found[2])
+
+
 def test_other_targets_get_their_own_types():
     model = _conv_net("z = Relu(a)")
     quantized, changes = _quantized(model, target="tensorrt")

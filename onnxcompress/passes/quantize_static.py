@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .. import graph, model_io, runtime, shapes, targets
@@ -51,6 +52,11 @@ class QuantizeStatic:
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
+    noise_ps: Annotated[float, Field(ge=0)] = 100.0
+    """What rounding one element of an activation counts beside the time, in picoseconds: more leaves more on floats.
+    A text recogniser with hard swishes: 0 takes 0.40 of the time of floats and loses 0.55 points, 100 0.43 and 0.20,
+    400 0.42 and 0.05; a MobileNet: 100 is as 0, from 200 on its depthwise layers go back and 0.64 becomes 0.83."""
+
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Quantize every graph of `model`: layers, those that lose least first, then products of activations."""
         facts = targets.static_facts(context.target)
@@ -59,7 +65,7 @@ class QuantizeStatic:
         except ModelError as error:
             reason = f"opset stays at {graph.opset(model)}: {error.message}"
             return [Change(pass_name=self.name, target="graph", action=Action.SKIPPED, reason=reason)]
-        run = StaticRun(raised, context, facts)
+        run = StaticRun(raised, context, facts, noise_ps=self.noise_ps)
         whole = run.settle(only=None)
         order = _least_harm_first(whole)
         if raised is not model:
@@ -68,7 +74,7 @@ class QuantizeStatic:
             changes = raise_opset(model, context, self.name, facts.opset, "scales by channel need it")
             if graph.opset(model) < facts.opset:
                 return changes
-            run = StaticRun(model, context, facts, like=run)
+            run = StaticRun(model, context, facts, noise_ps=self.noise_ps, like=run)
         else:
             changes = []
         admitted = [label for label in order if context.gate.admits(self.name, label)]
@@ -83,6 +89,7 @@ class StaticRun:
         model: edited by `write` only.
         context: its feeds are calibrated on; its gate is not asked.
         facts: the target's.
+        noise_ps: what rounding an element of an activation counts, see `placement.plan`.
         like: a run of the same model in other objects, whose findings are taken over.
 
     Attributes:
@@ -91,8 +98,15 @@ class StaticRun:
     """
 
     def __init__(
-        self, model: ir.Model, context: Context, facts: targets.StaticFacts, *, like: StaticRun | None = None
+        self,
+        model: ir.Model,
+        context: Context,
+        facts: targets.StaticFacts,
+        *,
+        noise_ps: float = 0.0,
+        like: StaticRun | None = None,
     ) -> None:
+        self.noise_ps = noise_ps
         self.model, self.context, self.facts = model, context, facts
         self.calibration = Calibration()
         self.refused: dict[str, str] = {}
@@ -165,7 +179,7 @@ class StaticRun:
         ]
 
     def _plan(self, model: ir.Model, refused: Mapping[str, str], only: frozenset[str] | None) -> Placement:
-        return plan(model, self.facts, self.shapes, refused=refused, only=only)
+        return plan(model, self.facts, self.shapes, refused=refused, only=only, noise_ps=self.noise_ps)
 
     def _writer(self, model: ir.Model, placement: Placement) -> Writer:
         return Writer(model, placement, self.ranges, self.facts, self.shapes)
