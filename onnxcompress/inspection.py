@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import evaluation, graph, model_io, ops, passes, runtime, stats, synthetic
+from . import channel_reach, channels, evaluation, graph, model_io, ops, passes, runtime, stats, synthetic
 from .core import Action, Change, Context, Feed, Need, Pass
 from .errors import ModelError, OnnxCompressError
 from .evaluation import DataOptions
@@ -112,6 +112,7 @@ class Inspection:
     time_by_type: tuple[Share, ...] = ()
     slowest: tuple[Share, ...] = ()
     passes: tuple[Reach, ...] | None = None
+    channels: channels.Reach | None = None
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -150,6 +151,7 @@ def inspect(
         judged = evaluation.read(data, session.inputs, data_options)
     feed = judged.largest() if judged else _made_up(model, session, seed, notes)
     shares = _Shares(model, feed)
+    context = Context(feeds=judged.feeds if judged else (), seed=seed)
     dropped = model_io.drop_node_records(model_io.clone(model))
     in_nodes = [t.nbytes for v, t in shares.tensors if v.producer() is not None]
     return Inspection(
@@ -176,7 +178,8 @@ def inspect(
         operators=shares.operators(),
         layers=shares.layers(),
         **_timed(model, session, feed, threads, notes),
-        passes=_tried(model, size_bytes, Context(feeds=judged.feeds if judged else (), seed=seed), notes),
+        passes=_tried(model, size_bytes, context, notes),
+        channels=_channels(model, feed, size_bytes, context, notes),
         notes=(*notes, *shares.notes),
     )
 
@@ -356,13 +359,30 @@ def _tried(model: ir.Model, size_bytes: int, context: Context, notes: list[str])
             changes = passes.build(name, {}).run(candidate, replace(context, gate=type(context.gate)()))
         except Exception as error:  # a pass that fails here fails in `compress` too, and is named there as well
             log.info("%s failed", name, exc_info=error)
-            text = str(error) if isinstance(error, OnnxCompressError) else f"internal error: {type(error).__name__}"
-            notes.append(f"{name} could not be tried: {text}")
+            notes.append(f"{name} could not be tried: {_told(error)}")
             continue
         found.append(_reach(name, changes, model_io.model_bytes(start) - model_io.model_bytes(candidate)))
         if _prepares(kind):
             start = candidate
     return tuple(found)
+
+
+def _channels(
+    model: ir.Model, feed: Feed, size_bytes: int, context: Context, notes: list[str]
+) -> channels.Reach | None:
+    """Return what channel pruning could cut, None for a model that is too large to try."""
+    if size_bytes > RUN_LIMIT_BYTES:
+        return None
+    try:
+        return channel_reach.reach(model, feed, context)
+    except Exception as error:  # an inspection goes on without
+        log.info("channels could not be followed", exc_info=error)
+        notes.append(f"channel pruning could not be tried: {_told(error)}")
+        return None
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, OnnxCompressError) else f"internal error: {type(error).__name__}"
 
 
 def _prepares(kind: type[Pass]) -> bool:

@@ -125,6 +125,19 @@ def test_each_pass_says_what_it_reaches_and_what_is_in_the_way():
     assert 0.5 * found.bytes < quantized.saved_bytes < found.bytes
 
 
+def test_reach_of_channel_pruning_and_what_keeps_the_rest():
+    found = oc.inspect(MODELS / "vit.onnx")
+    reach = found.channels
+    assert 0.96 < reach.parameters_exact / reach.parameters < 0.97 < 0.999 < reach.parameters_cut / reach.parameters
+    assert reach.macs_exact < reach.macs_cut == reach.macs >= found.macs
+    [of_output] = [kept for kept in reach.kept if kept.reason == "logits: graph output"]
+    assert (of_output.parameters, of_output.examples) == (10, ("fc.bias",))
+    assert found.as_json()["channels"]["kept"][0]["parameters"] == 10
+    printed = _printed(found)
+    assert "channel pruning, after folding: 1,072 groups of channels" in printed
+    assert "logits: graph output" in printed
+
+
 def test_refusals_of_a_pass_are_grouped():
     weight = numpy_helper.from_array(floats(64, 64), "a")
     nodes = [
@@ -170,7 +183,7 @@ def test_large_models_are_neither_read_nor_run_nor_tried(tmp_path, monkeypatch):
     for method in ("numpy", "tobytes"):
         monkeypatch.setattr(StoredTensor, method, lambda _: pytest.fail("a weight was read"))
     found = oc.inspect(tmp_path / "m.onnx")
-    assert (found.passes, found.ms) == (None, None)
+    assert (found.passes, found.channels, found.ms) == (None, None, None)
     assert any("over 1,000" in note for note in found.notes)
     assert (found.bytes, found.parameters, found.operators) == (whole.bytes, whole.parameters, whole.operators)
     assert found.path == str(tmp_path / "m.onnx")

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .. import channels
 from ..errors import one_line
 from ..inspection import Blocked, Inspection, Reach, Share
 from .text import cell, grid, kind, number
@@ -34,6 +35,8 @@ def renderables(found: Inspection, *, everything: bool = False) -> list[Renderab
         ]
     if found.passes is not None:
         parts.append(_passes(found.passes, found.bytes, most=None if everything else _MOST_BLOCKED))
+    if found.channels is not None:
+        parts += _channels(found.channels, most=None if everything else _MOST_BLOCKED)
     return [*parts, *(Text(f"note: {one_line(note)}") for note in found.notes)]
 
 
@@ -121,6 +124,28 @@ def _passes(reaches: Sequence[Reach], total: int, *, most: int | None) -> Table:
             Text("\n".join(_blocked(reach, most=most))),
         )
     return table
+
+
+def _channels(reach: channels.Reach, *, most: int | None) -> list[RenderableType]:
+    """Return what channel pruning can cut, and what keeps the rest."""
+    title = f"channel pruning, after folding: {reach.groups:,} groups of channels"
+    table = grid("", "all", "can be cut", "", "exactly", "", title=title, numbers=(1, 2, 3, 4, 5))
+    rows = (
+        ("parameters", reach.parameters, reach.parameters_cut, reach.parameters_exact),
+        ("MACs", reach.macs, reach.macs_cut, reach.macs_exact),
+    )
+    for name, total, *parts in rows:
+        shares = [text for part in parts for text in (number(part), f"{part / max(total, 1):.1%}")]
+        table.add_row(name, number(total), *shares)
+    if not reach.kept:
+        return [table]
+    kept = grid("what keeps the rest from being cut", "for example", "parameters", "MACs", numbers=(2, 3))
+    for one in reach.kept[:most]:
+        row = cell(one_line(one.reason)), cell(one_line(", ".join(one.examples)))
+        kept.add_row(*row, number(one.parameters), number(one.macs))
+    if most is not None and len(reach.kept) > most:
+        kept.caption = Text(f"and {len(reach.kept) - most} more; -v lists all")
+    return [table, kept]
 
 
 def _blocked(reach: Reach, *, most: int | None) -> list[str]:

@@ -1,0 +1,30 @@
+"""How much of a model channel pruning can reach, looked at in the form in which a recipe prunes it: folded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import channels, model_io
+from .core import Context, Gate
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .channels import Reach
+
+
+def reach(model: ir.Model, feed: Mapping[str, np.ndarray], context: Context) -> Reach:
+    """Return what can be cut of a folded copy of a model, at the shapes of a feed, and what keeps the rest.
+
+    Raises:
+        OnnxCompressError: a pass of the recipe `fold` fails.
+    """
+    folded = model_io.clone(model)
+    for one in Recipe.load("fold").active:
+        one.run(folded, replace(context, gate=Gate(), memo=None))
+    return channels.find_groups(folded, feed).reach()
