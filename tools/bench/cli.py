@@ -244,6 +244,40 @@ def pack(
 
 
 @app.command()
+def int8(
+    *,
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],
+    only: Annotated[str, typer.Option(help="glob on model keys, such as 'silero_vad/*'")] = "*",
+    peer_python: Annotated[Path | None, typer.Option(help="Python with requirements-peers.txt; else ours only")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="calibration feeds")] = 64,
+    recipe: Annotated[str, typer.Option(help="the recipe to apply")] = "int8",
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Recipe int8 beside onnxruntime's quantizers: the models' own metrics, paired times, bytes.
+
+    Example: python tools/bench.py int8 --zoo ZOO --peer-python PEERS/bin/python --only 'fmnist/*'
+    """
+    from bench import int8 as bench
+    from bench.tables import publish
+
+    root = zoo.resolve()
+    models = _evaluated(root, only)
+    work.mkdir(parents=True, exist_ok=True)
+    peers = None if peer_python is None else peer_python.absolute()
+    rows = []
+    with _progress() as progress:
+        task = progress.add_task("int8", total=len(models) * (2 + (len(bench.SETTINGS) if peers else 0)))
+        for row in bench.measure(models, root, work.resolve(), peer_python=peers, samples=samples, recipe=recipe):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.model)
+            if json_file is not None:
+                json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows)], markdown=markdown)
+
+
+@app.command()
 def float16(
     *,
     zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],

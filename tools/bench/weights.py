@@ -67,8 +67,8 @@ def measure(models: Sequence[Path], zoo: Path, work: Path, recipe: str, settings
                 yield Row(model=key, original_bytes=size_bytes, seconds=measured.seconds, error=error)
                 continue
             said: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-            original, before = _evaluate_once(model, work, environment)
-            compressed, after = _evaluate(model.parent, out, environment)
+            original, before = evaluate_once(model, work, environment)
+            compressed, after = evaluate(model.parent, out, environment)
             yield Row(
                 model=key,
                 original_bytes=size_bytes,
@@ -134,21 +134,22 @@ def as_json(rows: Sequence[Row]) -> str:
     return json.dumps([asdict(row) for row in rows], indent=1) + "\n"
 
 
-def _evaluate_once(model: Path, work: Path, environment: dict[str, str]) -> tuple[dict[str, float], str]:
+def evaluate_once(model: Path, work: Path, environment: dict[str, str]) -> tuple[dict[str, float], str]:
     """Evaluate an original, remembering the answer by the content of the file."""
     with model.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     known = work / "originals" / f"{digest}.json"
     if known.exists():
         return json.loads(known.read_text()), ""
-    metrics, error = _evaluate(model.parent, model, environment)
+    metrics, error = evaluate(model.parent, model, environment)
     if not error:
         known.parent.mkdir(exist_ok=True)
         known.write_text(json.dumps(metrics))
     return metrics, error
 
 
-def _evaluate(folder: Path, model: Path, environment: dict[str, str]) -> tuple[dict[str, float], str]:
+def evaluate(folder: Path, model: Path, environment: dict[str, str]) -> tuple[dict[str, float], str]:
+    """Return what a zoo folder's eval finds of a model, and what went wrong."""
     command = [sys.executable, "-W", "ignore", "-m", "bench.evaluate", str(folder), str(model)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
