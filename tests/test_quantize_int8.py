@@ -28,7 +28,7 @@ class _Judge:
 
     def __call__(self, model, label):
         self.labels.append(label.removeprefix("quantize-int8/"))
-        found = self.trials.get(self.labels[-1].split()[0], {})
+        found = self.trials.get(self.labels[-1]) or self.trials.get(self.labels[-1].split()[0], {})
         if isinstance(found, Exception):
             raise found
         return Trial(**{**BASE, "drop": self.drop(model), **found})
@@ -146,9 +146,18 @@ def _hurts(name):
 def test_the_layer_that_hurts_stays_float(net):
     _, changes = _run(net, _Judge(drop=_hurts("second")), routes=("static",))
     assert _said(changes, "applied")[0].startswith("static without 1 layer")
-    assert any("on integers are too many" in r for r in _said(changes))
+    assert any("loses too much: static without 1 layer instead" in r for r in _said(changes))
     second = [c for c in changes if c.target == "second" and c.pass_name == "quantize-static"]
     assert [(c.action, c.reason) for c in second] == [("skipped", "float: it hurts the output most for what it saves")]
+
+
+def test_before_layers_are_left_out_what_saves_little_is(net):
+    trials = {"static": {"drop": 0.02}, "static, carefully": {"drop": 0.001, "latency_ratio": 0.45}}
+    trials["weights"] = {"latency_ratio": 1.0}
+    judge = _Judge(trials)
+    _, changes = _run(net, judge, routes=("static", "weights"))
+    assert judge.labels == ["static", "weights", "static, carefully"]
+    assert _said(changes, "applied")[0].startswith("static, carefully: 0.300 of the size, 0.45 of the time")
 
 
 def test_what_no_layer_can_mend_is_refused(net):

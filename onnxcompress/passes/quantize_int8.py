@@ -42,6 +42,10 @@ _PASSES: Mapping[Route, Sequence[Pass]] = {
 }
 """What a route runs before quantize-weights."""
 
+_CAREFUL_PS = 400.0
+"""`QuantizeStatic.noise_ps` of a route's second try: more of what is rounded for little time stays float."""
+
+_CAREFUL = ", carefully"
 _GRAPH = "graph"
 _WORTH_SEARCHING = 0.9
 """A route that loses too much is searched for the layers at fault where it costs less than this part of the best."""
@@ -119,8 +123,7 @@ class QuantizeInt8:
             if judge.limit is not None and self._could_win(candidate, found, judge):
                 relaxed = self._relaxed(model, candidate, judge.limit, context, judge)
                 if relaxed is not None:
-                    too_many = _counted(_layers(candidate.changes))
-                    refusals.append(self._refusal(candidate, f"{too_many} on integers are too many"))
+                    refusals.append(self._refusal(candidate, f"it loses too much: {relaxed.label} instead"))
                     found[index] = relaxed
         return found, refusals
 
@@ -138,8 +141,18 @@ class QuantizeInt8:
     def _relaxed(
         self, model: ir.Model, candidate: Candidate, limit: float, context: Context, judge: Judge
     ) -> Candidate | None:
-        """Return the candidate without the layers that hurt most, so that it is within the limit, or None."""
+        """Return the candidate within the limit, with fewer nodes on integers, or None where that can't be.
+
+        Those that save little time go first, then layer by layer those that hurt the output most.
+        """
         route = _route(candidate)
+        if not candidate.label.endswith(_CAREFUL):
+            built = _build(model, route, context, careful=True)
+            label = f"{route}{_CAREFUL}"
+            trial = judge(built.model, f"{self.name}/{label}")
+            careful = Candidate(label=label, model=built.model, changes=built.changes, trial=trial)
+            if trial.drop is not None and trial.drop <= limit and _layers(built.changes):
+                return careful
         layers = _layers(candidate.changes)
         costs = _costs(model, layers, max(context.feeds, key=_elements))
         left_out = search.least_left_out(
@@ -201,13 +214,15 @@ def _build(
     route: Route,
     context: Context,
     *,
+    careful: bool = False,
     left_out: frozenset[str] = frozenset(),
     weights: bool = True,
 ) -> _Built:
     """Go a route on a copy of the model; layers that are left out have, if at all, their weights stored as int8."""
     copy = model_io.clone(model)
     changes: list[Change] = []
-    for one in (*_PASSES[route], *([QuantizeWeights()] if weights else [])):
+    for each in (*_PASSES[route], *([QuantizeWeights()] if weights else [])):
+        one = replace(each, noise_ps=_CAREFUL_PS) if careful and isinstance(each, QuantizeStatic) else each
         gate = Gate()
         keeps_all = isinstance(one, QuantizeWeights)
         inner = replace(
@@ -223,7 +238,7 @@ def _build(
 
 
 def _route(candidate: Candidate) -> Route:
-    return candidate.label.split()[0]  # type: ignore[return-value]
+    return candidate.label.split()[0].rstrip(",")  # type: ignore[return-value]
 
 
 def _layers(changes: Iterable[Change]) -> list[str]:
