@@ -6,7 +6,8 @@
 
 A node that constants alone decide (weights on their way through Cast, DequantizeLinear, Transpose), or the shapes of
 the model's inputs (shape arithmetic, while it stays small), has no place of its own: it is a companion of its
-readers. Every other node is a step. If, Loop and Scan are one step each, with all they hold.
+readers. So is a DequantizeLinear: integers are handed over and not floats, and the runtime finds it beside the
+operator that it is fused with. Every other node is a step. If, Loop and Scan are one step each, with all they hold.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Needs:
     values: frozenset[ir.Value] = frozenset()
     """Inputs of the graph, and outputs of other steps."""
     constants: frozenset[ir.Value] = frozenset()
-    """Constants, and what companions make of them."""
+    """Constants, and what companions make of constants alone."""
     companions: frozenset[ir.Node] = frozenset()
 
 
@@ -110,12 +111,15 @@ def flow(model: ir.Model, facts: Mapping[ir.Value, Fact]) -> Flow:
     needs: dict[ir.Node, Needs] = {}
     for node in order:
         read = graph.reads(node)
-        if _may_accompany(node, read, inputs, companions, outputs):
-            own = _needs(read, companions)
-            if not own.values or all(facts.get(output, _UNKNOWN).bytes <= SMALL_BYTES for output in node.outputs):
-                companions[node] = own
-                continue
-        needs[node] = _needs(read, companions)
+        own = _needs(read, companions)
+        if _may_accompany(node, read, inputs, companions, outputs) and (
+            not own.values
+            or node.op_type == "DequantizeLinear"
+            or all(facts.get(output, _UNKNOWN).bytes <= SMALL_BYTES for output in node.outputs)
+        ):
+            companions[node] = own
+        else:
+            needs[node] = own
     return Flow(model, list(needs), needs, companions, {node: index for index, node in enumerate(order)})
 
 
@@ -141,7 +145,7 @@ def steps_of(found: Flow, facts: Mapping[ir.Value, Fact]) -> Steps:
         sizes=np.array([_value_bytes(value, facts) for value in values], np.float64),
         uses=[*constants.values(), *([step] for step, _ in own)],
         weights=np.array([*(_constant_bytes(v, facts) for v in constants), *(size for _, size in own)], np.float64),
-        inner=np.array([_body_bytes(node, facts) for node in found.steps], np.float64),
+        inner=np.array([_body_bytes(node, facts) + _anew_bytes(node, found, facts) for node in found.steps]),
     )
 
 
@@ -189,10 +193,16 @@ def _may_accompany(
         return False
     if graph.is_op(node, "Shape", "Size") and read and read[0] in inputs and not read[0].is_initializer():
         return True
-    return all(
-        value not in inputs and (graph.constant_tensor(value) is not None or value.producer() in companions)
-        for value in read
-    )
+    known = read[1:] if node.op_type == "DequantizeLinear" else read
+    return all(value not in inputs and _is_decided(value, companions) for value in known)
+
+
+def _is_decided(value: ir.Value, companions: Mapping[ir.Node, Needs]) -> bool:
+    """Say whether constants or the shapes of inputs decide a value, and not the numbers that are fed."""
+    maker = value.producer()
+    if maker is None or maker not in companions:
+        return graph.constant_tensor(value) is not None
+    return maker.op_type != "DequantizeLinear" or not companions[maker].values
 
 
 def _needs(read: Iterable[ir.Value], companions: Mapping[ir.Node, Needs]) -> Needs:
@@ -204,7 +214,7 @@ def _needs(read: Iterable[ir.Value], companions: Mapping[ir.Node, Needs]) -> Nee
         if node is not None and node in companions:
             inner = companions[node]
             helpers |= {node, *inner.companions}
-            constants |= {value, *inner.constants}
+            constants |= inner.constants if inner.values else {value, *inner.constants}
             values |= inner.values
         elif value.is_initializer():
             constants.add(value)
@@ -216,6 +226,7 @@ def _needs(read: Iterable[ir.Value], companions: Mapping[ir.Node, Needs]) -> Nee
 
 
 _UNKNOWN = Fact(None, math.inf, None)
+_NONE = Needs()
 
 
 def _value_bytes(value: ir.Value, facts: Mapping[ir.Value, Fact]) -> float:
@@ -231,6 +242,16 @@ def _constant_bytes(value: ir.Value, facts: Mapping[ir.Value, Fact]) -> float:
         return float(tensor.nbytes)
     known = facts.get(value, _UNKNOWN).bytes
     return known if math.isfinite(known) else 0.0
+
+
+def _anew_bytes(node: ir.Node, found: Flow, facts: Mapping[ir.Value, Fact]) -> float:
+    """Return the bytes of what companions make of values for a step, and not of constants alone."""
+    made = [
+        value
+        for value in graph.reads(node)
+        if (maker := value.producer()) and found.companions.get(maker, _NONE).values
+    ]
+    return sum(_value_bytes(value, facts) for value in made)
 
 
 def _looked_up(node: ir.Node, facts: Mapping[ir.Value, Fact]) -> dict[ir.Value, float]:

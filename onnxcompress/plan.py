@@ -179,10 +179,14 @@ class Plan:
         return possible, numeric.table(self.steps, possible)
 
     def _possible(self) -> np.ndarray:
-        """Return the steps before which may be cut: where all that is handed over is tensors with a name."""
+        """Return the steps before which may be cut: where all that is handed over is tensors with a name.
+
+        Between an operator and the QuantizeLinear that takes its result there is no cut: the runtime makes one
+        integer operator of them where they are together.
+        """
         hindered = np.zeros(self.steps.count + 1, bool)
         for value, last in self._last_read.items():
-            if value in self._made and not self._flows(value):
+            if value in self._made and (not self._flows(value) or _is_quantized_next(value)):
                 hindered[self._made[value] + 1 : last + 1] = True
         return np.flatnonzero(~hindered)
 
@@ -267,6 +271,15 @@ class Plan:
             f"and {show_bytes(least - own[heaviest])} of values that are alive beside it",
             hint=f"Give --max-memory {int(np.ceil(least))}, or make the weights smaller first (int8-weights)",
         )
+
+
+def _is_quantized_next(value: ir.Value, *, through_clip: bool = True) -> bool:
+    """Say whether all that happens to a value is that it is quantized, clipped before or not."""
+    reader = graph.sole_consumer(value)
+    if reader is None or reader.op_type == "QuantizeLinear":
+        return reader is not None
+    is_clip = through_clip and graph.is_op(reader, "Relu", "Clip")
+    return is_clip and _is_quantized_next(reader.outputs[0], through_clip=False)
 
 
 def _macs(node: ir.Node, facts: Mapping[ir.Value, Fact]) -> int | None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import onnxcompress as oc
 from onnxcompress import flow, graph, model_io, part_sizes
 from onnxcompress.errors import ModelError
 
@@ -38,7 +39,7 @@ def test_shape_arithmetic_and_constants_have_no_place_of_their_own():
     assert sorted(_types(found.companions)) == ["Concat", "Shape", "Size"]
     reshape = found.steps[-1]
     assert _types(found.nodes(3, 4)) == ["Concat", "Reshape"]
-    assert {value.name for value in found.needs[reshape].constants} == {"t", "two", "minus"}
+    assert {value.name for value in found.needs[reshape].constants} == {"two", "minus", "t"}
 
 
 def test_large_shape_arithmetic_is_handed_over_and_random_numbers_are():
@@ -111,3 +112,32 @@ def test_ancestors_are_what_a_step_needs():
     model = from_text("g (float[2] x) => (float[2] y) { a = Relu(x) b = Neg(x) c = Exp(a) y = Add(b, c) }")
     found, _ = _flow(model, x=np.zeros(2, np.float32))
     assert {node.op_type for node in found.ancestors(found.steps[2])} == {"Relu", "Exp"}
+
+
+QUANTIZED = """
+g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z)
+<float s = {0.1}, int8 o = {0}, int8[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}>
+{
+  q = QuantizeLinear(x, s, o)
+  d = DequantizeLinear(q, s, o)
+  f = DequantizeLinear(w, s, o)
+  m = MatMul(d, f)
+  r = Relu(m)
+  p = QuantizeLinear(r, s, o)
+  y = DequantizeLinear(p, s, o)
+  e = DequantizeLinear(p, s, o)
+  z = Relu(e)
+}
+"""
+
+
+def test_integers_are_handed_over_and_quantizers_stay_with_their_operator(tmp_path):
+    model = from_text(QUANTIZED)
+    found, facts = _flow(model, x=np.zeros((3, 4), np.float32))
+    assert _types(found.steps) == ["QuantizeLinear", "MatMul", "Relu", "QuantizeLinear", "DequantizeLinear", "Relu"]
+    steps = flow.steps_of(found, facts)
+    assert steps.inner.tolist() == [0, 48, 0, 0, 0, 48]  # the floats of d and e, while they are read
+    assert sum(steps.weights[i] for i, uses in enumerate(steps.uses) if uses == [1]) == 16 + 64
+    split = oc.split(model, tmp_path / "parts", parts=9)
+    assert [tensor.type for tensor in split.manifest.values] == ["tensor(int8)", "tensor(int8)"]
+    assert [part.nodes for part in split.manifest.parts] == [1, 5, 1, 2]
