@@ -5,15 +5,16 @@ A run goes through the model chunk by chunk, so that a model of any size needs t
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from . import comparison, evaluation, flow, graph, model_io, part_files, part_types, runtime, shapes, synthetic
+from . import evaluation, flow, graph, model_io, part_files, part_types, runtime, shapes, synthetic
 from .core import Feed
 from .errors import ModelError
 from .evaluation import DataOptions
@@ -42,8 +43,8 @@ def choose_feed(model: ir.Model, data: Any, options: DataOptions, *, seed: int) 
     if data is not None:
         return evaluation.read(data, input_specs(model), options).largest()
     if fits_whole(model):
-        session = comparison.open_bytes(model_io.to_bytes(model), None, optimize=False)
-        feeds = synthetic.runnable_feeds(model, session, seed=seed, count=1)
+        with opened(model) as session:
+            feeds = synthetic.runnable_feeds(model, session, seed=seed, count=1)
     else:
         feeds = synthetic.synthetic_feeds(model, seed=seed)
     return max(feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
@@ -132,14 +133,32 @@ def _chunks(found: flow.Flow) -> list[tuple[int, int]]:
     return [*chunks, (start, len(found.steps))] if found.steps else []
 
 
-def _run(piece: ir.Model, feed: Mapping[ir.Value, Any]) -> list[tuple[Any, str]]:
-    """Return every output of a piece with its type; the piece is written to a temporary folder for that."""
+@contextlib.contextmanager
+def opened(model: ir.Model) -> Iterator[runtime.Session]:
+    """Open a model for runs with the runtime's optimizations off, from a temporary folder: its weights are mapped.
+
+    Raises:
+        ModelError: the runtime can't load it, or there is no room for it.
+    """
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as name:
         folder = Path(name)
-        (files,), _ = part_files.write_parts([piece], part_files.into(folder))
-        session = runtime.open_part(folder / files.model, optimize=False, threads=1, pack=True)
+        try:
+            (files,), _ = part_files.write_parts([model], part_files.into(folder))
+        except OSError as error:
+            hint = "Free space, or set TMPDIR"
+            raise ModelError(f"can't write a temporary file: {error.strerror}", where=name, hint=hint) from error
+        try:
+            session = runtime.open_part(folder / files.model, optimize=False, threads=1, pack=True)
+        except ModelError as error:
+            raise ModelError(error.message) from error  # without the name of the temporary file
+        yield session
+
+
+def _run(piece: ir.Model, feed: Mapping[ir.Value, Any]) -> list[tuple[Any, str]]:
+    """Return every output of a piece with its type."""
+    with opened(piece) as session:
         values = session.run({value.name or "": array for value, array in feed.items()})
-    return [(values[spec.name], spec.type) for spec in session.outputs]
+        return [(values[spec.name], spec.type) for spec in session.outputs]
 
 
 def _kind(text: str) -> ir.TypeProtocol:

@@ -364,3 +364,12 @@ def test_the_peak_includes_what_waits_for_later_parts(tmp_path):
     found = oc.split(from_text(text), tmp_path / "parts", at=["b", "c"], data={"x": floats(1, 4096)[None]})
     peaks = [part.peak_bytes // 16384 for part in found.manifest.parts]
     assert peaks == [5, 4, 4]  # x, a and b and a copy of each; a, b, c and a copy of it; a, c, d, y
+
+
+def test_a_model_that_the_runtime_refuses_is_told_without_temporary_names(tmp_path):
+    model = _mlp(2)
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Unheard", "own"
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    with pytest.raises(ModelError, match="^onnxruntime can't load the model: .*Unheard"):
+        oc.split(model, tmp_path / "parts", parts=2)
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxcompress as oc
-from onnxcompress import manifest, runtime
+from onnxcompress import manifest, runtime, worker
 from onnxcompress.errors import DataError, LimitError, ModelError, UsageError
 
 from .helpers import floats
@@ -281,3 +281,39 @@ def test_closing_frees_and_a_later_run_loads_again(made):
     parts.run(None, FEED)
     assert parts.loads == 8
     parts.close()
+
+
+def _run_in_budget(folder, budget):
+    with oc.PartitionedModel(folder, max_memory=budget, optimize=False) as parts:
+        for _ in range(2):
+            (out,) = parts.run(None, {"x": np.ones((1, 2048), np.float32)})
+        return float(out.sum()), parts.loads
+
+
+def test_the_process_stays_within_the_budget(tmp_path):
+    count, size = 11, 2048 * 2048 * 4
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("MatMul", ["x" if i == 0 else f"h{i}", f"w{i}"], [f"h{i + 1}"]) for i in range(count)]
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, [1, 2048])], [value(f"h{count}", TensorProto.FLOAT, [1, 2048])]
+    )
+    for i in range(count):
+        tensor = graph.initializer.add(name=f"w{i}", dims=[2048, 2048], data_type=TensorProto.FLOAT)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, text in (("location", "m.data"), ("offset", i * size), ("length", size)):
+            tensor.external_data.add(key=key, value=str(text))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    with (tmp_path / "m.data").open("wb") as file:
+        file.truncate(count * size)  # zeros that take no room
+    budget = count * size // 8  # below two parts
+    split = worker.call_isolated(_split, tmp_path / "m.onnx", tmp_path / "parts", budget, timeout_seconds=100)
+    assert split.value == count
+    assert split.peak_memory_bytes < 350e6
+    done = worker.call_isolated(_run_in_budget, tmp_path / "parts", budget, timeout_seconds=100)
+    assert done.value == (0.0, 2 * count)
+    assert done.peak_memory_bytes < budget + 150e6  # 173 MB; all parts at once take 185 MB and what Python takes
+
+
+def _split(path, folder, budget):
+    return len(oc.split(path, folder, max_memory=budget).manifest.parts)
