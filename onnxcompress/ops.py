@@ -224,8 +224,17 @@ def _gemm_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[D
     return _product(output) * left[0 if graph.attribute(node, "transA", 0) else 1]
 
 
+def _stretched(one: Dims, other: Dims) -> Dims:
+    """Return the dimensions to which two operands that go together are stretched."""
+    count = max(len(one), len(other))
+    padded = [(1,) * (count - len(dims)) + dims for dims in (one, other)]
+    return tuple(b if a == 1 else a for a, b in zip(*padded, strict=True))
+
+
 def _matmul_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
-    left, output = _at(inputs, 0), _at(outputs, 0)
+    left, right, output = _at(inputs, 0), _at(inputs, 1), _at(outputs, 0)
+    if output is None and node.op_type == "MatMul" and left and right and len(left) > 1 and len(right) > 1:
+        output = (*_stretched(left[:-2], right[:-2]), left[-2], right[-1])
     if not left or output is None:
         return None
     swapped = graph.attribute(node, "transA", 0) and len(left) > 1

@@ -132,3 +132,13 @@ def test_parameters_count_each_tensor_once_and_no_scales():
         owner.register_initializer(value)
     assert stats.parameters(model) == 128
     assert stats.node_count(model) == len(list(graph.nodes(model))) == 5
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [((5, 7), (7, 3), 105), ((2, 5, 7), (7, 3), 210), ((4, 1, 5, 7), (2, 7, 3), 840), ((7,), (7, 3), None)],
+)
+def test_a_product_whose_result_is_not_known_has_the_macs_of_its_operands(left, right, expected):
+    (node,) = from_text("g (float[a, b] x, float[c, d] w) => (float[e, f] y) { y = MatMul(x, w) }").graph
+    macs = ops.spec(node).macs
+    assert macs(node, [left, right], [None]) == expected

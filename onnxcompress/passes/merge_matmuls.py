@@ -59,7 +59,7 @@ class MergeMatmuls:
         ]
         if not found:
             return []
-        known, names, opset = shapes.infer(model), graph.Names(model), graph.opset(model)
+        known, names, opset = shapes.inferred(model, context), graph.Names(model), graph.opset(model)
         changes: list[Change] = []
         for group in found:
             changes += _merge(group, known, names, opset, context)
