@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from . import graph, model_io, runtime
 
-MEMORY_BYTES = 384 << 20
+MEMORY_BYTES = 192 << 20
 """Bytes of a frontier at most."""
 
 _TOO_MUCH = 1 << 62

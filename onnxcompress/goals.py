@@ -19,7 +19,7 @@ from .numerics.patches import choose
 BATCH = 32
 """Feeds that are joined at most, where the model takes them together."""
 
-TARGET_BYTES = 256 << 20
+TARGET_BYTES = 128 << 20
 """Targets that are kept at a time, beyond those of one layer; the teacher runs once for each such part."""
 
 _HELD_OUT = 5

@@ -138,5 +138,5 @@ def test_a_penalty_too_small_for_equal_columns_is_passed_over():
     moments, old, bias = summed(x, y), np.zeros((1, 2, 4)), np.zeros((1, 2))
     with pytest.raises(scipy.linalg.LinAlgError):
         ridge.solve(moments, old, bias, ratio=1e-30, has_bias=True)
-    found = ridge.fit(moments, moments, old, bias, has_bias=True, ratios=(1e-30, 1e-3))
+    found = ridge.fit(moments, moments, old, bias, has_bias=True, ratios=(1e-3, 1e-30))
     assert found.ratio == 1e-3

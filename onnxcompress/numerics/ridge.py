@@ -18,8 +18,11 @@ import scipy.linalg
 from .moments import Moments
 from .threads import one_thread
 
-RATIOS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-"""Penalties that are tried, as parts of the mean diagonal of X'X."""
+RATIOS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+"""Penalties that are tried, as parts of the mean diagonal of X'X: from the strongest on, until they don't help."""
+
+_PATIENCE = 2
+"""Penalties in a row that do no better, after which weaker ones are not tried."""
 
 EXACT = 1e-10
 """Error, as a part of the targets' variance, below which there is nothing to fit."""
@@ -64,7 +67,7 @@ def fit(
         weights: [groups, outputs, columns], as they are.
         bias: [groups, outputs], as it is.
         has_bias: False to leave the bias as it is.
-        ratios: penalties to try; none to fit the bias alone.
+        ratios: penalties to try, falling; none to fit the bias alone.
 
     Raises:
         ValueError: the held-out moments are not full, while those to solve from are.
@@ -77,14 +80,18 @@ def fit(
         best = Fit(weights=weights, bias=bias, ratio=None, before=before, after=before)
         if not before > EXACT or train.count < 2:
             return best  # also where it is not a number
+        failures = 0
         for ratio in (*((None,) if has_bias else ()), *ratios):
             try:
                 found = solve(train, weights, bias, ratio=ratio, has_bias=has_bias)
             except scipy.linalg.LinAlgError:
-                continue  # the penalty is too small for these rows
+                break  # the penalty is too small for these rows
             after = relative_error(held_out, *found)
+            failures = 0 if after < best.after or ratio is None else failures + 1
             if after < best.after:
                 best = Fit(weights=found[0], bias=found[1], ratio=ratio, before=before, after=after)
+            if failures == _PATIENCE:
+                break
         if best.after == before:
             return best
         final = solve(train.merge(held_out), weights, bias, ratio=best.ratio, has_bias=has_bias)
