@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -32,6 +33,9 @@ class Candidate:
     trial: Trial
 
 
+SomeCandidate = TypeVar("SomeCandidate", bound=Candidate)
+
+
 def cost(trial: Trial, prefer: Prefer) -> float:
     """Return what is to be least: size ratio times latency ratio, or one of them; a time that is not known is 1."""
     latency = trial.latency_ratio or 1.0
@@ -47,7 +51,7 @@ def objection(trial: Trial, prefer: Prefer, limit: float | None) -> str | None:
     return None
 
 
-def ranked(candidates: Sequence[Candidate], prefer: Prefer, limit: float | None) -> list[Candidate]:
+def ranked(candidates: Sequence[SomeCandidate], prefer: Prefer, limit: float | None) -> list[SomeCandidate]:
     """Return the candidates that may be the result, best first.
 
     Of those whose costs are within 5% of the least, the one with the least drop comes first; of equals, the one that
@@ -56,7 +60,7 @@ def ranked(candidates: Sequence[Candidate], prefer: Prefer, limit: float | None)
     rest = [c for c in candidates if objection(c.trial, prefer, limit) is None]
     if prefer != "size" and any(c.trial.latency_ratio is None for c in rest):
         return rest
-    found: list[Candidate] = []
+    found: list[SomeCandidate] = []
     while rest:
         least = min(cost(c.trial, prefer) for c in rest)
         near = [c for c in rest if cost(c.trial, prefer) <= least * _EQUAL]

@@ -370,6 +370,6 @@ def test_a_model_that_the_runtime_refuses_is_told_without_temporary_names(tmp_pa
     model = _mlp(2)
     model.graph.node[1].op_type, model.graph.node[1].domain = "Unheard", "own"
     model.opset_import.append(helper.make_opsetid("own", 1))
-    with pytest.raises(ModelError, match="^onnxruntime can't load the model: .*Unheard"):
+    with pytest.raises(ModelError, match=r"^onnxruntime can't load the model: .*Unheard"):
         oc.split(model, tmp_path / "parts", parts=2)
     assert not list(tmp_path.iterdir())

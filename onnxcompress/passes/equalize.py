@@ -24,7 +24,6 @@ from ..channel_scales import Site
 from ..core import Action, Change, Context, Need
 from ..layer_rows import LayerRows, sample_rows
 from ..layers import LinearLayer
-from ..numerics.affine_quantization import IntegerGrid
 from ..numerics.equalization import Maker, Reader, Simulation, best_scale
 
 
@@ -105,7 +104,7 @@ def _makers(site: Site) -> Sequence[LinearLayer]:
 
 def _simulation(site: Site, target: str) -> Simulation:
     facts = targets.static_facts(target)
-    grid = IntegerGrid("u8" if facts.activation == "uint8" else "s8", symmetric=facts.symmetric)
+    grid = facts.grid
     rows = (facts.operator(layer.node.op_type) for layer in (*_makers(site), *site.readers))
     return Simulation(grid, per_channel=all(row is None or row.channels for row in rows))
 

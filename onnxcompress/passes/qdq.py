@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import float_constants, graph
-from ..numerics.affine_quantization import LEAST_SPAN, Affine, IntegerGrid, affine_for, quantize
+from ..numerics.affine_quantization import LEAST_SPAN, Affine, affine_for, quantize
 from ..placement import Placement, Quantizer
 from ..shapes import Shapes
 from ..targets import BiasForm, StaticFacts
@@ -53,7 +53,7 @@ class Writer:
         self.model, self.placement, self.ranges, self.facts, self.shapes = model, placement, ranges, facts, shapes
         self.names = graph.Names(model)
         self.order = {node: place for place, node in enumerate(graph.nodes(model))}
-        self.grid = IntegerGrid("u8" if facts.activation == "uint8" else "s8", symmetric=facts.symmetric)
+        self.grid = facts.grid
         self.handed = {value for quantizer in placement.quantizers for value in quantizer.made}
         self.scale_of: dict[ir.Value, np.float32] = {}
         self.stored: dict[tuple[int, int], tuple[ir.Value, ir.Value]] = {}

@@ -7,8 +7,9 @@ Up to four routes are built, scored on held-out samples and timed against the or
     dynamic   matrix products and LSTMs with the range of each run, everything else in floats
     weights   weights are stored as int8, the arithmetic stays float
 
-On each of them what stays float has its weights stored as int8. A route that loses too much gets another try without
-the layers that hurt most; one that still does, or is slower than the original, is refused with its figures. Where no
+On each of them what stays float has its weights stored as int8. A route that loses too much gets other tries: what
+saves little time stays float, ranges are clipped, channels equalized, layers refitted, and at last layers that hurt
+most are left out. One that still loses too much, or is slower than the original, is refused with its figures. Where no
 route is left the model stays as it is.
 """
 
@@ -25,9 +26,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .. import graph, model_io, ops, search, stats
-from ..core import Action, Change, Context, Feed, Gate, Judge, Memo, Need, Pass
+from ..core import Action, Change, Context, Feed, Gate, Judge, Memo, Need, Pass, Trial
 from ..errors import ModelError
 from ..search import Candidate
+from .equalize import Equalize
+from .int8_recovery import refitted
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_static import QuantizeStatic
 from .quantize_weights import QuantizeWeights
@@ -42,27 +45,64 @@ _PASSES: Mapping[Route, Sequence[Pass]] = {
 }
 """What a route runs before quantize-weights."""
 
-_CAREFUL_PS = 400.0
-"""`QuantizeStatic.noise_ps` of a route's second try: more of what is rounded for little time stays float."""
-
-_CAREFUL = ", carefully"
 _GRAPH = "graph"
+_CAREFUL_PS = 400.0
+"""`QuantizeStatic.noise_ps` of a careful try."""
+_WORTH_MENDING = 0.25
+"""The part of the limit from which on a drop is worth the time of trying to recover from it."""
 _WORTH_SEARCHING = 0.9
 """A route that loses too much is searched for the layers at fault where it costs less than this part of the best."""
 _STEPS = 3
 """Times that the limit is halved for a candidate that the user's own samples object to."""
 
 
-@plain_dataclass(frozen=True)
-class _Built:
-    """A copy of the model with a route's passes applied."""
+@plain_dataclass(frozen=True, kw_only=True)
+class _Way:
+    """A route and how it is gone.
 
-    model: ir.Model
-    changes: tuple[Change, ...]
+    Args:
+        route: which passes are run.
+        careful: more of what is rounded for little time stays float.
+        guarded: ranges are clipped where layers gain by it.
+        equalized: channels are scaled between layers beforehand.
+        refit: layers are refitted to make good what integers do to activations.
+        left_out: layers that stay float.
+    """
 
-    def applied(self, kind: type[Pass]) -> list[Change]:
-        """Return what a pass did in it."""
-        return [c for c in self.changes if c.pass_name == kind.name and c.action is Action.APPLIED]
+    route: Route
+    careful: bool = False
+    guarded: bool = False
+    equalized: bool = False
+    refit: bool = False
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def label(self) -> str:
+        """What reports and timings call it."""
+        said = {"carefully": self.careful, "clipped": self.guarded, "equalized": self.equalized, "refitted": self.refit}
+        parts = [self.route, *(word for word, holds in said.items() if holds)]
+        return ", ".join(parts) + (f", without {_counted(self.left_out)}" if self.left_out else "")
+
+    @property
+    def static(self) -> QuantizeStatic:
+        """The static pass with the options that this way sets."""
+        usual = QuantizeStatic()
+        return QuantizeStatic(
+            noise_ps=_CAREFUL_PS if self.careful else usual.noise_ps,
+            ranges="guarded" if self.guarded else usual.ranges,
+        )
+
+
+@plain_dataclass(frozen=True, kw_only=True)
+class _Tried(Candidate):
+    """A candidate, and how it came about."""
+
+    way: _Way
+
+    @property
+    def layers(self) -> list[str]:
+        """The labels of the layers that run with ranges from the data."""
+        return _layers(self.changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,179 +115,203 @@ class QuantizeInt8:
 
     routes: Annotated[tuple[Route, ...], Field(min_length=1)] = ("static", "mixed", "dynamic", "weights")
     """What is tried, in this order; of routes that are alike in cost and quality the first is taken."""
+    recover: bool = True
+    """Try clipped ranges, equalized channels and refitted layers where a static route loses something."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Replace the model by the best candidate, or leave it as it is."""
-        if context.judge is None:
-            return self._unmeasured(model, context)
         if not context.gate.admits(self.name, _GRAPH):
             return []
-        candidates, refusals = self._candidates(model, context, context.judge)
-        chosen: Candidate | None = None
-        for candidate in search.ranked(candidates, context.judge.prefer, context.judge.limit):
-            chosen, refused = self._accepted(model, candidate, context, context.judge)
-            refusals += refused
-            if chosen is not None:
-                break
+        if context.judge is None:
+            route = self.routes[0]
+            found, changes = _build(model, _Way(route=route), context)
+            graph.become(model, found)
+            return [_skipped(f"nothing was measured, the first route is taken: {route}"), *changes]
+        return _Search(model, context, context.judge, recover=self.recover).run(self.routes)
+
+
+class _Search:
+    """The search for the best way on one model."""
+
+    def __init__(self, model: ir.Model, context: Context, judge: Judge, *, recover: bool) -> None:
+        self.model, self.context, self.judge, self.recover = model, context, judge, recover
+        self.refusals: list[Change] = []
+
+    def run(self, routes: Sequence[Route]) -> list[Change]:
+        """Turn the model into the best candidate and say what was done and what was not."""
+        candidates = self._candidates(routes)
+        chosen = next((c for c in map(self._accepted, self._ranked(candidates)) if c is not None), None)
         for candidate in candidates:
-            if chosen is None or candidate.label != chosen.label:
-                why = search.objection(candidate.trial, context.judge.prefer, context.judge.limit)
-                refusals.append(self._refusal(candidate, why or "another route is better"))
+            if chosen is None or candidate.way.route != chosen.way.route:
+                self._refuse(candidate, self._objection(candidate.trial) or "another route is better")
         if chosen is None:
-            return refusals
-        graph.become(model, chosen.model)
+            return self.refusals
+        graph.become(self.model, chosen.model)
         summary = Change(
-            pass_name=self.name,
+            pass_name=QuantizeInt8.name,
             target=_GRAPH,
             action=Action.APPLIED,
-            reason=f"{chosen.label}: {_figures(chosen)}",
+            reason=f"{chosen.label}: {_figures(chosen.trial)}",
             details={"route": chosen.label},
         )
-        return [summary, *chosen.changes, *refusals]
+        return [summary, *chosen.changes, *self.refusals]
 
-    def _candidates(self, model: ir.Model, context: Context, judge: Judge) -> tuple[list[Candidate], list[Change]]:
-        """Return the routes that can be gone, measured, and why others can't."""
-        found: list[Candidate] = []
-        refusals: list[Change] = []
-        for route in self.routes:
-            built = _build(model, route, context)
-            if not all(built.applied(type(one)) for one in _PASSES[route]):
+    def _candidates(self, routes: Sequence[Route]) -> list[_Tried]:
+        """Return the routes that can be gone, measured, in the best way that was found."""
+        found: list[_Tried] = []
+        for route in routes:
+            way = _Way(route=route)
+            built, changes = _build(self.model, way, self.context)
+            done = {c.pass_name for c in _applied(changes)}
+            if not done.issuperset(one.name for one in _PASSES[route]) or not done:
                 continue  # it comes down to another route
             try:
-                trial = judge(built.model, f"{self.name}/{route}")
+                found.append(self._measured(way, built, changes))
             except ModelError as error:
-                refusals.append(self._skipped(f"{route}: {error.message}"))
-                continue
-            found.append(Candidate(label=route, model=built.model, changes=built.changes, trial=trial))
+                self.refusals.append(_skipped(f"{route}: {error.message}"))
         for index, candidate in enumerate(found):
-            if judge.limit is not None and self._could_win(candidate, found, judge):
-                relaxed = self._relaxed(model, candidate, judge.limit, context, judge)
-                if relaxed is not None:
-                    refusals.append(self._refusal(candidate, f"it loses too much: {relaxed.label} instead"))
-                    found[index] = relaxed
-        return found, refusals
+            if candidate.layers and self._could_win(candidate, found):
+                found[index] = self._improved(candidate)
+        return found
 
-    def _could_win(self, candidate: Candidate, others: Sequence[Candidate], judge: Judge) -> bool:
-        """Say whether a candidate would be the best by more than a few layers are worth, were it not for its drop."""
-        without = replace(candidate, trial=replace(candidate.trial, drop=None))
-        if search.objection(candidate.trial, judge.prefer, judge.limit) is None or not _layers(candidate.changes):
-            return False
-        if search.objection(without.trial, judge.prefer, judge.limit):
-            return False
-        best = search.ranked(others, judge.prefer, judge.limit)
-        least = search.cost(best[0].trial, judge.prefer) if best else float("inf")
-        return search.cost(candidate.trial, judge.prefer) < least * _WORTH_SEARCHING
+    def _improved(self, candidate: _Tried) -> _Tried:
+        """Return a candidate that loses less, where one is needed and found."""
+        limit = self.judge.limit
+        if limit is None:
+            return candidate
+        if self.recover and _drop(candidate) > limit * _WORTH_MENDING:
+            candidate = self._recovered(candidate)
+        if _drop(candidate) <= limit:
+            return candidate
+        relaxed = self._relaxed(candidate, limit)
+        if relaxed is None:
+            return candidate
+        self._refuse(candidate, f"it loses too much: {relaxed.label} instead")
+        return relaxed
 
-    def _relaxed(
-        self, model: ir.Model, candidate: Candidate, limit: float, context: Context, judge: Judge
-    ) -> Candidate | None:
+    def _recovered(self, candidate: _Tried) -> _Tried:
+        """Try each means against the rounding of activations, and keep it where the held-out error falls."""
+        best = candidate
+        for means in (_clipped, _equalized, _refitted):
+            way = means(best.way)
+            error = search.noise(self.judge.score(_build(self.model, way, self.context)[0]))
+            if error < search.noise(best.trial):
+                tried = self._tried(way)
+                if search.noise(tried.trial) < search.noise(best.trial) and _drop(tried) <= _drop(best):
+                    best = tried
+        return best
+
+    def _relaxed(self, candidate: _Tried, limit: float) -> _Tried | None:
         """Return the candidate within the limit, with fewer nodes on integers, or None where that can't be.
 
         Those that save little time go first, then layer by layer those that hurt the output most.
         """
-        route = _route(candidate)
-        if not candidate.label.endswith(_CAREFUL):
-            built = _build(model, route, context, careful=True)
-            label = f"{route}{_CAREFUL}"
-            trial = judge(built.model, f"{self.name}/{label}")
-            careful = Candidate(label=label, model=built.model, changes=built.changes, trial=trial)
-            if trial.drop is not None and trial.drop <= limit and _layers(built.changes):
+        if not candidate.way.careful:
+            careful = self._tried(replace(candidate.way, careful=True))
+            if _drop(careful) <= limit and careful.layers:
                 return careful
-        layers = _layers(candidate.changes)
-        costs = _costs(model, layers, max(context.feeds, key=_elements))
+        plain = replace(candidate.way, refit=False)
+        feed = max(self.context.feeds, key=_elements)
         left_out = search.least_left_out(
-            lambda names: _build(model, route, context, left_out=names, weights=False).model,
-            costs,
-            judge,
+            lambda names: _build(self.model, replace(plain, left_out=names), self.context, weights=False)[0],
+            _costs(self.model, candidate.layers, feed),
+            self.judge,
             limit,
-            progress=context.progress,
+            progress=self.context.progress,
         )
-        if not left_out:
-            return None
-        built = _build(model, route, context, left_out=left_out)
-        label = f"{route} without {_counted(left_out)}"
-        return Candidate(
-            label=label,
-            model=built.model,
-            changes=tuple(_explained(built.changes, left_out)),
-            trial=judge(built.model, f"{self.name}/{label}"),
-        )
+        return self._tried(replace(plain, left_out=left_out)) if left_out else None
 
-    def _accepted(
-        self, model: ir.Model, candidate: Candidate, context: Context, judge: Judge
-    ) -> tuple[Candidate | None, list[Change]]:
+    def _accepted(self, candidate: _Tried) -> _Tried | None:
         """Return a candidate if the user's own samples agree, or one with fewer layers until they do."""
-        refusals: list[Change] = []
-        limit = candidate.trial.drop
+        limit = _drop(candidate)
         for _ in range(_STEPS):
-            fault = judge.fault(candidate.model)
+            fault = self.judge.fault(candidate.model)
             if fault is None:
-                return candidate, refusals
-            refusals.append(self._refusal(candidate, fault))
-            if not limit or limit <= 0 or not _layers(candidate.changes):
-                break
+                return candidate
+            self._refuse(candidate, fault)
             limit /= 2
-            relaxed = self._relaxed(model, candidate, limit, context, judge)
-            if relaxed is None or search.objection(relaxed.trial, judge.prefer, judge.limit):
-                break
+            relaxed = self._relaxed(candidate, limit) if limit > 0 and candidate.layers else None
+            if relaxed is None or self._objection(relaxed.trial):
+                return None
             candidate = relaxed
-        return None, refusals
+        return None
 
-    def _unmeasured(self, model: ir.Model, context: Context) -> list[Change]:
-        """Go the first route where nothing can be measured: to be proved, or only planned, by others."""
-        if not context.gate.admits(self.name, _GRAPH):
-            return []
-        route = self.routes[0]
-        built = _build(model, route, context)
-        graph.become(model, built.model)
-        return [self._skipped(f"nothing was measured, the first route is taken: {route}"), *built.changes]
+    def _tried(self, way: _Way) -> _Tried:
+        return self._measured(way, *_build(self.model, way, self.context))
 
-    def _refusal(self, candidate: Candidate, why: str) -> Change:
-        return self._skipped(f"{candidate.label}: {_figures(candidate)}; {why}")
+    def _measured(self, way: _Way, built: ir.Model, changes: list[Change]) -> _Tried:
+        trial = self.judge(built, f"{QuantizeInt8.name}/{way.label}")
+        explained = tuple(_explained(changes, way.left_out))
+        return _Tried(label=way.label, model=built, changes=explained, trial=trial, way=way)
 
-    def _skipped(self, reason: str) -> Change:
-        return Change(pass_name=self.name, target=_GRAPH, action=Action.SKIPPED, reason=reason)
+    def _could_win(self, candidate: _Tried, others: Sequence[_Tried]) -> bool:
+        """Say whether a candidate is the best, or would be by more than a few layers are worth but for its drop."""
+        ranked = self._ranked(others)
+        if ranked and ranked[0] is candidate:
+            return True
+        without = replace(candidate.trial, drop=None)
+        if self._objection(candidate.trial) is None or self._objection(without):
+            return False
+        least = search.cost(ranked[0].trial, self.judge.prefer) if ranked else float("inf")
+        return search.cost(candidate.trial, self.judge.prefer) < least * _WORTH_SEARCHING
+
+    def _ranked(self, candidates: Sequence[_Tried]) -> list[_Tried]:
+        return search.ranked(candidates, self.judge.prefer, self.judge.limit)
+
+    def _objection(self, trial: Trial) -> str | None:
+        return search.objection(trial, self.judge.prefer, self.judge.limit)
+
+    def _refuse(self, candidate: Candidate, why: str) -> None:
+        self.refusals.append(_skipped(f"{candidate.label}: {_figures(candidate.trial)}; {why}"))
 
 
-def _build(
-    model: ir.Model,
-    route: Route,
-    context: Context,
-    *,
-    careful: bool = False,
-    left_out: frozenset[str] = frozenset(),
-    weights: bool = True,
-) -> _Built:
-    """Go a route on a copy of the model; layers that are left out have, if at all, their weights stored as int8."""
+def _build(model: ir.Model, way: _Way, context: Context, *, weights: bool = True) -> tuple[ir.Model, list[Change]]:
+    """Go a way on a copy of the model; layers that are left out have, if at all, their weights stored as int8.
+
+    Args:
+        model: the float model; not changed.
+        way: which passes, with which options.
+        context: its gate is not asked: a way is gone or not.
+        weights: whether what stays float has its weights stored as int8.
+    """
+    if way.refit:
+        plain = replace(way, refit=False)
+        quantized, made = _build(model, plain, context, weights=False)
+        mended = refitted(model, quantized, _layers(made), context)
+        return _build(model if mended is None else mended, plain, context, weights=weights)
     copy = model_io.clone(model)
     changes: list[Change] = []
-    for each in (*_PASSES[route], *([QuantizeWeights()] if weights else [])):
-        one = replace(each, noise_ps=_CAREFUL_PS) if careful and isinstance(each, QuantizeStatic) else each
+    route = [way.static if isinstance(one, QuantizeStatic) else one for one in _PASSES[way.route]]
+    if way.equalized:
+        route.insert(0, Equalize())
+    for one in (*route, *([QuantizeWeights()] if weights else [])):
         gate = Gate()
-        keeps_all = isinstance(one, QuantizeWeights)
-        inner = replace(
-            context,
-            gate=gate,
-            memo=Memo(gate),
-            selects=context.selects
-            if keeps_all
-            else lambda node: context.selects(node) and graph.label(node) not in left_out,
-        )
+        inner = replace(context, gate=gate, memo=Memo(gate))
+        if not isinstance(one, QuantizeWeights):
+            inner = replace(inner, selects=lambda n: context.selects(n) and graph.label(n) not in way.left_out)
         changes += one.run(copy, inner)
-    return _Built(copy, tuple(changes))
+    return copy, changes
 
 
-def _route(candidate: Candidate) -> Route:
-    return candidate.label.split()[0].rstrip(",")  # type: ignore[return-value]
+def _clipped(way: _Way) -> _Way:
+    return replace(way, guarded=True)
+
+
+def _equalized(way: _Way) -> _Way:
+    return replace(way, equalized=True)
+
+
+def _refitted(way: _Way) -> _Way:
+    return replace(way, refit=True)
+
+
+def _applied(changes: Iterable[Change]) -> Iterator[Change]:
+    return (c for c in changes if c.action is Action.APPLIED)
 
 
 def _layers(changes: Iterable[Change]) -> list[str]:
-    """Return the labels of the layers that run with ranges from the data."""
-    return [
-        c.target
-        for c in changes
-        if c.pass_name == QuantizeStatic.name and c.action is Action.APPLIED and "sqnr_db" in c.details
-    ]
+    """Return the labels of the layers with weights that run with ranges from the data."""
+    return [c.target for c in _applied(changes) if c.pass_name == QuantizeStatic.name and "sqnr_db" in c.details]
 
 
 def _costs(model: ir.Model, layers: Sequence[str], feed: Feed) -> dict[str, float]:
@@ -266,8 +330,15 @@ def _explained(changes: Iterable[Change], left_out: frozenset[str]) -> Iterator[
             yield change
 
 
-def _figures(candidate: Candidate) -> str:
-    trial = candidate.trial
+def _skipped(reason: str) -> Change:
+    return Change(pass_name=QuantizeInt8.name, target=_GRAPH, action=Action.SKIPPED, reason=reason)
+
+
+def _drop(candidate: Candidate) -> float:
+    return candidate.trial.drop or 0.0
+
+
+def _figures(trial: Trial) -> str:
     parts = [f"{trial.size_ratio:.3f} of the size"]
     if trial.latency_ratio is not None:
         parts.append(f"{trial.latency_ratio:.2f} of the time")

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from ..errors import UsageError
+from ..numerics.affine_quantization import IntegerGrid
 
 _FOLDER = importlib.resources.files(__package__)
 _STRICT = ConfigDict(extra="forbid")
@@ -106,6 +107,11 @@ class StaticFacts:
     least_range: float = Field(default=0, ge=0)
     conversions: ConversionCosts = Field(default_factory=ConversionCosts)
     operators: Mapping[str, OperatorFacts]
+
+    @property
+    def grid(self) -> IntegerGrid:
+        """The integers of activations."""
+        return IntegerGrid("u8" if self.activation == "uint8" else "s8", symmetric=self.symmetric)
 
     def operator(self, op_type: str, kind: str = "") -> OperatorFacts | None:
         """Return the row of an operator's kind, or of the operator, None where it runs on floats."""
