@@ -20,6 +20,7 @@ from bench.tables import Table
 MEGABYTE = 1e6
 SHARES = (4, 8)
 COUNTS = (2, 4, 8)
+EXACT = ", optimizations off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +76,11 @@ def runs(models: Sequence[Path], work: Path, *, rounds: int) -> Iterator[Run]:
                 target = folder / str(share)
                 parts[budget] = _child(["split", str(model), str(target), str(budget)], work)["parts"]
                 ways += [
-                    (f"1/{share}, prefetch {word}", budget, ["parts", str(target), str(budget), word, "on"])
+                    (f"1/{share}, prefetch {word}{kind}", budget, ["parts", str(target), str(budget), word, optimize])
+                    for optimize, kind in (("on", ""), ("off", EXACT))
                     for word in ("on", "off")
                 ]
-                exact = ["parts", str(target), str(budget), "on", "off"]
-                ways.append((f"1/{share}, prefetch on, optimizations off", budget, exact))
-            ways.append(("whole model, optimizations off", None, ["whole", str(model), "off"]))
+            ways.append((f"whole model{EXACT}", None, ["whole", str(model), "off"]))
             collected: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in ways}
             for index in range(rounds + 1):  # the first fills the page cache and does not count
                 for name, _, arguments in ways:
@@ -94,7 +94,7 @@ def runs(models: Sequence[Path], work: Path, *, rounds: int) -> Iterator[Run]:
 
 
 def _row(model: str, name: str, budget: int | None, parts: int | None, found: dict[str, list[dict[str, Any]]]) -> Run:
-    plain = "whole model, optimizations off" if name.endswith("optimizations off") else "whole model"
+    plain = f"whole model{EXACT}" if name.endswith(EXACT) else "whole model"
     mine, whole = found[name], found[plain]
     runs_of_both = zip(mine, whole, strict=True)
     pairs = [pair for one, other in runs_of_both for pair in zip(one["out"], other["out"], strict=True)]
