@@ -80,7 +80,7 @@ def _locations(message: Any) -> Iterator[str]:
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for inner in value if field.is_repeated else [value]:
+        for inner in [value] if hasattr(value, "ListFields") else value:
             if isinstance(inner, onnx.TensorProto):
                 yield from (entry.value for entry in inner.external_data if entry.key == "location")
             yield from _locations(inner)
