@@ -13,13 +13,20 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from .. import float_constants, graph, model_io, refit
+from .. import float_constants, graph, model_io, refit, stats
 from ..core import Context
 from ..layers import LinearLayer, linear_layer
+
+_MOST_MACS = 5_000_000_000
+"""Of all samples together."""
+_LEAST_FEEDS = 8
+"""Fewer samples say too little about what a layer's inputs have in common."""
 
 
 def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], context: Context) -> ir.Model | None:
     """Return a copy of a float model with layers refitted for running on integers; None where none gains by it.
+
+    Models whose samples take long to run are left alone: layer by layer it would take minutes.
 
     Args:
         model: the float model.
@@ -31,6 +38,9 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
         ModelError: the runtime can't run one of the two.
     """
     if len(context.feeds) < _LEAST_FEEDS or context.state:
+        return None
+    macs = stats.count(model, context.feeds[0]).macs
+    if macs is None or macs * len(context.feeds) > _MOST_MACS:
         return None
     wanted = set(labels)
     originals = {graph.label(node): node for node in model.graph if graph.label(node) in wanted}
@@ -66,7 +76,3 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
         if isinstance(fitted, LinearLayer) and isinstance(layer, LinearLayer):
             layer.with_weights(fitted.matrix(), fitted.bias(), own)
     return result
-
-
-_LEAST_FEEDS = 8
-"""Fewer samples say too little about what a layer's inputs have in common."""
