@@ -272,6 +272,37 @@ def test_noise_that_counts_more_leaves_more_on_floats():
     assert not {"QLinearConv", "QuantizeLinear"} & set(found[2])
 
 
+def test_layers_that_would_saturate_16_bit_sums_get_weights_of_seven_bits():
+    even = (1 + 0.01 * floats(32, 32, 3, 3)) / 300  # products of one sign: neighbours add up beyond int16
+    peaked = floats(32, 32, 3, 3, seed=1) / 16
+    peaked[:, 0, 0, 0] = 2  # all others are small integers
+    model = _conv_net("z = Relu(a)", w=even.astype(np.float32), b=np.zeros(32, np.float32), v=peaked)
+    feeds = [{"x": np.abs(feed["x"]) + 3} for feed in FEEDS]
+    most = {}
+    for kind in ("narrow", "wide"):
+        copy = model_io.clone(model)
+        changes = QuantizeStatic(accumulator=kind).run(copy, Context(feeds=feeds))
+        integers = {n: v.const_value.numpy() for n, v in copy.graph.initializers.items() if n.endswith("_int8")}
+        most[kind] = {name: int(np.abs(array.astype(int)).max()) for name, array in integers.items()}
+        said = [c.target for c in changes if "7 bits" in c.reason]
+        assert said == (["Conv0"] if kind == "narrow" else [])
+    assert (most["narrow"]["w_int8"], most["narrow"]["v_int8"]) == (63, 127)
+    assert most["wide"]["w_int8"] == 127
+
+
+def test_guarded_ranges_give_up_rare_extremes_for_the_rest():
+    model = _conv_net("z = Relu(a)")
+    spiked = FEEDS[0]["x"].copy()
+    spiked[0, 0, 0, 0] = 300.0
+    feeds = [*FEEDS, {"x": spiked}]
+    found = {}
+    for kind in ("extremes", "guarded"):
+        copy = model_io.clone(model)
+        QuantizeStatic(ranges=kind).run(copy, Context(feeds=feeds))
+        found[kind] = _sqnr_db(model, copy, FEEDS[1])
+    assert found["guarded"] > found["extremes"] + 0.5
+
+
 def test_other_targets_get_their_own_types():
     model = _conv_net("z = Relu(a)")
     quantized, changes = _quantized(model, target="tensorrt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -40,6 +40,7 @@ class Writer:
         ranges: name of each of the placement's sources -> least and greatest value.
         facts: the target's.
         shapes: of the model.
+        seven_bits: labels of layers whose weights are to be from -63 to 63.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class Writer:
         ranges: Mapping[str, Range],
         facts: StaticFacts,
         shapes: Shapes,
+        *,
+        seven_bits: Collection[str] = (),
     ) -> None:
+        self.seven_bits = seven_bits
         self.model, self.placement, self.ranges, self.facts, self.shapes = model, placement, ranges, facts, shapes
         self.names = graph.Names(model)
         self.order = {node: place for place, node in enumerate(graph.nodes(model))}
@@ -181,7 +185,7 @@ class Writer:
         tensor = float_constants.tensor(value)
         assert value is not None
         assert tensor is not None
-        rounding = round_weight(tensor, unit.axis, clip=False)
+        rounding = round_weight(tensor, unit.axis, clip=False, bits=7 if unit.label in self.seven_bits else 8)
         stored = None if unit.bias is None else float_constants.tensor(unit.bias[0].inputs[unit.bias[1]])
         bias = None if stored is None else stored.numpy()
         scale = _holding(rounding, bias, self.scale_of[data])

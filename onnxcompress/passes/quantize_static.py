@@ -20,11 +20,15 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io, runtime, shapes, targets
+from .. import graph, host, model_io, runtime, shapes, targets
 from ..calibration import Calibration, calibrate
 from ..core import Action, Change, Context, Need
 from ..errors import ModelError
+from ..layer_rows import sample_rows
+from ..layers import linear_layers
+from ..numerics.affine_quantization import affine_for, quantize
 from ..numerics.ranges import Histogram
+from ..numerics.saturation import wants_seven_bits
 from ..placement import Placement, plan
 from ..range_choice import choose_ranges
 from ..readback import Kernels, read_back
@@ -32,6 +36,7 @@ from ..units import units
 from .opset_raising import raise_opset
 from .qdq import Range, Writer, WrittenLayer
 
+_SEVEN = ", weights in 7 bits against saturation"
 _MOST_ROUNDS = 10
 """Times that what fell back is taken out and the rest looked at again."""
 
@@ -61,6 +66,10 @@ class QuantizeStatic:
     ranges: Literal["extremes", "guarded"] = "extremes"
     """extremes: what the samples reach. guarded: less, where the layers that read an activation gain by it."""
 
+    accumulator: Literal["auto", "wide", "narrow"] = "auto"
+    """narrow: for x64 without VNNI, where two products are added in 16 bits: layers that would saturate get weights of
+    7 bits. auto: as this processor does, where it is the target."""
+
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Quantize every graph of `model`: layers, those that lose least first, then products of activations."""
         facts = targets.static_facts(context.target)
@@ -72,6 +81,9 @@ class QuantizeStatic:
         run = StaticRun(raised, context, facts, noise_ps=self.noise_ps)
         if self.ranges == "guarded":
             run.guard_ranges()
+        here = context.target == targets.HERE and host.adds_in_16_bits()
+        if facts.activation == "uint8" and (self.accumulator == "narrow" or (self.accumulator == "auto" and here)):
+            run.avoid_saturation()
         whole = run.settle(only=None)
         order = _least_harm_first(whole)
         if raised is not model:
@@ -101,6 +113,7 @@ class StaticRun:
     Attributes:
         ranges: name of a value that units read or make -> least and greatest value; may be replaced by better ones.
         refused: label of a unit -> why it stays on floats.
+        seven_bits: labels of layers whose weights get 7 bits, since 16-bit sums would saturate.
     """
 
     def __init__(
@@ -117,10 +130,11 @@ class StaticRun:
         self.calibration = Calibration()
         self.refused: dict[str, str] = {}
         self.ranges: dict[str, Range] = {}
+        self.seven_bits: set[str] = set()
         self.shapes: shapes.Shapes
         if like is not None:
             self.shapes, self.refused = like.shapes, like.refused
-            self.ranges, self.calibration = like.ranges, like.calibration
+            self.ranges, self.calibration, self.seven_bits = like.ranges, like.calibration, like.seven_bits
             return
         largest = max(context.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
         self.shapes = shapes.infer_at(model, {name: np.shape(array) for name, array in largest.items()})
@@ -142,6 +156,26 @@ class StaticRun:
             if name in chosen:
                 affine = chosen[name].affine
                 self.ranges[name] = affine.low, affine.high
+
+    def avoid_saturation(self) -> None:
+        """Find the layers that lose less with weights of 7 bits than by saturation of 16-bit sums, on samples."""
+        layers = [layer for layer in linear_layers(self.model) if layer.x.name in self.ranges]
+        rows = sample_rows(
+            self.model,
+            self.context.feeds,
+            layers,
+            state=self.context.state,
+            seed=self.context.seed,
+            progress=self.context.progress,
+        )
+        for layer in layers:
+            seen = rows[id(layer.node)]
+            if seen.is_empty or layer.is_fixed:
+                continue
+            affine = affine_for(*self.ranges[layer.x.name or ""], self.facts.grid)
+            integers = quantize(seen.rows(), affine)
+            if wants_seven_bits(integers, layer.matrix(), zero_point=affine.zero_point):
+                self.seven_bits.add(layer.label)
 
     def settle(self, only: frozenset[str] | None) -> Settled:
         """Plan, write into a copy, look what the runtime does, and leave out what fell back, until nothing does."""
@@ -175,7 +209,9 @@ class StaticRun:
                 pass_name=pass_name,
                 target=unit.label,
                 action=Action.APPLIED,
-                reason=f"int8: {kernel}" if w else "int8: a product of activations",
+                reason=f"int8: {kernel}{_SEVEN if unit.label in self.seven_bits else ''}"
+                if w
+                else "int8: a product of activations",
             )
             if w is not None:
                 change = replace(
@@ -184,6 +220,8 @@ class StaticRun:
                     bytes_after=w.rounding.tensor.size + w.rounding.scale.nbytes,
                     details={"sqnr_db": round(min(w.rounding.sqnr_db, 999.0), 2)},
                 )
+                if unit.label in self.seven_bits:
+                    change = replace(change, reason=change.reason + _SEVEN)
             changes.append(change)
         others = Counter(unit.node.op_type for unit in placement.units if not unit.multiplies)
         if others:
@@ -205,7 +243,7 @@ class StaticRun:
         return plan(model, self.facts, self.shapes, refused=refused, only=only, noise_ps=self.noise_ps)
 
     def _writer(self, model: ir.Model, placement: Placement) -> Writer:
-        return Writer(model, placement, self.ranges, self.facts, self.shapes)
+        return Writer(model, placement, self.ranges, self.facts, self.shapes, seven_bits=self.seven_bits)
 
     def _read_back(self, model: ir.Model, placement: Placement, layers: list[WrittenLayer]) -> Kernels:
         if self.context.target != targets.HERE:

@@ -1,0 +1,29 @@
+"""What the processor that this runs on can do."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+_WIDE = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "avx_vnni_int8"})
+"""Flags of x64 processors that add products of 8-bit integers in 32 bits at once."""
+_X64 = frozenset({"x86_64", "amd64"})
+
+
+def adds_in_16_bits(*, machine: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Say whether two products of uint8 by int8 are added in 16 bits, where they can saturate: x64 without VNNI.
+
+    Where the flags can't be read it is taken to be so.
+
+    Args:
+        machine: the architecture; None for this one.
+        cpuinfo: where the kernel lists the processor's flags.
+    """
+    if (machine or platform.machine()).lower() not in _X64:
+        return False
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return True
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return _WIDE.isdisjoint(flags)
