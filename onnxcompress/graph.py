@@ -212,14 +212,14 @@ def home(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
-def unnamed_or_repeated_nodes(model: ir.Model) -> list[ir.Node]:
-    """Return the nodes without a name and those whose name an earlier node has, in any graph."""
+def repeated_nodes(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes whose name an earlier node has, in any graph."""
     seen: set[str] = set()
     found: list[ir.Node] = []
     for node in nodes(model):
-        if not node.name or node.name in seen:
+        if node.name and node.name in seen:
             found.append(node)
-        else:
+        elif node.name:
             seen.add(node.name)
     return found
 

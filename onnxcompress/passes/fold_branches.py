@@ -134,5 +134,5 @@ def _make_names_unique(model: ir.Model, names: graph.Names) -> None:
     """Rename what has a name in a body that another graph uses too: moved out, they would be one."""
     for value in graph.repeated_values(model):
         value.name = names.fresh(value.name or "value")
-    for node in graph.unnamed_or_repeated_nodes(model):
+    for node in graph.repeated_nodes(model):
         node.name = names.fresh(node.name or node.op_type)

@@ -1,8 +1,8 @@
 """Brings what exporters write into one form, on which the other passes build.
 
-Afterwards: constants are initializers, calls of local functions are their nodes, nodes have names (unless these
-would make a small file of many nodes larger), every name stands for one thing in all graphs of the model, nodes are in
-order, and nothing is declared that inference contradicts.
+Afterwards: constants are initializers, calls of local functions are their nodes, every name stands for one thing in all
+graphs of the model, nodes are in order, and nothing is declared that inference contradicts. Nodes without a name stay
+without: names would make the file larger, and `graph.label` speaks of them by their type and first output.
 """
 
 from __future__ import annotations
@@ -19,13 +19,6 @@ from .inline_functions import inline_functions
 
 _FIRST_IR_WITH_SEALED_WEIGHTS = 4
 """Before it, every initializer had to be declared as an input too."""
-
-_NAME_BYTES = 2
-"""What a name takes in the file beside its letters."""
-
-_FREE_BYTES = 1024
-_NAMES_SHARE = 0.005
-"""Names may take these bytes and this share of the file: half of what it may grow by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +38,6 @@ class Normalize:
             _tell_apart,
             _store_constants,
             _remove_copies,
-            _name,
             _forget_contradicted,
         )
         return [change for step in steps for change in step(model, context)]
@@ -118,7 +110,7 @@ def _seal(model: ir.Model, context: Context) -> list[Change]:
 def _tell_apart(model: ir.Model, context: Context) -> list[Change]:
     """Make the names that nodes have, and value names over all graphs, unique."""
     changes: list[Change] = []
-    nodes = [node for node in graph.unnamed_or_repeated_nodes(model) if node.name]
+    nodes = graph.repeated_nodes(model)
     if nodes and _admits(context, "repeated node names"):
         names = graph.Names(model)
         for node in nodes:
@@ -131,31 +123,6 @@ def _tell_apart(model: ir.Model, context: Context) -> list[Change]:
             value.name = names.fresh(value.name or "value")
         changes.append(_change("value names", f"{len(values)} values in bodies had another value's name"))
     return changes
-
-
-def _name(model: ir.Model, context: Context) -> list[Change]:
-    """Give unnamed nodes names, where these are little beside the rest of the file."""
-    nodes = [node for node in graph.nodes(model) if not node.name]
-    if not nodes:
-        return []
-    names = graph.Names(model)
-    given = [names.fresh(node.op_type) for node in nodes]
-    size_bytes = sum(len(name) + _NAME_BYTES for name in given)
-    if size_bytes > _FREE_BYTES + _NAMES_SHARE * _stored_bytes(model):
-        reason = f"{len(nodes)} nodes stay without a name: names of {size_bytes:,} bytes would make the file larger"
-        return [_change("node names", reason, action=Action.SKIPPED)]
-    if not _admits(context, "node names"):
-        return []
-    for node, name in zip(nodes, given, strict=True):
-        node.name = name
-    return [_change("node names", f"{len(nodes)} nodes had no name")]
-
-
-def _stored_bytes(model: ir.Model) -> int:
-    """Return about how many bytes the file has: tensors, names and operator types, without what surrounds them."""
-    tensors = sum(t.nbytes for body in graph.graphs(model) for v in body.initializers.values() if (t := v.const_value))
-    ends = (v.name or "" for node in graph.nodes(model) for v in (*node.inputs, *node.outputs) if v is not None)
-    return tensors + sum(map(len, ends)) + sum(len(node.op_type) for node in graph.nodes(model))
 
 
 def _store_constants(model: ir.Model, context: Context) -> list[Change]:
