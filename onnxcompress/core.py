@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from .archive import Archive
     from .calibration import Store
 
 Feed = dict[str, "np.ndarray"]
@@ -63,6 +66,29 @@ class Change:
             "bytes_after": self.bytes_after,
             **self.details,
         }
+
+
+class Clock:
+    """Runs from when it is made; passes that search hand over the best so far when its time is over.
+
+    Args:
+        seconds: the time, None for all the time that it takes.
+        now: seconds of a clock that never goes back.
+    """
+
+    def __init__(self, seconds: float | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._end = math.inf if seconds is None else now() + seconds
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more should be begun."""
+        return self._now() >= self._end
+
+    @property
+    def left_seconds(self) -> float:
+        """The time that is left, infinite where there is no limit."""
+        return max(0.0, self._end - self._now())
 
 
 class Gate:
@@ -163,6 +189,10 @@ class Context:
     target: str = "cpu"
     judge: Judge | None = None
     """Measures candidates; None where the whole model can't be run or nothing is to be measured (a plan)."""
+    archive: Archive | None = None
+    """Where passes that measure several candidates hand them over; None where nothing is measured."""
+    clock: Clock = field(default_factory=Clock)
+    """When searches have to end."""
     selects: Callable[[ir.Node], bool] = lambda _: True
     """False for nodes that `--only`/`--skip` keep away from the lossy passes."""
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items)

@@ -14,13 +14,21 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from .core import Change, Judge, Prefer, Trial
+from .core import Change, Clock, Judge, Prefer, Trial
+
+_SAMPLES = 8
+"""Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
 
 _EQUAL = 1.05
 """Costs and times that differ by less count as equal: measured times are not sharper."""
 
-_SAMPLES = 8
-"""Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
+
+@dataclass(frozen=True)
+class Built:
+    """A model that could be the result, and what was done to get it."""
+
+    model: ir.Model
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +78,27 @@ def ranked(candidates: Sequence[SomeCandidate], prefer: Prefer, limit: float | N
     return found
 
 
+Marked = TypeVar("Marked")
+
+
+def front(candidates: Sequence[tuple[Marked, Trial]]) -> list[Marked]:
+    """Return those that no other one beats in size, time or drop without being worse in another of the three.
+
+    Of candidates with the same figures the first is returned. What was not measured counts as no different from the
+    original.
+    """
+    figures = [(t.bytes, t.latency_ratio or 1.0, max(t.drop or 0.0, 0.0)) for _, t in candidates]
+    return [
+        candidates[i][0]
+        for i, mine in enumerate(figures)
+        if not any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and (other != mine or j < i)
+            for j, other in enumerate(figures)
+            if j != i
+        )
+    ]
+
+
 def noise(trial: Trial) -> float:
     """Return the power of the error in the worst output, relative to the output's own."""
     return 0.0 if trial.least_sqnr_db is None else 10 ** (-trial.least_sqnr_db / 10)
@@ -81,6 +110,7 @@ def least_left_out(
     judge: Judge,
     limit: float,
     *,
+    clock: Clock = Clock(),  # noqa: B008 - without a limit it has no state
     progress: Callable[[str, Sequence[str]], Iterable[str]] = lambda _, items: items,
 ) -> frozenset[str] | None:
     """Return the sites to leave out so that the score stays within a limit, as few and as cheap ones as it takes.
@@ -93,10 +123,11 @@ def least_left_out(
         sites: name -> what leaving it in saves (MACs, bytes, microseconds).
         judge: scores models.
         limit: most that the score may fall.
+        clock: when it has to end.
         progress: wraps the loop over sites.
 
     Returns:
-        the names; None where the limit is not met with one site alone.
+        the names; None where the limit is not met with one site alone, or the time is over before it is known.
     """
     names = list(sites)
 
@@ -106,15 +137,16 @@ def least_left_out(
 
     if meets(frozenset()):
         return frozenset()
-    errors = {
-        name: noise(judge.score(build(frozenset(names) - {name}), most=_SAMPLES))
-        for name in progress("Measuring sensitivity", names)
-    }
+    errors: dict[str, float] = {}
+    for name in progress("Measuring sensitivity", names):
+        if clock.is_over:
+            return None
+        errors[name] = noise(judge.score(build(frozenset(names) - {name}), most=_SAMPLES))
     order = sorted(names, key=lambda name: (-errors[name] / max(sites[name], math.ulp(1.0)), names.index(name)))
     low, high = 0, len(order) - 1
     if high < 1 or not meets(frozenset(order[:high])):
         return None
-    while high - low > 1:
+    while high - low > 1 and not clock.is_over:
         middle = (low + high) // 2
         low, high = (low, middle) if meets(frozenset(order[:middle])) else (middle, high)
     return frozenset(order[:high])

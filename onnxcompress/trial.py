@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import runtime
+from .checkpoint import Checkpoint, digest
 from .comparison import measure
 from .core import Feed, Prefer, Trial
 from .errors import UsageError
@@ -60,6 +61,10 @@ class Timings:
             ) from error
         return cls(known)
 
+    def knows(self, label: str) -> bool:
+        """Say whether the time for a label is replayed."""
+        return label in self._replayed
+
     def race(self, label: str, measured: Callable[[], runtime.Latency]) -> runtime.Latency:
         """Return the time that is to be replayed for a label, or else measure it."""
         known = self._replayed.get(label)
@@ -82,6 +87,7 @@ class Trials:
         timed: False where the candidates are meant for another processor than this one.
         timings: records and replays.
         threads: of the runtime when it is timed.
+        checkpoint: where what is measured is noted, and read again by a run that goes on.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Trials:
         timed: bool,
         timings: Timings,
         threads: int,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.limit = limit
         self.prefer: Prefer = prefer
@@ -108,6 +115,7 @@ class Trials:
         self._timed = timed
         self._timings = timings
         self._threads = threads
+        self._checkpoint = checkpoint
         self._original = _Recorded(base.fast, len(held_out.feeds))
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
@@ -125,22 +133,39 @@ class Trials:
 
     def _trial(self, model: ir.Model, label: str | None, judged: Evaluation) -> Trial:
         candidate = Opened(model, threads=self._threads)
-        self._original.rewind()
-        quality = measure(self._original, candidate.fast, judged, kinds=self._kinds)
-        levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
+        noted = self._noted(candidate, label, judged)
         latency = None
         if label is not None:
-            latency = self._timings.race(
-                label,
-                lambda: runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS),
-            )
+            latency = self._timings.race(label, lambda: runtime.Latency(**noted["latency"])).as_json()
         return Trial(
             bytes=candidate.size_bytes,
             size_ratio=candidate.size_bytes / self._base.size_bytes,
-            latency_ratio=None if latency is None else latency.ratio,
-            drop=quality["drop"],
-            least_sqnr_db=min(levels, default=None),
+            latency_ratio=None if latency is None else latency["ratio"],
+            drop=noted["drop"],
+            least_sqnr_db=noted["least_sqnr_db"],
         )
+
+    def _noted(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
+        """Return what an interrupted run measured of the same bytes, or measure and note it."""
+        if self._checkpoint is None:
+            return self._measured(candidate, label, judged)
+        name = digest([candidate.data, str(len(judged.feeds)), label or ""])
+        known = self._checkpoint.trial(name)
+        is_timed = label is None or self._timings.knows(label)
+        if known is None or (known["latency"] is None and not is_timed):
+            known = self._measured(candidate, label, judged)
+            self._checkpoint.note_trial(name, known)
+        return known
+
+    def _measured(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
+        self._original.rewind()
+        quality = measure(self._original, candidate.fast, judged, kinds=self._kinds)
+        levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
+        found = {"drop": quality["drop"], "least_sqnr_db": min(levels, default=None), "latency": None}
+        if label is not None and not self._timings.knows(label):
+            raced = runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+            found["latency"] = raced.as_json()
+        return found
 
 
 class _Recorded:

@@ -160,6 +160,9 @@ class _Search:
         """Return the routes that can be gone, measured, in the best way that was found."""
         found: list[_Tried] = []
         for route in routes:
+            if self.context.clock.is_over:
+                self.refusals.append(_skipped(f"{route}: not tried, the time is over"))
+                continue
             way = _Way(route=route)
             built, changes = _build(self.model, way, self.context)
             done = {c.pass_name for c in _applied(changes)}
@@ -177,7 +180,7 @@ class _Search:
     def _improved(self, candidate: _Tried) -> _Tried:
         """Return a candidate that loses less, where one is needed and found."""
         limit = self.judge.limit
-        if limit is None:
+        if limit is None or self.context.clock.is_over:
             return candidate
         if self.recover and _drop(candidate) > limit * _WORTH_MENDING:
             candidate = self._recovered(candidate)
@@ -193,6 +196,8 @@ class _Search:
         """Try each means against the rounding of activations, and keep it where the held-out error falls."""
         best = candidate
         for means in (_clipped, _equalized, _refitted):
+            if self.context.clock.is_over:
+                break
             way = means(best.way)
             error = search.noise(self.judge.score(_build(self.model, way, self.context)[0]))
             if error < search.noise(best.trial):
@@ -217,6 +222,7 @@ class _Search:
             _costs(self.model, candidate.layers, feed),
             self.judge,
             limit,
+            clock=self.context.clock,
             progress=self.context.progress,
         )
         return self._tried(replace(plain, left_out=left_out)) if left_out else None
@@ -242,7 +248,10 @@ class _Search:
     def _measured(self, way: _Way, built: ir.Model, changes: list[Change]) -> _Tried:
         trial = self.judge(built, f"{QuantizeInt8.name}/{way.label}")
         explained = tuple(_explained(changes, way.left_out))
-        return _Tried(label=way.label, model=built, changes=explained, trial=trial, way=way)
+        tried = _Tried(label=way.label, model=built, changes=explained, trial=trial, way=way)
+        if self.context.archive is not None:
+            self.context.archive.offer(tried, self.judge, place=QuantizeInt8.name)
+        return tried
 
     def _could_win(self, candidate: _Tried, others: Sequence[_Tried]) -> bool:
         """Say whether a candidate is the best, or would be by more than a few layers are worth but for its drop."""

@@ -1,0 +1,76 @@
+"""The candidates of a run: each is built and measured once, and those that nothing beats are kept with their models.
+
+    pass --label, build--> built() --judge--> Candidate --offer()--> what was tried, and the front
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import search
+from .checkpoint import Checkpoint
+from .core import Judge, Trial
+from .search import Built, Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """What was measured of one candidate, and whether it may be the result (`objection`: why not)."""
+
+    label: str
+    trial: Trial
+    objection: str | None
+
+
+class Archive:
+    """Takes the candidates of one run.
+
+    Args:
+        checkpoint: where candidates are kept that an interrupted run need not build again.
+        keeps_models: whether the front is wanted, and so the models on it are to be kept in memory.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None = None, *, keeps_models: bool = False) -> None:
+        self._checkpoint = checkpoint
+        self._keeps_models = keeps_models
+        self._tried: dict[str, Tried] = {}
+        self._front: list[Candidate] = []
+
+    def built(self, label: str, build: Callable[[], Built]) -> Built:
+        """Return what was built under a label in an earlier, interrupted run, or build it.
+
+        The label says everything that tells this candidate from others of the run: the same label is the same model.
+        """
+        found = None if self._checkpoint is None else self._checkpoint.built(label)
+        if found is None:
+            found = build()
+            if self._checkpoint is not None:
+                self._checkpoint.note_built(label, found)
+        return found
+
+    def offer(self, candidate: Candidate, judge: Judge, *, place: str = "") -> None:
+        """Take a measured candidate into the report and, where nothing beats it, onto the front.
+
+        Args:
+            candidate: what was measured.
+            judge: who measured it.
+            place: the pass, which tells its labels from those of others.
+        """
+        label = f"{place}/{candidate.label}" if place else candidate.label
+        why = search.objection(candidate.trial, judge.prefer, judge.limit)
+        self._tried[label] = Tried(label=label, trial=candidate.trial, objection=why)
+        if self._keeps_models:
+            named = Candidate(label=label, model=candidate.model, changes=candidate.changes, trial=candidate.trial)
+            others = [c for c in self._front if c.label != label]
+            self._front = search.front([(c, c.trial) for c in (*others, named)])
+
+    @property
+    def tried(self) -> tuple[Tried, ...]:
+        """Every candidate that was measured, in order."""
+        return tuple(self._tried.values())
+
+    @property
+    def front(self) -> tuple[Candidate, ...]:
+        """The candidates that no other one beats in size, time and drop, smallest first; empty where not wanted."""
+        return tuple(sorted(self._front, key=lambda c: (c.trial.bytes, c.trial.latency_ratio or 1.0)))
