@@ -1,26 +1,32 @@
 """The candidates of a run: each is built and measured once, and those that nothing beats are kept with their models.
 
-    pass --label, build--> built() --judge--> Candidate --offer()--> what was tried, and the front
+pass --label, build--> built() --judge--> Candidate --offer()--> what was tried, and the front
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from . import search
 from .checkpoint import Checkpoint
-from .core import Judge, Trial
+from .core import Prefer, Trial
 from .search import Built, Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """What was measured of one candidate, and whether it may be the result (`objection`: why not)."""
+    """What was measured of one candidate, and whether it may be the result (`objection`: why not) and is."""
 
     label: str
     trial: Trial
     objection: str | None
+    chosen: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of `candidates` in the JSON report."""
+        return {"label": self.label, **asdict(self.trial), "objection": self.objection, "chosen": self.chosen}
 
 
 class Archive:
@@ -49,21 +55,27 @@ class Archive:
                 self._checkpoint.note_built(label, found)
         return found
 
-    def offer(self, candidate: Candidate, judge: Judge, *, place: str = "") -> None:
+    def offer(self, candidate: Candidate, *, prefer: Prefer, limit: float | None, place: str = "") -> None:
         """Take a measured candidate into the report and, where nothing beats it, onto the front.
 
         Args:
             candidate: what was measured.
-            judge: who measured it.
+            prefer: what the best is.
+            limit: most that the score may fall.
             place: the pass, which tells its labels from those of others.
         """
-        label = f"{place}/{candidate.label}" if place else candidate.label
-        why = search.objection(candidate.trial, judge.prefer, judge.limit)
+        label = _full(candidate.label, place)
+        why = search.objection(candidate.trial, prefer, limit)
         self._tried[label] = Tried(label=label, trial=candidate.trial, objection=why)
         if self._keeps_models:
             named = Candidate(label=label, model=candidate.model, changes=candidate.changes, trial=candidate.trial)
             others = [c for c in self._front if c.label != label]
             self._front = search.front([(c, c.trial) for c in (*others, named)])
+
+    def choose(self, candidate: Candidate, *, place: str = "") -> None:
+        """Note that a candidate of a pass became the model."""
+        label = _full(candidate.label, place)
+        self._tried = {name: replace(tried, chosen=name == label) for name, tried in self._tried.items()}
 
     @property
     def tried(self) -> tuple[Tried, ...]:
@@ -74,3 +86,7 @@ class Archive:
     def front(self) -> tuple[Candidate, ...]:
         """The candidates that no other one beats in size, time and drop, smallest first; empty where not wanted."""
         return tuple(sorted(self._front, key=lambda c: (c.trial.bytes, c.trial.latency_ratio or 1.0)))
+
+
+def _full(label: str, place: str) -> str:
+    return f"{place}/{label}" if place else label

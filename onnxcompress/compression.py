@@ -5,19 +5,23 @@ source --load--> original --pipeline (WholeProof)--> result --measure--> Report
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
-from . import evaluation, graph, metrics, model_io, packing, pipeline, runtime, stats, synthetic, targets
+from . import evaluation, metrics, model_io, packing, pareto, pipeline, runtime, starting, stats, targets
+from .archive import Archive
 from .calibration import Store
-from .comparison import LARGEST_BYTES, Progress, facts, measure, path_of, silent_outputs
-from .core import Action, Change, Context, Feed, Prefer
+from .checkpoint import Checkpoint, digest
+from .comparison import Progress, facts, measure, path_of, silent_outputs
+from .core import Action, Change, Clock, Context, Prefer, Trial
 from .errors import ModelError, UsageError
 from .estimate import OutputKinds
 from .evaluation import DataOptions, Evaluation
@@ -26,23 +30,18 @@ from .opened import Opened
 from .proof import WholeProof
 from .recipe import Recipe
 from .regions import RegionProof
-from .report import Report
+from .report import ModelFacts, Report
 from .sanity import oddities
+from .search import Candidate
 from .selection import selector
+from .starting import Verify
 from .trial import Timings, Trials
+from .versions import versions
 from .worker import peak_memory_bytes
 
 if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
-
-Verify = Literal["auto", "full", "regions"]
-
-_PROOF_FEEDS = 2
-"""Synthetic feeds of a proof: two sizes of every dynamic dimension."""
-
-WHOLE_BYTES = 256 << 20
-"""Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
 
 _GLANCE = 0.02
 """Share of the time so far that lossless recipes, which nobody has set a limit, spend on timing the result.
@@ -107,6 +106,9 @@ def compress(
     target: str = targets.HERE,
     prefer: Prefer = "balanced",
     timings: str | os.PathLike[str] | None = None,
+    time_limit: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pareto_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     threads: int = 1,
     keep_node_metadata: bool = False,
@@ -133,6 +135,9 @@ def compress(
         prefer: "balanced" is the least size ratio times latency ratio among candidates not slower than the original;
             "speed" the fastest; "size" the smallest, be it slower.
         timings: the JSON report of an earlier run, whose times are used again in place of new ones.
+        time_limit: seconds after which a search begins nothing new and the best so far is the result.
+        checkpoint: a folder that keeps what was found out, so that an interrupted run goes on from there.
+        pareto_dir: a new folder for the candidates that nothing beats in size, time and drop, each with its model.
         seed: of the synthetic feeds.
         threads: of the runtime when it is timed.
         keep_node_metadata: keep what exporters wrote beside each node.
@@ -148,7 +153,7 @@ def compress(
         UsageError: recipe, pass, field or pattern are unknown or out of range.
         LimitError: a limit that was given is not met; its `report` says by how much.
     """
-    started = time.monotonic()
+    started, clock = time.monotonic(), Clock(time_limit)
     chosen = Recipe.load(recipe, settings)
     if chosen.needs_data and data is None:
         raise UsageError(f"recipe {chosen.name!r} needs data", hint="Give --data")
@@ -162,20 +167,20 @@ def compress(
     selects = selector(original, only, skip)
     unfed: tuple[str, ...] = ()
     base = Opened(original, source, threads=threads)
-    session = None if _by_regions(base, verify) else _open_whole(base, verify)
+    session = None if starting.by_regions(base, verify) else starting.open_whole(base, verify)
     if session is None and (max_drop is not None or max_latency is not None):
         raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
-    specs = declared_inputs(original) if session is None else session.inputs
+    specs = starting.declared_inputs(original) if session is None else session.inputs
     given = None if data is None else evaluation.read(data, specs, data_options)
     working, held_out = (given, given) if given is None or not chosen.needs_data else given.divided()
     judged = held_out if eval_data is None else evaluation.read(eval_data, specs, data_options)
     try:
-        feeds, expected = _proof_feeds(original, session, judged, seed=seed)
+        feeds, expected = starting.proof_feeds(original, session, judged, seed=seed)
     except ModelError as error:
         if verify == "full" or max_drop is not None or max_latency is not None:
             raise
         session, unfed = None, (str(error),)
-        feeds, expected = _proof_feeds(original, None, judged, seed=seed)
+        feeds, expected = starting.proof_feeds(original, None, judged, seed=seed)
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original) if model_io.has_records(original) else original
     first = _drop_records(start, base.size_bytes, keep_node_metadata=keep_node_metadata)
@@ -190,6 +195,11 @@ def compress(
         over = drop is not None and drop > own_limit
         return f"{quality['metric']} falls by {drop:.4g}, more than {own_limit:g}" if over else None
 
+    kept = None
+    if checkpoint is not None:
+        options = (chosen.as_json(), own_limit, prefer, target, seed, threads, list(only), list(skip))
+        kept = Checkpoint(Path(checkpoint), _key(base, given, judged, options))
+    archive = Archive(kept, keeps_models=pareto_dir is not None)
     judge = None
     if session is not None and held_out is not None and given is not None and not plan:
         judge = Trials(
@@ -203,6 +213,7 @@ def compress(
             timed=target == targets.HERE,
             timings=times,
             threads=threads,
+            checkpoint=kept,
         )
     context = Context(
         feeds=working.feeds if working else (),
@@ -211,6 +222,8 @@ def compress(
         seed=seed,
         target=target,
         judge=judge,
+        archive=archive,
+        clock=clock,
         selects=selects,
         progress=progress,
     )
@@ -293,59 +306,46 @@ def compress(
         changes=tuple(first + outcome.changes),
         verification=verification,
         timings=times.used,
+        candidates=archive.tried,
+        versions=versions(),
         notes=(
             *unfed,
             *_sample_notes(original, given, judged),
             *_notes(judged, latency, verification["mode"]),
             *silent_outputs(quality or {"outputs": {}}),
+            *(["the time limit was reached: a longer search may find more"] if clock.is_over else []),
         ),
     )
     if not plan:
         check_limits(report, latency_limit)
+    if pareto_dir is not None:
+        if not archive.tried:
+            archive.offer(_as_candidate("result", result, output_facts, report), prefer=prefer, limit=own_limit)
+        archive.offer(_as_candidate("original", original, input_facts, None), prefer=prefer, limit=own_limit)
+        pareto.write(Path(pareto_dir), archive.front, report, prover(start, chosen.lossless).problem)
     return Result(result, report)
 
 
-def _by_regions(model: Opened, verify: Verify) -> bool:
-    """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
-    return verify == "regions" or (verify == "auto" and model.size_bytes > WHOLE_BYTES)
+def _key(base: Opened, given: Evaluation | None, judged: Evaluation, options: Sequence[object]) -> str:
+    """Return a digest of everything that findings depend on."""
+    shown = json.dumps([options, versions()], sort_keys=True, default=str)
+    samples = [] if given is None else [given]
+    arrays = (np.asarray(feed[name]) for one in (*samples, judged) for feed in one.feeds for name in sorted(feed))
+    return digest([base.data, shown, *arrays])
 
 
-def _open_whole(model: Opened, verify: Verify) -> runtime.Session | None:
-    """Load the whole model in the runtime; None where operators that it doesn't know leave regions as the only way.
-
-    Raises:
-        ModelError: the runtime can't load it, for another reason or although `verify` is "full".
-    """
-    if model.size_bytes > LARGEST_BYTES:
-        raise ModelError(
-            f"the model has {model.size_bytes:,} bytes; over 2 GiB it can't be run as one piece",
-            where=model.path or "",
-            hint="Give --verify regions",
-        )
-    try:
-        return model.plain
-    except ModelError:
-        known = {*graph.STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"}
-        functions = model.model.functions
-        if verify == "full" or all(
-            node.domain in known or node.op_identifier() in functions for node in graph.nodes(model.model)
-        ):
-            raise
-        return None
-
-
-def declared_inputs(model: ir.Model) -> tuple[runtime.TensorSpec, ...]:
-    """Return what a model declares about the inputs that a feed must hold, without loading it in the runtime."""
-    specs = []
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
-        dims = () if value.shape is None else tuple(value.shape)
-        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in dims)
-        numbers = value.dtype is not None and value.dtype != ir.DataType.STRING
-        dtype = value.dtype.numpy() if numbers and value.dtype is not None else None
-        specs.append(runtime.TensorSpec(value.name or "", dtype, shape, str(value.type)))
-    return tuple(specs)
+def _as_candidate(label: str, model: ir.Model, found: ModelFacts, report: Report | None) -> Candidate:
+    """Return the original, or a result (whose report is given), as a candidate with its figures."""
+    quality, latency = (report.quality or {}, report.latency) if report else ({"drop": 0.0}, {"ratio": 1.0})
+    ratio = found.bytes / report.input.bytes if report else 1.0
+    trial = Trial(
+        bytes=found.bytes,
+        size_ratio=ratio,
+        latency_ratio=latency["ratio"] if latency else None,
+        drop=quality.get("drop"),
+        least_sqnr_db=None,
+    )
+    return Candidate(label=label, model=model, changes=(), trial=trial)
 
 
 def _region_figures(proofs: Sequence[RegionProof]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -380,24 +380,6 @@ class _Unproved:
     def excess(self, candidate: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Find no limit."""
         return None
-
-
-def _proof_feeds(
-    model: ir.Model, session: runtime.Session | None, judged: Evaluation | None, *, seed: int
-) -> tuple[Sequence[Feed], Sequence[Mapping[str, Any]] | None]:
-    """Return feeds to prove rewrites on, and the outputs where known: made-up ones, or the user's where none runs.
-
-    Without a session only their shapes, and the values of the model's inputs, are of use: the user's come first.
-    """
-    if session is None:
-        return judged.feeds[:1] if judged else synthetic.synthetic_feeds(model, seed=seed, sizes=(8,)), None
-    try:
-        tried = synthetic.tried_feeds(model, session, seed=seed, count=_PROOF_FEEDS)
-        return [each.feed for each in tried], [each.outputs for each in tried]
-    except ModelError:
-        if judged is None:
-            raise
-        return judged.feeds[:_PROOF_FEEDS], None
 
 
 def _sample_notes(original: ir.Model, given: Evaluation | None, judged: Evaluation) -> list[str]:

@@ -136,11 +136,11 @@ class Trials:
         noted = self._noted(candidate, label, judged)
         latency = None
         if label is not None:
-            latency = self._timings.race(label, lambda: runtime.Latency(**noted["latency"])).as_json()
+            latency = self._timings.race(label, lambda: runtime.Latency(**noted["latency"]))
         return Trial(
             bytes=candidate.size_bytes,
             size_ratio=candidate.size_bytes / self._base.size_bytes,
-            latency_ratio=None if latency is None else latency["ratio"],
+            latency_ratio=None if latency is None else latency.ratio,
             drop=noted["drop"],
             least_sqnr_db=noted["least_sqnr_db"],
         )

@@ -21,7 +21,7 @@ def _model(a="1, 2, 3, 4"):
     return from_text(TEXT.format(a=a))
 
 
-def _trials(*, timings=None, timed=True, final=lambda _: None, count=3):
+def _trials(*, timings=None, timed=True, final=lambda _: None, count=3, checkpoint=None):
     feeds = [{"x": floats(2, 4, seed=seed)} for seed in range(count)]
     return Trials(
         Opened(_model()),
@@ -34,6 +34,7 @@ def _trials(*, timings=None, timed=True, final=lambda _: None, count=3):
         timed=timed,
         timings=timings or Timings(),
         threads=1,
+        checkpoint=checkpoint,
     )
 
 

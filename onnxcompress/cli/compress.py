@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..byte_units import parse_bytes
-from ..errors import LimitError, UsageError
+from ..durations import parse_seconds
+from ..errors import LimitError
 from . import options
+from .files import Files
 from .options import Placement, Prefer, Target, Verify
-
-if TYPE_CHECKING:
-    from ..report import Report
 
 EXAMPLE = "Example: onnxcompress compress model.onnx -o small.onnx --recipe int8-weights --json report.json"
 
@@ -43,6 +42,9 @@ def compress(
         Path | None,
         typer.Option(metavar="REPORT.json", help="Use the times of an earlier run's report in place of new ones."),
     ] = None,
+    time_limit: options.TimeLimit = None,
+    checkpoint: options.Checkpoint = None,
+    pareto: options.Pareto = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
     ] = None,
@@ -74,6 +76,7 @@ def compress(
     ] = Verify.AUTO,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; prove and write nothing.")] = False,
     json_file: options.Json = None,
+    report_file: options.ReportFile = None,
     force: options.Force = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -82,8 +85,10 @@ def compress(
     from . import console
 
     place = output or model.with_name(f"{model.stem}-compressed.onnx{'pack' if pack else ''}")
-    report_path = console.json_path(json_file)
-    _check_places(model, None if plan else place, report_path, force=force)
+    files = Files(option=json_file, json=console.json_path(json_file), page=report_file)
+    files.check(model, None if plan else place, force=force)
+    _check_folders(checkpoint, pareto, force=force)
+    seconds = None if time_limit is None else parse_seconds(time_limit)
     byte_limit = None if max_bytes is None else parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
     if pack and place.suffix == ".onnx":
@@ -108,6 +113,9 @@ def compress(
             target=target.value,
             prefer=prefer.value,
             timings=timings,
+            time_limit=seconds,
+            checkpoint=checkpoint,
+            pareto_dir=pareto,
             seed=seed,
             threads=threads,
             keep_node_metadata=keep_node_metadata,
@@ -117,38 +125,22 @@ def compress(
             progress=console.progress(quiet=quiet),
         )
     except LimitError as error:
-        _publish(error.report, json_file, report_path, verbose=verbose, quiet=quiet)
+        files.publish(error.report, verbose=verbose, quiet=quiet)
         raise
     report = result.report
     if pack and not plan:
         report = packed(report, result.pack(place, force=force, external_data=external_data.value))
     elif not plan:
         report = located(report, result.save(place, force=force, external_data=external_data.value))
-    _publish(report, json_file, report_path, verbose=verbose, quiet=quiet)
+    files.publish(report, verbose=verbose, quiet=quiet)
 
 
-def _check_places(model: Path, target: Path | None, report: Path | None, *, force: bool) -> None:
-    """Find out before the work starts that a file can't be written after it."""
-    from .. import atomic
+def _check_folders(checkpoint: Path | None, pareto: Path | None, *, force: bool) -> None:
+    """Find out before the work starts that a folder can't be written to."""
+    from .. import checkpoint as checkpoints
+    from .. import pareto as fronts
 
-    if not force and target is not None and target.exists() and model.exists() and target.samefile(model):
-        raise UsageError("is the input itself", where=str(target), hint="Give another -o, or --force to replace it")
-    if report is not None and report.absolute() in [path.absolute() for path in (target, model) if path]:
-        raise UsageError("--json names the same file as the model", where=str(report), hint="Give it another name")
-    for path in (target, report):
-        if path is not None:
-            atomic.check_target(path, force=force)
-
-
-def _publish(report: Report, option: str | None, path: Path | None, *, verbose: bool, quiet: bool) -> None:
-    """Write the report where it was asked for, and print it unless standard output is to be quiet or JSON."""
-    from . import console
-
-    if path is not None:
-        console.write_json(path, report.as_json())
-    if option == "-":
-        console.show_json(report.as_json())
-    elif not quiet:
-        from ..report import text
-
-        console.show(text.renderables(report, every_change=verbose))
+    if checkpoint is not None:
+        checkpoints.check(checkpoint)
+    if pareto is not None:
+        fronts.check(pareto, force=force)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +49,17 @@ def show(parts: Sequence[RenderableType]) -> None:
 
 def show_json(document: Any) -> None:
     """Print a document to standard output as JSON."""
-    _write(_json(document))
+    from ..report.json_text import dumps
+
+    _write(dumps(document))
 
 
 def write_json(path: Path, document: Any) -> None:
     """Write a document atomically as JSON."""
     from .. import atomic
+    from ..report.json_text import dumps
 
-    content = _json(document).encode()
+    content = dumps(document).encode()
     atomic.write(path, [content], len(content))
 
 
@@ -72,21 +73,6 @@ def progress(*, quiet: bool) -> Callable[[str, Sequence[Any]], Iterator[Any]]:
     if quiet or not sys.stderr.isatty():
         return lambda _, items: iter(items)
     return _with_bar
-
-
-def _json(document: Any) -> str:
-    return json.dumps(_plain(document), indent=2, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return a document without the numbers that JSON has no word for: they become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
 
 
 def _with_bar(title: str, items: Sequence[Any]) -> Iterator[Any]:

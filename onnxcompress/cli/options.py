@@ -84,6 +84,21 @@ State = Annotated[
 MaxDrop = Annotated[
     float | None, typer.Option(min=0.0, help="Most that the metric may fall, absolute: 0.01 is one point.")
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(help="When a search begins nothing new and hands over its best: 10m, 90s.", show_default=False),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep what is found out there; an interrupted run goes on from it."),
+]
+Pareto = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write all models that none beats in size, time and drop, and front.json."),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a report: a page (.html), .md or .json.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of made-up inputs and of rounding.")]
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="Threads of onnxruntime where it is timed.")]
 Json = Annotated[

@@ -147,6 +147,8 @@ class _Search:
         if chosen is None:
             return self.refusals
         graph.become(self.model, chosen.model)
+        if self.context.archive is not None:
+            self.context.archive.choose(chosen, place=QuantizeInt8.name)
         summary = Change(
             pass_name=QuantizeInt8.name,
             target=_GRAPH,
@@ -250,7 +252,8 @@ class _Search:
         explained = tuple(_explained(changes, way.left_out))
         tried = _Tried(label=way.label, model=built, changes=explained, trial=trial, way=way)
         if self.context.archive is not None:
-            self.context.archive.offer(tried, self.judge, place=QuantizeInt8.name)
+            prefer, limit = self.judge.prefer, self.judge.limit
+            self.context.archive.offer(tried, prefer=prefer, limit=limit, place=QuantizeInt8.name)
         return tried
 
     def _could_win(self, candidate: _Tried, others: Sequence[_Tried]) -> bool:

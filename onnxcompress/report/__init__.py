@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..archive import Tried
 from ..core import Change
 from ..packing import Packed
 
@@ -52,6 +54,11 @@ class Report:
     notes: tuple[str, ...] = field(default=())
     packed: Packed | None = None
     """The archive that was written instead of a model."""
+    candidates: tuple[Tried, ...] = ()
+    """What was measured before one of them was chosen."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str | None = None
+    """The words that the user typed; None where the library was called."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON report, schema 1."""
@@ -69,5 +76,8 @@ class Report:
             "timings": self.timings,
             "changes": [change.as_json() for change in self.changes],
             "notes": list(self.notes),
+            "candidates": [each.as_json() for each in self.candidates],
+            "versions": dict(self.versions),
+            "command": self.command,
             "packed": None if self.packed is None else self.packed.as_json(),
         }

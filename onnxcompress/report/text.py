@@ -90,7 +90,7 @@ def applied(report: Report) -> Table | None:
     if not changes:
         return None
     table = grid("pass", "count", "bytes saved", "what was done", title="done", numbers=(1, 2))
-    for (name, kind), members in _grouped(changes).items():
+    for (name, kind), members in grouped(changes).items():
         saved = sum(c.bytes_before - c.bytes_after for c in members)
         table.add_row(cell(name), number(len(members)), number(saved) if saved else "", cell(kind))
     return table
@@ -102,7 +102,7 @@ def refused(report: Report) -> Table | None:
     if not changes:
         return None
     table = grid("pass", "count", "why it was left alone", "for example", title="left alone", numbers=(1,))
-    for (name, kind), members in _grouped(changes).items():
+    for (name, kind), members in grouped(changes).items():
         examples = ", ".join(dict.fromkeys(c.target for c in members[:_EXAMPLES]))
         table.add_row(cell(name), number(len(members)), cell(kind), cell(examples))
     return table
@@ -181,7 +181,7 @@ def _masked(word: str) -> str:
     return "…"
 
 
-def _grouped(changes: Sequence[Change]) -> dict[tuple[str, str], list[Change]]:
+def grouped(changes: Sequence[Change]) -> dict[tuple[str, str], list[Change]]:
     """Return changes by pass and kind of reason; a kind with one wording only keeps that wording."""
     groups: defaultdict[tuple[str, str], list[Change]] = defaultdict(list)
     for change in changes:

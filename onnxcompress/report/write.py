@@ -1,0 +1,49 @@
+"""Writes a report in the form that its file's name asks for."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from .. import atomic
+from ..errors import UsageError
+from . import Report
+from .json_text import dumps
+
+_PAGES = (".html", ".htm", ".md")
+_LIBRARIES = ("jinja2", "matplotlib")
+
+
+def check(path: Path) -> None:
+    """Find out before the work starts that a report can't be written.
+
+    Raises:
+        UsageError: no form goes by that suffix, or a package is missing.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (*_PAGES, ".json"):
+        raise UsageError(f"no report is called {suffix or 'so'}", where=str(path), hint="Name it .html, .md or .json")
+    missing = [name for name in _LIBRARIES if suffix in _PAGES and importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"a {suffix} report needs {' and '.join(missing)}",
+            where="--report",
+            hint="pip install 'onnxcompress[report]', or name it .json",
+        )
+
+
+def write(report: Report, path: Path) -> None:
+    """Write a report atomically.
+
+    Raises:
+        ModelError: the file can't be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        text = dumps(report.as_json())
+    else:
+        from . import page
+
+        text = page.markdown(report) if suffix == ".md" else page.html(report)
+    data = text.encode("utf-8", "backslashreplace")
+    atomic.write(path, [data], len(data))
