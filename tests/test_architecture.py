@@ -148,6 +148,7 @@ LAYERS = (
         "goals",
         "refit",
         "layer_rows",
+        "sensitivity",
         "range_choice",
     ),
     ("passes",),
