@@ -35,7 +35,7 @@ from .sanity import oddities
 from .search import Candidate
 from .selection import selector
 from .starting import Verify
-from .trial import Timings, Trials
+from .trial import Races, Timings, Trials
 from .versions import versions
 from .worker import peak_memory_bytes
 
@@ -172,7 +172,7 @@ def compress(
         raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
     specs = starting.declared_inputs(original) if session is None else session.inputs
     given = None if data is None else evaluation.read(data, specs, data_options)
-    working, held_out = (given, given) if given is None or not chosen.needs_data else given.divided()
+    working, held_out = (given, given) if given is None or not chosen.uses_data else given.divided()
     judged = held_out if eval_data is None else evaluation.read(eval_data, specs, data_options)
     try:
         feeds, expected = starting.proof_feeds(original, session, judged, seed=seed)
@@ -185,15 +185,16 @@ def compress(
     start = model_io.clone(original) if model_io.has_records(original) else original
     first = _drop_records(start, base.size_bytes, keep_node_metadata=keep_node_metadata)
     kinds = OutputKinds.of(original)
-    own_limit = None if chosen.max_drop is None else (chosen.max_drop if max_drop is None else max_drop)
+    judge_limit = chosen.max_drop if max_drop is None else max_drop
+    own_limit = None if chosen.max_drop is None else judge_limit
 
-    def within(candidate: Opened) -> str | None:
-        if own_limit is None:
+    def over(candidate: Opened, limit: float | None) -> str | None:
+        if limit is None:
             return None
         quality = measure(base.fast, candidate.fast, judged, metric=metric, kinds=kinds)
         drop = quality["drop"]
-        over = drop is not None and drop > own_limit
-        return f"{quality['metric']} falls by {drop:.4g}, more than {own_limit:g}" if over else None
+        is_over = drop is not None and drop > limit
+        return f"{quality['metric']} falls by {drop:.4g}, more than {limit:g}" if is_over else None
 
     kept = None
     if checkpoint is not None:
@@ -206,8 +207,8 @@ def compress(
             base,
             held_out,
             given.largest(),
-            final=within,
-            limit=own_limit,
+            final=lambda candidate: over(candidate, judge_limit),
+            limit=judge_limit,
             prefer=prefer,
             kinds=kinds,
             timed=target == targets.HERE,
@@ -215,6 +216,9 @@ def compress(
             threads=threads,
             checkpoint=kept,
         )
+    race = None
+    if session is not None and target == targets.HERE and not plan:
+        race = Races(base, (given or judged).largest(), timings=times, threads=threads)
     context = Context(
         feeds=working.feeds if working else (),
         state=working.state if working else {},
@@ -224,7 +228,9 @@ def compress(
         judge=judge,
         archive=archive,
         clock=clock,
+        race=race,
         selects=selects,
+        max_bytes=max_bytes,
         progress=progress,
     )
     region_proofs: list[RegionProof] = []
@@ -240,7 +246,7 @@ def compress(
                     model,
                     feeds,
                     lossless=lossless,
-                    limit=within,
+                    limit=lambda candidate: over(candidate, own_limit),
                     reference=base if is_first else None,
                     expected=expected if is_first else None,
                     size_bytes=base.size_bytes if is_first and not first else None,

@@ -29,6 +29,8 @@ class Need(enum.Enum):
 
     DATA = "data"
     """Feeds that the user gave (synthetic ones don't count)."""
+    DATA_IF_GIVEN = "data-if-given"
+    """The same, but without them it does something else."""
 
 
 class Action(enum.StrEnum):
@@ -195,6 +197,11 @@ class Context:
     """When searches have to end."""
     selects: Callable[[ir.Node], bool] = lambda _: True
     """False for nodes that `--only`/`--skip` keep away from the lossy passes."""
+    race: Callable[[ir.Model, str], float] | None = None
+    """Times a candidate against the original and gives the ratio, on made-up inputs where the user gave none; the label
+    stands for it where times are recorded and replayed. None where nothing is to be timed."""
+    max_bytes: int | None = None
+    """Most bytes of the result, where the user set a limit."""
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items)
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
 

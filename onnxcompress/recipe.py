@@ -136,6 +136,11 @@ class Recipe:
         """True when a pass can't work without feeds from the user."""
         return any(Need.DATA in p.needs for p in self.passes)
 
+    @property
+    def uses_data(self) -> bool:
+        """True when a pass works with feeds from the user, be it that it can do without."""
+        return any({Need.DATA, Need.DATA_IF_GIVEN} & p.needs for p in self.passes)
+
     def as_json(self) -> dict[str, Any]:
         """Return the resolved recipe: every pass with every option that is set."""
         return {

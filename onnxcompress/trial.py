@@ -26,6 +26,7 @@ from .core import Feed, Prefer, Trial
 from .errors import UsageError
 from .estimate import OutputKinds
 from .evaluation import Evaluation
+from .numerics.threads import one_thread
 from .opened import Opened
 
 _RACE_SECONDS = 2.0
@@ -71,6 +72,32 @@ class Timings:
         found = measured() if known is None else runtime.Latency(**known)
         self.used[label] = found.as_json()
         return found
+
+
+class Races:
+    """Times candidates against the original, by a label; see `core.Context.race`.
+
+    Args:
+        base: the original.
+        feed: what is timed.
+        timings: records and replays.
+        threads: of the runtime.
+    """
+
+    def __init__(self, base: Opened, feed: Feed, *, timings: Timings, threads: int) -> None:
+        self._base = base
+        self._feed = feed
+        self._timings = timings
+        self._threads = threads
+
+    def __call__(self, model: ir.Model, label: str) -> float:
+        """Return the time of a candidate as a part of the original's."""
+
+        def raced() -> runtime.Latency:
+            candidate = Opened(model, threads=self._threads)
+            return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+
+        return self._timings.race(label, raced).ratio
 
 
 class Trials:
@@ -159,7 +186,8 @@ class Trials:
 
     def _measured(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
         self._original.rewind()
-        quality = measure(self._original, candidate.fast, judged, kinds=self._kinds)
+        with one_thread():
+            quality = measure(self._original, candidate.fast, judged, kinds=self._kinds)
         levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
         found = {"drop": quality["drop"], "least_sqnr_db": min(levels, default=None), "latency": None}
         if label is not None and not self._timings.knows(label):

@@ -16,6 +16,13 @@ def test_every_shipped_recipe_loads_and_describes_itself():
     assert "quantize-weights" not in [p.name for p in Recipe.load("fold").passes]
 
 
+def test_a_recipe_says_whether_it_needs_data_or_can_use_them():
+    found = {name: (Recipe.load(name).needs_data, Recipe.load(name).uses_data) for name in recipe.shipped()}
+    assert found["int8"] == (True, True)
+    assert found["int4-weights"] == (False, True)
+    assert found["int8-weights"] == found["fold"] == (False, False)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [

@@ -9,7 +9,7 @@ import onnxcompress as oc
 from onnxcompress.estimate import OutputKinds
 from onnxcompress.evaluation import Evaluation
 from onnxcompress.opened import Opened
-from onnxcompress.trial import Timings, Trials
+from onnxcompress.trial import Races, Timings, Trials
 
 from .helpers import floats, from_text
 
@@ -116,3 +116,12 @@ def test_most_of_many_samples_are_worked_with():
 )
 def test_samples_that_cannot_be_divided_serve_for_both(whole):
     assert whole.divided() == (whole, whole)
+
+
+def test_races_time_candidates_without_scoring_them():
+    timings = Timings({"known": LATENCY})
+    feed = {"x": floats(2, 4)}
+    race = Races(Opened(_model()), feed, timings=timings, threads=1)
+    assert race(_model("1, 2, 3, 9"), "known") == 0.5
+    assert 0 < race(_model("1, 2, 3, 9"), "new") < 100
+    assert set(timings.used) == {"known", "new"}
