@@ -1,7 +1,9 @@
 """Models that people ship: folded without losing a rewrite, and quantized to about a quarter."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnxcompress as oc
@@ -45,6 +47,35 @@ def test_int8_weights_take_little_more_than_a_quarter(paths, name):
     assert result.report.input.bytes > 1_000_000
     assert result.report.output.bytes <= 0.28 * result.report.input.bytes
     assert result.report.quality["drop"] <= 0.05
+
+
+@pytest.mark.parametrize("name", ["vit", "mbv2", "silero_vad_half"])
+def test_int4_weights_take_about_a_sixth_of_what_they_were(paths, name):
+    result = oc.compress(paths[name], recipe="int4-weights")
+    assert [c.reason for c in result.changes if c.action == "rolled-back"] == []
+    applied = [c for c in result.changes if c.pass_name == "quantize-blocks" and "scheme" in c.details]
+    assert sum(c.bytes_after for c in applied) <= 0.16 * sum(c.bytes_before for c in applied)
+    assert result.report.output.bytes < oc.compress(paths[name], recipe="int8-weights").report.output.bytes
+
+
+def test_few_bits_with_data_keep_the_accuracy_and_times_can_be_replayed(paths, tmp_path):
+    data = {"x": np.load(MODELS / "fmnist_calib.npz")["x"][:64]}
+    labelled = np.load(MODELS / "fmnist_test.npz")
+    options = {"recipe": "int4-weights", "data": data, "metric": "top1"}
+    evaluated = {name: labelled[name][:500] for name in labelled.files}
+    result = oc.compress(paths["vit"], eval_data=evaluated, **options)
+    assert result.report.quality["drop"] <= 0.01
+    assert result.report.output.bytes <= 0.19 * result.report.input.bytes
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(result.report.as_json()))
+    again = oc.compress(paths["vit"], eval_data=evaluated, timings=report, **options)
+    assert model_io.to_bytes(again.model) == model_io.to_bytes(result.model)
+    limited = oc.compress(paths["vit"], eval_data=evaluated, max_bytes=150_000, **options)
+    assert 140_000 < limited.report.output.bytes <= 150_000
+    assert oc.compress(paths["vit"], **options | {"metric": "agreement"}).report.quality["samples"] == 16  # held out
+    smaller = oc.compress(paths["vit"], max_drop=0.05, **options | {"metric": None})
+    assert smaller.report.output.bytes < 0.9 * result.report.output.bytes
+    assert smaller.report.quality["drop"] <= 0.05
 
 
 def test_a_detector_that_finds_nothing_in_noise_is_quantized_all_the_same(paths):

@@ -37,6 +37,7 @@ SHIPPED: Mapping[str, str] = {
     "quantize-weights": "quantize_weights:QuantizeWeights",
     "convert-float16": "convert_float16:ConvertFloat16",
     "quantize-int8": "quantize_int8:QuantizeInt8",
+    "quantize-blocks": "quantize_blocks:QuantizeBlocks",
     "surgery": "surgery:Surgery",
 }
 """Name -> module:class in this package, in the order in which `onnxcompress passes` lists them."""

@@ -167,15 +167,15 @@ class ProductWriter(Writer):
             return
         node, weight = reader.node, self.integers
         if (reader.out_axis(2) == 0) != self.site.transposed:
-            weight = self._insert(node, "Transpose", [weight], {"perm": [1, 0]})
+            weight = self.insert(node, "Transpose", [weight], {"perm": [1, 0]})
         integers, scale, zero_point = self._inputs.get(node, self._activations(node))
-        summed = self._insert(node, "MatMulInteger", [integers, weight, zero_point])
-        floats = self._insert(node, "Cast", [summed], {"to": int(ir.DataType.FLOAT)})
-        factor = self._insert(node, "Mul", [scale, self._scale(float(graph.attribute(node, "alpha", 1.0)))])
-        result = self._insert(node, "Mul", [floats, factor])
+        summed = self.insert(node, "MatMulInteger", [integers, weight, zero_point])
+        floats = self.insert(node, "Cast", [summed], {"to": int(ir.DataType.FLOAT)})
+        factor = self.insert(node, "Mul", [scale, self._scale(float(graph.attribute(node, "alpha", 1.0)))])
+        result = self.insert(node, "Mul", [floats, factor])
         bias = self._bias(reader)
         if bias is not None:
-            result = self._insert(node, "Add", [result, bias])
+            result = self.insert(node, "Add", [result, bias])
         graph.take_over(node.outputs[0], result)
 
     def _activations(self, node: ir.Node) -> ir.Value:
@@ -183,13 +183,13 @@ class ProductWriter(Writer):
         value = node.inputs[0]
         assert value is not None
         if graph.is_op(node, "Gemm") and graph.attribute(node, "transA", 0):
-            return self._insert(node, "Transpose", [value], {"perm": [1, 0]})
+            return self.insert(node, "Transpose", [value], {"perm": [1, 0]})
         return value
 
     def _scale(self, alpha: float) -> ir.Value:
         """Return the scales of the weight times a factor."""
         if alpha not in self._scales:
-            self._scales[alpha] = self._store("scale", np.asarray(self.rounding.scale * np.float32(alpha)))
+            self._scales[alpha] = self.store("scale", np.asarray(self.rounding.scale * np.float32(alpha)))
         return self._scales[alpha]
 
     def _bias(self, reader: Reader) -> ir.Value | None:
@@ -205,11 +205,9 @@ class ProductWriter(Writer):
             return value
         if tensor is not None and dims is not None and tensor.size in (1, *dims[-1:]):
             spread = np.broadcast_to(tensor.numpy().reshape(-1) * np.float32(beta), (columns,))
-            return self._store("bias", np.ascontiguousarray(spread))
+            return self.store("bias", np.ascontiguousarray(spread))
         return (
-            value
-            if beta == 1
-            else self._insert(node, "Mul", [value, self._store("beta", np.asarray(beta, np.float32))])
+            value if beta == 1 else self.insert(node, "Mul", [value, self.store("beta", np.asarray(beta, np.float32))])
         )
 
 

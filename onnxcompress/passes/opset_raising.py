@@ -24,7 +24,11 @@ def raise_opset(model: ir.Model, context: Context, pass_name: str, needed: int, 
         return []
     action, reason = Action.APPLIED, f"raised from {now}: {why}"
     try:
-        graph.become(model, model_io.convert_opset(model, needed))
+        converted = model_io.convert_opset(model, needed)
+        model_io.drop_declared_shapes(converted, size_bytes=0)  # what the converter inferred
+        for old, new in zip(model.graph.outputs, converted.graph.outputs, strict=True):
+            new.type, new.shape = old.type, old.shape
+        graph.become(model, converted)
     except ModelError as error:
         action, reason = Action.SKIPPED, f"stays at {now}: {error.message}"
     return [Change(pass_name=pass_name, target=target, action=action, reason=reason)]

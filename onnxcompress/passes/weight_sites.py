@@ -88,30 +88,71 @@ class Scene:
     """What is asked of a model while its weights are replaced; made on first use."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._model = model
+        self.model = model
 
     @functools.cached_property
     def names(self) -> graph.Names:
         """Fresh names."""
-        return graph.Names(self._model)
+        return graph.Names(self.model)
 
     @functools.cached_property
     def order(self) -> dict[ir.Node, int]:
         """The place of every node in the order of its graph, before anything was inserted."""
-        return {node: place for place, node in enumerate(graph.nodes(self._model))}
+        return {node: place for place, node in enumerate(graph.nodes(self.model))}
 
 
-class Writer:
-    """Writes one weight as integers: the initializers once, the nodes at every reader."""
+class SiteWriter:
+    """What all ways to write a weight share: names, initializers, nodes, the place of the first reader."""
 
-    def __init__(self, scene: Scene, site: Site, rounding: Rounding, form: targets.WeightForm) -> None:
+    def __init__(self, scene: Scene, site: Site) -> None:
         scene.order  # noqa: B018  before anything is inserted
         self.scene = scene
         self.site = site
+        self.home = site.home
+
+    def store(self, kind: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+        """Add an initializer beside the weight."""
+        value = graph.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
+        assert value.const_value is not None
+        value.const_value.name = value.name
+        return value
+
+    def insert(
+        self,
+        anchor: ir.Node,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        attributes: dict[str, Any] | None = None,
+        *,
+        domain: str = "",
+    ) -> ir.Value:
+        """Insert a node with one output before `anchor`."""
+        hint = f"{self.site.name}_{op_type}"
+        made = graph.insert_before(
+            anchor, self.scene.names, op_type, inputs, attributes=attributes, domain=domain, hint=hint
+        )
+        return made.outputs[0]
+
+    def first_reader(self) -> ir.Node:
+        """Return the node before which all readers can be served: at the start where all stand in bodies."""
+        here = [r.node for r in self.site.readers if r.node.graph is self.home]
+        return min(here, key=lambda n: self.scene.order[n]) if here else next(iter(self.home))
+
+    def remove_floats(self) -> None:
+        """Take the weight out, and the Transposes between it and its readers, as far as nobody reads them."""
+        for via in {id(r.via): r.via for r in self.site.readers if r.via is not None}.values():
+            graph.remove_unread(via.outputs[0])
+        graph.remove_unread(self.site.value)
+
+
+class Writer(SiteWriter):
+    """Writes one weight as int8: the initializers once, the nodes at every reader."""
+
+    def __init__(self, scene: Scene, site: Site, rounding: Rounding, form: targets.WeightForm) -> None:
+        super().__init__(scene, site)
         self.rounding = rounding
         self.form = form
-        self.home = site.home
-        self.integers = self._store("int8", rounding.integers(transposed=site.transposed))
+        self.integers = self.store("int8", rounding.integers(transposed=site.transposed))
         self._floats: ir.Value | None = None
 
     def write(self) -> None:
@@ -126,10 +167,8 @@ class Writer:
                 self._replace_lookup(reader)
             else:
                 self._replace_rows(reader)
-        for via in {id(r.via): r.via for r in site.readers if r.via is not None}.values():
-            graph.remove_unread(via.outputs[0])
         name = site.value.name
-        graph.remove_unread(site.value)
+        self.remove_floats()
         if self._floats is not None and not site.transposed:
             self._floats.name = name  # it means what the weight meant
 
@@ -142,43 +181,41 @@ class Writer:
             node.attributes[flag] = ir.AttrInt64(flag, 0 if graph.attribute(node, flag, 0) else 1)
             node.replace_input_with(reader.port, floats)
         else:
-            node.replace_input_with(reader.port, self._insert(node, "Transpose", [floats], {"perm": [1, 0]}))
+            node.replace_input_with(reader.port, self.insert(node, "Transpose", [floats], {"perm": [1, 0]}))
 
     def _weight(self) -> ir.Value:
         """Return the weight in floats, made once, before its first reader."""
         if self._floats is None:
-            here = [r.node for r in self.site.readers if r.node.graph is self.home]
-            # readers in bodies only: at the start, where it is behind no reader
-            first = min(here, key=lambda n: self.scene.order[n]) if here else next(iter(self.home))
+            first = self.first_reader()
             axis = self.site.axis
             if axis is not None and self.site.transposed:
                 axis = 1 - axis
             if self.form == "dequantize":
-                scale = self._store("scale", self.rounding.scale)
+                scale = self.store("scale", self.rounding.scale)
                 attributes = {} if axis is None else {"axis": axis}
-                self._floats = self._insert(first, "DequantizeLinear", [self.integers, scale], attributes)
+                self._floats = self.insert(first, "DequantizeLinear", [self.integers, scale], attributes)
             else:
                 cast = self._cast(first, self.integers)
-                scale = self._store("scale", self._spread_scale(axis))
-                self._floats = self._insert(first, "Mul", [cast, scale])
+                scale = self.store("scale", self._spread_scale(axis))
+                self._floats = self.insert(first, "Mul", [cast, scale])
         return self._floats
 
     def _replace_lookup(self, reader: Reader) -> None:
         """Look integers up in a table with one scale, then make floats of them."""
         node = reader.node
         axis = reader.weight.out_axis(node, self.site.rank)
-        looked_up = self._insert(node, "Gather", [self.integers, node.inputs[1]], {"axis": axis})
-        scale = self._store("scale", self.rounding.scale)
-        graph.take_over(node.outputs[0], self._insert(node, "Mul", [self._cast(node, looked_up), scale]))
+        looked_up = self.insert(node, "Gather", [self.integers, node.inputs[1]], {"axis": axis})
+        scale = self.store("scale", self.rounding.scale)
+        graph.take_over(node.outputs[0], self.insert(node, "Mul", [self._cast(node, looked_up), scale]))
 
     def _replace_rows(self, reader: Reader) -> None:
         """Look integers and their scales up, then multiply."""
         node, ids = reader.node, reader.node.inputs[1]
         axis = reader.weight.out_axis(node, self.site.rank)
-        looked_up = self._insert(node, "Gather", [self.integers, ids], {"axis": axis})
-        scales = self._store("row_scale", self._spread_scale(axis))
-        factors = self._insert(node, "Gather", [scales, ids], {"axis": axis})
-        graph.take_over(node.outputs[0], self._insert(node, "Mul", [self._cast(node, looked_up), factors]))
+        looked_up = self.insert(node, "Gather", [self.integers, ids], {"axis": axis})
+        scales = self.store("row_scale", self._spread_scale(axis))
+        factors = self.insert(node, "Gather", [scales, ids], {"axis": axis})
+        graph.take_over(node.outputs[0], self.insert(node, "Mul", [self._cast(node, looked_up), factors]))
 
     def _spread_scale(self, axis: int | None) -> np.ndarray:
         """Return the scales in a shape that broadcasts along `axis` of the weight."""
@@ -187,20 +224,7 @@ class Writer:
         return self.rounding.scale.reshape([-1 if i == axis else 1 for i in range(self.site.rank)])
 
     def _cast(self, anchor: ir.Node, integers: ir.Value) -> ir.Value:
-        return self._insert(anchor, "Cast", [integers], {"to": int(self.site.tensor.dtype)})
-
-    def _store(self, kind: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
-        value = graph.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
-        assert value.const_value is not None
-        value.const_value.name = value.name
-        return value
-
-    def _insert(
-        self, anchor: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, Any] | None = None
-    ) -> ir.Value:
-        hint = f"{self.site.name}_{op_type}"
-        made = graph.insert_before(anchor, self.scene.names, op_type, inputs, attributes=attributes, hint=hint)
-        return made.outputs[0]
+        return self.insert(anchor, "Cast", [integers], {"to": int(self.site.tensor.dtype)})
 
 
 def sites(model: ir.Model, selects: Callable[[ir.Node], bool], *, channelwise: bool) -> Iterator[tuple[Site, str]]:

@@ -143,6 +143,19 @@ class DynamicFacts:
         return steps * (step_macs - self.lstm_macs_per_step) > self.lstm_macs
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BlockFacts:
+    """Which widths of weights cut into blocks a runtime multiplies by about as fast as by floats, or faster.
+
+    Args:
+        kernel_bits: with activations in floats.
+        integer_bits: with activations that are rounded to 8 bits on the way.
+    """
+
+    kernel_bits: tuple[int, ...] = ()
+    integer_bits: tuple[int, ...] = ()
+
+
 def check(target: str) -> None:
     """Refuse a target of which nothing is known.
 
@@ -156,6 +169,11 @@ def check(target: str) -> None:
 def weight_only(target: str, kind: WeightKind) -> WeightOnly:
     """Return what is known of int8 weights on a target; where nothing is, DequantizeLinear is right."""
     return WeightOnly(**_read(target).get("weight_only", {}).get(kind, {}))
+
+
+def block_facts(target: str) -> BlockFacts:
+    """Return which products with few-bit weights are fast on a target, none where nothing is known."""
+    return BlockFacts(**_read(target).get("blocks", {}))
 
 
 def half_compute(target: str) -> bool:
