@@ -62,5 +62,9 @@ class ModelError(OnnxCompressError):
     """The model can't be read, run or written."""
 
 
+class LostWorkerError(ModelError):
+    """A process or a machine that worked on a model went away; another try may go well."""
+
+
 class DataError(OnnxCompressError):
     """The data can't be read or does not fit the model."""

@@ -6,6 +6,7 @@ A model can make onnxruntime abort, hang or eat all memory. Here that is a `Mode
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -20,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .errors import ModelError, OnnxCompressError
+from .errors import LostWorkerError, ModelError, OnnxCompressError
 
 T = TypeVar("T")
+
+_LOOK_SECONDS = 0.25
+"""How often is looked whether an answer is still wanted."""
 
 # The child imports nothing but what the request names: never the user's __main__.
 _BOOTSTRAP = (
@@ -40,7 +44,11 @@ class Isolated(Generic[T]):
 
 
 def call_isolated(
-    function: Callable[..., T], *args: Any, timeout_seconds: float, memory_bytes: int | None = None
+    function: Callable[..., T],
+    *args: Any,
+    timeout_seconds: float = math.inf,
+    memory_bytes: int | None = None,
+    stopped: threading.Event | None = None,
 ) -> Isolated[T]:
     """Call `function(*args)` in a fresh process and return its value with its time and peak memory.
 
@@ -51,10 +59,12 @@ def call_isolated(
         function: a function at the top level of an importable module.
         args: its arguments.
         timeout_seconds: time for the call, start of the process included.
+        stopped: set where the answer is not wanted any more: the process is killed.
         memory_bytes: most memory that the process may allocate (mapped files don't count); enforced on Linux.
 
     Raises:
-        ModelError: the process crashed, ran out of time or of memory.
+        LostWorkerError: the process crashed, or was killed.
+        ModelError: it ran out of time or of memory.
         OnnxCompressError: the function raised it.
         RuntimeError: the function raised anything else (its traceback is in the message).
 
@@ -65,7 +75,7 @@ def call_isolated(
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as name:
         folder = Path(name)
         (folder / "request").write_bytes(pickle.dumps((function, args, memory_bytes), protocol=5))
-        status = _run_process(folder, timeout_seconds=timeout_seconds)
+        status = _run_process(folder, timeout_seconds=timeout_seconds, stopped=stopped or threading.Event())
         if not (folder / "answer").exists():
             raise _crash(status, (folder / "log").read_text(encoding="utf-8", errors="replace"))
         answer = pickle.loads((folder / "answer").read_bytes())  # noqa: S301 - written by our own process
@@ -123,17 +133,22 @@ def _limit_text(memory_bytes: int | None) -> str:
     return "there is" if memory_bytes is None else f"the limit of {memory_bytes / 1e6:.0f} MB"
 
 
-def _run_process(folder: Path, *, timeout_seconds: float) -> int:
+def _run_process(folder: Path, *, timeout_seconds: float, stopped: threading.Event) -> int:
     """Run the child on the request in `folder` and return its exit status (negative: the signal)."""
     command = [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), str(folder)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
             command, stdin=subprocess.PIPE, stdout=log, stderr=log
         )
+        end = time.monotonic() + timeout_seconds
         try:
-            return process.wait(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            raise ModelError(f"onnxruntime did not finish within {timeout_seconds:g} s") from None
+            while not stopped.is_set():
+                try:
+                    return process.wait(timeout=max(0.0, min(_LOOK_SECONDS, end - time.monotonic())))
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() >= end:
+                        raise ModelError(f"onnxruntime did not finish within {timeout_seconds:g} s") from None
+            raise LostWorkerError("the process was stopped")
         finally:
             process.kill()
             process.wait()
@@ -141,14 +156,14 @@ def _run_process(folder: Path, *, timeout_seconds: float) -> int:
                 process.stdin.close()
 
 
-def _crash(status: int, log: str) -> ModelError:
+def _crash(status: int, log: str) -> LostWorkerError:
     try:
         how = f"was killed by {signal.Signals(-status).name}"
     except ValueError:
         how = f"ended with exit status {status}"
     lines = log.strip().splitlines()
     said = f" (it said: {lines[-1].strip()[:200]})" if lines else ""
-    return ModelError(f"the process that ran the model {how}{said}")
+    return LostWorkerError(f"the process that ran the model {how}{said}")
 
 
 def peak_memory_bytes() -> int:

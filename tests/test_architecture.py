@@ -81,6 +81,7 @@ def test_no_module_imports_itself_through_others():
         ("pickle", {"onnxcompress.worker"}),
         ("jinja2", {"onnxcompress.report.page"}),
         ("matplotlib", {"onnxcompress.report.plots"}),
+        ("distributed", {"onnxcompress.executors"}),
         ("zstandard", {"onnxcompress.packing", "onnxcompress.pack_blocks"}),
     ],
 )
@@ -154,7 +155,18 @@ LAYERS = (
     ("passes",),
     ("recipe", "pipeline", "proof"),
     ("compression", "inspection"),
-    ("report.inspected", "report.text", "report.listing", "report.view", "report.page", "report.plots", "report.write"),
+    ("batch_jobs",),
+    ("batch",),
+    (
+        "report.inspected",
+        "report.text",
+        "report.listing",
+        "report.view",
+        "report.page",
+        "report.plots",
+        "report.write",
+        "report.batched",
+    ),
     ("cli",),
     ("__main__",),
 )

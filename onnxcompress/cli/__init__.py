@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 from ..errors import OnnxCompressError, one_line
-from . import compare, compress, inspect, lists, run, split, unpack
+from . import batch, compare, compress, inspect, lists, run, split, unpack
 
 __all__ = ["app", "main"]
 
@@ -32,6 +32,7 @@ app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=split.EXAMPLE)(split.split)
 app.command(epilog=run.EXAMPLE)(run.run)
+app.command(epilog=batch.EXAMPLE)(batch.batch)
 app.command(epilog=unpack.EXAMPLE)(unpack.unpack)
 app.command(name="passes", epilog=lists.PASSES_EXAMPLE)(lists.show_passes)
 app.command(name="recipes", epilog=lists.RECIPES_EXAMPLE)(lists.show_recipes)

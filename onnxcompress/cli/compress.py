@@ -25,19 +25,15 @@ def compress(
             "--output", "-o", help="Default: MODEL-compressed.onnx (.onnxpack with --pack).", show_default=False
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A shipped recipe (`onnxcompress recipes`) or a .toml file.")] = "auto",
+    recipe: options.RecipeName = "auto",
     data: options.Data = None,
     evaluation: options.Evaluation = None,
     metric: options.Metric = None,
     max_drop: options.MaxDrop = None,
-    max_bytes: Annotated[str | None, typer.Option(help="Most bytes of the result: 5MB, 500KB.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Most time of a run: 0.5x of the original's, or 3ms.")] = None,
-    target: Annotated[
-        Target, typer.Option(help="Where the result is to run; cpu is this machine, others are not timed.")
-    ] = Target.CPU,
-    prefer: Annotated[
-        Prefer, typer.Option(help="size may be slower than the original; balanced weighs both and may not.")
-    ] = Prefer.BALANCED,
+    max_bytes: options.MaxBytes = None,
+    max_latency: options.MaxLatency = None,
+    target: options.TargetOption = Target.CPU,
+    prefer: options.PreferOption = Prefer.BALANCED,
     timings: Annotated[
         Path | None,
         typer.Option(metavar="REPORT.json", help="Use the times of an earlier run's report in place of new ones."),
@@ -45,16 +41,9 @@ def compress(
     time_limit: options.TimeLimit = None,
     checkpoint: options.Checkpoint = None,
     pareto: options.Pareto = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Lossy passes touch only these nodes: a name or op:Type. Repeatable."),
-    ] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Lossy passes leave these nodes alone. Repeatable.")
-    ] = None,
+    settings: options.Settings = None,
+    only: options.Only = None,
+    skip: options.Skip = None,
     layout: options.LayoutOption = None,
     size: options.Size = None,
     scale: options.Scale = None,
@@ -65,15 +54,11 @@ def compress(
     external_data: Annotated[
         Placement, typer.Option(help="Large tensors beside the model; auto: only over 2 GiB.")
     ] = Placement.AUTO,
-    keep_node_metadata: Annotated[
-        bool, typer.Option("--keep-node-metadata", help="Keep what the exporter wrote beside nodes.")
-    ] = False,
+    keep_node_metadata: options.KeepNodeMetadata = False,
     pack: Annotated[
         bool, typer.Option("--pack", help="Write one lossless archive for delivery; `unpack` restores the model.")
     ] = False,
-    verify: Annotated[
-        Verify, typer.Option(help="Run the whole model, or only the regions that changed; auto: by size.")
-    ] = Verify.AUTO,
+    verify: options.VerifyOption = Verify.AUTO,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; prove and write nothing.")] = False,
     json_file: options.Json = None,
     report_file: options.ReportFile = None,

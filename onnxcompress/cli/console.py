@@ -33,6 +33,11 @@ def warn(message: str) -> None:
     logging.getLogger(__package__).warning("%s", one_line(message))
 
 
+def say(message: str) -> None:
+    """Log what has been done, for -v."""
+    logging.getLogger(__package__).info("%s", one_line(message))
+
+
 def show(parts: Sequence[RenderableType]) -> None:
     """Print to standard output: in colours and in its width on a terminal, plain and unwrapped elsewhere."""
     from rich.console import Console

@@ -84,6 +84,34 @@ State = Annotated[
 MaxDrop = Annotated[
     float | None, typer.Option(min=0.0, help="Most that the metric may fall, absolute: 0.01 is one point.")
 ]
+RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (`onnxcompress recipes`) or a .toml file.")]
+MaxBytes = Annotated[str | None, typer.Option(help="Most bytes of the result: 5MB, 500KB.")]
+MaxLatency = Annotated[str | None, typer.Option(help="Most time of a run: 0.5x of the original's, or 3ms.")]
+TargetOption = Annotated[
+    Target,
+    typer.Option("--target", help="Where the result is to run; cpu is this machine, others are not timed."),
+]
+PreferOption = Annotated[
+    Prefer,
+    typer.Option("--prefer", help="size may be slower than the original; balanced weighs both and may not."),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Lossy passes touch only these nodes: a name or op:Type. Repeatable."),
+]
+Skip = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Lossy passes leave these nodes alone. Repeatable.")
+]
+KeepNodeMetadata = Annotated[
+    bool, typer.Option("--keep-node-metadata", help="Keep what the exporter wrote beside nodes.")
+]
+VerifyOption = Annotated[
+    Verify,
+    typer.Option("--verify", help="Run the whole model, or only the regions that changed; auto: by size."),
+]
 TimeLimit = Annotated[
     str | None,
     typer.Option(help="When a search begins nothing new and hands over its best: 10m, 90s.", show_default=False),
