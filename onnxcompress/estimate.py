@@ -11,6 +11,7 @@ original found about equally likely.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from scipy.special import softmax
 
-from . import graph, validate
+from . import graph
 
 _SUM_TOLERANCE = 1e-3
 _CARRIES = ("Add", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "DequantizeLinear")
@@ -77,7 +78,7 @@ class OutputKinds:
     @classmethod
     def of(cls, model: ir.Model) -> OutputKinds:
         """Read them off the graph."""
-        return cls(logits=logit_outputs(model), sigmoids=validate.sigmoid_values(model.graph.outputs))
+        return cls(logits=logit_outputs(model), sigmoids=sigmoid_values(model.graph.outputs))
 
 
 def logit_outputs(model: ir.Model) -> frozenset[str]:
@@ -97,3 +98,19 @@ def _ends_in_product(value: ir.Value) -> bool:
 
 def _are_probabilities(values: np.ndarray) -> bool:
     return bool((values >= -_SUM_TOLERANCE).all() and (np.abs(values.sum(axis=-1) - 1) <= _SUM_TOLERANCE).all())
+
+
+def sigmoid_values(values: Collection[ir.Value]) -> frozenset[str]:
+    """Return the names of those values that a sigmoid makes, its elements moved at most."""
+    return frozenset(value.name or "" for value in values if _is_sigmoid(value))
+
+
+def _is_sigmoid(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    while node is not None and graph.is_op(node, *_MOVES):
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return node is not None and graph.is_op(node, "Sigmoid", "HardSigmoid")
+
+
+_MOVES = ("Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")

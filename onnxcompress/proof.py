@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from . import model_io, validate
 from .core import Feed
 from .errors import ModelError
+from .estimate import sigmoid_values
 from .opened import Opened
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class WholeProof:
             self.proved = opened
         except ModelError as error:
             return error.message
-        judge = self._mismatch if self._lossless else degenerate
+        judge = self._mismatch if self._lossless else validate.degenerate
         for index, (expected, got) in enumerate(zip(self._reference, outputs, strict=True)):
             if judge(expected, got) is None:
                 continue
@@ -144,7 +144,7 @@ class WholeProof:
 
     @functools.cached_property
     def _sigmoids(self) -> frozenset[str]:
-        return validate.sigmoid_values(self._before.model.graph.outputs)
+        return sigmoid_values(self._before.model.graph.outputs)
 
     def _stable(self, index: int) -> list[str]:
         """Return the outputs that come out the same when the model before is run again on this feed.
@@ -154,26 +154,6 @@ class WholeProof:
         again = self._before.plain.run(self._feeds[index])
         expected = self._reference[index]
         return [name for name in expected if self._mismatch({name: expected[name]}, {name: again[name]}) is None]
-
-
-def degenerate(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str | None:
-    """Return what makes lossy outputs unusable: another type or shape, or a NaN or infinity that wasn't there.
-
-    Args:
-        reference: output name -> array of the model before.
-        outputs: the same of the model after.
-    """
-    for name, expected in reference.items():
-        got = outputs.get(name)
-        if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
-            if type(expected) is not type(got):
-                return f"output {name!r} changed from {type(expected).__name__} to {type(got).__name__}"
-            continue
-        if got.dtype != expected.dtype or got.shape != expected.shape:
-            return f"output {name!r} changed from {expected.dtype}{expected.shape} to {got.dtype}{got.shape}"
-        if expected.dtype.kind == "f" and np.any(np.isfinite(expected) & ~np.isfinite(got)):
-            return f"output {name!r} has NaN or infinite elements that were finite before"
-    return None
 
 
 def checker_fault(model: ir.Model, data: bytes | None = None) -> str | None:

@@ -1,4 +1,7 @@
-"""Runs the two pieces of a region on the same inputs: what a worker process does for a proof by regions."""
+"""Runs the two pieces of a region on the same inputs: what a worker process does for a proof by regions.
+
+Each worker imports this anew: nothing that reads or writes models may come with it, which takes longer than the work.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import numpy as np
 from . import runtime, validate
 from .errors import ModelError
 from .numerics import affine
-from .proof import degenerate
 
 LEAST_SQNR_DB = 10.0
 """A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
@@ -83,7 +85,9 @@ def _run(job: Job) -> Verdict:
         return Verdict(error.message, None)
     before, after = {job.output: expected}, {job.output: got}
     sigmoids = (job.output,) if job.is_sigmoid else ()
-    problem = validate.mismatch(before, after, sigmoids=sigmoids) if job.lossless else degenerate(before, after)
+    problem = (
+        validate.mismatch(before, after, sigmoids=sigmoids) if job.lossless else validate.degenerate(before, after)
+    )
     if problem is not None or expected.dtype.kind != "f":
         return Verdict(problem, None)
     fine = np.isfinite(expected) & np.isfinite(got)

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, model_io, shapes, validate, worker
+from . import graph, model_io, shapes, worker
 from .core import Feed
+from .estimate import sigmoid_values
 from .extract import extract
 from .proof import Structure
 from .region_jobs import Job, Leaf, Stored, Verdict, run_jobs
@@ -148,7 +149,7 @@ class RegionProof:
         kind = tuple(_kind(node) for node in region.after[0])
         is_new = kind not in self._kinds
         self._kinds.add(kind)
-        is_sigmoid = bool(validate.sigmoid_values([self._before.values[region.output]]))
+        is_sigmoid = bool(sigmoid_values([self._before.values[region.output]]))
         return Job(
             *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_sigmoid, is_new, self._seed
         )

@@ -1,5 +1,8 @@
 """Region-wise proof: finds wrong rewrites, accepts right ones, also where inputs of a piece depend on each other."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -133,3 +136,9 @@ def test_large_weights_are_read_by_the_worker_where_they_lie(tmp_path, monkeypat
     sizes = [status.st_size for status in written]
     assert min(sizes) < 10_000  # the original's piece holds no weight
     assert max(sizes) > 600 * 600 * 4
+
+
+def test_a_worker_imports_nothing_that_reads_models():
+    names = "('onnx_ir', 'onnxcompress.graph', 'onnxcompress.model_io', 'scipy')"
+    code = f"import sys, onnxcompress.region_jobs; print([name for name in {names} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -105,7 +105,18 @@ def table(rows: Sequence[Row]) -> Table:
     out = Table(
         "Large models: each command whole, in a process of its own",
         [
-            *("model", "command", "seconds", "ratio", "CPU s", "ratio", "process, MB", "ratio", "of it private, MB"),
+            *(
+                "model",
+                "command",
+                "seconds",
+                "ratio",
+                "CPU s",
+                "own CPU s",
+                "ratio",
+                "process, MB",
+                "ratio",
+                "of it private, MB",
+            ),
             *("largest process, MB", "output, MB", "proof", "outcome"),
         ],
     )
@@ -119,9 +130,10 @@ def table(rows: Sequence[Row]) -> Table:
             measured.seconds,
             measured.seconds / base.seconds if base else None,
             measured.cpu_seconds,
-            measured.cpu_seconds / base.cpu_seconds if base else None,
+            measured.own_cpu_seconds,
+            _ratio(measured.own_cpu_seconds, base.own_cpu_seconds if base else None),
             _megabytes(own),
-            own / base_own if own and base_own else None,
+            _ratio(own, base_own),
             _megabytes(measured.own_private_peak_bytes),
             _megabytes(measured.tree_peak_bytes),
             _megabytes(row.output_bytes),
@@ -134,6 +146,10 @@ def table(rows: Sequence[Row]) -> Table:
 def as_json(rows: Sequence[Row]) -> str:
     """Return all figures as JSON."""
     return json.dumps([asdict(row) for row in rows], indent=1) + "\n"
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value and base else None
 
 
 def _megabytes(size_bytes: int | None) -> int | None:

@@ -18,7 +18,8 @@ POLL_SECONDS = 0.02
 class Measured:
     """How a command went.
 
-    `cpu_seconds` are those of the process and of all it waited for: beside other load they say more than `seconds`.
+    `cpu_seconds` are those of the process and of all it waited for: beside other load they say more than `seconds`;
+    `own_cpu_seconds` are those of the process alone, without its workers (None where /proc does not tell).
     `own_peak_bytes` is the resident peak of the process that was started (file pages that it maps included);
     `own_private_peak_bytes` counts only memory that it holds alone (None where /proc does not tell);
     `tree_peak_bytes` is the largest resident peak of any single process in it, workers included.
@@ -27,6 +28,7 @@ class Measured:
     exit_code: int
     seconds: float
     cpu_seconds: float
+    own_cpu_seconds: float | None
     own_peak_bytes: int | None
     own_private_peak_bytes: int | None
     tree_peak_bytes: int
@@ -40,6 +42,7 @@ def run(command: Sequence[str], *, environment: dict[str, str] | None = None) ->
     """
     start = time.perf_counter()
     own = private = status = 0
+    own_cpu = 0.0
     with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(list(command), stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
         while True:
@@ -48,6 +51,7 @@ def run(command: Sequence[str], *, environment: dict[str, str] | None = None) ->
                 break
             resident, alone = _resident_bytes(process.pid)
             own, private = max(own, resident), max(private, alone)
+            own_cpu = max(own_cpu, _cpu_seconds(process.pid))
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -58,6 +62,7 @@ def run(command: Sequence[str], *, environment: dict[str, str] | None = None) ->
         exit_code=process.returncode,
         seconds=seconds,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
+        own_cpu_seconds=own_cpu or None,
         own_peak_bytes=own or None,
         own_private_peak_bytes=private or None,
         tree_peak_bytes=usage.ru_maxrss * unit_bytes,
@@ -74,3 +79,12 @@ def _resident_bytes(pid: int) -> tuple[int, int]:
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     kilobytes = [int(fields.get(name, "0 kB").split()[0]) for name in ("VmHWM", "RssAnon")]
     return kilobytes[0] * 1024, kilobytes[1] * 1024
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds of a process alone so far, 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
