@@ -14,7 +14,8 @@ from onnxcompress.core import Action, Change, Context, Feed
 from onnxcompress.passes import SHIPPED, build
 from tests.helpers import floats, op_types
 
-FAMILY = [name for name in SHIPPED if name.startswith("quantize-")]
+FAMILY = [name for name in SHIPPED if name.startswith("quantize-") and name != "quantize-blocks"]
+"""The passes that write 8 bits; fewer bits have tests of their own."""
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]> '
 
@@ -324,3 +325,12 @@ def test_bodies_that_share_a_weight(name):
         assert _least_db(expected, _outputs(model, feed)) > 28
     big = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size == 1 << 16]
     assert len(big) <= 1
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_weights_behind_a_cast_are_not_cut_into_blocks(stored):
+    model, feed = _net("float", stored)
+    before = op_types(model)
+    changes = _run("quantize-blocks", model, feed)
+    assert op_types(model) == before
+    assert {c.reason for c in changes if "another float type" in c.reason}

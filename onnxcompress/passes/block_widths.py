@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .. import schemes, sensitivity
+from .. import float_constants, schemes, sensitivity
 from ..core import Context
 from ..numerics import affine
 from ..numerics.allocation import allocate
@@ -137,6 +137,8 @@ def _measured(
 def _objection(site: Site, grid: BlockGrid) -> str | None:
     if site.tensor.dtype != ir.DataType.FLOAT:
         return f"{site.tensor.dtype.name.lower()} weights are not cut into blocks"
+    if float_constants.is_cast(site.value):
+        return "weights stored in another float type than they compute in are not cut into blocks"
     after = stored_bytes(*shape_of(site), grid, is_padded=kernel_fits(site)) + 8 * (_NODE_BYTES + len(site.name))
     if after >= site.stored_bytes:
         return f"would take {after} bytes with its scales and nodes instead of {site.stored_bytes}"
