@@ -38,6 +38,7 @@ SHIPPED: Mapping[str, str] = {
     "convert-float16": "convert_float16:ConvertFloat16",
     "quantize-int8": "quantize_int8:QuantizeInt8",
     "quantize-blocks": "quantize_blocks:QuantizeBlocks",
+    "cluster": "cluster:Cluster",
     "surgery": "surgery:Surgery",
 }
 """Name -> module:class in this package, in the order in which `onnxcompress passes` lists them."""

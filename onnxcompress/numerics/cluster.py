@@ -1,0 +1,69 @@
+"""Few values that stand for many: optimal scalar quantization of the numbers as they are, whatever their distribution.
+
+Lloyd's algorithm (Lloyd 1982, "Least squares quantization in PCM", method I) on sorted numbers, where one round takes a
+binary search for each value. It starts from the density of values that is best for many of them, the cube root of the
+numbers' own (Panter and Dite 1951, eq. 22).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ROUNDS = 200
+_SETTLED = 1e-5
+"""Lloyd's algorithm ends when a round lowers the error by less, as a part of it."""
+_BINS = 2048
+
+
+def codebook(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the values that stand for an array with the least squared error that Lloyd's algorithm finds.
+
+    Where the array has zeros, one of the values is zero: what was pruned stays so.
+
+    Args:
+        values: finite floats of any shape.
+        count: values at most.
+
+    Returns:
+        float32, sorted, at most `count` of them, at least one.
+    """
+    ordered = np.sort(values, axis=None).astype(np.float64)
+    distinct = np.unique(ordered)
+    if len(distinct) <= count:
+        return distinct.astype(np.float32) if len(distinct) else np.zeros(1, np.float32)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    squares = float(np.square(ordered).sum())
+    centers = _start(ordered, count)
+    last = np.inf
+    for _ in range(_ROUNDS):
+        edges = np.searchsorted(ordered, (centers[1:] + centers[:-1]) / 2)
+        bounds = np.concatenate([[0], edges, [len(ordered)]])
+        counts, totals = np.diff(bounds), np.diff(sums[bounds])
+        centers = np.where(counts > 0, totals / np.maximum(counts, 1), centers)
+        error = squares - float(np.sum(np.square(totals) / np.maximum(counts, 1)))
+        if error >= last * (1 - _SETTLED):
+            break
+        last = error
+    if ordered[np.searchsorted(ordered, 0.0) % len(ordered)] == 0:
+        centers[np.argmin(np.abs(centers))] = 0.0
+    return np.unique(centers.astype(np.float32))
+
+
+def nearest(values: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Return the index of the nearest center for each value: uint8 of the values' shape.
+
+    Args:
+        values: floats.
+        centers: sorted, at most 256.
+    """
+    middles = (centers[1:] + centers[:-1]) / 2
+    return np.searchsorted(middles, values).astype(np.uint8)
+
+
+def _start(ordered: np.ndarray, count: int) -> np.ndarray:
+    """Return values whose density is the cube root of that of the numbers."""
+    counts, edges = np.histogram(ordered, bins=_BINS)
+    share = np.cumsum(np.cbrt(counts))
+    share /= share[-1]
+    wanted = (np.arange(count) + 0.5) / count
+    return np.asarray(np.interp(wanted, np.concatenate([[0.0], share]), edges))
