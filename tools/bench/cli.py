@@ -269,12 +269,58 @@ def int8(
     rows = []
     with _progress() as progress:
         task = progress.add_task("int8", total=len(models) * (2 + (len(bench.SETTINGS) if peers else 0)))
-        for row in bench.measure(models, root, work.resolve(), peer_python=peers, samples=samples, recipe=recipe):
+        compared = bench.tools(recipe)
+        for row in bench.measure(models, root, work.resolve(), compared, peer_python=peers, samples=samples):
             rows.append(row)
             progress.update(task, advance=1, description=row.model)
             if json_file is not None:
                 json_file.write_text(bench.as_json(rows))
     publish([bench.table(rows)], markdown=markdown)
+
+
+@app.command()
+def lowbits(
+    *,
+    zoo: Annotated[Path | None, typer.Option(help="folder of models with eval.py", file_okay=False)] = None,
+    only: Annotated[str, typer.Option(help="glob on model keys, such as 'chargpt/*'")] = "*",
+    tools: Annotated[str, typer.Option(help="globs on what is compared, comma-separated: '4 bits*'")] = "*",
+    peer_python: Annotated[Path | None, typer.Option(help="Python with requirements-peers.txt; else ours only")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="calibration feeds")] = 64,
+    decode: Annotated[bool, typer.Option(help="time single products, one row of activations and more")] = True,
+    seconds: Annotated[float, typer.Option(min=0.05, help="of each race of two products")] = 0.5,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Weights of few bits beside onnxruntime's MatMulNBits quantizers; and the speed of single products.
+
+    Example: python tools/bench.py lowbits --zoo ZOO --only 'chargpt/*' --peer-python PEERS/bin/python
+    """
+    from bench import int8
+    from bench import lowbits as bench
+    from bench.tables import publish
+
+    if zoo is None and not decode:
+        fail("--zoo, --decode or both are needed")
+    compared = [tool for tool in bench.tools() if any(fnmatch.fnmatch(tool.name, glob) for glob in tools.split(","))]
+    if not compared:
+        fail(f"{tools!r} matches none of {', '.join(tool.name for tool in bench.tools())}")
+    work.mkdir(parents=True, exist_ok=True)
+    peers = None if peer_python is None else peer_python.absolute()
+    rows = []
+    with _progress() as progress:
+        if zoo is not None:
+            root = zoo.resolve()
+            models = _evaluated(root, only)
+            task = progress.add_task("lowbits", total=len(models) * (1 + len(compared)))
+            for row in int8.measure(models, root, work.resolve(), compared, peer_python=peers, samples=samples):
+                rows.append(row)
+                progress.update(task, advance=1, description=row.model)
+        products = bench.products(seconds) if decode else []
+    if json_file is not None:
+        json_file.write_text(bench.as_json(rows, products))
+    tables = [int8.table(rows, "Weights of few bits")] if rows else []
+    publish([*tables, *([bench.product_table(products)] if products else [])], markdown=markdown)
 
 
 @app.command()

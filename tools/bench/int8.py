@@ -20,7 +20,7 @@ from bench.weights import evaluate, evaluate_once
 OURS, ORIGINAL = "onnxcompress", "float32"
 SETTINGS = ("static", "static, per channel", "static, expert", "dynamic", "dynamic, MatMul")
 """The names that `bench.quantizers` knows, which runs in the peers' environment."""
-_SHOWN = ("top1", "char_acc", "sent_acc", "lee_pearson", "acc", "bpc")
+_SHOWN = ("top1", "char_acc", "sent_acc", "lee_pearson", "cos_fp32", "acc", "bpc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,31 @@ class Row:
     error: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """How a model is quantized: by a recipe of ours and its options, or by a module of ours that calls a peer.
+
+    Args:
+        name: as it stands in the table.
+        options: of our command.
+        peer: of the peer's module: its name and first arguments.
+        without_data: calibration samples are not given.
+    """
+
+    name: str
+    options: Sequence[str] = ()
+    peer: Sequence[str] = ()
+    without_data: bool = False
+
+
+def tools(recipe: str) -> list[Tool]:
+    """Return what is compared: a recipe of ours and onnxruntime's quantizers."""
+    ours = Tool(name=OURS, options=("--recipe", recipe))
+    return [ours, *(Tool(name=name, peer=("bench.quantizers", name)) for name in SETTINGS)]
+
+
 def measure(
-    models: Sequence[Path], zoo: Path, work: Path, *, peer_python: Path | None, samples: int, recipe: str
+    models: Sequence[Path], zoo: Path, work: Path, compared: Sequence[Tool], *, peer_python: Path | None, samples: int
 ) -> Iterator[Row]:
     """Quantize each model with every tool, evaluate, and race all results against the original."""
     ours = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TOOLS_FOLDER)])}
@@ -52,24 +75,27 @@ def measure(
             listed = [str(model.parent), str(model), str(data), str(samples)]
             state = json.loads(_printed([sys.executable, "-m", "bench.samples", *listed], ours))
             rows: dict[str, Row] = {}
-            for tool in (OURS, *(SETTINGS if peer_python else ())):
-                out = folder / tool / "model.onnx"
+            places: dict[str, Path] = {}
+            for number, tool in enumerate(t for t in compared if peer_python or not t.peer):
+                out = folder / str(number) / "model.onnx"
                 out.parent.mkdir()
-                if tool == OURS:
-                    command = [sys.executable, "-m", "onnxcompress", "compress", str(model), "-o", str(out), "-q"]
-                    command += ["--recipe", recipe, "--data", str(data)]
-                    command += [part for each in state for part in ("--state", each)]
+                if tool.peer:
+                    command = [str(peer_python), "-W", "ignore", "-m", *tool.peer, str(model), str(data), str(out)]
                 else:
-                    command = [str(peer_python), "-W", "ignore", "-m", "bench.quantizers", tool]
-                    command += [str(model), str(data), str(out)]
-                rows[tool] = _quantized(key, tool, command, model.parent, out, ours if tool == OURS else theirs, ours)
-            made = [tool for tool, row in rows.items() if not row.error]
-            paths = [str(folder / tool / "model.onnx") for tool in made]
+                    command = [sys.executable, "-m", "onnxcompress", "compress", str(model), "-o", str(out), "-q"]
+                    command += [*tool.options, *([] if tool.without_data else ["--data", str(data)])]
+                    command += [] if tool.without_data else [part for each in state for part in ("--state", each)]
+                rows[tool.name] = _quantized(
+                    key, tool.name, command, model.parent, out, theirs if tool.peer else ours, ours
+                )
+                places[tool.name] = out
+            made = [name for name, row in rows.items() if not row.error]
+            paths = [str(places[name]) for name in made]
             ratios = json.loads(_printed([sys.executable, "-m", "bench.race", str(data), str(model), *paths], ours))
             metrics, error = evaluate_once(model, work, ours)
             yield Row(model=key, tool=ORIGINAL, bytes=model.stat().st_size, metrics=metrics, error=error)
-            for tool, row in rows.items():
-                ratio = ratios[made.index(tool)] if tool in made else None
+            for name, row in rows.items():
+                ratio = ratios[made.index(name)] if name in made else None
                 yield Row(**(asdict(row) | {"latency_ratio": ratio}))
         finally:
             shutil.rmtree(folder)
@@ -100,9 +126,9 @@ def _quantized(
     )
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row], title: str = "int8") -> Table:
     """Tabulate every tool on every model."""
-    title = "int8: score, time as a ratio to float32, size"
+    title = f"{title}: score, time as a ratio to float32, size"
     out = Table(title, ["model", "tool", "metrics", "latency", "MB", "seconds", "CPU s", "peak MB", "note"])
     for row in rows:
         shown = ", ".join(f"{name} {row.metrics[name]:.4f}" for name in _SHOWN if name in row.metrics)
