@@ -23,6 +23,8 @@ _WEIGHT_TYPES = _INTEGERS | frozenset(
 )
 
 
+_BLOCKS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+"""Operators that read weights of few bits, packed in bytes, and behind them scales and zero points."""
 _LSTM_SCALES = 8
 """Input of DynamicQuantizeLSTM from which on there are scales and zero points."""
 
@@ -111,7 +113,10 @@ def _is_scale(value: ir.Value) -> bool:
     """Say whether a constant only scales or shifts quantized weights, all of them or the rows that are looked up."""
     readers = value.uses()
     return bool(readers) and all(
-        (use.idx > 0 and graph.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
+        (graph.is_op(use.node, "Cast") and _is_scale(use.node.outputs[0]))
+        or (use.idx > 1 and use.node.op_type in _BLOCKS)
+        or (use.idx == 1 and graph.is_op(use.node, "Sub") and _casts_integers(use.node.inputs[0]))
+        or (use.idx > 0 and graph.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
         or _multiplies_integers(use.node, value)
         or _multiplies_scale(use.node)
         or (use.idx >= _LSTM_SCALES and use.node.op_type == "DynamicQuantizeLSTM")
@@ -135,7 +140,14 @@ def _multiplies_integers(node: ir.Node, factor: ir.Value) -> bool:
     """Say whether a node is a Mul of `factor` by integer weights, or rows of them, that a Cast made floats."""
     if not graph.is_op(node, "Mul"):
         return False
-    cast = next((v.producer() for v in node.inputs if v is not None and v is not factor), None)
+    other = next((v for v in node.inputs if v is not None and v is not factor), None)
+    shift = None if other is None else other.producer()
+    return _casts_integers(shift.inputs[0] if shift is not None and graph.is_op(shift, "Sub") else other)
+
+
+def _casts_integers(value: ir.Value | None) -> bool:
+    """Say whether a value is what a Cast makes of integer weights, or of rows of them."""
+    cast = None if value is None else value.producer()
     source = cast.inputs[0] if cast is not None and graph.is_op(cast, "Cast") else None
     lookup = source.producer() if source is not None else None
     if lookup is not None and graph.is_op(lookup, "Gather"):
@@ -194,6 +206,8 @@ def shape_lookup(resolved: Mapping[str, Dims]) -> ops.ShapeOf:
 def _packed(value: ir.Value) -> int:
     """Return how many weights one stored element holds: more than one where an operator packs bits in bytes."""
     for use in value.uses():
-        if use.node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+        if use.node.op_type in _BLOCKS:
             return int(8 // graph.attribute(use.node, "bits", 4))
+        if graph.is_op(use.node, "Reshape"):
+            return _packed(use.node.outputs[0])
     return 1

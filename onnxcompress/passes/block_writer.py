@@ -73,7 +73,12 @@ class BlockWriter(SiteWriter):
         """Let every reader read the integers, and take the floats out."""
         if self.form in ("kernel", "integer"):
             self.scene.model.opset_imports.setdefault(MICROSOFT, 1)
-            packed = self.store(f"int{self.blocks.grid.bits}", _packed(self.blocks))
+            integers = _packed(self.blocks)
+            if self.form == "kernel" and not self.site.tables:
+                # not `integer`: with its optimizations off, onnxruntime 1.32 would pack such a constant together with
+                # scales that have yet to become floats, and compute nonsense
+                integers = integers.reshape(len(integers), self.blocks.scale.shape[1], -1)
+            packed = self.store(f"int{self.blocks.grid.bits}", integers)
             scale = self._scale(self.first_reader(), self.blocks.scale)
             zero = None if self.blocks.grid.symmetric else self.store("zero", _packed_zeros(self.blocks))
             for reader in self.site.readers:

@@ -55,7 +55,7 @@ class QuantizeBlocks:
 
     scheme: Annotated[str, AfterValidator(schemes.checked_blocks)] = "int4/block32/sym"
     """type/group/symmetry: int4/block32/sym, uint4/block64/asym, with 2, 4 or 8 bits and blocks of 16 to 128."""
-    bits_per_weight: Annotated[float, Field(gt=0, le=32)] | None = None
+    bits_per_weight: Annotated[float | None, Field(gt=0, le=32)] = None
     """Budget, scales included, spent on 2, 4 and 8 bits where each helps most. Default: what --max-bytes leaves; with
     data and --max-drop as few as it allows; else a little more than the scheme takes, and no weight gets fewer bits."""
     method: Method = "auto"
