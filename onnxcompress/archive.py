@@ -72,6 +72,10 @@ class Archive:
             others = [c for c in self._front if c.label != label]
             self._front = search.front([(c, c.trial) for c in (*others, named)])
 
+    def within(self, place: str) -> Within:
+        """Return an archive for a pass that makes a part of candidates: it can't choose the result."""
+        return Within(self, place)
+
     def choose(self, candidate: Candidate, *, place: str = "") -> None:
         """Note that a candidate of a pass became the model."""
         label = _full(candidate.label, place)
@@ -86,6 +90,31 @@ class Archive:
     def front(self) -> tuple[Candidate, ...]:
         """The candidates that no other one beats in size, time and drop, smallest first; empty where not wanted."""
         return tuple(sorted(self._front, key=lambda c: (c.trial.bytes, c.trial.latency_ratio or 1.0)))
+
+
+class Within(Archive):
+    """Hands candidates on to another archive, under a place of their own.
+
+    Args:
+        outer: the archive.
+        place: stands before all labels.
+    """
+
+    def __init__(self, outer: Archive, place: str) -> None:
+        super().__init__()
+        self._outer = outer
+        self._place = place
+
+    def built(self, label: str, build: Callable[[], Built]) -> Built:
+        """Return what was built under a label, or build it."""
+        return self._outer.built(_full(label, self._place), build)
+
+    def offer(self, candidate: Candidate, *, prefer: Prefer, limit: float | None, place: str = "") -> None:
+        """Hand a candidate on."""
+        self._outer.offer(candidate, prefer=prefer, limit=limit, place=_full(place, self._place))
+
+    def choose(self, candidate: Candidate, *, place: str = "") -> None:
+        """Leave the choice to whoever made this."""
 
 
 def _full(label: str, place: str) -> str:

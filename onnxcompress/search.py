@@ -99,6 +99,16 @@ def front(candidates: Sequence[tuple[Marked, Trial]]) -> list[Marked]:
     ]
 
 
+def figures(trial: Trial) -> str:
+    """Return what was measured, in words."""
+    parts = [f"{trial.size_ratio:.3f} of the size"]
+    if trial.latency_ratio is not None:
+        parts.append(f"{trial.latency_ratio:.2f} of the time")
+    if trial.drop is not None:
+        parts.append(f"drop {trial.drop:.4f}")
+    return ", ".join(parts)
+
+
 def noise(trial: Trial) -> float:
     """Return the power of the error in the worst output, relative to the output's own."""
     return 0.0 if trial.least_sqnr_db is None else 10 ** (-trial.least_sqnr_db / 10)

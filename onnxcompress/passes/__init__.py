@@ -39,6 +39,7 @@ SHIPPED: Mapping[str, str] = {
     "quantize-int8": "quantize_int8:QuantizeInt8",
     "quantize-blocks": "quantize_blocks:QuantizeBlocks",
     "cluster": "cluster:Cluster",
+    "search-best": "search_best:SearchBest",
     "surgery": "surgery:Surgery",
 }
 """Name -> module:class in this package, in the order in which `onnxcompress passes` lists them."""

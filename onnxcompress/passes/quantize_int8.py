@@ -153,7 +153,7 @@ class _Search:
             pass_name=QuantizeInt8.name,
             target=_GRAPH,
             action=Action.APPLIED,
-            reason=f"{chosen.label}: {_figures(chosen.trial)}",
+            reason=f"{chosen.label}: {search.figures(chosen.trial)}",
             details={"route": chosen.label},
         )
         return [summary, *chosen.changes, *self.refusals]
@@ -274,7 +274,7 @@ class _Search:
         return search.objection(trial, self.judge.prefer, self.judge.limit)
 
     def _refuse(self, candidate: Candidate, why: str) -> None:
-        self.refusals.append(_skipped(f"{candidate.label}: {_figures(candidate.trial)}; {why}"))
+        self.refusals.append(_skipped(f"{candidate.label}: {search.figures(candidate.trial)}; {why}"))
 
 
 def _build(model: ir.Model, way: _Way, context: Context, *, weights: bool = True) -> tuple[ir.Model, list[Change]]:
@@ -348,15 +348,6 @@ def _skipped(reason: str) -> Change:
 
 def _drop(candidate: Candidate) -> float:
     return candidate.trial.drop or 0.0
-
-
-def _figures(trial: Trial) -> str:
-    parts = [f"{trial.size_ratio:.3f} of the size"]
-    if trial.latency_ratio is not None:
-        parts.append(f"{trial.latency_ratio:.2f} of the time")
-    if trial.drop is not None:
-        parts.append(f"drop {trial.drop:.4f}")
-    return ", ".join(parts)
 
 
 def _counted(layers: Collection[str]) -> str:

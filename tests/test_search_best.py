@@ -1,0 +1,204 @@
+"""Reductions are tried further and further, each with smaller numbers, and the best that is allowed is the result."""
+
+from dataclasses import dataclass as plain
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic.dataclasses import dataclass
+
+import onnxcompress as oc
+from onnxcompress import graph, model_io, passes, search
+from onnxcompress.archive import Archive
+from onnxcompress.core import Action, Change, Clock, Context, Gate, Trial
+from onnxcompress.passes import search_best
+from onnxcompress.passes.search_best import SearchBest
+
+from .helpers import floats, op_types, with_constants
+
+MODELS = Path(__file__).parent.parent / "models"
+FEEDS = [{"x": floats(1, 64, seed=seed)} for seed in range(4)]
+
+
+def _model():
+    text = "g (float[n, 64] x, float[64, 64] w) => (float[n, 64] y) { m = MatMul(x, w) y = Relu(m) }"
+    return with_constants(text, w=floats(64, 64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reduces:
+    """Write what is kept into the model."""
+
+    name: ClassVar[str] = "prune-channels"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[frozenset] = frozenset()
+    keep_macs: float = 0.7
+
+    def run(self, model, context):
+        assert context.judge.limit is None
+        context.gate.admits(self.name, "graph")
+        model.metadata_props["kept"] = str(self.keep_macs)
+        return [Change(pass_name=self.name, target="graph", action=Action.APPLIED, reason="cut")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rounds:
+    """Write that numbers are smaller into the model, by one of two routes."""
+
+    name: ClassVar[str] = "quantize-int8"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[frozenset] = frozenset()
+    routes: tuple[str, ...] = ("static", "dynamic")
+
+    def run(self, model, context):
+        assert context.judge.fault(model) is None
+        context.gate.admits(self.name, "graph")
+        model.metadata_props["routes"] = ",".join(self.routes)
+        details = {"route": "static, carefully"}
+        return [Change(pass_name=self.name, target="graph", action=Action.APPLIED, reason="int8", details=details)]
+
+
+@plain
+class _Judge:
+    """Says how much is lost by how much is kept."""
+
+    least: float = 0.0
+    limit: float | None = 0.01
+    prefer: str = "balanced"
+    faults: tuple = ()
+    sqnr: float = 20.0
+
+    def __post_init__(self):
+        self.labels, self.asked = [], []
+
+    def score(self, model, *, most=None):  # noqa: ARG002
+        kept = float(model.metadata_props.get("kept", 1))
+        drop = 0.0 if kept >= self.least else 1.0
+        rounded = "routes" in model.metadata_props
+        level = (self.sqnr if rounded else 20.0) if kept < 1 else 40.0
+        return Trial(bytes=int(1000 * kept), size_ratio=kept, latency_ratio=kept, drop=drop, least_sqnr_db=level)
+
+    def __call__(self, model, label):
+        self.labels.append(label)
+        return self.score(model)
+
+    def fault(self, model):
+        kept = float(model.metadata_props.get("kept", 1))
+        self.asked.append(kept)
+        return "the user's samples object" if kept in self.faults else None
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    """Passes whose figures a test can say."""
+    monkeypatch.setattr(search_best, "available", lambda: {"prune-channels": "", "quantize-int8": ""})
+    kinds = {"prune-channels": _Reduces, "quantize-int8": _Rounds}
+    monkeypatch.setattr(search_best, "build_pass", lambda name, options: kinds[name](**options))
+
+
+def _run(judge, *, archive=None, clock=None, **options):
+    model = _model()
+    given = {"numbers": ("quantize-int8",)} | options
+    context = Context(feeds=FEEDS, judge=judge, archive=archive, clock=clock or Clock())
+    changes = SearchBest(**given).run(model, context)
+    return model, changes
+
+
+def _reasons(changes, action="skipped"):
+    return [c.reason for c in changes if c.pass_name == "search-best" and c.action == action]
+
+
+def test_it_goes_as_far_as_the_limit_allows_and_then_halves_the_way():
+    judge = _Judge(least=0.3)
+    model, changes = _run(judge)
+    tried = sorted(float(label.split()[1].rstrip(",")) for label in judge.labels[1:])
+    assert float(model.metadata_props["kept"]) == pytest.approx(tried[0], abs=1e-3)
+    assert 0.3 <= tried[0] < 0.35
+    assert "static, carefully" in _reasons(changes, "applied")[0]
+    assert [c.pass_name for c in changes[:3]] == ["search-best", "prune-channels", "quantize-int8"]
+    assert any("more than 0.0025" in reason for reason in _reasons(changes))
+    assert any("another one is better" in reason for reason in _reasons(changes))
+
+
+def test_the_way_that_won_on_the_whole_model_is_gone_again():
+    model, _ = _run(_Judge())
+    assert model.metadata_props["routes"] == "static"
+
+
+def test_the_number_of_builds_is_a_limit():
+    assert len(_run(_Judge(), builds=2)[1]) < len(_run(_Judge())[1])
+    model, _ = _run(_Judge(), builds=0)
+    assert "kept" not in model.metadata_props
+
+
+def test_only_the_reductions_that_were_asked_for_are_tried():
+    assert "kept" not in _run(_Judge(), reductions=())[0].metadata_props
+    assert "kept" not in _run(_Judge(), reductions=("drop-blocks",))[0].metadata_props
+
+
+def test_numbers_that_add_noise_to_a_reduction_are_refused():
+    model, changes = _run(_Judge(sqnr=19.0))
+    assert "kept" not in model.metadata_props
+    assert any("add too much" in reason for reason in _reasons(changes))
+    assert "kept" in _run(_Judge(sqnr=19.9))[0].metadata_props
+
+
+def test_the_users_samples_have_the_last_word_and_the_next_best_is_taken():
+    judge = _Judge(faults=(0.5,), least=0.5)
+    model, changes = _run(judge, builds=2)
+    assert judge.asked == [0.5, 0.7071]
+    assert model.metadata_props["kept"] == "0.7071"
+    assert any("samples object" in reason for reason in _reasons(changes))
+
+
+def test_the_model_stays_where_nothing_is_allowed():
+    judge = _Judge(least=2.0)
+    model, changes = _run(judge)
+    assert "routes" not in model.metadata_props
+    assert all(c.action == Action.SKIPPED for c in changes)
+    assert judge.asked == []
+
+
+def test_when_the_time_is_over_what_was_found_is_handed_over():
+    now = [0.0]
+    judge = _Judge()
+    plain_score = judge.score
+
+    def slow(model, *, most=None):
+        now[0] += 1
+        return plain_score(model, most=most)
+
+    judge.score = slow
+    model, changes = _run(judge, clock=Clock(3.5, now=lambda: now[0]))
+    assert model.metadata_props["kept"] == "0.5"
+    assert any("the time is over" in reason for reason in _reasons(changes))
+
+
+def test_candidates_are_handed_over_and_reductions_are_not_built_twice():
+    archive = Archive(keeps_models=True)
+    _run(_Judge(), archive=archive, builds=1)
+    assert [t.label for t in archive.tried] == ["whole, static, carefully", "prune-channels 0.500, static, carefully"]
+    assert [t.chosen for t in archive.tried] == [False, True]
+
+
+def test_a_gate_that_says_no_leaves_the_model_alone():
+    context = Context(feeds=FEEDS, judge=_Judge(), gate=Gate(limit=0))
+    assert SearchBest().run(_model(), context) == []
+
+
+def test_without_data_weights_are_stored_as_int8_and_it_says_what_data_would_add():
+    model = _model()
+    changes = SearchBest().run(model, Context())
+    assert "Cast" in op_types(model)
+    assert any("--data" in reason for reason in _reasons(changes))
+
+
+def test_the_shipped_recipe_finds_a_small_model(monkeypatch):
+    monkeypatch.setattr(search_best, "build_pass", passes.build)
+    given = ["search-best.numbers=['quantize-int8']", "search-best.reductions=[]"]
+    result = oc.compress(MODELS / "resnet14.onnx", data=str(MODELS / "fmnist_calib.npz"), settings=given)
+    assert result.report.output.bytes < 0.27 * result.report.input.bytes
+    assert [c.label for c in result.report.candidates if c.chosen] == ["whole, static"]
+    assert search.objection(result.report.candidates[0].trial, "balanced", 0.01) is None
+    assert graph.nodes(result.model)
+    assert model_io.model_bytes(result.model) == result.report.output.bytes
