@@ -143,12 +143,19 @@ def test_numbers_that_add_noise_to_a_reduction_are_refused():
     assert "kept" in _run(_Judge(sqnr=19.9))[0].metadata_props
 
 
-def test_the_users_samples_have_the_last_word_and_the_next_best_is_taken():
+def test_the_users_samples_have_the_last_word_and_a_milder_reduction_is_tried():
     judge = _Judge(faults=(0.5,), least=0.5)
     model, changes = _run(judge, builds=2)
     assert judge.asked == [0.5, 0.7071]
     assert model.metadata_props["kept"] == "0.7071"
     assert any("samples object" in reason for reason in _reasons(changes))
+
+
+def test_two_milder_ones_are_tried_at_most_and_then_the_next_best_is_taken():
+    judge = _Judge(faults=(0.5, 0.7071, 0.8409), least=0.5)
+    model, _ = _run(judge, builds=1)
+    assert judge.asked == [0.5, 0.7071, 0.8409, 1.0]
+    assert "kept" not in model.metadata_props
 
 
 def test_the_model_stays_where_nothing_is_allowed():

@@ -37,6 +37,8 @@ _FIRST_KEEP = 0.5
 _LEAST_KEEP = 0.08
 _SHARE = 0.25
 """Part of the limit that a reduction may take."""
+_MILDER = 2
+"""Further models that are built where the user's own samples refuse all reductions."""
 _NOISIER = 1.05
 """By how much numbers may raise the noise that a reduction has made."""
 _NEAR = 1.15
@@ -51,6 +53,7 @@ class _Start:
     built: Built
     noise: float | None = None
     """What the reduction did to the outputs; None where there was none."""
+    keep: tuple[Reduction, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,8 @@ class _Search:
         self.archive = context.archive or Archive()
         self.refusals: list[Change] = []
         self.made: dict[str, str] = {}
+        self.kept: dict[str, tuple[Reduction, float]] = {}
+        self.is_stuck = False
 
     def run(self) -> list[Change]:
         """Turn the model into the best candidate and say what was done and what was not."""
@@ -96,12 +101,38 @@ class _Search:
         for name in self.options.reductions:
             for start in self._reduced(name):
                 found += self._finished(start, numbers)
-        for candidate in search.ranked(found, self.judge.prefer, self.judge.limit):
-            fault = self.judge.fault(candidate.model)
-            if fault is None:
-                return self._become(candidate, found)
+        chosen = self._accepted(found, numbers)
+        return self._become(chosen, found) if chosen else [*self.refusals, *self._told(found, None)]
+
+    def _accepted(self, found: list[Candidate], numbers: Mapping[str, Any]) -> Candidate | None:
+        """Return the best that the user's own samples allow; a reduction that they refuse is tried again, milder."""
+        refused: set[str] = set()
+        milder = _MILDER
+        while True:
+            rest = [c for c in found if c.label not in refused]
+            ranked = search.ranked(rest, self.judge.prefer, self.judge.limit)
+            if not ranked:
+                return None
+            best = ranked[0]
+            faulty = [self.kept[label] for label in refused if label in self.kept]
+            if faulty and best.label not in self.kept and milder and not self.context.clock.is_over:
+                milder -= 1
+                name, keep = max(faulty, key=lambda each: each[1])
+                start = self._judged(name, keep**0.5)
+                more = list(self._finished(start, numbers)) if start is not None else []
+                found += more
+                milder = milder if more else 0
+            elif self._is_refused(best):
+                refused.add(best.label)
+            else:
+                return best
+
+    def _is_refused(self, candidate: Candidate) -> bool:
+        """Say whether the user's own samples object, and write down how."""
+        fault = self.judge.fault(candidate.model)
+        if fault is not None:
             self.refusals.append(_skipped(f"{candidate.label}: {search.figures(candidate.trial)}; {fault}"))
-        return [*self.refusals, *self._told(found, None)]
+        return fault is not None
 
     def _become(self, chosen: Candidate, found: list[Candidate]) -> list[Change]:
         before = model_io.model_bytes(self.model)
@@ -128,27 +159,36 @@ class _Search:
         """Yield models reduced ever further, then those between the last that was good and the first that was not."""
         if name not in available():
             return
-        limit = None if self.judge.limit is None else self.judge.limit * _SHARE
         good, bad, keep = 1.0, 0.0, _FIRST_KEEP
         for _ in range(self.options.builds):
             if self.context.clock.is_over:
                 self.refusals.append(_skipped(f"{name}: the time is over, {keep:.3f} was not tried"))
                 return
-            start = self._reduce(name, keep)
-            if start is None:
-                return
-            trial = self.judge.score(start.built.model)
-            drop = trial.drop
-            is_good = limit is None or drop is None or drop <= limit
-            if is_good:
-                yield replace(start, noise=search.noise(trial))
+            start = self._judged(name, keep)
+            if start is not None:
+                yield start
                 good = keep
+            elif self.is_stuck:
+                return
             else:
-                self.refusals.append(_skipped(f"{start.label}: the score falls by {drop:.4g}, more than {limit:g}"))
                 bad = keep
             keep = good * _FIRST_KEEP**0.5 if bad == 0 else (good * bad) ** 0.5
             if keep < _LEAST_KEEP or (bad and good / bad < _NEAR):
                 return
+
+    def _judged(self, name: Reduction, keep: float) -> _Start | None:
+        """Return the model with a part of its multiplications left, None where that loses too much or can't be."""
+        start = self._reduce(name, keep)
+        self.is_stuck = start is None
+        if start is None:
+            return None
+        limit = None if self.judge.limit is None else self.judge.limit * _SHARE
+        trial = self.judge.score(start.built.model)
+        if limit is not None and trial.drop is not None and trial.drop > limit:
+            why = f"the score falls by {trial.drop:.4g}, more than {limit:g}"
+            self.refusals.append(_skipped(f"{start.label}: {why}"))
+            return None
+        return replace(start, noise=search.noise(trial), keep=(name, keep))
 
     def _reduce(self, name: Reduction, keep: float) -> _Start | None:
         """Return the model with a part of its multiplications left, None where nothing can go."""
@@ -191,6 +231,8 @@ class _Search:
                 continue
             found = Candidate(label=label, model=copy, changes=(*start.built.changes, *changes), trial=trial)
             self.made[label] = name
+            if start.keep is not None:
+                self.kept[label] = start.keep
             self.archive.offer(found, prefer=self.judge.prefer, limit=self.judge.limit)
             if start.noise is not None and search.noise(trial) > start.noise * _NOISIER:
                 why = "smaller numbers add too much to what is lost already"
