@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-lowest lint bench clean
 
 help:
 	@echo "make demo   compress models/resnet14.onnx on real labelled images and show what came out"
 	@echo "make test   run the tests"
+	@echo "make test-lowest   part of the tests with the oldest versions of everything"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks' commands and what they measure"
 	@echo "make clean  remove environment, build output and caches"
@@ -39,6 +40,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest -q -n 2
 
+# Part of the tests with the oldest versions of everything.
+test-lowest:
+	@test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-lowest.txt
+	$(VENV)-lowest/bin/python -m pytest -q -n 2 tests/test_model_io.py tests/test_runtime.py tests/test_cli.py tests/test_isolation.py
+
 lint: $(VENV)/.installed-for-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -48,5 +55,5 @@ bench: $(VENV)/.installed-for-tests
 	$(BIN)/python tools/bench.py --help
 
 clean:
-	rm -rf $(VENV) demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find onnxcompress tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

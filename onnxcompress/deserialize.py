@@ -27,7 +27,7 @@ from onnx_ir import serde
 
 from .errors import ModelError
 from .serialize import TRAINING_INFO, RawType, refer
-from .tensors import SparseTensor, check_inline
+from .tensors import SparseTensor, check_inline, check_sparse
 from .walk import graphs, replace_tensors
 
 if TYPE_CHECKING:
@@ -94,10 +94,13 @@ def _from_proto(
         replace_tensors(graph, finish)
         _check_texts(graph, where)
         _check_values(graph, where)
+        _check_order(graph, where)
         if prepared.attributes:
             _restore_attributes(graph, prepared)
         if prepared.types:
             _restore_types(graph, prepared)
+        _check_nodes(graph, model, where)
+    _check_inputs(model, where)
     return model
 
 
@@ -126,8 +129,103 @@ def _check_values(graph: ir.Graph | ir.Function, where: str) -> None:
             raise ModelError(f"output {value.name!r} is made by no node", where=where)
 
 
+def _check_order(graph: ir.Graph | ir.Function, where: str) -> None:
+    """Raise ModelError where nodes depend on each other in a circle; an order other than by dependence is fine."""
+    waiting: dict[ir.Node, int] = {}
+    readers: dict[ir.Node, list[ir.Node]] = {}
+    for node in graph:
+        makers = {maker for maker in _makers(node) if maker.graph is node.graph}
+        waiting[node] = len(makers)
+        for maker in makers:
+            readers.setdefault(maker, []).append(node)
+    ready = [node for node, count in waiting.items() if not count]
+    while ready:
+        for reader in readers.get(ready.pop(), ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    circle = [node.name or node.op_type for node, count in waiting.items() if count]
+    if circle:
+        named = ", ".join(repr(name) for name in circle[:3])
+        raise ModelError(f"nodes that need each other's outputs, {named} among {len(circle)}", where=where)
+
+
+def _makers(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the nodes that make what a node, or a node in its bodies, reads."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        yield from (value.producer() for value in each.inputs if value is not None and value.producer() is not None)  # type: ignore[misc]
+        for attribute in each.attributes.values():
+            bodies = {ir.AttributeType.GRAPH: [attribute.value], ir.AttributeType.GRAPHS: attribute.value}
+            for body in bodies.get(attribute.type, ()) if not attribute.is_ref() else ():
+                pending += list(body)
+                yield from (v.producer() for v in body.outputs if v.producer() is not None)
+
+
+def _check_nodes(graph: ir.Graph | ir.Function, model: ir.Model, where: str) -> None:
+    """Raise ModelError where a node has another number of inputs or outputs than its operator, as runtimes do."""
+    opsets = graph.opset_imports or model.opset_imports
+    schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
+    for node in graph:
+        kind = node.domain, node.op_type
+        if kind not in schemas:
+            schemas[kind] = _schema(*kind, opsets.get(node.domain, model.opset_imports.get(node.domain)))
+        schema = schemas[kind]
+        for name, attribute in node.attributes.items():
+            if not name or attribute.type == ir.AttributeType.UNDEFINED:
+                raise ModelError(
+                    f"node {node.name or node.op_type!r} has an attribute without name or type", where=where
+                )
+            wanted = schema.attributes.get(name) if schema is not None else None
+            kind_wanted = None if wanted is None else _kind_name(wanted)
+            if kind_wanted is not None and not attribute.is_ref() and kind_wanted != attribute.type.name:
+                kinds = f"{attribute.type.name}; {node.op_type} has {kind_wanted} there"
+                raise ModelError(f"node {node.name or node.op_type!r} has {name!r} as {kinds}", where=where)
+        if schema is None or (node.domain, node.op_type, node.overload) in model.functions:
+            continue
+        for what, count, least, most in (
+            ("inputs", len(node.inputs), schema.min_input, schema.max_input),
+            ("outputs", len(node.outputs), schema.min_output, schema.max_output),
+        ):
+            if not least <= count <= most:
+                allowed = f"{least}" if least == most else f"{least} to {most}" if most < _MANY else f"{least} or more"
+                name = node.name or node.op_type
+                raise ModelError(f"node {name!r} has {count} {what}; {node.op_type} has {allowed}", where=where)
+
+
+def _kind_name(attribute: onnx.defs.OpSchema.Attribute) -> str:
+    """Return the type of an attribute as AttributeProto calls it."""
+    name: str = onnx.AttributeProto.AttributeType.Name(int(attribute.type.value))  # type: ignore[attr-defined]
+    return name
+
+
+def _schema(domain: str, op_type: str, version: int | None) -> onnx.defs.OpSchema | None:
+    """Return what onnx knows of an operator in a version, None where nothing."""
+    if version is None or domain not in ("", "ai.onnx", "ai.onnx.ml"):
+        return None
+    try:
+        return onnx.defs.get_schema(op_type, min(version, _NEWEST), "" if domain == "ai.onnx" else domain)
+    except (onnx.defs.SchemaError, ValueError, TypeError):
+        return None
+
+
+_MANY = 1 << 30
+_NEWEST = (1 << 31) - 1
+
+
 def _is_made(value: ir.Value) -> bool:
     return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
+def _check_inputs(model: ir.Model, where: str) -> None:
+    """Raise ModelError for an input of no type: nothing can be fed to it."""
+    for value in model.graph.inputs:
+        kind = value.type
+        while isinstance(kind, ir.OptionalType | ir.SequenceType):
+            kind = kind.elem_type
+        if isinstance(kind, ir.TensorType) and kind.dtype == ir.DataType.UNDEFINED:
+            raise ModelError(f"input {value.name!r} has no type", where=where)
 
 
 def _check_texts(graph: ir.Graph | ir.Function, where: str) -> None:
@@ -184,6 +282,7 @@ class _Prepared:
             raise ModelError("a sparse tensor with external data", where=f"{self.where}, {sparse.values.name!r}")
         for tensor in (sparse.values, sparse.indices):
             check_inline(tensor, f"{self.where}, sparse tensor {sparse.values.name!r}")
+        check_sparse(sparse, f"{self.where}, sparse tensor {sparse.values.name!r}")
         dense = graph.initializer.add(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
         refer(dense, _SPARSE_LOCATION, len(self.sparse), 0)
         self.sparse.append(sparse)

@@ -66,5 +66,9 @@ class LostWorkerError(ModelError):
     """A process or a machine that worked on a model went away; another try may go well."""
 
 
+class StuckError(ModelError):
+    """A run of the model was ended because it took too long."""
+
+
 class DataError(OnnxCompressError):
     """The data can't be read or does not fit the model."""

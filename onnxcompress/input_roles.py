@@ -159,7 +159,7 @@ def _axis_length(value: ir.Value | None, axis: int) -> int | None:
         node = value.producer()
         if node is None:
             dims = _declared(value)
-            return dims[axis] if dims else None
+            return dims[axis] if dims and -len(dims) <= axis < len(dims) else None
         if graph.is_op(node, "Transpose"):
             perm = graph.attribute(node, "perm")
             axis = perm[axis] if perm else -1 - axis

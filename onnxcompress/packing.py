@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import struct
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -175,9 +174,13 @@ def save_packed(
     """
     place = Path(target).absolute()
     atomic.check_target(place, force=force)
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
-        saved = save(model, Path(folder, place.with_suffix(".onnx").name), external_data=external_data)
+    atomic.remove_stale(place)
+    folder = atomic.PendingFolder(place)
+    try:
+        saved = save(model, folder.path / place.with_suffix(".onnx").name, external_data=external_data)
         return pack(saved.path, place, force=force)
+    finally:
+        folder.discard()
 
 
 def unpack(

@@ -23,6 +23,10 @@ GROWTH_BYTES = 2048
 """A file may grow by this factor plus these bytes (names, a scale, a shape constant), not by more."""
 
 
+_LEAST_SECONDS = 10.0
+_MOST_TIMES = 20
+"""A candidate that takes so many times what the model before took, and these seconds, is stuck."""
+
 _CHECKED_BYTES = 4 << 20
 """Larger models are checked without their weights."""
 
@@ -116,8 +120,9 @@ class WholeProof:
         opened = Opened(candidate, threads=self._threads)
         if fault := self._structure.problem(candidate, opened.data):
             return fault
+        limit = self._most_seconds()
         try:
-            outputs = [opened.plain.run(feed) for feed in self._feeds]
+            outputs = [opened.plain.run(feed, max_seconds=limit) for feed in self._feeds]
             del opened.plain  # the memory is wanted for the next
             _ = opened.fast  # the runtime's own rewrites must survive ours
             self.proved = opened
@@ -138,6 +143,11 @@ class WholeProof:
             return None
         is_last = self.proved is not None and self.proved.model is candidate
         return self._limit(self.proved if is_last and self.proved else Opened(candidate, threads=self._threads))
+
+    def _most_seconds(self) -> float:
+        """Return how long a candidate may run: many times as long as the model before."""
+        _ = self._reference
+        return _LEAST_SECONDS + _MOST_TIMES * self._before.plain.slowest_seconds
 
     def _mismatch(self, expected: Mapping[str, Any], got: Mapping[str, Any]) -> str | None:
         return validate.mismatch(expected, got, sigmoids=self._sigmoids)

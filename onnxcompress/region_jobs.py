@@ -5,6 +5,8 @@ Each worker imports this anew: nothing that reads or writes models may come with
 
 from __future__ import annotations
 
+import math
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import numpy as np
 from . import runtime, validate
 from .errors import ModelError
 from .numerics import affine
+from .watch import run_seconds
+from .worker import Isolated, peak_memory_bytes
 
 LEAST_SQNR_DB = 10.0
 """A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
@@ -40,6 +44,11 @@ class Stored:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of it."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,11 +72,19 @@ class Verdict:
 
     problem: str | None
     sqnr_db: float | None
+    is_blind: bool = False
+    """The piece of the original does not run: no rewrite of it can be proved."""
 
 
-def run_jobs(jobs: Sequence[Job]) -> list[Verdict]:
-    """Run both pieces of each region; called in a worker process."""
-    return [_run(job) for job in jobs]
+class Jobs:
+    """Runs jobs, in a worker process."""
+
+    def run(self, jobs: Sequence[Job]) -> Isolated[list[Verdict]]:
+        """Run both pieces of each region."""
+        started = time.perf_counter()
+        verdicts = [_run(job) for job in jobs]
+        seconds = time.perf_counter() - started
+        return Isolated(value=verdicts, seconds=seconds, peak_memory_bytes=peak_memory_bytes())
 
 
 def _run(job: Job) -> Verdict:
@@ -76,7 +93,7 @@ def _run(job: Job) -> Verdict:
     try:
         expected = _output(job.before, feed, optimize=False)
     except ModelError as error:
-        return Verdict(f"can't be checked, the original does not run: {error.message}", None)
+        return Verdict(f"can't be checked, the original does not run: {error.message}", None, is_blind=True)
     try:
         got = _output(job.after, feed, optimize=False)
         if job.load_optimized:
@@ -100,7 +117,10 @@ def _run(job: Job) -> Verdict:
 def _output(path: Path, feed: Mapping[str, np.ndarray], *, optimize: bool) -> np.ndarray:
     session = runtime.open_session(path, optimize=optimize)
     wanted = {spec.name for spec in session.inputs}
-    (value,) = session.run({name: array for name, array in feed.items() if name in wanted}).values()
+    given = {name: array for name, array in feed.items() if name in wanted}
+    sizes = [sum(array.nbytes for array in given.values()), sum(array.size for array in given.values())]
+    limit = run_seconds(path.stat().st_size + sizes[0], sizes[1])
+    (value,) = session.run(given, max_seconds=limit).values()
     if not isinstance(value, np.ndarray):
         raise ModelError("a region's output is not a tensor")
     return value

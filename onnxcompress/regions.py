@@ -28,11 +28,12 @@ import numpy as np
 import onnx_ir as ir
 
 from . import graph, model_io, shapes, worker
+from .companion import Companion
 from .core import Feed
 from .estimate import sigmoid_values
 from .extract import extract
 from .proof import Structure
-from .region_jobs import Job, Leaf, Stored, Verdict, run_jobs
+from .region_jobs import Job, Jobs, Leaf, Stored, Verdict
 from .sources import OpenFile
 from .tensors import StoredTensor
 
@@ -64,6 +65,11 @@ class _Region:
     before: tuple[list[ir.Node], list[str]]
     after: tuple[list[ir.Node], list[str]]
 
+    @property
+    def original(self) -> tuple[str, ...]:
+        """What tells the piece before from other pieces."""
+        return (self.output, *sorted(self.before[1]))
+
 
 class RegionProof:
     """Judges a candidate by the pieces in which it differs from the model before; see the module's head."""
@@ -75,6 +81,9 @@ class RegionProof:
         self._lossless = lossless
         self._seed = seed
         self._kinds: set[tuple[Any, ...]] = set()
+        self._runner = _Runner()
+        self._blind: dict[tuple[str, ...], str] = {}
+        """What keeps pieces of the original, by output and leaves, from being run: they are not tried again."""
         self.measured = Measured(0, None, 0.0, 0)
         """Figures of the last candidate that was judged."""
 
@@ -88,6 +97,9 @@ class RegionProof:
         pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after)]
         tally = _Tally()
         for _ in range(_MOST_GROWTHS):
+            pending, shared, blind = self._beyond_blind(pending, after, shared)
+            if blind:
+                return blind
             failed = self._judge(pending, after, tally)
             if not failed:
                 self.measured = tally.total()
@@ -105,6 +117,23 @@ class RegionProof:
         """Return None: what a limit is about, the outputs of the whole model, is not known here."""
         return None
 
+    def _beyond_blind(
+        self, pending: list[_Region], after: _Side, shared: frozenset[str]
+    ) -> tuple[list[_Region], frozenset[str], str | None]:
+        """Grow regions whose original is known not to run; a text where that does not help, before anything is run."""
+        for _ in range(_MOST_GROWTHS):
+            blind = [region for region in pending if region.original in self._blind]
+            if not blind:
+                break
+            pending = [region for region in pending if region.original not in self._blind]
+            for region in blind:
+                grown = self._grow(region, after, shared)
+                if grown is None:
+                    return pending, shared, self._blind[region.original]
+                pending.append(grown)
+                shared -= {*region.before[1], *region.after[1]}
+        return pending, shared, None
+
     def _grow(self, region: _Region, after: _Side, shared: frozenset[str]) -> _Region | None:
         """Cut the region further back; None where it already starts at the graph's inputs."""
         leaves = {*region.before[1], *region.after[1]} - self._before.inputs
@@ -112,7 +141,8 @@ class RegionProof:
 
     def _judge(self, regions: Sequence[_Region], after: _Side, tally: _Tally) -> list[tuple[_Region, str]]:
         """Run regions in workers, a batch of limited size each, and return those that fail with the reason."""
-        failed: list[tuple[_Region, str]] = []
+        failed = [(region, self._blind[region.original]) for region in regions if region.original in self._blind]
+        regions = [region for region in regions if region.original not in self._blind]
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
             running: deque[tuple[list[_Region], concurrent.futures.Future[worker.Isolated[list[Verdict]]]]] = deque()
 
@@ -120,8 +150,11 @@ class RegionProof:
                 batch, future = running.popleft()
                 answer = future.result()
                 tally.add(answer)
-                verdicts = zip(batch, answer.value, strict=True)
-                failed.extend((r, f"{r.output!r}: {v.problem}") for r, v in verdicts if v.problem)
+                for region, verdict in zip(batch, answer.value, strict=True):
+                    if verdict.problem:
+                        failed.append((region, f"{region.output!r}: {verdict.problem}"))
+                    if verdict.is_blind:
+                        self._blind[region.original] = failed[-1][1]
 
             for batch in _batches(regions):  # one batch is written while the one before runs
                 folder = Path(tempfile.mkdtemp(prefix="onnxcompress-"))
@@ -130,7 +163,7 @@ class RegionProof:
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise
-                running.append((batch, pool.submit(_call, jobs, folder)))
+                running.append((batch, pool.submit(self._runner.run, jobs, folder)))
                 if len(running) > 1:
                     collect()
             while running:
@@ -153,6 +186,35 @@ class RegionProof:
         return Job(
             *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_sigmoid, is_new, self._seed
         )
+
+
+class _Runner:
+    """Runs jobs in a worker process, the same one for job after job until its weights would add up to too many."""
+
+    def __init__(self) -> None:
+        self._companion: Companion | None = None
+        self._used_bytes = 0
+
+    def run(self, jobs: Sequence[Job], folder: Path) -> worker.Isolated[list[Verdict]]:
+        """Run jobs and remove their files.
+
+        Raises:
+            ModelError: the process crashed or hung.
+        """
+        try:
+            size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+            size_bytes += sum(stored.size_bytes for job in jobs for stored in job.stored)
+            if self._companion is None or self._used_bytes + size_bytes > _BATCH_BYTES:
+                self._companion = None  # one process at a time
+                self._companion, self._used_bytes = Companion(Jobs, timeout_seconds=_TIMEOUT_SECONDS), 0
+            self._used_bytes += size_bytes
+            answer: worker.Isolated[list[Verdict]] = self._companion.call("run", jobs, timeout_seconds=_TIMEOUT_SECONDS)
+            return answer
+        except BaseException:
+            self._companion = None
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Side:
@@ -240,14 +302,6 @@ class _Tally:
 
     def total(self) -> Measured:
         return Measured(self._regions, self._least, self._seconds, self._peak)
-
-
-def _call(jobs: Sequence[Job], folder: Path) -> worker.Isolated[list[Verdict]]:
-    """Run jobs in a worker process and remove their files."""
-    try:
-        return worker.call_isolated(run_jobs, jobs, timeout_seconds=_TIMEOUT_SECONDS)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _feed_stored(piece: ir.Model) -> list[Stored]:

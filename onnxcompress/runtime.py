@@ -21,9 +21,14 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from .errors import ModelError
+from . import isolation
+from .distant import LOAD_SECONDS, RUN_SECONDS, Distant, Node
+from .errors import ModelError, StuckError
+from .watch import Watch
+from .worker import call_isolated
 
 PROVIDER = "CPUExecutionProvider"
+
 
 _SILENT = 4
 """The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
@@ -83,38 +88,70 @@ class TensorSpec:
 class Session:
     """A model loaded in onnxruntime on the CPU; made by `open_session`."""
 
-    def __init__(self, session: ort.InferenceSession, *, threads: int) -> None:
+    def __init__(self, session: ort.InferenceSession | Distant, *, threads: int) -> None:
         self._session = session
         self.threads = threads
         self.provider = PROVIDER
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         """The inputs that a feed must hold: weights that are declared as inputs have a value already."""
+        self.slowest_seconds = 0.0
+        """What the longest run so far took."""
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
 
-    def run(self, feed: Mapping[str, Any], names: Sequence[str] | None = None) -> dict[str, Any]:
+    def run(
+        self, feed: Mapping[str, Any], names: Sequence[str] | None = None, *, max_seconds: float | None = None
+    ) -> dict[str, Any]:
         """Run the model once.
 
         Args:
             feed: input name -> array (or list of arrays for a sequence), types and shapes as declared.
             names: the outputs wanted; None for all.
+            max_seconds: the run is ended after this time, between two nodes or rounds of a loop; None for no limit.
 
         Returns:
             output name -> array, or list, dict or None where the model declares a sequence, map or optional.
 
         Raises:
             ModelError: the runtime refuses the feed or fails while running it.
+            StuckError: the time is up.
 
         """
         wanted = [spec.name for spec in self.outputs] if names is None else list(names)
+        watch, started = Watch(max_seconds, ort.RunOptions), time.perf_counter()
         try:
-            values = self._session.run(wanted, dict(feed))
+            if isinstance(self._session, Distant):
+                return self._session.run(dict(feed), wanted, max_seconds)
+            values = self._session.run(wanted, dict(feed), watch.options)
         except _RUNTIME_ERRORS as error:
+            if watch.is_over:
+                raise StuckError(f"a run did not end within {max_seconds:.0f} s") from error
             raise ModelError(f"onnxruntime can't run the model: {reason(error)}") from error
+        finally:
+            watch.stop()
+            self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - started)
         return dict(zip(wanted, values, strict=True))
 
     def end_profile(self) -> Path:
         """Stop profiling and return the file that the runtime wrote; for `profile` only."""
+        assert not isinstance(self._session, Distant)
         return Path(self._session.end_profiling())
+
+
+class _Held:
+    """What stands at the other end of a `Distant`."""
+
+    def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
+        self._session = opens(model, **options)
+
+    def specs(self) -> tuple[list[Any], list[Any]]:
+        """Return name, type and shape of the inputs and outputs, as the runtime's own objects do."""
+        sides = (self._session.inputs, self._session.outputs)
+        inputs, outputs = ([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)
+        return inputs, outputs
+
+    def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
+        """Run once."""
+        return self._session.run(feed, names, max_seconds=max_seconds)
 
 
 def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Session:
@@ -129,6 +166,8 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
         ModelError: the runtime can't load the model, with its reason.
 
     """
+    if isolation.current() == "apart":
+        return Session(Distant(_Held, open_session, model, {"optimize": optimize, "threads": threads}), threads=threads)
     return Session(_load(model, _options(optimize=optimize, threads=threads)), threads=threads)
 
 
@@ -148,6 +187,9 @@ def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Sessio
     Raises:
         ModelError: the runtime can't load the model, with its reason.
     """
+    if isolation.current() == "apart":
+        given = {"optimize": optimize, "threads": threads, "pack": pack}
+        return Session(Distant(_Held, open_part, path, given), threads=threads)
     options = _options(optimize=optimize, threads=threads)
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
@@ -178,6 +220,8 @@ def optimized_graph(model: bytes | Path) -> list[OptimizedNode]:
         ModelError: the runtime can't load the model.
 
     """
+    if isolation.current() == "apart":
+        return call_isolated(optimized_graph, model, timeout_seconds=LOAD_SECONDS).value
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         path = Path(folder, "optimized.onnx")
         options = _options(optimize=True, threads=1)
@@ -330,6 +374,12 @@ def profile(
         ModelError: the model can't be loaded or can't run the feed.
 
     """
+    if isolation.current() == "apart":
+        return call_isolated(_profile, model, dict(feed), threads, runs, timeout_seconds=RUN_SECONDS).value
+    return _profile(model, feed, threads, runs)
+
+
+def _profile(model: bytes | Path, feed: Mapping[str, Any], threads: int, runs: int) -> list[tuple[str, str, float]]:
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         options = _options(optimize=True, threads=threads)
         options.enable_profiling = True
@@ -354,6 +404,7 @@ def reason(error: BaseException) -> str:
 
 def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
     where = "" if isinstance(model, bytes) else str(model)
+    watch = Watch(LOAD_SECONDS, ort.RunOptions) if isolation.current() == "expendable" else None
     if isinstance(model, Path) and not model.is_file():
         raise ModelError("no such file", where=where)
     try:
@@ -361,6 +412,9 @@ def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSess
         return ort.InferenceSession(source, options, providers=[PROVIDER], enable_fallback=0)
     except _RUNTIME_ERRORS as error:
         raise ModelError(f"onnxruntime can't load the model: {reason(error)}", where=where) from error
+    finally:
+        if watch is not None:
+            watch.stop()
 
 
 def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:

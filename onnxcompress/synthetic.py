@@ -18,9 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from .core import Feed
-from .errors import ModelError
+from .errors import ModelError, StuckError
 from .input_roles import Role, roles
 from .runtime import Session
+from .watch import run_seconds
 
 _BATCH_SIZES = (2, 1, 3, 4)
 _LENGTHS = (8, 16, 5, 32, 64, 576, 288, 128, 256, 1, 2, 3, 4, 512, 224, 1024, 4096, 16000)
@@ -144,6 +145,8 @@ class _Search:
         self._inputs = _inputs(model)
         self._keys = _dynamic_keys(self._inputs)
         self._session = session
+        stored = (value.const_value for value in model.graph.initializers.values())
+        self._weight_bytes = sum(tensor.nbytes for tensor in stored if tensor is not None)
         self._seed = seed
         self._deadline = time.monotonic() + max_seconds
         self._first_error: ModelError | None = None
@@ -244,7 +247,11 @@ class _Search:
         if plan.key not in self._ran:
             try:
                 feed = _feed(self._inputs, plan)
-                self._ran[plan.key] = Tried(feed=feed, outputs=self._session.run(feed))
+                elements = sum(np.size(array) for array in feed.values() if isinstance(array, np.ndarray))
+                limit = run_seconds(self._weight_bytes, elements)
+                self._ran[plan.key] = Tried(feed=feed, outputs=self._session.run(feed, max_seconds=limit))
+            except StuckError as error:
+                raise ModelError(f"{error.message} on made-up inputs", hint="Give --data with real ones") from error
             except ModelError as error:
                 self._first_error = self._first_error or error
                 return None

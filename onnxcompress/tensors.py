@@ -157,6 +157,8 @@ def stored_tensor(proto: ir.ExternalTensor, source: ByteSource) -> StoredTensor:
     needed = nbytes(proto.dtype, dims)
     offset = proto.offset or 0
     length = needed if proto.length is None else proto.length
+    if offset < 0:
+        raise ModelError(f"its data begin at byte {offset}, a negative offset", where=where)
     if length != needed:
         raise ModelError(f"has {length} bytes; {proto.dtype.name} {list(dims)} needs {needed}", where=where)
     if offset + length > source.size:
@@ -211,6 +213,22 @@ def check_inline(proto: onnx.TensorProto, where: str) -> None:
             needed = nbytes(dtype, dims)
     if found != needed:
         raise ModelError(f"has {found} {unit}; {dtype.name} {list(dims)} needs {needed}", where=where)
+
+
+def check_sparse(proto: onnx.SparseTensorProto, where: str) -> None:
+    """Raise ModelError unless a sparse tensor has one place within its shape for each of its values."""
+    dims = tuple(proto.dims)
+    _check_dims(dims, where)
+    count = math.prod(proto.values.dims)
+    if len(proto.values.dims) != 1 or tuple(proto.indices.dims) not in ((count,), (count, len(dims))):
+        found = f"values {list(proto.values.dims)} and indices {list(proto.indices.dims)}"
+        raise ModelError(f"{found} don't go together in {list(dims)}", where=where)
+    if proto.indices.data_type != ir.DataType.INT64:
+        raise ModelError("indices that are not int64", where=where)
+    at = serde.TensorProtoTensor(proto.indices).numpy()
+    limits = np.array(dims if at.ndim == 2 else math.prod(dims), dtype=object)
+    if count and not bool(np.all((at >= 0) & (at < limits))):
+        raise ModelError(f"an index outside of {list(dims)}", where=where)
 
 
 def _check_dims(dims: tuple[int, ...], where: str) -> None:

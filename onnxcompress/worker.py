@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .errors import LostWorkerError, ModelError, OnnxCompressError
+from .errors import LostWorkerError, ModelError, OnnxCompressError, StuckError
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ def call_isolated(
         (folder / "request").write_bytes(pickle.dumps((function, args, memory_bytes), protocol=5))
         status = _run_process(folder, timeout_seconds=timeout_seconds, stopped=stopped or threading.Event())
         if not (folder / "answer").exists():
-            raise _crash(status, (folder / "log").read_text(encoding="utf-8", errors="replace"))
+            raise crash(status, (folder / "log").read_text(encoding="utf-8", errors="replace"))
         answer = pickle.loads((folder / "answer").read_bytes())  # noqa: S301 - written by our own process
     return _unpack(answer, memory_bytes)
 
@@ -147,7 +147,7 @@ def _run_process(folder: Path, *, timeout_seconds: float, stopped: threading.Eve
                     return process.wait(timeout=max(0.0, min(_LOOK_SECONDS, end - time.monotonic())))
                 except subprocess.TimeoutExpired:
                     if time.monotonic() >= end:
-                        raise ModelError(f"onnxruntime did not finish within {timeout_seconds:g} s") from None
+                        raise StuckError(f"onnxruntime did not finish within {timeout_seconds:g} s") from None
             raise LostWorkerError("the process was stopped")
         finally:
             process.kill()
@@ -156,7 +156,8 @@ def _run_process(folder: Path, *, timeout_seconds: float, stopped: threading.Eve
                 process.stdin.close()
 
 
-def _crash(status: int, log: str) -> LostWorkerError:
+def crash(status: int, log: str) -> LostWorkerError:
+    """Return the error for a process of ours that ended with an exit status (negative: the signal) and these words."""
     try:
         how = f"was killed by {signal.Signals(-status).name}"
     except ValueError:

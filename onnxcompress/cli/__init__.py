@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -15,7 +16,9 @@ import typer
 
 from .. import __version__
 from ..errors import OnnxCompressError, one_line
+from ..isolation import Isolation, isolated
 from . import batch, compare, compress, inspect, lists, run, split, unpack
+from .supervised import ChildDiedError, supervised
 
 __all__ = ["app", "main"]
 
@@ -68,7 +71,10 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    code = _run()
+    try:
+        code = supervised(_run)
+    except ChildDiedError as death:
+        code = _died(death)
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough; what was to be done is done
@@ -87,9 +93,10 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
 
 
-def _run() -> int:
+def _run(isolation: Isolation) -> int:
     try:
-        code = app(prog_name="onnxcompress", standalone_mode=False)
+        with isolated(isolation):
+            code = app(prog_name="onnxcompress", standalone_mode=False)
     except OnnxCompressError as error:
         return _fail(str(error), error.exit_code)
     except _ClickException as error:
@@ -105,6 +112,15 @@ def _run() -> int:
     except Exception:  # noqa: BLE001 - the last line of defence
         return _bug()
     return _fail("interrupted", code) if code == _INTERRUPTED else code if isinstance(code, int) else 0
+
+
+def _died(death: ChildDiedError) -> int:
+    """End as the child did where it was told to, else say what happened."""
+    if death.number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(death.number, signal.SIG_DFL)
+        os.kill(os.getpid(), death.number)
+    hint = "There may be too little memory" if death.number == signal.SIGKILL else "The model can't be worked on"
+    return _fail(f"the process that did the work {death}. {hint}", 3)
 
 
 def _os_error(error: OSError) -> str:

@@ -175,6 +175,37 @@ def large(
     publish([bench.table(rows)], markdown=markdown)
 
 
+@app.command()
+def scale(
+    *,
+    series: Annotated[str, typer.Option(help="'all', or names, comma-separated")] = "all",
+    commands: Annotated[str, typer.Option(help="'all', or names, comma-separated")] = "all",
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Time and memory against size: nodes, initializers, one large tensor, a large model; four sizes each.
+
+    Example: python tools/bench.py scale --series nodes,initializers --markdown scale.md
+    """
+    from bench import scale as bench
+    from bench.tables import publish
+
+    chosen = list(bench.SERIES) if series == "all" else series.split(",")
+    wanted = list(bench.COMMANDS) if commands == "all" else commands.split(",")
+    for name in (*chosen, *wanted):
+        if name not in {**bench.SERIES, **bench.COMMANDS}:
+            fail(f"no {name!r}; there are {', '.join((*bench.SERIES, *bench.COMMANDS))}")
+    work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for row in bench.measure(chosen, wanted, work.resolve()):
+        rows.append(row)
+        typer.echo(f"{row[0]} {row[1]:,} {row[2]}: {row[3]}", err=True)
+    if json_file is not None:
+        json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows)], markdown=markdown)
+
+
 def _evaluated(root: Path, only: str) -> list[Path]:
     """Return the models below a folder that have an eval.py beside them and match a glob."""
     found = sorted(path for path in root.rglob("*.onnx") if (path.parent / "eval.py").exists())

@@ -20,7 +20,8 @@ class Measured:
 
     `cpu_seconds` are those of the process and of all it waited for: beside other load they say more than `seconds`;
     `own_cpu_seconds` are those of the process alone, without its workers (None where /proc does not tell).
-    `own_peak_bytes` is the resident peak of the process that was started (file pages that it maps included);
+    `own_peak_bytes` is the resident peak of the process that was started, or of the child that it forks to do the work
+    (file pages that it maps included);
     `own_private_peak_bytes` counts only memory that it holds alone (None where /proc does not tell);
     `tree_peak_bytes` is the largest resident peak of any single process in it, workers included.
     """
@@ -49,9 +50,10 @@ def run(command: Sequence[str], *, environment: dict[str, str] | None = None) ->
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            resident, alone = _resident_bytes(process.pid)
-            own, private = max(own, resident), max(private, alone)
-            own_cpu = max(own_cpu, _cpu_seconds(process.pid))
+            for number in (process.pid, *_forked(process.pid)):
+                resident, alone = _resident_bytes(number)
+                own, private = max(own, resident), max(private, alone)
+                own_cpu = max(own_cpu, _cpu_seconds(number))
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -68,6 +70,16 @@ def run(command: Sequence[str], *, environment: dict[str, str] | None = None) ->
         tree_peak_bytes=usage.ru_maxrss * unit_bytes,
         errors=(errors.strip().splitlines() or [""])[-1][:300],
     )
+
+
+def _forked(pid: int) -> list[int]:
+    """Return the children that run the same program: our command does its work in one."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [child for child in children if Path(f"/proc/{child}/cmdline").read_bytes() == command]
+    except OSError:
+        return []
 
 
 def _resident_bytes(pid: int) -> tuple[int, int]:

@@ -1,0 +1,33 @@
+"""How far the runtime is kept from the rest: whoever runs a command, or a job for a server, chooses it.
+
+"none"        the runtime works in this process
+"expendable"  so it does, but somebody starts the work again, "apart", if this process dies: a run that can't be
+ended otherwise ends the process
+"apart"       every session lives in a process of its own; one that crashes or hangs is a `ModelError`
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Final, Literal
+
+Isolation = Literal["none", "expendable", "apart"]
+
+_CURRENT: Final[ContextVar[Isolation]] = ContextVar("isolation", default="none")
+
+
+def current() -> Isolation:
+    """Return what was chosen for the work at hand."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def isolated(kind: Isolation) -> Iterator[None]:
+    """Choose for everything inside of the `with` block."""
+    token = _CURRENT.set(kind)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)

@@ -1,0 +1,174 @@
+"""Inputs that fuzzing found, kills at the worst moment, and the same bytes from the same input."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+import onnxcompress as oc
+from onnxcompress import model_io
+from onnxcompress.errors import DataError, ModelError
+
+ROOT = Path(__file__).parent.parent
+WEIGHT = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+
+
+def _model(nodes, *, initializers=(), inputs=(("x", 1, [1, 64]),), outputs=(("y", 1, None),)):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(*each) for each in inputs],
+        [helper.make_tensor_value_info(*each) for each in outputs],
+        list(initializers),
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _untyped_attribute():
+    model = _model([helper.make_node("Softmax", ["x"], ["y"], name="n", axis=1)])
+    model.graph.node[0].attribute.append(AttributeProto())
+    return model
+
+
+def _sparse(**changes):
+    values = helper.make_tensor("s", TensorProto.FLOAT, [2], [1.0, 2.0])
+    parts = {"at": [0, 3], "dims": [4], "kind": TensorProto.INT64} | changes
+    indices = helper.make_tensor("at", parts["kind"], [len(parts["at"])], parts["at"])
+    model = _model([helper.make_node("Abs", ["s"], ["y"])])
+    sparse = onnx.SparseTensorProto(values=values, indices=indices, dims=parts["dims"])
+    model.graph.sparse_initializer.append(sparse)
+    return model
+
+
+CONTRADICTIONS = {
+    "node 'n' has 1 inputs; Div has 2": lambda: _model([helper.make_node("Div", ["x"], ["y"], name="n")]),
+    "node 'n' has 3 outputs; Relu has 1": lambda: _model([helper.make_node("Relu", ["x"], ["y", "a", "b"], name="n")]),
+    "has 'axis' as STRING; Softmax has INT": lambda: _model([helper.make_node("Softmax", ["x"], ["y"], axis="one")]),
+    "an attribute without name or type": _untyped_attribute,
+    "need each other's outputs, 'a', 'b' among 2": lambda: _model(
+        [helper.make_node("Add", ["x", "b"], ["y"], name="a"), helper.make_node("Relu", ["y"], ["b"], name="b")]
+    ),
+    "input 'x' has no type": lambda: _model([helper.make_node("Relu", ["x"], ["y"])], inputs=[("x", 0, [1])]),
+    "an index outside of": lambda: _sparse(at=[0, 4]),
+    "an index outside": lambda: _sparse(at=[-1, 1]),
+    "don't go together": lambda: _sparse(at=[0, 1, 2]),
+    "indices that are not int64": lambda: _sparse(kind=TensorProto.INT32),
+}
+
+
+@pytest.mark.parametrize("message", CONTRADICTIONS)
+def test_models_that_contradict_themselves_are_refused(message):
+    with pytest.raises(ModelError, match=message):
+        model_io.load(CONTRADICTIONS[message]())
+
+
+def test_what_is_only_unusual_is_read():
+    backwards = _model([helper.make_node("Relu", ["a"], ["y"]), helper.make_node("Abs", ["x"], ["a"])])
+    assert len(model_io.load(backwards).graph) == 2
+    assert len(model_io.load(_sparse()).graph) == 1
+    own = _model([helper.make_node("Relu", ["x"], ["y", "z"], domain="own")])
+    own.opset_import.append(helper.make_opsetid("own", 1))
+    assert len(model_io.load(own).graph) == 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{'descr': '<f4', 'fortran_order': False, 'shape': (3", b"{'descr': [[", b"\x00" * 10, b"(" * 100],
+)
+def test_an_array_with_a_damaged_header_is_no_bug(tmp_path, header):
+    onnx.save(_model([helper.make_node("Relu", ["x"], ["y"])]), tmp_path / "m.onnx")
+    file = io.BytesIO(b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + b"\0" * 99)
+    (tmp_path / "d.npy").write_bytes(file.getvalue())
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("x.npy", file.getvalue())
+    for name in ("d.npy", "d.npz"):
+        with pytest.raises(DataError, match="not a readable"):
+            oc.compress(tmp_path / "m.onnx", recipe="fold", data=tmp_path / name)
+
+
+@pytest.fixture
+def product(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "w2"], ["y"])]
+    weights = [numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(WEIGHT.T.copy(), "w2")]
+    path = tmp_path / "models with ä" / "m 1.onnx"
+    path.parent.mkdir()
+    onnx.save(_model(nodes, initializers=weights, outputs=[("y", 1, [1, 64])]), path)
+    return path
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from onnxcompress import atomic, compression
+def stop(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+{}
+result = compression.compress(sys.argv[1], recipe="fold")
+result.pack(sys.argv[2]) if sys.argv[2].endswith("pack") else result.save(sys.argv[2], force=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("out.onnx", "atomic.Pending.commit = stop"),
+        ("out.onnxpack", "atomic.Pending.commit = stop"),
+        ("out.onnxpack", "from onnxcompress import packing; packing.pack = stop"),
+    ],
+)
+def test_what_a_killed_run_leaves_goes_with_the_next(product, name, where):
+    target = product.with_name(name)
+    command = [sys.executable, "-c", KILLED.format(where), str(product), str(target)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [path.name for path in product.parent.iterdir() if path.name.startswith(".")]
+    assert len(left) >= 1
+    assert not target.exists()
+    result = oc.compress(product, recipe="fold")
+    result.pack(target) if name.endswith("pack") else result.save(target)
+    assert sorted(path.name for path in product.parent.iterdir()) == sorted([product.name, name])
+
+
+@pytest.mark.parametrize("recipe", ["fold", "int8-weights", "float16"])
+def test_the_same_input_gives_the_same_bytes(product, tmp_path, recipe):
+    found = []
+    for threads in (1, 1, 2):
+        target = tmp_path / f"{len(found)}.onnx"
+        oc.compress(product, recipe=recipe, threads=threads).save(target)
+        found.append(target.read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_replayed_times_give_the_same_bytes(product, tmp_path):
+    np.save(tmp_path / "d.npy", np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32))
+    words = [sys.executable, "-m", "onnxcompress", "compress", str(product), "--recipe", "int8"]
+    words += ["--data", "d.npy", "--force", "-q"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for extra in (["-o", "a.onnx", "--json", "a.json"], ["-o", "b.onnx", "--timings", "a.json", "--threads", "2"]):
+        subprocess.run([*words, *extra], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_two_runs_to_one_place_leave_one_whole_model(product, tmp_path):
+    target = tmp_path / "out.onnx"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "onnxcompress", "compress", str(product), "-o", str(target), "--force", "-q"]
+    runs = [
+        subprocess.Popen([*words, "--recipe", recipe, "--external-data", "always"], cwd=ROOT, env=environment)
+        for recipe in ("fold", "float16")
+    ]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    onnx.checker.check_model(str(target))
+    (location,) = {e.value for t in onnx.load(target, load_external_data=False).graph.initializer for e in t.external_data if e.key == "location"}  # fmt: skip  # noqa: E501
+    assert (tmp_path / location).is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

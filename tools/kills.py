@@ -1,0 +1,195 @@
+"""Commands that are killed at random moments, or run out of disk: `python tools/kills.py --help`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnx
+import typer
+from hardening import figures
+from onnx import helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {
+    "compress": ("compress", "m.onnx", "-o", "out.onnx", "--recipe", "int8-weights"),
+    "external": ("compress", "m.onnx", "-o", "out.onnx", "--recipe", "fold", "--external-data", "always"),
+    "pack": ("compress", "m.onnx", "-o", "out.onnxpack", "--recipe", "fold", "--pack"),
+    "unpack": ("unpack", "m.onnxpack", "-o", "out.onnx"),
+    "split": ("split", "m.onnx", "-o", "out", "--parts", "3"),
+}
+
+
+def main(
+    *,
+    count: Annotated[int, typer.Option(min=1, help="kills, and as many full disks divided by five")] = 500,
+    only: Annotated[str | None, typer.Option(help=f"one of {', '.join(COMMANDS)}")] = None,
+    seed: Annotated[int, typer.Option(help="of the moments")] = 0,
+    markdown: Annotated[
+        Path | None, typer.Option(help="replace the figures in this file, such as tools/BENCHMARKS.md")
+    ] = None,
+) -> None:
+    """Kill commands with SIGKILL and let the disk fill, then look at what they leave; exit 1 where that is wrong.
+
+    Example: python tools/kills.py --count 500 --markdown tools/BENCHMARKS.md
+    """
+    rng = np.random.default_rng(seed)
+    counts: dict[str, Counter[str]] = {}
+    wrong: list[str] = []
+    names = [only] if only else list(COMMANDS)
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="onnxcompress-kills-") as folder:
+            trial = Trial(name, Path(folder))
+            share = -(-count // len(names))
+            for index in range(share + share // 5):
+                is_kill = index < share
+                fraction = float(rng.random())
+                found = trial.kill(fraction, keeps_old=index % 2 == 0) if is_kill else trial.fill(fraction)
+                counts.setdefault(f"{name}, {'killed' if is_kill else 'disk full'}", Counter())[found] += 1
+                if found.startswith("WRONG"):
+                    wrong.append(f"{name}: {found}")
+                    typer.echo(wrong[-1])
+    lines = [
+        "| command | runs | output absent | old output whole | new output whole | wrong |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for title, found_counts in counts.items():
+        bad = sum(number for outcome, number in found_counts.items() if outcome.startswith("WRONG"))
+        cells = " | ".join(f"{found_counts[outcome]}" for outcome in ("absent", "old", "new"))
+        lines.append(f"| {title} | {sum(found_counts.values())} | {cells} | {bad} |")
+    typer.echo("\n".join(lines))
+    if markdown:
+        figures.put(markdown, "kills", "\n".join(lines))
+    raise typer.Exit(1 if wrong else 0)
+
+
+class Trial:
+    """One command in a folder of its own, with a good run to compare with."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._folder = folder
+        self._arguments = COMMANDS[name]
+        _write_model(folder / "m.onnx")
+        if name == "unpack":
+            self._run("compress", "m.onnx", "-o", "m.onnxpack", "--recipe", "fold", "--pack")
+        self._inputs = _hashes(folder)
+        started = time.monotonic()
+        self._run(*self._arguments)
+        self._seconds = time.monotonic() - started
+        self._good = self._outputs()
+        self._largest = max(path.stat().st_size for path in folder.rglob("out*") if path.is_file())
+        self._clean()
+
+    def kill(self, fraction: float, *, keeps_old: bool) -> str:
+        """Kill the command after a fraction of its time, with or without an output of before."""
+        old = self._old() if keeps_old else {}
+        process = self._start(*self._arguments, "--force")
+        time.sleep(fraction * self._seconds * 1.05)
+        process.kill()
+        process.wait()
+        return self._judge(old)
+
+    def fill(self, fraction: float) -> str:
+        """Let no file grow beyond a fraction of the largest output."""
+        limit = int(fraction * self._largest)
+
+        def limited() -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        old = self._old()
+        process = self._start(*self._arguments, "--force", before=limited)
+        _, said = process.communicate(timeout=120)
+        if process.returncode != 3 or b"Traceback" in said:
+            return f"WRONG: exit {process.returncode}: {said.decode()[-200:]}"
+        hidden = [path.name for path in self._folder.iterdir() if path.name.startswith(".")]
+        return f"WRONG: left {hidden}" if hidden else self._judge(old)
+
+    def _judge(self, old: dict[str, str]) -> str:
+        time.sleep(0.05)
+        if {name: digest for name, digest in _hashes(self._folder).items() if name in self._inputs} != self._inputs:
+            return "WRONG: the input was changed"
+        found = self._outputs()
+        outcome = "absent" if not found else "old" if found == old else "new" if found == self._good else ""
+        if not outcome:
+            both = {**old, **found}
+            is_mixed = all(digest in (old.get(name), self._good.get(name)) for name, digest in both.items())
+            main = next((name for name in self._good if name.endswith(("out.onnx", "out.onnxpack"))), "")
+            if not (is_mixed and main and found.get(main) in (old.get(main), self._good.get(main))):
+                return f"WRONG: {sorted(found)} is neither old nor new"
+            outcome = "new" if found.get(main) == self._good.get(main) else "old" if main in found else "absent"
+        self._run(*self._arguments, "--force")
+        left = [path.name for path in self._folder.iterdir() if path.name.startswith(".")]
+        if left or self._outputs() != self._good:
+            return f"WRONG: the next run left {left or sorted(self._outputs())}"
+        self._clean()
+        return outcome
+
+    def _old(self) -> dict[str, str]:
+        """Put an earlier output of other content in place."""
+        if self._arguments[0] == "split":
+            self._run("split", "m.onnx", "-o", "out", "--parts", "2")
+        elif "--pack" in self._arguments:
+            self._run("compress", "m.onnx", "-o", "out.onnxpack", "--recipe", "int8-weights", "--pack")
+        else:
+            self._run("compress", "m.onnx", "-o", "out.onnx", "--recipe", "float16")
+        return self._outputs()
+
+    def _clean(self) -> None:
+        for path in self._folder.glob("out*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _outputs(self) -> dict[str, str]:
+        return {name: digest for name, digest in _hashes(self._folder).items() if name.startswith("out")}
+
+    def _start(self, *arguments: str, before: object = None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "onnxcompress", *arguments],
+            cwd=self._folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=before,  # type: ignore[arg-type]
+        )
+
+    def _run(self, *arguments: str) -> None:
+        process = self._start(*arguments)
+        _, said = process.communicate(timeout=300)
+        if process.returncode:
+            raise RuntimeError(f"{arguments}: exit {process.returncode}: {said.decode()}")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of every file that is not hidden."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+
+
+def _write_model(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ["x", "a", "b", "c", "y"]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], name=f"n{i}") for i in range(4)]
+    weights = [
+        numpy_helper.from_array(rng.standard_normal((256, 256)).astype(np.float32) / 16, f"w{i}") for i in range(4)
+    ]
+    info = [helper.make_tensor_value_info(name, 1, [1, 256]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+if __name__ == "__main__":
+    typer.run(main)
