@@ -80,6 +80,18 @@ class Tally:
         axes, counts, _ = self._lost(group)
         return bool((self._left[axes] > counts).all())
 
+    def saved(self, group: int) -> tuple[float, float]:
+        """Return how many parameters and MACs would go with the group now."""
+        axes, counts, _ = self._lost(group)
+        lost = dict(zip(axes.tolist(), counts.tolist(), strict=True))
+        found = [0.0, 0.0]
+        for index in {index for axis in lost for index in self._of_axis[axis]}:
+            amount, numbers = self._amounts[index]
+            left = self._left[numbers] - [lost.get(number, 0) for number in numbers]
+            now = amount.number * float(np.prod(left / self._lengths[numbers]))
+            found[self._is_cost[index]] += float(self._now[index]) - now
+        return found[0], found[1]
+
     def remove(self, group: int) -> None:
         """Take a group out; does nothing when it has gone already."""
         axes, counts, classes = self._lost(group)

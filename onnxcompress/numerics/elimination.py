@@ -1,0 +1,163 @@
+"""What it costs to take inputs out of a linear layer when the others make up for them, and in which order to do it.
+
+The layer gives W' x, with W [channels, outputs] and x of covariance C [channels, channels]. Without the channels S the
+best weights of the others, K, are W_K + C_KK^-1 C_KS W_S, and the error that is left is
+
+    tr W_S' ([C^-1]_SS)^-1 W_S
+
+(Optimal Brain Surgeon, Hassibi & Stork 1992, eq. 5, for all outputs at once and for blocks as in Frantar & Alistarh
+2022, eq. 5). Channels are taken one block after the other; after each, C^-1 is brought to that of the channels left by
+a block of Gaussian elimination (ibid., lemma 1). The constant that goes missing is the bias's affair: C is centred.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+_TINY = float(np.finfo(np.float64).tiny)
+_FLOOR = 1e-8
+"""Variance that every channel has at least, as a part of the mean one."""
+_RISE = 1e-4
+"""A score that has grown by less than this part counts as unchanged."""
+
+
+def shrunk(covariance: np.ndarray, samples: int) -> np.ndarray:
+    """Return a covariance whose correlations are shrunk as much as so few samples ask for.
+
+    Oracle approximating shrinkage (Chen, Wiesel, Eldar & Hero 2010, eq. 23), of the correlations to none at all.
+
+    Args:
+        covariance: float64 [n, n].
+        samples: independent samples that it was estimated from.
+    """
+    n = len(covariance)
+    variances = np.diag(covariance)
+    scale = np.sqrt(np.maximum(variances, max(_FLOOR * float(variances.mean()), _TINY)))
+    correlations = covariance / scale[:, None] / scale[None, :]
+    squares, trace = float(np.square(correlations).sum()), float(np.trace(correlations))
+    below = (samples + 1 - 2 / n) * (squares - trace**2 / n)
+    rho = 1.0 if below <= 0 else min(1.0, ((1 - 2 / n) * squares + trace**2) / below)
+    correlations *= 1 - rho
+    correlations[np.diag_indices(n)] = 1.0
+    return np.asarray(correlations * scale[:, None] * scale[None, :])
+
+
+def compensated(weights: np.ndarray, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return weights float64 [channels, outputs] that do best without some channels, whose rows are zero.
+
+    Args:
+        weights: float64 [channels, outputs].
+        covariance: positive definite, float64 [channels, channels].
+        kept: bool [channels].
+    """
+    found = np.zeros_like(weights)
+    products = covariance[np.ix_(kept, ~kept)] @ weights[~kept]
+    factor = scipy.linalg.cho_factor(covariance[np.ix_(kept, kept)], lower=True, check_finite=False)
+    found[kept] = weights[kept] + scipy.linalg.cho_solve(factor, products, check_finite=False)
+    return found
+
+
+class Consumer:
+    """A layer from which channels are taken; costs are parts of the variance of what it gives.
+
+    Args:
+        weights: float [channels, outputs].
+        covariance: float64 [channels, channels], positive definite where the others make up for what goes.
+        makes_up: False where they can't, so that the cost is the variance of what goes missing.
+    """
+
+    def __init__(self, weights: np.ndarray, covariance: np.ndarray, *, makes_up: bool = True) -> None:
+        self._weights = weights.astype(np.float64)
+        self._covariance = covariance
+        self._inverse = _inverse(covariance) if makes_up else None
+        self._missing = np.zeros((1, self._weights.shape[1]))
+        self._gone = np.zeros(len(covariance), bool)
+        self.variance = max(float(np.einsum("ij,io,jo->", covariance, self._weights, self._weights, optimize=True)), 0.0)
+        """Of what the layer gives, summed over its outputs."""
+
+    def cost(self, block: np.ndarray) -> float:
+        """Return what is lost when the channels int [n] go after those that have gone already."""
+        if self.variance <= 0:
+            return 0.0
+        block = block[~self._gone[block]]
+        rows = self._weights[block]
+        if self._inverse is None:
+            before = self._covariance[np.ix_(block, np.flatnonzero(self._gone))] @ self._weights[self._gone]
+            found = np.sum(rows * (self._covariance[np.ix_(block, block)] @ rows + 2 * before))
+        elif len(block) == 1:
+            found = np.sum(rows * rows) / max(self._inverse[block[0], block[0]], _TINY)
+        else:
+            found = np.sum(rows * np.linalg.solve(self._inverse[np.ix_(block, block)], rows))
+        return max(float(found), 0.0) / self.variance
+
+    def remove(self, block: np.ndarray) -> None:
+        """Take the channels int [n] out and let the others make up for them."""
+        block = block[~self._gone[block]]
+        if not len(block):
+            return
+        self._gone[block] = True
+        if self._inverse is None:
+            return
+        left = self._inverse[:, block]
+        solved = np.linalg.solve(left[block], np.concatenate([self._weights[block], left.T], axis=1))
+        outputs = self._weights.shape[1]
+        self._weights -= left @ solved[:, :outputs]
+        self._inverse -= left @ solved[:, outputs:]
+        self._weights[block] = 0.0
+        self._inverse[block] = self._inverse[:, block] = 0.0
+
+
+def _inverse(covariance: np.ndarray) -> np.ndarray:
+    factor = scipy.linalg.cho_factor(covariance, lower=True, check_finite=False)
+    return np.asarray(scipy.linalg.cho_solve(factor, np.eye(len(covariance)), check_finite=False))
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """In which order groups go, and what is lost up to each of them.
+
+    Args:
+        order: the groups, the first to go first.
+        losses: float64 [groups, consumers], what each consumer has lost in all when a group has gone.
+    """
+
+    order: tuple[int, ...]
+    losses: np.ndarray
+
+
+def curve(consumers: Sequence[Consumer], blocks: Mapping[int, Sequence[np.ndarray]], *, most: int) -> Curve:
+    """Take groups out of the consumers, each time the one that costs least then, and say what is lost.
+
+    Args:
+        consumers: changed; they are as after the last group.
+        blocks: group -> for each consumer the channels int [n] that go with it, maybe none.
+        most: groups to take out.
+    """
+
+    def costs(group: int) -> list[float]:
+        return [c.cost(block) if len(block) else 0.0 for c, block in zip(consumers, blocks[group], strict=True)]
+
+    heap = [(sum(costs(group)), group) for group in blocks]
+    heapq.heapify(heap)
+    order: list[int] = []
+    losses: list[np.ndarray] = []
+    total = np.zeros(len(consumers))
+    while heap and len(order) < most:
+        before, group = heapq.heappop(heap)
+        now = costs(group)
+        score = sum(now)
+        if heap and score > heap[0][0] and score > before * (1 + _RISE) + _TINY:
+            heapq.heappush(heap, (score, group))  # it has become dearer: maybe another one is next
+            continue
+        for consumer, block in zip(consumers, blocks[group], strict=True):
+            if len(block):
+                consumer.remove(block)
+        total = total + now
+        order.append(group)
+        losses.append(total)
+    return Curve(tuple(order), np.reshape(losses, (len(order), len(consumers))))
