@@ -198,7 +198,7 @@ def take_out(
         statistics: what reaches the sites, None to make up for nothing.
 
     Returns:
-        output of a linear layer -> bool [channels], which of them it still has.
+        output of a linear layer -> int64 [n], which of its channels it still has.
     """
     keeps = channels.keeps(removed)
     names = graph.Names(channels.model)
@@ -213,7 +213,7 @@ def take_out(
         axes = channels.flow.axes.get(layer.y)
         axis = None if axes is None else axes[layer.channel_axis]
         if axis is not None and not isinstance(axis, Pin) and not keeps(axis).all():
-            left[layer.y.name or ""] = keeps(axis)
+            left[layer.y.name or ""] = np.flatnonzero(keeps(axis))
     cutting.cut(channels, removed)
     return left
 
@@ -231,15 +231,7 @@ def _make_up(site: Site, covariance: np.ndarray, mean: np.ndarray, kept: np.ndar
 
 def composed(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return which of the original's channels are left after two cuts, by output of a layer."""
-    found = dict(before)
-    for name, kept in now.items():
-        if name not in found:
-            found[name] = kept
-            continue
-        both = found[name].copy()
-        both[np.flatnonzero(both)] = kept
-        found[name] = both
-    return found
+    return dict(before) | {name: before[name][kept] if name in before else kept for name, kept in now.items()}
 
 
 def chosen(curves: Iterable[Curve], taken: Iterable[int]) -> list[int]:
