@@ -71,6 +71,11 @@ class Tally:
         return round(self._totals[False])
 
     @property
+    def costs(self) -> float:
+        """The same as `macs`, not rounded: what is left where MACs have been weighed."""
+        return self._totals[True]
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates that are left, at the feed's shapes."""
         return round(self._totals[True])

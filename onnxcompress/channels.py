@@ -240,10 +240,17 @@ class Channels:
             found += [Amount(where, (macs or 0) * c.share, (*c.axes, *c.pins)) for c in of_node.get(node, ())]
         return found
 
-    def tally(self) -> Tally:
-        """Return a count of what is left, from which groups can be taken one after the other."""
+    def tally(self, *, weigh: Callable[[str], float] | None = None) -> Tally:
+        """Return a count of what is left, from which groups can be taken one after the other.
+
+        Args:
+            weigh: says by what the MACs of a node, by its label, are to be multiplied; None for 1.
+        """
+        costs = self._costs
+        if weigh is not None:
+            costs = [Amount(each.where, each.number * weigh(each.where), each.axes) for each in costs]
         axes = [axis for found in self._flow.axes.values() for axis in found if not isinstance(axis, Pin)]
-        return Tally(self.members, self._solved.classes, axes, self._sizes, self._costs)
+        return Tally(self.members, self._solved.classes, axes, self._sizes, costs)
 
     def empties(self, removed: Collection[int]) -> list[str]:
         """Return the values of which an axis would have no index left when these groups go."""

@@ -81,7 +81,7 @@ class Site:
         stored = float_constants.read(self.read.weight).astype(np.float32)
         if self.layer is not None:
             matrix = self.layer.matrix()
-            groups, out, columns = matrix.shape
+            groups, out, _ = matrix.shape
             per_group = self.channels // groups
             return matrix.reshape(groups, out, per_group, -1).transpose(0, 2, 1, 3).reshape(self.channels, -1)
         return np.moveaxis(stored, self.read.weight_axis, 0).reshape(self.channels, -1)

@@ -1,9 +1,9 @@
 """Which groups of channels go: curves of loss, group after group, and the shares of them that meet a budget.
 
-    Channels --families--> groups that are read and made by the same nodes
-             --curves----> in which order those of a family go, and what each of their readers loses
-             --allocate--> where to stop on each curve, so that a budget is met at the least loss
-             --take_out--> the others make up for what goes, and the model is cut
+Channels --families--> groups that are read and made by the same nodes
+--curves----> in which order those of a family go, and what each of their readers loses
+--allocate--> where to stop on each curve, so that a budget is met at the least loss
+--take_out--> the others make up for what goes, and the model is cut
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ import heapq
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from . import cutting, graph
+from . import cutting, float_constants, graph
 from .channel_flow import Pin
 from .channels import Channels, Group
 from .consumers import Site, Statistics
 from .layers import linear_layers
 from .numerics import elimination
 from .numerics.elimination import Consumer, Curve
+
+Norm = Literal["l1", "l2"]
+
+_SAME = 1e-9
+"""Prices that have risen by a smaller part are the same."""
+_OVERSHOOT = 0.01
+"""What may be lacking of a budget in the end."""
+_STEPS = 4
+"""A family is cut in so many steps at least."""
 
 
 class Meter(Protocol):
@@ -54,17 +63,12 @@ class Family:
     Args:
         groups: their numbers.
         sites: the places of their readers in the list of sites.
-        made: the nodes that make them.
+        label: the nodes that make them and read them first.
     """
 
     groups: tuple[int, ...]
     sites: tuple[int, ...]
-    made: tuple[ir.Node, ...]
-
-    @property
-    def label(self) -> str:
-        """The node that makes them first."""
-        return graph.label(self.made[0]) if self.made else f"group {self.groups[0]}"
+    label: str
 
 
 def families(channels: Channels, selects: Callable[[ir.Node], bool]) -> list[Family]:
@@ -80,10 +84,15 @@ def families(channels: Channels, selects: Callable[[ir.Node], bool]) -> list[Fam
         Family(
             groups=tuple(group.id for group in groups),
             sites=reads,
-            made=tuple(dict.fromkeys(use.node for use in groups[0].made)),
+            label=_label(groups[0]),
         )
         for (reads, _), groups in found.items()
     ]
+
+
+def _label(group: Group) -> str:
+    ends = [graph.label(uses[0].node) for uses in (group.made, group.reads) if uses]
+    return " -> ".join(ends) or f"group {group.id}"
 
 
 def blocks_of(channels: Channels, family: Family) -> dict[int, list[np.ndarray]]:
@@ -113,7 +122,47 @@ def reconstruction(
     return elimination.curve(readers, blocks_of(channels, family), most=most)
 
 
-def ranked(scores: Mapping[int, float], *, most: int) -> Curve:
+def magnitude(channels: Channels, family: Family, *, norm: Norm, most: int) -> Curve:
+    """Return the curve by the norms of the weights that make the channels, each maker's as parts of their mean."""
+    scores = dict.fromkeys(family.groups, 0.0)
+    makers: dict[int, dict[int, float]] = {}
+    for number in family.groups:
+        group = channels.groups[number]
+        for use in group.made or group.reads:
+            if use.at.weight is not None and float_constants.is_float(use.at.weight):
+                found = makers.setdefault(id(use.at), {})
+                found[number] = _norm(use.at.weight, use.at.weight_axis, use.indices, norm)
+    for found in makers.values():
+        mean = sum(found.values()) / len(found) or 1.0
+        for number, size in found.items():
+            scores[number] += size / mean
+    return _ranked(scores, most=most)
+
+
+def _norm(weight: ir.Value, axis: int, indices: np.ndarray, norm: Norm) -> float:
+    array = float_constants.read(weight)
+    part = np.take(array, indices[indices < array.shape[axis]], axis=axis).astype(np.float64)
+    return float(np.abs(part).sum() if norm == "l1" else np.sqrt(np.square(part).sum()))
+
+
+def activation(
+    channels: Channels, family: Family, sites: Sequence[Site], statistics: Statistics, *, most: int
+) -> Curve:
+    """Return the curve by the power of what each channel gives to its readers, nothing made up for."""
+    readers = []
+    for index in family.sites:
+        covariance = statistics.covariance(sites[index])
+        known = np.zeros(sites[index].channels) if covariance is None else np.diag(covariance)
+        readers.append(Consumer(sites[index].weights(), np.diag(known), makes_up=False))
+    blocks = blocks_of(channels, family)
+    scores = {
+        group: sum(reader.cost(block) for reader, block in zip(readers, own, strict=True) if len(block))
+        for group, own in blocks.items()
+    }
+    return _ranked(scores, most=most)
+
+
+def _ranked(scores: Mapping[int, float], *, most: int) -> Curve:
     """Return the curve of groups with a score each, as parts of the sum of all."""
     order = sorted(scores, key=lambda group: (scores[group], group))[:most]
     total = sum(scores.values()) or 1.0
@@ -122,54 +171,71 @@ def ranked(scores: Mapping[int, float], *, most: int) -> Curve:
 
 def allocate(
     curves: Sequence[Curve],
-    scales: Sequence[float],
+    sizes: Sequence[int],
     meter: Meter,
     budget: float,
     *,
     multiple: int = 1,
-    sizes: Sequence[int] | None = None,
 ) -> list[int]:
-    """Return how many groups of each curve go so that the budget is met: always those that cost least for what they save.
+    """Return how many groups of each curve go so that a budget is met, always those that cost least for what they save.
 
     Args:
         curves: the curves.
-        scales: what a unit of each curve's loss counts.
+        sizes: groups of each family, of which the curve need not take all.
         meter: fresh; afterwards without the groups that go.
         budget: part of what there was that may be left.
-        multiple: the number of groups that stay is a multiple of this, where the curve goes so far.
-        sizes: groups of each family, of which the curve may not take all.
+        multiple: the number of groups that stay is a multiple of this; of less where a family is small, or where the
+            budget would be missed by far.
     """
-    slopes = [_rising(curve.losses.sum(axis=1) * scale) for curve, scale in zip(curves, scales, strict=True)]
+    slopes = [_rising(curve.losses.sum(axis=1)) for curve in curves]
     taken = [0] * len(curves)
+    steps = [_multiple(size, multiple) for size in sizes]
 
-    def step(index: int) -> int:
-        whole = len(curves[index].order) if sizes is None else sizes[index]
-        rest = (whole - taken[index]) % multiple
-        return min(rest or multiple, len(curves[index].order) - taken[index])
+    def upcoming(index: int) -> tuple[int, ...]:
+        start = taken[index]
+        count = (sizes[index] - start) % steps[index] or steps[index]
+        return curves[index].order[start : start + count] if start + count <= len(curves[index].order) else ()
 
     def price(index: int) -> float:
-        start, count = taken[index], step(index)
-        saved = meter.saved(curves[index].order[start : start + count])
-        return math.inf if saved <= 0 else float(slopes[index][start : start + count].sum()) / saved
+        groups, start = upcoming(index), taken[index]
+        saved = meter.saved(groups) if groups else 0.0
+        return math.inf if saved <= 0 else float(slopes[index][start : start + len(groups)].sum()) / saved
 
-    heap = [(price(index), index) for index, curve in enumerate(curves) if curve.order]
+    def take(index: int) -> None:
+        for group in upcoming(index):
+            meter.remove(group)
+            taken[index] += 1
+
+    heap = [(price(index), index) for index in range(len(curves))]
     heapq.heapify(heap)
+    too_large: list[int] = []
     while heap and meter.left > budget:
         before, index = heapq.heappop(heap)
         now = price(index)
-        if heap and now > heap[0][0] and now > before * (1 + 1e-9):
+        if heap and now > heap[0][0] and now > before * (1 + _SAME):
             heapq.heappush(heap, (now, index))
             continue
-        count = step(index)
-        groups = curves[index].order[taken[index] : taken[index] + count]
+        groups = upcoming(index)
         if math.isinf(now) or not all(meter.allows(group) for group in groups):
             continue
-        for group in groups:
-            meter.remove(group)
-        taken[index] += count
-        if taken[index] < len(curves[index].order):
-            heapq.heappush(heap, (price(index), index))
+        if meter.left - meter.saved(groups) < budget - _OVERSHOOT:
+            too_large.append(index)
+            continue
+        take(index)
+        heapq.heappush(heap, (price(index), index))
+    while meter.left > budget and too_large:  # then in the smallest steps that there are
+        index = too_large.pop(0)
+        steps[index] = 1
+        while meter.left > budget and upcoming(index) and meter.allows(upcoming(index)[0]):
+            take(index)
     return taken
+
+
+def _multiple(size: int, wanted: int) -> int:
+    """Return the step in which a family of this size is cut: a few groups are not worth large ones."""
+    while wanted > 1 and size < _STEPS * wanted:
+        wanted //= 2
+    return wanted
 
 
 def _rising(losses: np.ndarray) -> np.ndarray:
@@ -203,11 +269,8 @@ def take_out(
     keeps = channels.keeps(removed)
     names = graph.Names(channels.model)
     for site in sites:
-        kept = keeps(site.read.ids)
-        if statistics is not None and site.can_make_up and kept.any() and not kept.all():
-            covariance, mean = statistics.covariance(site), statistics.mean(site)
-            if covariance is not None and mean is not None:
-                _make_up(site, covariance, mean, kept, names)
+        if statistics is not None and site.can_make_up:
+            make_up(site, statistics, keeps(site.read.ids), names)
     left = {}
     for layer in linear_layers(channels.model):
         axes = channels.flow.axes.get(layer.y)
@@ -218,7 +281,11 @@ def take_out(
     return left
 
 
-def _make_up(site: Site, covariance: np.ndarray, mean: np.ndarray, kept: np.ndarray, names: graph.Names) -> None:
+def make_up(site: Site, statistics: Statistics, kept: np.ndarray, names: graph.Names) -> None:
+    """Let the channels that stay, bool [channels], make up for the others, whose weights become zero."""
+    covariance, mean = statistics.covariance(site), statistics.mean(site)
+    if covariance is None or mean is None or kept.all() or not kept.any():
+        return
     before = site.weights().astype(np.float64)
     after = elimination.compensated(before, covariance, kept)
     shift = None
@@ -232,6 +299,32 @@ def _make_up(site: Site, covariance: np.ndarray, mean: np.ndarray, kept: np.ndar
 def composed(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return which of the original's channels are left after two cuts, by output of a layer."""
     return dict(before) | {name: before[name][kept] if name in before else kept for name, kept in now.items()}
+
+
+def uniform(
+    curves: Sequence[Curve], sizes: Sequence[int], meter: Meter, budget: float, *, multiple: int = 1
+) -> list[int]:
+    """Return how many groups of each curve go so that the budget is met and all lose the same share, about.
+
+    Args:
+        curves: the curves.
+        sizes: groups of each family.
+        meter: fresh; afterwards without the groups that go.
+        budget: part of what there was that may be left.
+        multiple: as of `allocate`.
+    """
+    taken = [0] * len(curves)
+    steps = [_multiple(size, multiple) for size in sizes]
+    for percent in range(1, 101):
+        for index, (curve, size) in enumerate(zip(curves, sizes, strict=True)):
+            stay = -(-size * (100 - percent) // 100)
+            goes = min(size - -(-stay // steps[index]) * steps[index], len(curve.order))
+            while meter.left > budget and taken[index] < goes and meter.allows(curve.order[taken[index]]):
+                meter.remove(curve.order[taken[index]])
+                taken[index] += 1
+        if meter.left <= budget:
+            break
+    return taken
 
 
 def chosen(curves: Iterable[Curve], taken: Iterable[int]) -> list[int]:

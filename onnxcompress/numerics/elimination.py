@@ -77,7 +77,9 @@ class Consumer:
         self._inverse = _inverse(covariance) if makes_up else None
         self._missing = np.zeros((1, self._weights.shape[1]))
         self._gone = np.zeros(len(covariance), bool)
-        self.variance = max(float(np.einsum("ij,io,jo->", covariance, self._weights, self._weights, optimize=True)), 0.0)
+        self.variance = max(
+            float(np.einsum("ij,io,jo->", covariance, self._weights, self._weights, optimize=True)), 0.0
+        )
         """Of what the layer gives, summed over its outputs."""
 
     def cost(self, block: np.ndarray) -> float:

@@ -40,6 +40,7 @@ SHIPPED: Mapping[str, str] = {
     "quantize-blocks": "quantize_blocks:QuantizeBlocks",
     "cluster": "cluster:Cluster",
     "search-best": "search_best:SearchBest",
+    "prune-channels": "prune_channels:PruneChannels",
     "surgery": "surgery:Surgery",
 }
 """Name -> module:class in this package, in the order in which `onnxcompress passes` lists them."""

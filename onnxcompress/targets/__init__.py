@@ -181,6 +181,11 @@ def half_compute(target: str) -> bool:
     return bool(_read(target).get("float16", {}).get("compute", False))
 
 
+def channel_multiple(target: str) -> int:
+    """Return the number of which a layer's count of channels should be a multiple; where nothing is known, 8."""
+    return int(_read(target).get("channels", {}).get("multiple", 8))
+
+
 def static_facts(target: str) -> StaticFacts:
     """Return what a target runs on integers.
 

@@ -1,0 +1,243 @@
+"""Channel pruning from end to end: rounds of cutting and refitting, then training on what the original gives.
+
+round:  Channels -> curves -> measured curves -> shares that meet the round's budget -> cut -> refit
+end:    distillation, kept where the loss on samples held out falls
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from . import channels as channel_engine
+from . import consumers, model_io, probing, pruning
+from .budgets import Budgeting, Of
+from .channels import Channels
+from .core import Feed
+from .distillation import Distilled, distill
+from .divergence import Divergence
+from .numerics.elimination import Curve
+from .numerics.threads import one_thread
+from .pruning import Family, Norm
+from .refit import refit
+
+_PROBES = 256
+"""Samples on which the outputs are compared."""
+_FIRST = 4
+"""Samples that are joined, at most, to find channels at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is wanted; the options of the pass.
+
+    Args:
+        of: what the budget is about.
+        keep: part of it that may be left.
+        criterion: what decides which channels of a family go first.
+        norm: of the criterion magnitude.
+        scope: whether families lose what costs least, or all the same share.
+        min_keep: part of a family that stays at least.
+        multiple: the number of groups of a family that stays is a multiple of this.
+        rounds: cuts, each with a refit after it.
+        refits: whether layers are refitted.
+        steps: of distillation; 0 for none.
+    """
+
+    of: Of
+    keep: float
+    criterion: Literal["reconstruction", "activation", "magnitude"]
+    norm: Norm = "l2"
+    scope: Literal["global", "uniform"] = "global"
+    min_keep: float = 0.1
+    multiple: int = 1
+    rounds: int = 2
+    refits: bool = True
+    steps: int = 300
+
+
+@dataclass(kw_only=True)
+class Pruned:
+    """What came of it.
+
+    Args:
+        model: the pruned model.
+        left: part of the budget's thing that is left.
+        families: (name, channels before, channels after) of those that lost some.
+        predicted: divergence of the outputs that was predicted before the last cut; None where nothing was measured.
+        cut: the same after the last cut, measured.
+        refitted: the same after the refit.
+        final: the same in the end.
+        layers: layers that were refitted.
+        distilled: how the training went; None where there was none.
+    """
+
+    model: ir.Model
+    left: float
+    families: list[tuple[str, int, int]] = field(default_factory=list)
+    predicted: float | None = None
+    cut: float | None = None
+    refitted: float | None = None
+    final: float | None = None
+    layers: int = 0
+    distilled: Distilled | None = None
+
+
+class Pruner:
+    """Prunes copies of one model.
+
+    Args:
+        original: not changed.
+        feeds: the user's samples, complete; empty for none.
+        feed: at whose shapes channels are found and MACs counted.
+        plan: what is wanted; its budget is given to `run`.
+        timed: at whose shapes layers are timed, for a budget of time; None for `feed`.
+        state: input -> output whose value it gets from the run before.
+        selects: False for nodes to leave alone.
+        seed: of all random choices.
+        progress: wraps long loops.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        feeds: Sequence[Feed],
+        feed: Feed,
+        plan: Plan,
+        *,
+        timed: Feed | None = None,
+        state: Mapping[str, str] | None = None,
+        selects: Callable[[ir.Node], bool] = lambda _: True,
+        seed: int = 0,
+        progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
+    ) -> None:
+        self._original = original
+        self._feeds = feeds
+        self._feed = feed
+        self._plan = plan
+        self._state = dict(state or {})
+        self._selects = selects
+        self._seed = seed
+        self._progress = progress
+        channels = channel_engine.find_groups(model_io.clone(original), feed)
+        self._budgeting = Budgeting(plan.of, original, channels, feed if timed is None else timed)
+        step = max(1, -(-len(feeds) // _PROBES))
+        self._probes = feeds[:_PROBES] if self._state else feeds[::step]
+        self._from_original = Divergence(original, self._probes, state=self._state) if feeds else None
+
+    def run(self, keep: float, *, is_draft: bool = False) -> Pruned:
+        """Return a pruned copy.
+
+        Args:
+            keep: part of what the budget is about that may be left.
+            is_draft: cut once and mend nothing: to be timed.
+        """
+        plan = dataclasses.replace(self._plan, rounds=1, refits=False, steps=0) if is_draft else self._plan
+        student = model_io.clone(self._original)
+        found = Pruned(model=student, left=1.0)
+        rounds = plan.rounds if self._feeds and plan.refits else 1
+        kept: dict[str, np.ndarray] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        for number in range(rounds):
+            target = keep ** ((number + 1) / rounds)
+            kept = self._round(student, target, plan, found, kept, sizes)
+        found.families = [(name, before, after) for name, (before, after) in sizes.items()]
+        if self._feeds and plan.steps and found.families and not self._state:
+            found.distilled = distill(
+                student, self._original, self._feeds, steps=plan.steps, seed=self._seed, progress=self._progress
+            )
+        found.final = self._distance(student)
+        return found
+
+    def _round(
+        self,
+        student: ir.Model,
+        target: float,
+        plan: Plan,
+        found: Pruned,
+        kept: Mapping[str, np.ndarray],
+        sizes: dict[str, tuple[int, int]],
+    ) -> dict[str, np.ndarray]:
+        """Cut the student once, refit it, and return which of the original's channels are left."""
+        channels = channel_engine.find_groups(student, self._feed)
+        meter = self._budgeting.of(student, channels)
+        families = pruning.families(channels, self._selects)
+        sites = consumers.sites(channels)
+        statistics = None
+        if self._feeds and plan.criterion != "magnitude":
+            read = {index for family in families for index in family.sites}
+            statistics = consumers.gather(
+                student,
+                [sites[index] for index in sorted(read)],
+                self._feeds,
+                state=self._state,
+                seed=self._seed,
+                progress=self._progress,
+            )
+        with one_thread():
+            whole = {family.label: len(family.groups) for family in families}
+            whole |= {name: before for name, (before, _) in sizes.items() if name in whole}
+            curves = [
+                self._curve(channels, family, sites, statistics, plan, whole[family.label])
+                for family in self._progress("Eliminating channels", families)
+            ]
+            if statistics is not None and plan.criterion == "reconstruction" and plan.scope == "global":
+                before = self._distance(student) or 0.0
+                divergence = Divergence(student, self._probes, state=self._state)
+                curves = probing.measured(
+                    channels, families, curves, sites, statistics, divergence, self._feed, progress=self._progress
+                )
+            else:
+                before = None
+            counts = [len(family.groups) for family in families]
+            share = pruning.uniform if plan.scope == "uniform" else pruning.allocate
+            taken = share(curves, counts, meter, target, multiple=plan.multiple)
+            found.left = meter.left
+            if before is not None:
+                losses = (c.losses[k - 1].sum() for c, k in zip(curves, taken, strict=True) if k)
+                found.predicted = before + float(sum(losses))
+            removed = pruning.chosen(curves, taken)
+            for family, size, goes in zip(families, counts, taken, strict=True):
+                if goes:
+                    sizes[family.label] = (sizes.get(family.label, (size, size))[0], size - goes)
+            makes_up = statistics if plan.criterion == "reconstruction" else None
+            kept = pruning.composed(kept, pruning.take_out(channels, removed, sites, makes_up))
+        found.cut = found.refitted = self._distance(student)
+        if self._feeds and plan.refits and not self._state and removed:
+            changes = refit(
+                student,
+                self._original,
+                self._feeds,
+                keep=kept,
+                selects=self._selects,
+                seed=self._seed,
+                progress=self._progress,
+            )
+            found.layers = sum(change.is_applied for change in changes)
+            found.refitted = self._distance(student)
+        return dict(kept)
+
+    def _curve(
+        self,
+        channels: Channels,
+        family: Family,
+        sites: Sequence[consumers.Site],
+        statistics: consumers.Statistics | None,
+        plan: Plan,
+        size: int,
+    ) -> Curve:
+        """Return the curve of a family that had `size` groups in the original."""
+        most = max(0, len(family.groups) - max(1, round(plan.min_keep * size)))
+        if statistics is None:
+            return pruning.magnitude(channels, family, norm=plan.norm, most=most)
+        if plan.criterion == "activation":
+            return pruning.activation(channels, family, sites, statistics, most=most)
+        return pruning.reconstruction(channels, family, sites, statistics, most=most)
+
+    def _distance(self, model: ir.Model) -> float | None:
+        return None if self._from_original is None else self._from_original.of(model)
