@@ -34,10 +34,12 @@ _LOSS = f"{_PREFIX}loss"
 _HELD_OUT = 5
 """Every how manieth sample is held out."""
 _LEAST_SAMPLES = 32
-_CHECKS = 6
+_CHECKS = 10
 """Times that the loss on samples held out is looked at."""
-_PATIENCE = 2
-"""Checks without a better loss after which the training stops."""
+_LOST = 4.0
+"""Half way through, a loss that is so many times the first one ends the training."""
+_RATE, _RATES = 0.03, (1e-4, 2e-3)
+"""Rate for each unit of the loss at the start, and its bounds."""
 _SMALL = 1e-8
 _LOSS_OPSET = 13
 """From here on the operators of the loss are what is written here."""
@@ -67,9 +69,9 @@ def distill(
     teacher: ir.Model,
     feeds: Sequence[Feed],
     *,
-    steps: int = 300,
+    steps: int = 400,
     batch: int = 64,
-    rate: float = 2e-3,
+    rate: float | None = None,
     seed: int = 0,
     threads: int = 1,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
@@ -82,7 +84,8 @@ def distill(
         feeds: complete feeds of one sample each; every fifth is held out to judge by.
         steps: batches to learn from.
         batch: samples of a batch.
-        rate: of Adam; it falls along half a cosine.
+        rate: of Adam; it falls along half a cosine. None for one in proportion to the loss: so is the loss that steps
+            of a rate leave behind by their noise.
         seed: of the choice of samples.
         threads: of the runtime.
         progress: wraps the loop over the steps.
@@ -111,7 +114,9 @@ def distill(
     tests = [(feed, asked.run(feed)) for feed in parts]
     random = np.random.default_rng(seed)
     before = best = trainer.excess(tests)
-    kept, since = dict(trainer.adam.values), 0
+    if rate is None:
+        rate = min(max(_RATE * before, _RATES[0]), _RATES[1])
+    kept = dict(trainer.adam.values)
     taken = 0
     check = max(1, steps // _CHECKS)
     for step in progress("Distilling", range(steps)):
@@ -121,10 +126,8 @@ def distill(
         if taken % check == 0 or taken == steps:
             now = trainer.excess(tests)
             if now < best:
-                best, kept, since = now, dict(trainer.adam.values), 0
-            else:
-                since += 1
-            if since > _PATIENCE:
+                best, kept = now, dict(trainer.adam.values)
+            elif taken > steps / 2 and not now < _LOST * before:
                 break
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
     if best >= before:

@@ -58,7 +58,7 @@ class Plan:
     multiple: int = 1
     rounds: int = 2
     refits: bool = True
-    steps: int = 300
+    steps: int = 400
 
 
 @dataclass(kw_only=True)

@@ -79,7 +79,7 @@ class PruneChannels:
     """Cuts, each with a refit after it: more are slower, and lose less where much is cut."""
     refit: bool = True
     """Refit layers to what the original gives in their place, from samples."""
-    distill_steps: Annotated[int, Field(ge=0)] = 300
+    distill_steps: Annotated[int, Field(ge=0)] = 400
     """Batches by which all layers are trained on the original's outputs in the end; 0 for none."""
     samples: Annotated[int, Field(ge=2)] = 2048
     """Samples that are used, at most."""
