@@ -1,4 +1,4 @@
-"""Students learn what a teacher gives; what can't be learnt from is said; divergences are what they are by definition."""
+"""Students learn what a teacher gives; what can't be learnt from is said; divergences are what they are defined as."""
 
 import numpy as np
 import pytest
