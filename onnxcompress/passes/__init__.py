@@ -41,6 +41,8 @@ SHIPPED: Mapping[str, str] = {
     "cluster": "cluster:Cluster",
     "search-best": "search_best:SearchBest",
     "prune-channels": "prune_channels:PruneChannels",
+    "sparsify": "sparsify:Sparsify",
+    "clip-weights": "clip_weights:ClipWeights",
     "surgery": "surgery:Surgery",
 }
 """Name -> module:class in this package, in the order in which `onnxcompress passes` lists them."""

@@ -19,11 +19,12 @@ from pydantic.dataclasses import dataclass
 
 from .. import graph, model_io, observe, runtime, synthetic, targets
 from ..budgets import Of
-from ..core import Action, Change, Context, Feed, Judge, Need
+from ..core import Action, Change, Context, Feed, Judge
 from ..errors import UsageError
 from ..feeds import Lazy
 from ..pruner import Plan, Pruned, Pruner
 from ..pruning import Norm
+from .data_needs import DataUnless
 
 Share = Annotated[float | None, Field(gt=0, le=1)]
 
@@ -40,21 +41,13 @@ _JOINED = 4
 """Samples that are joined, at most, to find channels at: what has one index is not told apart."""
 
 
-class _Needs:
-    """What the pass needs: data, unless an instance goes by the weights alone."""
-
-    def __get__(self, instance: Any, owner: type[Any]) -> frozenset[Need]:
-        by_weights = instance is not None and instance.criterion == "magnitude"
-        return frozenset() if by_weights else frozenset({Need.DATA})
-
-
 @dataclass(frozen=True, kw_only=True)
 class PruneChannels:
     """Cut channels, heads and hidden units out until a budget is met, and make up for what they gave."""
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
-    needs = _Needs()
+    needs = DataUnless("criterion", "magnitude")
 
     keep_macs: Share = None
     """Part of the multiply-accumulates that is kept. Without any budget, 0.7."""
