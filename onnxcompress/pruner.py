@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import channels as channel_engine
-from . import consumers, model_io, probing, pruning
+from . import consumers, model_io, probing, pruning, stats
 from .budgets import Budgeting, Of
 from .channels import Channels
 from .core import Feed
@@ -28,8 +28,10 @@ from .refit import refit
 
 _PROBES = 256
 """Samples on which the outputs are compared."""
-_FIRST = 4
-"""Samples that are joined, at most, to find channels at."""
+_BATCHES = (16, 64)
+"""Samples of a batch to train on."""
+_TRAINING_MACS = 1e12
+"""MACs of the samples that are run forwards in training, at most; there and back they take about a minute or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +150,15 @@ class Pruner:
             kept = self._round(student, target, plan, found, kept, sizes)
         found.families = [(name, before, after) for name, (before, after) in sizes.items()]
         if self._feeds and plan.steps and found.families and not self._state:
+            steps, batch = _training(student, self._feeds[0], plan.steps)
             found.distilled = distill(
-                student, self._original, self._feeds, steps=plan.steps, seed=self._seed, progress=self._progress
+                student,
+                self._original,
+                self._feeds,
+                steps=steps,
+                batch=batch,
+                seed=self._seed,
+                progress=self._progress,
             )
         found.final = self._distance(student)
         return found
@@ -241,3 +250,10 @@ class Pruner:
 
     def _distance(self, model: ir.Model) -> float | None:
         return None if self._from_original is None else self._from_original.of(model)
+
+
+def _training(model: ir.Model, feed: Feed, steps: int) -> tuple[int, int]:
+    """Return steps and the samples of a batch, smaller and then fewer where the model is large."""
+    macs = max(1, stats.count(model, feed).macs or 1)
+    batch = min(max(int(_TRAINING_MACS / macs / steps), _BATCHES[0]), _BATCHES[1])
+    return max(1, min(steps, int(_TRAINING_MACS / macs / batch))), batch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
-from onnxcompress import budgets, channels, consumers, graph, model_io, passes, pruning, stats
+from onnxcompress import budgets, channels, consumers, graph, model_io, passes, pruner, pruning, stats
 from onnxcompress.core import Action, Context, Gate, Need, Trial
 from onnxcompress.errors import UsageError
 from onnxcompress.numerics.elimination import Curve
@@ -376,3 +376,12 @@ def test_the_recipe_runs_and_prunes_before_int8(tmp_path):
     again = oc.compress(result.model, recipe="int8", data={"x": x}, max_drop=1.0)
     assert again.report.output.bytes < 0.6 * result.report.output.bytes
     assert json.dumps([c.as_json() for c in result.changes])
+
+
+def test_large_models_are_trained_on_smaller_batches_and_in_fewer_steps(monkeypatch):
+    whole = stats.count(net(), FEEDS[0]).macs
+    assert pruner._training(net(), FEEDS[0], 100) == (100, 64)
+    monkeypatch.setattr(pruner, "_TRAINING_MACS", 100 * 20.5 * whole)
+    assert pruner._training(net(), FEEDS[0], 100) == (100, 20)
+    monkeypatch.setattr(pruner, "_TRAINING_MACS", 50 * 16.0 * whole)
+    assert pruner._training(net(), FEEDS[0], 100) == (50, 16)
