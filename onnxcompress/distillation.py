@@ -31,14 +31,14 @@ from .numerics.adam import Adam, falling
 
 _PREFIX = "onnxcompress_"
 _LOSS = f"{_PREFIX}loss"
-_HELD_OUT = 5
-"""Every how manieth sample is held out."""
-_LEAST_SAMPLES = 32
+_HELD_OUT, _FEW = (8, 4), 512
+"""Every how manieth sample is held out: of many, and of fewer than so many."""
+_LEAST_SAMPLES = 64
 _CHECKS = 10
 """Times that the loss on samples held out is looked at."""
 _LOST = 4.0
 """Half way through, a loss that is so many times the first one ends the training."""
-_RATE, _RATES = 0.03, (1e-4, 2e-3)
+_RATE, _RATES = 0.05, (1e-4, 2e-3)
 """Rate for each unit of the loss at the start, and its bounds."""
 _SMALL = 1e-8
 _LOSS_OPSET = 13
@@ -70,7 +70,7 @@ def distill(
     feeds: Sequence[Feed],
     *,
     steps: int = 400,
-    batch: int = 64,
+    batch: int = 128,
     rate: float | None = None,
     seed: int = 0,
     threads: int = 1,
@@ -81,7 +81,7 @@ def distill(
     Args:
         student: the changed model.
         teacher: the original.
-        feeds: complete feeds of one sample each; every fifth is held out to judge by.
+        feeds: complete feeds of one sample each; every eighth is held out to judge by, or fourth of few.
         steps: batches to learn from.
         batch: samples of a batch.
         rate: of Adam; it falls along half a cosine. None for one in proportion to the loss: so is the loss that steps
@@ -98,8 +98,9 @@ def distill(
         return Distilled(is_applied=False, reason=f"{len(chosen)} samples of one shape are too few to learn from")
     if observe.batched(student, chosen, batch) is chosen or observe.batched(teacher, chosen, batch) is chosen:
         return Distilled(is_applied=False, reason="it takes one sample at a time")
-    train = [feed for index, feed in enumerate(chosen) if index % _HELD_OUT != _HELD_OUT - 1]
-    held_out = [feed for index, feed in enumerate(chosen) if index % _HELD_OUT == _HELD_OUT - 1]
+    every = _HELD_OUT[len(chosen) < _FEW]
+    train = [feed for index, feed in enumerate(chosen) if index % every != every - 1]
+    held_out = chosen[every - 1 :: every]
     size = min(batch, len(held_out))
     asked = _Teacher(teacher, threads=threads)
     first = _joined(held_out[:size])

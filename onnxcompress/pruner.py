@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import channels as channel_engine
-from . import consumers, model_io, probing, pruning, stats
+from . import consumers, graph, model_io, ops, probing, pruning, stats
 from .budgets import Budgeting, Of
 from .channels import Channels
 from .core import Feed
@@ -26,11 +26,15 @@ from .numerics.threads import one_thread
 from .pruning import Family, Norm
 from .refit import refit
 
-_PROBES = 256
+_PROBES = (24, 256)
 """Samples on which the outputs are compared."""
-_BATCHES = (16, 64)
+_PROBING_MACS = 2e11
+"""MACs of the original on them for each family and round, summed up: about what is spent on probing, a third of it."""
+_BATCHES = (16, 128)
 """Samples of a batch to train on."""
-_TRAINING_MACS = 1e12
+_GROUPED = 50
+"""What a MAC of a grouped convolution costs in training, for it is differentiated by slow kernels."""
+_TRAINING_MACS = 8e11
 """MACs of the samples that are run forwards in training, at most; there and back they take about a minute or two."""
 
 
@@ -128,8 +132,11 @@ class Pruner:
         self._progress = progress
         channels = channel_engine.find_groups(model_io.clone(original), feed)
         self._budgeting = Budgeting(plan.of, original, channels, feed if timed is None else timed)
-        step = max(1, -(-len(feeds) // _PROBES))
-        self._probes = feeds[:_PROBES] if self._state else feeds[::step]
+        count = len(pruning.families(channels, selects)) * plan.rounds
+        macs = (stats.count(original, feeds[0]).macs or 0) if feeds else 0
+        probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))
+        step = max(1, -(-len(feeds) // probes))
+        self._probes = feeds[:probes] if self._state else feeds[::step]
         self._from_original = Divergence(original, self._probes, state=self._state) if feeds else None
 
     def run(self, keep: float, *, is_draft: bool = False) -> Pruned:
@@ -254,6 +261,10 @@ class Pruner:
 
 def _training(model: ir.Model, feed: Feed, steps: int) -> tuple[int, int]:
     """Return steps and the samples of a batch, smaller and then fewer where the model is large."""
-    macs = max(1, stats.count(model, feed).macs or 1)
-    batch = min(max(int(_TRAINING_MACS / macs / steps), _BATCHES[0]), _BATCHES[1])
-    return max(1, min(steps, int(_TRAINING_MACS / macs / batch))), batch
+    shape_of = stats.shape_lookup(stats.resolve_shapes(model, feed))
+    work = sum(
+        (macs or 0) * (_GROUPED if int(graph.attribute(node, "group", 1)) > 1 else 1)
+        for node, macs in ops.node_macs(model, shape_of)
+    )
+    batch = min(max(int(_TRAINING_MACS / max(1, work) / steps), _BATCHES[0]), _BATCHES[1])
+    return max(1, min(steps, int(_TRAINING_MACS / max(1, work) / batch))), batch
