@@ -227,6 +227,7 @@ def compress(
         target=target,
         judge=judge,
         archive=archive,
+        is_plan=plan,
         clock=clock,
         race=race,
         selects=selects,

@@ -193,6 +193,8 @@ class Context:
     """Measures candidates; None where the whole model can't be run or nothing is to be measured (a plan)."""
     archive: Archive | None = None
     """Where passes that measure several candidates hand them over; None where nothing is measured."""
+    is_plan: bool = False
+    """Whether only what would be done is asked for, so that nothing that takes long has to be done."""
     clock: Clock = field(default_factory=Clock)
     """When searches have to end."""
     selects: Callable[[ir.Node], bool] = lambda _: True

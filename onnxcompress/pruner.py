@@ -7,6 +7,7 @@ end:    distillation, kept where the loss on samples held out falls
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from .numerics.elimination import Curve
 from .numerics.threads import one_thread
 from .pruning import Family, Norm
 from .refit import refit
+
+log = logging.getLogger(__name__)
 
 _PROBES = (24, 256)
 """Samples on which the outputs are compared."""
@@ -217,6 +220,7 @@ class Pruner:
             if before is not None:
                 losses = (c.losses[k - 1].sum() for c, k in zip(curves, taken, strict=True) if k)
                 found.predicted = before + float(sum(losses))
+                log.info("%.3f of the %s will be left: predicted loss %.3g", found.left, plan.of, found.predicted)
             removed = pruning.chosen(curves, taken)
             for family, size, goes in zip(families, counts, taken, strict=True):
                 if goes:
@@ -224,6 +228,8 @@ class Pruner:
             makes_up = statistics if plan.criterion == "reconstruction" else None
             kept = pruning.composed(kept, pruning.take_out(channels, removed, sites, makes_up))
         found.cut = found.refitted = self._distance(student)
+        if found.cut is not None:
+            log.info("measured loss %.3g", found.cut)
         if self._feeds and plan.refits and not self._state and removed:
             changes = refit(
                 student,

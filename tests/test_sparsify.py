@@ -143,9 +143,9 @@ def test_gate_needs_and_a_second_run():
     Sparsify().run(model, Context(feeds=FEEDS, gate=gate))
     assert zeros(model, "a") == 0
     assert zeros(model, "b") == pytest.approx(0.5, abs=0.01)
-    assert Sparsify(criterion="magnitude").needs == frozenset()
-    assert Sparsify().needs == Sparsify.needs == frozenset({Need.DATA})
-    once, _ = sparsify(net(), (), criterion="magnitude")
+    assert Sparsify(criterion="magnitude").needs == Sparsify.needs == frozenset({Need.DATA_IF_GIVEN})
+    assert Sparsify(criterion="use").needs == Sparsify(criterion="elimination").needs == frozenset({Need.DATA})
+    once, _ = sparsify(net(), ())
     twice, _ = sparsify(once, (), criterion="magnitude")
     np.testing.assert_array_equal(weight(once, "a"), weight(twice, "a"))
     with pytest.raises(UsageError, match="pattern"):

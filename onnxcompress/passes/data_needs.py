@@ -7,19 +7,19 @@ from typing import Any
 from ..core import Need
 
 
-class DataUnless:
-    """`needs` of a pass: data, unless the option of an instance has a certain value.
+class DataFor:
+    """`needs` of a pass: data, where an option of the instance has one of some values; else data if there are any.
 
     Args:
         option: name of the option.
-        value: with which no data is needed.
+        values: those that need data.
     """
 
-    def __init__(self, option: str, value: str) -> None:
+    def __init__(self, option: str, *values: str) -> None:
         self._option = option
-        self._value = value
+        self._values = values
 
     def __get__(self, instance: Any, owner: type[Any]) -> frozenset[Need]:
         """Return the needs of an instance, or of the class with its defaults."""
-        without = instance is not None and getattr(instance, self._option) == self._value
-        return frozenset() if without else frozenset({Need.DATA})
+        is_needed = instance is not None and getattr(instance, self._option) in self._values
+        return frozenset({Need.DATA if is_needed else Need.DATA_IF_GIVEN})

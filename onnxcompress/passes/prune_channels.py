@@ -9,7 +9,6 @@ to what the original gives there, and at last all are trained together on the or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ from ..errors import UsageError
 from ..feeds import Lazy
 from ..pruner import Plan, Pruned, Pruner
 from ..pruning import Norm
-from .data_needs import DataUnless
+from .data_needs import DataFor
 
 Share = Annotated[float | None, Field(gt=0, le=1)]
 
@@ -32,7 +31,7 @@ _GRAPH = "graph"
 _DEFAULT = 0.7
 """Part of the MACs that is kept where nothing else is asked for."""
 _RETRIES = 2
-"""Times that more is kept where the score falls too much."""
+"""Times that more is kept where the score falls too much and no budget was asked for."""
 _RACES = 4
 """Drafts that are timed, at most, to meet a budget of time."""
 _NEAR = 0.03
@@ -47,19 +46,19 @@ class PruneChannels:
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
-    needs = DataUnless("criterion", "magnitude")
+    needs = DataFor("criterion", "reconstruction", "activation")
 
     keep_macs: Share = None
-    """Part of the multiply-accumulates that is kept. Without any budget, 0.7."""
+    """Part of the multiply-accumulates that is kept. Without any budget, 0.7, or more where the score falls too much."""
     keep_parameters: Share = None
     """Part of the parameters that is kept."""
     keep_bytes: Share = None
     """Part of the file's bytes that is kept."""
     keep_latency: Share = None
     """Part of the time of a run that is kept, on this machine."""
-    criterion: Literal["reconstruction", "activation", "magnitude"] = "reconstruction"
+    criterion: Literal["reconstruction", "activation", "magnitude"] | None = None
     """What goes first: that for which the others make up best; what gives least on the samples; the smallest weights.
-    Only magnitude works without data."""
+    None: reconstruction with data, magnitude without."""
     norm: Norm = "l2"
     """How magnitude measures the weights of a channel."""
     scope: Literal["global", "uniform"] = "global"
@@ -79,23 +78,29 @@ class PruneChannels:
 
     def __post_init__(self) -> None:
         """Refuse several budgets at once."""
-        given = [field.name for field in fields(self) if field.name.startswith("keep_") and self._value(field.name)]
-        if len(given) > 1:
-            raise UsageError(f"prune-channels: {' and '.join(given)} are given", hint="Give one of them")
+        if len(self._budgets) > 1:
+            given = " and ".join(f"keep_{name}" for name, _ in self._budgets)
+            raise UsageError(f"prune-channels: {given} are given", hint="Give one of them")
 
-    def _value(self, name: str) -> float | None:
-        found: float | None = getattr(self, name)
-        return found
+    @property
+    def _budgets(self) -> list[tuple[Of, float]]:
+        every: Sequence[tuple[Of, float | None]] = (
+            ("macs", self.keep_macs),
+            ("parameters", self.keep_parameters),
+            ("bytes", self.keep_bytes),
+            ("latency", self.keep_latency),
+        )
+        return [(name, value) for name, value in every if value is not None]
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Replace the model by its pruned copy, or leave it as it is."""
         if not context.gate.admits(self.name, _GRAPH):
             return []
         feeds = _some(context.feeds, self.samples, in_order=bool(context.state))
-        if self.criterion != "magnitude" and not feeds:
+        if self.criterion not in (None, "magnitude") and not feeds:
             return [self._skipped("there are no samples", 0)]
         feed = _joined(model, feeds) if feeds else _made_up(model, context.seed)
-        plan = self._plan(context.target)
+        plan = self._plan(context.target, has_data=bool(feeds))
         largest = max(feeds, key=_elements) if feeds else feed
         pruner = Pruner(
             model,
@@ -109,15 +114,16 @@ class PruneChannels:
             progress=context.progress,
         )
         keep = plan.keep
-        if plan.of == "latency" and context.judge is not None:
-            keep = self._met(pruner, keep, context.judge)
+        judge = context.judge
+        if plan.of == "latency" and judge is not None:
+            keep = self._met(pruner, keep, judge)
         size = model_io.model_bytes(model)
         refusals: list[Change] = []
         for attempt in range(_RETRIES + 1):
-            found = pruner.run(keep)
+            found = pruner.run(keep, is_draft=context.is_plan)
             if not found.families:
                 return [*refusals, self._skipped("no channel can go: `inspect` says what keeps them", size)]
-            why = _objection(found.model, context.judge)
+            why = None if judge is None or self._budgets else _objection(found.model, judge)
             if why is None:
                 graph.become(model, found.model)
                 return [self._summary(found, plan, keep, size), *self._families(found), *refusals]
@@ -125,22 +131,12 @@ class PruneChannels:
             keep = (1 + keep) / 2 if attempt + 1 < _RETRIES else (1 + 2 * keep) / 3
         return refusals
 
-    def _plan(self, target: str) -> Plan:
-        of: Of = "macs"
-        keep = _DEFAULT
-        budgets: Sequence[tuple[Of, float | None]] = (
-            ("macs", self.keep_macs),
-            ("parameters", self.keep_parameters),
-            ("bytes", self.keep_bytes),
-            ("latency", self.keep_latency),
-        )
-        for name, value in budgets:
-            if value is not None:
-                of, keep = name, value
+    def _plan(self, target: str, *, has_data: bool) -> Plan:
+        of, keep = self._budgets[0] if self._budgets else ("macs", _DEFAULT)
         return Plan(
             of=of,
             keep=keep,
-            criterion=self.criterion,
+            criterion=self.criterion or ("reconstruction" if has_data else "magnitude"),
             norm=self.norm,
             scope=self.scope,
             min_keep=self.min_keep,
@@ -224,9 +220,9 @@ class PruneChannels:
         )
 
 
-def _objection(model: ir.Model, judge: Judge | None) -> str | None:
+def _objection(model: ir.Model, judge: Judge) -> str | None:
     """Return why a model may not be the result, None where it may."""
-    if judge is None or judge.limit is None:
+    if judge.limit is None:
         return None
     drop = judge.score(model).drop
     if drop is not None and drop > judge.limit:

@@ -22,7 +22,7 @@ from ..layers import LinearLayer, linear_layers
 from ..numerics import sparsity
 from ..numerics.sparsity import Pattern
 from ..refit import LayerData, refit
-from .data_needs import DataUnless
+from .data_needs import DataFor
 
 
 def _checked(text: str) -> str:
@@ -36,15 +36,15 @@ class Sparsify:
 
     name: ClassVar[str] = "sparsify"
     lossless: ClassVar[bool] = False
-    needs = DataUnless("criterion", "magnitude")
+    needs = DataFor("criterion", "elimination", "use")
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of zeros; not used with a pattern or a bound."""
     pattern: Annotated[str, AfterValidator(_checked)] = "free"
     """free: zeros anywhere. N:M: at most N of M neighbouring input channels differ from zero, for each output."""
-    criterion: Literal["elimination", "use", "magnitude"] = "elimination"
+    criterion: Literal["elimination", "use", "magnitude"] | None = None
     """elimination: the least harm with the others making up for it. use: size times what it multiplies (Wanda).
-    magnitude: size alone, which needs no data."""
+    magnitude: size alone. None: elimination with data, magnitude without."""
     scope: Literal["layer", "global"] = "layer"
     """layer: every layer gets the same share of zeros. global: a weight stays that is large for its layer."""
     norm: Literal["l1", "l2"] = "l2"
@@ -141,7 +141,7 @@ class Sparsify:
         found = np.empty_like(matrix)
         for group, weights in enumerate(matrix):
             own = weights[:, order]
-            if second is not None and self.criterion == "elimination":
+            if second is not None and self.criterion != "use":
                 sparse = sparsity.eliminated(own, second[group][np.ix_(order, order)], ratio, pattern)
             else:
                 use = second is not None and self.criterion == "use"
@@ -168,7 +168,7 @@ class Sparsify:
     def _result(self, layer: LinearLayer, before: np.ndarray, *, by_data: bool) -> Change:
         after = layer.matrix()
         zeros = float((after == 0).mean())
-        how = {"elimination": "the others make up for them", "use": "least used first"}.get(self.criterion, "")
+        how = "least used first" if self.criterion == "use" else "the others make up for them"
         reason = f"{zeros:.1%} zeros" + (f", {how}" if by_data else ", smallest first")
         if self.limit is not None or self.limit_share is not None:
             reason = f"{self.norm} norm within its bound, {zeros:.1%} zeros"
