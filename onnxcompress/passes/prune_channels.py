@@ -49,7 +49,7 @@ class PruneChannels:
     needs = DataFor("criterion", "reconstruction", "activation")
 
     keep_macs: Share = None
-    """Part of the multiply-accumulates that is kept. Without any budget, 0.7, or more where the score falls too much."""
+    """Part of the multiply-accumulates that is kept. Without any budget 0.7, more where the score falls too much."""
     keep_parameters: Share = None
     """Part of the parameters that is kept."""
     keep_bytes: Share = None
