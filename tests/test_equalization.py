@@ -10,12 +10,21 @@ from hypothesis.extra import numpy as hnp
 
 from onnxcompress.numerics import saturation
 from onnxcompress.numerics.affine_quantization import IntegerGrid
-from onnxcompress.numerics.equalization import Maker, Reader, Simulation, best_scale, migration, spread_to
+from onnxcompress.numerics.blocks import BlockGrid, round_nearest
+from onnxcompress.numerics.equalization import (
+    BlockSimulation,
+    Int8Simulation,
+    Maker,
+    Reader,
+    best_scale,
+    migration,
+    spread_to,
+)
 
 from .helpers import floats
 
-U8 = Simulation(IntegerGrid("u8"), per_channel=True)
-TENSOR = Simulation(IntegerGrid("u8"), per_channel=False)
+U8 = Int8Simulation(IntegerGrid("u8"), per_channel=True)
+TENSOR = Int8Simulation(IntegerGrid("u8"), per_channel=False)
 UNEVEN = np.array([100, 1, 1, 1, 1, 1, 0.01, 0], np.float32)
 
 
@@ -89,6 +98,24 @@ def test_scales_balance_the_weights_of_both_layers_where_a_weight_has_one_scale(
 
     assert true_error(scale) < true_error(np.ones(8, np.float32)) / 100
     assert U8.maker_error(Maker(rows, first), [reader], scale) == 0
+
+
+def test_weights_that_meet_large_activations_are_made_larger():
+    channels = np.where(np.arange(64) % 16, 1, 48).astype(np.float32)
+    reader = _reader(channels, floats(1, 6, 64, seed=1))
+    simulation = BlockSimulation(BlockGrid(2, 32, symmetric=True))
+    scale, how, before, after = best_scale(simulation, [reader], None)
+    assert how.startswith("activation-aware")
+    assert scale[channels > 1].min() > scale[channels == 1].max()
+    assert after == simulation.error(reader, scale) < 0.5 * before
+    spread = spread_to(scale, 1, channels.size)
+    rounded = round_nearest((reader.weight * spread)[0], simulation.grid).floats() / spread[0]
+    plain = round_nearest(reader.weight[0], simulation.grid).floats()
+
+    def error(weight: np.ndarray) -> float:
+        return float(np.square(reader.rows[0] @ (weight - reader.weight[0]).T).sum())
+
+    assert error(rounded) < 0.5 * error(plain)
 
 
 def test_columns_of_a_channel_share_its_scale():

@@ -210,3 +210,20 @@ def test_a_real_model_gets_its_balance_back():
     assert change.target == sites[3].label
     for name, array in run(model, feeds[0]).items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_scales_for_few_bits_leave_the_range_of_integers_alone():
+    model = model_io.clone(MATCHES["layer norm"])
+    feeds = _feeds(model)
+    before = [run(model, feed)["y"] for feed in feeds]
+    (change,) = Equalize(scheme="int2/block32/sym").run(model, Context(feeds=feeds))
+    assert "activation-aware" in change.reason
+    assert "int2/block32/sym loses" in change.reason
+    for feed, expected in zip(feeds, before, strict=True):
+        np.testing.assert_array_equal(run(model, feed)["y"], expected)
+
+
+def test_schemes_are_checked():
+    for scheme in ("int8/channel/sym", "int5/block32/sym", "magic"):
+        with pytest.raises(oc.errors.UsageError, match="scheme"):
+            Equalize(scheme=scheme)

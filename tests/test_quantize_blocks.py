@@ -133,6 +133,44 @@ def test_data_lowers_the_error_and_the_bias_takes_part():
     assert noises["auto", False] != noises["nearest", False]
 
 
+OUTLIERS = np.where(np.arange(64) % 16, 1, 48).astype(np.float32)
+NORM = """g (float[n, 64] x, float[64] g, float[64, 48] w) => (float[n, 48] y)
+    { n = LayerNormalization(x, g) y = MatMul(n, w) }"""
+
+
+def _normed():
+    return with_constants(NORM, opset=21, g=OUTLIERS, w=floats(64, 48, seed=2))
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_channels_that_stand_out_are_scaled_into_the_weights(method):
+    feeds = [{"x": floats(8, 64, seed=i)} for i in range(48)]
+    noises = {}
+    for name in (method, "nearest"):
+        model = _normed()
+        changes = QuantizeBlocks(scheme="int2/block32/sym", method=name, min_elements=64).run(
+            model, Context(feeds=feeds[:24])
+        )
+        assert [c.target for c in changes if c.pass_name == "equalize"] == ([] if name == "nearest" else ["LayerNormalization:n"])
+        noises[name] = _noise(_normed(), model, feeds[24:])
+    assert noises[method] < 0.5 * noises["nearest"]
+
+
+def test_rounding_by_activations_is_no_solving():
+    models = {method: _mlp() for method in ("nearest", "awq", "gptq")}
+    feeds = _correlated(64)
+    for method, model in models.items():
+        changes = QuantizeBlocks(scheme="int2/block32/sym", method=method, min_elements=64).run(
+            model, Context(feeds=feeds[:16])
+        )
+        assert any(
+            {"awq": "to nearest, by activations", "gptq": "by what"}.get(method, "to nearest") in c.reason
+            for c in changes
+        )
+    noises = {method: _noise(_mlp(), model, feeds[16:]) for method, model in models.items()}
+    assert noises["gptq"] < 0.8 * noises["awq"] < 0.8 * noises["nearest"]
+
+
 def test_a_method_without_data_is_kept_to_with_data():
     with_data, without = _mlp(), _mlp()
     options = {"scheme": "int2/block32/sym", "method": "hqq", "bits_per_weight": 0.1, "min_elements": 64}

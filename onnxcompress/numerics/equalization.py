@@ -8,22 +8,31 @@ alpha of the activation's range into the weight:
 
     s_j = sqrt(max|W1_j| / max|W2_j|)                   s_j = max|x_j|^alpha / max|W2_j|^(1 - alpha)
 
+Where weights alone are rounded, to few bits in blocks, AWQ (Lin et al., arXiv 2306.00978, eq. 4 and 5) makes weights
+that meet large activations larger:
+
+    s_j = mean|x_j|^alpha
+
 Scales are rounded to powers of two: multiplying by these is exact, so that the float model computes the same bits.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from .affine_quantization import Affine, IntegerGrid, affine_for, fake_quantize
+from .blocks import BlockGrid, round_nearest
 from .clipping import candidates, least_squared_error
 from .ranges import Histogram
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
+_BLOCK_CANDIDATES = 4
+"""Clipped ranges of a block that are tried for each of many scales."""
 
 _MOST = 12
 """The largest exponent of a scale: beyond it numbers may leave the range of their type."""
@@ -63,6 +72,11 @@ class Reader:
         return np.asarray(np.maximum(-self.lows, self.highs))
 
     @property
+    def means(self) -> np.ndarray:
+        """The mean magnitude of each input channel in the rows, float32 [channels]."""
+        return np.asarray(by_channel(np.abs(self.rows).mean(axis=1), self.lows.size).mean(axis=1))
+
+    @property
     def weight_peaks(self) -> np.ndarray:
         """The largest weight that each input channel is multiplied by, float32 [channels]."""
         return np.asarray(by_channel(np.abs(self.weight).max(axis=1), self.lows.size).max(axis=1))
@@ -76,9 +90,22 @@ class Maker:
     weight: np.ndarray
 
 
+class Simulation(Protocol):
+    """What quantization makes of layers whose input channels are divided by scales, float32 [channels]."""
+
+    def tried(self, readers: Sequence[Reader], maker: Maker | None, /) -> Mapping[str, np.ndarray]:
+        """Return the scales worth trying, by how they were found."""
+
+    def error(self, reader: Reader, scale: np.ndarray) -> float:
+        """Return noise to signal of a layer's output."""
+
+    def maker_error(self, maker: Maker, readers: Sequence[Reader], scale: np.ndarray, /) -> float:
+        """Return what rounding the maker's weight adds, to first order and as if all of it reached the readers."""
+
+
 @dataclass(frozen=True)
-class Simulation:
-    """How a target quantizes.
+class Int8Simulation:
+    """Weights and activations of 8 bits, as a target quantizes them.
 
     Args:
         grid: the integers of activations.
@@ -88,6 +115,15 @@ class Simulation:
     grid: IntegerGrid
     per_channel: bool
 
+    def tried(self, readers: Sequence[Reader], maker: Maker | None) -> Mapping[str, np.ndarray]:
+        """Return what moves a part of the ranges into the weights, and what balances the weights of both sides."""
+        peaks = np.max([reader.peaks for reader in readers], axis=0)
+        weights = np.max([reader.weight_peaks for reader in readers], axis=0)
+        tried = {f"alpha {alpha:g}": migration(peaks, weights, alpha) for alpha in ALPHAS}
+        if maker is not None:
+            tried["cross-layer"] = migration(np.abs(maker.weight).max(axis=2).reshape(-1), weights, 0.5)
+        return tried
+
     def weight(self, weight: np.ndarray) -> np.ndarray:
         """Return a weight [groups, out, columns] as 8 symmetric bits leave it."""
         axis = 2 if self.per_channel else None
@@ -95,7 +131,7 @@ class Simulation:
         return np.asarray(np.clip(np.rint(weight / scale), -127, 127) * scale, np.float32)
 
     def error(self, reader: Reader, scale: np.ndarray) -> float:
-        """Return noise to signal of a layer's output when its input is scaled by 1 / `scale`, float [channels]."""
+        """Return noise to signal of a layer's output; the smaller of two ways to choose the input's range."""
         spread = spread_to(scale, reader.rows.shape[0], reader.rows.shape[2])
         rows, weight = reader.rows / spread, reader.weight * spread
         rounded = self.weight(weight).swapaxes(1, 2)
@@ -125,6 +161,32 @@ class Simulation:
         return [affine_for(low, high, self.grid), least_squared_error(candidates(histogram, self.grid)).affine]
 
 
+@dataclass(frozen=True)
+class BlockSimulation:
+    """Weights alone in few bits, on the integers of `grid`; rounding of the maker follows its scales."""
+
+    grid: BlockGrid
+
+    def tried(self, readers: Sequence[Reader], _maker: Maker | None) -> Mapping[str, np.ndarray]:
+        """Return powers of the mean magnitudes of the channels (AWQ, eq. 5)."""
+        means = np.mean([reader.means for reader in readers], axis=0)
+        return {f"activation-aware, alpha {alpha:g}": migration(means, np.ones_like(means), alpha) for alpha in ALPHAS}
+
+    def error(self, reader: Reader, scale: np.ndarray) -> float:
+        """Return noise to signal of a layer's output, its weights rounded to the nearest with clipping."""
+        spread = spread_to(scale, reader.rows.shape[0], reader.rows.shape[2])
+        noise = 0.0
+        for rows, weight in zip(reader.rows / spread, reader.weight * spread, strict=True):
+            importance = np.square(rows).mean(axis=0)
+            rounded = round_nearest(weight, self.grid, importance, candidates=_BLOCK_CANDIDATES).floats()
+            noise += float(np.square(rows @ (rounded - weight).T, dtype=np.float64).sum())
+        return noise / reader.energy
+
+    def maker_error(self, _maker: Maker, _readers: Sequence[Reader], _scale: np.ndarray) -> float:
+        """Return 0: each output of the maker has scales of its own, which follow."""
+        return 0.0
+
+
 def best_scale(
     simulation: Simulation, readers: Sequence[Reader], maker: Maker | None
 ) -> tuple[np.ndarray, str, float, float]:
@@ -134,19 +196,14 @@ def best_scale(
         the scales; how they were found ("alpha 0.5", "cross-layer", "" for none); the error without and with them:
         noise to signal, summed over the readers.
     """
-    peaks = np.max([reader.peaks for reader in readers], axis=0)
-    weights = np.max([reader.weight_peaks for reader in readers], axis=0)
-    tried = {f"alpha {alpha:g}": migration(peaks, weights, alpha) for alpha in ALPHAS}
-    if maker is not None:
-        tried["cross-layer"] = migration(np.abs(maker.weight).max(axis=2).reshape(-1), weights, 0.5)
 
     def error(scale: np.ndarray) -> float:
         own = 0.0 if maker is None else simulation.maker_error(maker, readers, scale)
         return own + sum(simulation.error(reader, scale) for reader in readers)
 
-    best, how = np.ones_like(peaks), ""
+    best, how = np.ones_like(readers[0].lows), ""
     before = least = error(best)
-    for name, scale in tried.items():
+    for name, scale in simulation.tried(readers, maker).items():
         found = error(scale)
         if found < least:
             best, how, least = scale, name, found

@@ -19,7 +19,7 @@ from ..numerics.threads import one_thread
 from .block_writer import array_of, matrix_of
 from .weight_sites import Site
 
-Method = Literal["auto", "gptq", "hqq", "nearest"]
+Method = Literal["auto", "gptq", "awq", "hqq", "nearest"]
 
 _LEAST_FEEDS = 2
 """A refit solves from some and chooses by others."""
@@ -30,7 +30,7 @@ class Rounder:
 
     Args:
         grids: name of the weight -> its integers.
-        method: hqq or nearest for what is rounded without data.
+        method: hqq or nearest for what is rounded without data; awq to round by data to the nearest.
         candidates: clipped ranges that are tried.
     """
 
@@ -108,13 +108,18 @@ class Rounder:
         name = layer.weight.name or ""
         grid = self._grids[name]
         moments = data.train.covariance() if bias is not None else data.train.second()
-        parts = [gptq.round_with_moments(m, h, grid) for m, h in zip(matrix, moments, strict=True)]
+        how = "rounded by what the layer computes"
+        if self._method == "awq":
+            how = "rounded to nearest, by activations"
+            parts = [round_nearest(m, grid, np.diag(h)) for m, h in zip(matrix, moments, strict=True)]
+        else:
+            parts = [gptq.round_with_moments(m, h, grid) for m, h in zip(matrix, moments, strict=True)]
         integers, scale, zero = (
             np.concatenate([getattr(part, field) for part in parts]) for field in ("integers", "scale", "zero")
         )
         alpha = np.float32(graph.attribute(layer.node, "alpha", 1.0))  # the matrix has it, the weight has not
         blocks = Blocks(grid, integers, scale / alpha, zero)
-        floats = self._keep(name, blocks, "rounded by what the layer computes").reshape(matrix.shape) * alpha
+        floats = self._keep(name, blocks, how).reshape(matrix.shape) * alpha
         if bias is not None:
             shift = np.einsum("gok,gk->go", matrix.astype(np.float64) - floats, data.train.mean())
             bias = (bias + shift.reshape(-1)).astype(np.float32)

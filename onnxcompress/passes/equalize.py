@@ -3,8 +3,8 @@
     Linear(w1, b1) -> Relu -> Linear(w2)      ->  Linear(w1 / s, b1 / s) -> Relu -> Linear(w2 * s)
     LayerNormalization(g, b) -> Linear(w2)    ->  LayerNormalization(g / s, b / s) -> Linear(w2 * s)
 
-s holds powers of two, one for each channel, chosen by simulating int8 on samples. It is written only where the error
-that int8 makes at the outputs of the layers behind falls clearly.
+s holds powers of two, one for each channel, chosen by simulating int8 or few-bit weights on samples. It is written
+only where the error that rounding makes at the outputs of the layers behind falls clearly.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from .. import channel_scales, graph, targets
+from .. import channel_scales, graph, schemes, targets
 from ..channel_scales import Site
 from ..core import Action, Change, Context, Need
 from ..layer_rows import LayerRows, sample_rows
 from ..layers import LinearLayer
-from ..numerics.equalization import Maker, Reader, Simulation, best_scale
+from ..numerics.blocks import BlockGrid
+from ..numerics.equalization import BlockSimulation, Int8Simulation, Maker, Reader, Simulation, best_scale
+
+_INT8 = "int8"
+
+
+def _checked(scheme: str) -> str:
+    return scheme if scheme == _INT8 else schemes.checked_blocks(scheme)
 
 
 @plain_dataclass(frozen=True)
@@ -40,12 +47,14 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Equalize:
-    """Scale channels between layers by powers of two where int8 then loses less; the float model stays bit by bit."""
+    """Scale channels between layers by powers of two where rounding then loses less; floats stay bit by bit."""
 
     name: ClassVar[str] = "equalize"
     lossless: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
+    scheme: Annotated[str, AfterValidator(_checked)] = "int8"
+    """What scales are for: int8, weights and activations of 8 bits; or weights alone in blocks, as int4/block32/sym."""
     least_gain: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Scales are written only where they take off this part of the simulated error, at least."""
 
@@ -56,7 +65,7 @@ class Equalize:
         for decision in self.decide(model, context):
             if context.gate.admits(self.name, decision.site.label):
                 decision.site.apply(decision.scale, names)
-                changes.append(_change(self.name, decision))
+                changes.append(self._change(decision))
         return changes
 
     def decide(self, model: ir.Model, context: Context) -> list[Decision]:
@@ -85,11 +94,36 @@ class Equalize:
             return None  # no sample took this branch
         readers = [_reader(each, site.channels) for each in seen[len(_makers(site)) :]]
         maker = None if site.maker is None else Maker(seen[0].rows(), site.maker.matrix())
-        scale, how, before, after = best_scale(_simulation(site, target), readers, maker)
+        scale, how, before, after = best_scale(self._simulation(site, target), readers, maker)
         # the noise of rounding is itself a sample: where it has few numbers, a gain may be chance
         chance = min(0.5, 3 / math.sqrt(max(1, sum(reader.outputs.size for reader in readers))))
         is_clear = after <= before * (1 - self.least_gain) * (1 - chance)
         return Decision(site, scale, how, before, after) if is_clear else None
+
+    def _change(self, decision: Decision) -> Change:
+        readers = ", ".join(layer.label for layer in decision.site.readers[:3])
+        gain_db = 10 * math.log10(decision.before / decision.after)
+        return Change(
+            pass_name=self.name,
+            target=decision.site.label,
+            action=Action.APPLIED,
+            reason=f"channels scaled by powers of two before {readers} ({decision.how}): "
+            f"{self.scheme} loses {gain_db:.1f} dB less",
+            details={
+                "scales": decision.how,
+                "error_before": float(f"{decision.before:.4g}"),
+                "error_after": float(f"{decision.after:.4g}"),
+            },
+        )
+
+    def _simulation(self, site: Site, target: str) -> Simulation:
+        if self.scheme != _INT8:
+            scheme = schemes.parse(self.scheme)
+            assert scheme.block is not None
+            return BlockSimulation(BlockGrid(scheme.bits, scheme.block, scheme.symmetric))
+        facts = targets.static_facts(target)
+        rows = (facts.operator(layer.node.op_type) for layer in (*_makers(site), *site.readers))
+        return Int8Simulation(facts.grid, per_channel=all(row is None or row.channels for row in rows))
 
 
 def _reader(seen: LayerRows, channels: int) -> Reader:
@@ -100,26 +134,3 @@ def _reader(seen: LayerRows, channels: int) -> Reader:
 
 def _makers(site: Site) -> Sequence[LinearLayer]:
     return () if site.maker is None else (site.maker,)
-
-
-def _simulation(site: Site, target: str) -> Simulation:
-    facts = targets.static_facts(target)
-    grid = facts.grid
-    rows = (facts.operator(layer.node.op_type) for layer in (*_makers(site), *site.readers))
-    return Simulation(grid, per_channel=all(row is None or row.channels for row in rows))
-
-
-def _change(pass_name: str, decision: Decision) -> Change:
-    readers = ", ".join(layer.label for layer in decision.site.readers[:3])
-    gain_db = 10 * math.log10(decision.before / decision.after)
-    return Change(
-        pass_name=pass_name,
-        target=decision.site.label,
-        action=Action.APPLIED,
-        reason=f"channels scaled by powers of two before {readers} ({decision.how}): int8 loses {gain_db:.1f} dB less",
-        details={
-            "scales": decision.how,
-            "error_before": float(f"{decision.before:.4g}"),
-            "error_after": float(f"{decision.after:.4g}"),
-        },
-    )

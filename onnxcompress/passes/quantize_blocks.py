@@ -7,6 +7,7 @@
 How the integers are chosen:
 
     gptq      so that the layer's output changes least on the data (GPTQ, then descent on single integers)
+    awq       to the nearest, errors counted by what the weights multiply on the data; channels scaled beforehand (AWQ)
     hqq       so that most weights fit well and a few badly, without data (half-quadratic quantization)
     nearest   every weight to its nearest integer, with clipping of least squared error
 
@@ -30,6 +31,7 @@ from ..core import Action, Change, Context, Gate, Judge, Memo, Need
 from .block_rounding import Method, Rounder, has_enough
 from .block_widths import Choice, Refused, Widths, grids_of, own_bits, survey
 from .block_writer import OPSETS, BlockWriter, Form, kernel_fits
+from .equalize import Equalize
 from .opset_raising import raise_opset
 from .weight_sites import Scene, Site, sites
 
@@ -59,7 +61,7 @@ class QuantizeBlocks:
     """Budget, scales included, spent on 2, 4 and 8 bits where each helps most. Default: what --max-bytes leaves; with
     data and --max-drop as few as it allows; else a little more than the scheme takes, and no weight gets fewer bits."""
     method: Method = "auto"
-    """auto: gptq with data, hqq without."""
+    """auto: gptq with data, hqq without. Both gptq and awq scale channels first, where that takes off a clear part."""
     form: Literal["auto", "kernel", "integer", "multiply", "dequantize"] = "auto"
     """kernel: onnxruntime's MatMulNBits and GatherBlockQuantized, where they fit. integer: the same, products on int8.
     multiply: standard operators that are folded at load. dequantize: DequantizeLinear with blocks. auto: on cpu the
@@ -70,6 +72,7 @@ class QuantizeBlocks:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Quantize the weights of every graph of `model`, the least harmful first."""
         scheme = schemes.parse(self.scheme)
+        scaled = Equalize(scheme=self.scheme).run(model, context) if self._uses_data(context) else []
         limit = None if context.judge is None else context.judge.limit
         is_budgeted = any(each is not None for each in (self.bits_per_weight, context.max_bytes, limit))
         widths = survey(model, grids_of(scheme, is_budgeted=is_budgeted), context, min_elements=self.min_elements)
@@ -77,10 +80,10 @@ class QuantizeBlocks:
         chosen = self._chosen(model, widths, context) if widths.elements else {}
         chosen = {name: choice for name, choice in chosen.items() if context.gate.admits(self.name, name)}
         if not chosen:
-            return refusals
+            return scaled + refusals
         rounder = self._rounded(model, chosen, context)
         form = self._form(model, chosen, rounder, context)
-        return self._write(model, chosen, rounder, form, context) + refusals
+        return scaled + self._write(model, chosen, rounder, form, context) + refusals
 
     def _chosen(self, model: ir.Model, widths: Widths, context: Context) -> dict[str, Choice]:
         """Return the widths within the budget that was given, or that limits on the file or the quality leave."""
@@ -130,11 +133,14 @@ class QuantizeBlocks:
         """Round the weights; in `model` they stand as floats from then on."""
         rounder = Rounder({name: choice.grid for name, choice in chosen.items()}, method=self.method)
         found = self._sites(model, chosen, context)
-        if self.method in ("auto", "gptq") and has_enough(context):
+        if self._uses_data(context):
             rounder.by_data(model, found, context)
         else:
             rounder.all_alone(found)
         return rounder
+
+    def _uses_data(self, context: Context) -> bool:
+        return self.method in ("auto", "gptq", "awq") and has_enough(context)
 
     def _form(self, model: ir.Model, chosen: Mapping[str, Choice], rounder: Rounder, context: Context) -> Form:
         """Return the form that was measured to be fastest; of those that are alike, the first."""

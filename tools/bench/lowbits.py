@@ -30,11 +30,13 @@ def tools() -> list[Tool]:
     return [
         ours("8 bits, without data", eight, without_data=True),
         ours("4 bits"),
+        ours("4 bits, awq", "method=awq"),
         ours("4 bits, without data", without_data=True),
         ours("4 bits, nearest", "method=nearest"),
         *(Tool(name=f"4 bits, onnxruntime {peer}", peer=("bench.nbits", peer, "4")) for peer in _PEERS),
         ours("2, 4 and 8 bits at 3.6", "bits_per_weight=3.6"),
         ours("2 bits", two),
+        ours("2 bits, awq", two, "method=awq"),
         ours("2 bits, nearest", two, "method=nearest"),
         Tool(name="2 bits, onnxruntime nearest", peer=("bench.nbits", "nearest", "2")),
     ]
