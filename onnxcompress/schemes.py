@@ -15,8 +15,11 @@ from .errors import UsageError
 
 SUPPORTED: Final = ("int8/channel/sym", "int8/tensor/sym")
 BLOCK_BITS: Final = (2, 4, 8)
+"""Bits of integers that have a type of their own, from which budgets choose."""
+DELIVERY_BITS: Final = 3
+"""Bits that only a packed file gains by: they are stored as 4."""
 BLOCK_SIZES: Final = (16, 32, 64, 128)
-BLOCKS: Final = "int4/block32/sym or uint4/block32/asym, with 2, 4 or 8 bits and blocks of 16, 32, 64 or 128"
+BLOCKS: Final = "int4/block32/sym or uint4/block32/asym, with 2, 3, 4 or 8 bits and blocks of 16, 32, 64 or 128"
 _BLOCK = re.compile(r"(u?)int(\d+)/block(\d+)/(a?)sym")
 
 
@@ -39,7 +42,7 @@ def parse(text: str) -> Scheme:
     match = _BLOCK.fullmatch(text)
     if match is not None:
         bits, block, asymmetric = int(match[2]), int(match[3]), bool(match[4])
-        if bits in BLOCK_BITS and block in BLOCK_SIZES and asymmetric == bool(match[1]):
+        if bits in (*BLOCK_BITS, DELIVERY_BITS) and block in BLOCK_SIZES and asymmetric == bool(match[1]):
             return Scheme(bits, "block", not asymmetric, block)
     if text not in SUPPORTED:
         raise UsageError(f"scheme {text!r} is not supported", hint=f"Supported: {', '.join(SUPPORTED)}, {BLOCKS}")

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress import errors, graph, model_io, runtime, schemes, stats
+from onnxcompress import errors, graph, model_io, packing, runtime, schemes, stats
 from onnxcompress.core import Action, Context, Gate, Trial
 from onnxcompress.numerics.blocks import BlockGrid
 from onnxcompress.passes import build
@@ -71,7 +71,7 @@ def _run_at(model, bits, symmetric, form):
     scheme = _scheme(bits, symmetric)
     spend = {2: 0.1, 8: 32}.get(bits)
     one = QuantizeBlocks(scheme=scheme, bits_per_weight=spend, form=form, min_elements=64)
-    if bits == 4:
+    if bits in (3, 4):
         one = replace(one, bits_per_weight=None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("onnxcompress.passes.quantize_blocks._SPARE", 1.0)
@@ -81,7 +81,9 @@ def _run_at(model, bits, symmetric, form):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("form", ["kernel", "integer", "multiply", "dequantize"])
-@pytest.mark.parametrize(("bits", "symmetric"), [(2, True), (2, False), (4, True), (4, False), (8, True), (8, False)])
+@pytest.mark.parametrize(
+    ("bits", "symmetric"), [(bits, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False)]
+)
 def test_every_grid_in_every_form_gives_what_its_integers_stand_for(case, form, bits, symmetric):
     text, arrays, feed = CASES[case]
     opset = 25 if bits == 2 and form != "kernel" else 21
@@ -94,6 +96,20 @@ def test_every_grid_in_every_form_gives_what_its_integers_stand_for(case, form, 
     rounds_activations = form == "integer" or (form == "dequantize" and case in ("product", "gemm", "tied"))
     assert _worst(expected, model, feed, optimize=False) < (0.03 if form == "integer" else 2e-5)
     assert _worst(expected, model, feed, optimize=True) < (0.03 if rounds_activations else 2e-5)
+
+
+def test_three_bits_take_four_in_the_file_and_three_packed(tmp_path):
+    sizes = {}
+    for bits in (3, 4):
+        model = with_constants(PRODUCT, opset=21, w=floats(256, 512))
+        changes = QuantizeBlocks(scheme=_scheme(bits, True), form="multiply").run(model, Context())
+        path = tmp_path / f"{bits}.onnx"
+        model_io.save(model, path)
+        packed = packing.pack(path, tmp_path / f"{bits}.onnxpack")
+        sizes[bits] = path.stat().st_size, packed.packed_bytes, [c.bytes_after for c in changes if c.target == "w"]
+    assert sizes[3][0] == sizes[4][0]
+    assert sizes[3][2] == sizes[4][2]
+    assert sizes[3][1] < 0.85 * sizes[4][1]
 
 
 def _correlated(columns, *, rank=10, count=24, rows=8, seed=0):
@@ -151,7 +167,8 @@ def test_channels_that_stand_out_are_scaled_into_the_weights(method):
         changes = QuantizeBlocks(scheme="int2/block32/sym", method=name, min_elements=64).run(
             model, Context(feeds=feeds[:24])
         )
-        assert [c.target for c in changes if c.pass_name == "equalize"] == ([] if name == "nearest" else ["LayerNormalization:n"])
+        scaled = [c.target for c in changes if c.pass_name == "equalize"]
+        assert scaled == ([] if name == "nearest" else ["LayerNormalization:n"])
         noises[name] = _noise(_normed(), model, feeds[24:])
     assert noises[method] < 0.5 * noises["nearest"]
 
@@ -439,7 +456,7 @@ def test_int8_products_are_refused_where_they_are_rougher():
 
 def test_options_are_checked():
     assert build("quantize-blocks", {"scheme": "uint2/block64/asym"}).scheme == "uint2/block64/asym"
-    for scheme in ("int8/channel/sym", "int3/block32/sym", "int4/block48/sym", "uint4/block32/sym"):
+    for scheme in ("int8/channel/sym", "int5/block32/sym", "int4/block48/sym", "uint4/block32/sym"):
         with pytest.raises(errors.UsageError):
             build("quantize-blocks", {"scheme": scheme})
     for options in ({"bits_per_weight": 0}, {"method": "magic"}, {"form": "none"}, {"min_elements": 0}):

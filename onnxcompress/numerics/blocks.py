@@ -40,6 +40,11 @@ class BlockGrid:
         """The zero point of a symmetric block."""
         return int(2 ** (self.bits - 1))
 
+    @property
+    def stored(self) -> BlockGrid:
+        """The grid whose integers have a type: 3 bits are kept in 4, of which packing takes one away."""
+        return BlockGrid(4, self.block, self.symmetric) if self.bits == 3 else self
+
     def count(self, inputs: int) -> int:
         """Return the number of blocks of a row; the last one may be cut short."""
         return -(-inputs // self.block)
@@ -66,6 +71,12 @@ class Blocks:
         inputs = self.integers.shape[1]
         difference = self.integers.astype(np.float32) - spread(self.zero.astype(np.float32), self.grid.block, inputs)
         return np.asarray(difference * spread(self.scale, self.grid.block, inputs))
+
+    def as_stored(self) -> Blocks:
+        """Return the same weights on `grid.stored`."""
+        stored = self.grid.stored
+        shift = np.uint8(stored.middle - self.grid.middle) if stored.symmetric else np.uint8(0)
+        return Blocks(stored, self.integers + shift, self.scale, self.zero + shift)
 
 
 def spread(per_block: np.ndarray, block: int, inputs: int) -> np.ndarray:

@@ -148,7 +148,7 @@ def _objection(site: Site, grid: BlockGrid) -> str | None:
 def grids_of(scheme: schemes.Scheme, *, is_budgeted: bool) -> list[BlockGrid]:
     """Return the widths that are open: the scheme's and wider ones, all where there is a budget to keep to."""
     assert scheme.block is not None
-    widths = [bits for bits in schemes.BLOCK_BITS if is_budgeted or bits >= scheme.bits]
+    widths = sorted({scheme.bits, *(bits for bits in schemes.BLOCK_BITS if is_budgeted or bits >= scheme.bits)})
     return [BlockGrid(bits, scheme.block, scheme.symmetric) for bits in widths]
 
 

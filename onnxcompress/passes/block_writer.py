@@ -66,7 +66,7 @@ class BlockWriter(SiteWriter):
 
     def __init__(self, scene: Scene, site: Site, blocks: Blocks, form: Form) -> None:
         super().__init__(scene, site)
-        self.blocks = blocks
+        self.blocks = blocks.as_stored()
         self.form = form
 
     def write(self) -> None:

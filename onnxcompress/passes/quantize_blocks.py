@@ -1,4 +1,4 @@
-"""Weights become integers of 2, 4 or 8 bits with a scale for every few neighbours; the arithmetic stays float.
+"""Weights become integers of 2, 3, 4 or 8 bits with a scale for every few neighbours; the arithmetic stays float.
 
     survey --> what each width of each weight costs and loses --allocate--> widths within the budget
     data?  --> the layers are rounded one after the other, each making good what went wrong before it
@@ -30,7 +30,7 @@ from .. import graph, model_io, schemes, search, targets
 from ..core import Action, Change, Context, Gate, Judge, Memo, Need
 from .block_rounding import Method, Rounder, has_enough
 from .block_widths import Choice, Refused, Widths, grids_of, own_bits, survey
-from .block_writer import OPSETS, BlockWriter, Form, kernel_fits
+from .block_writer import OPSETS, BlockWriter, Form, kernel_fits, shape_of, stored_bytes
 from .equalize import Equalize
 from .opset_raising import raise_opset
 from .weight_sites import Scene, Site, sites
@@ -49,14 +49,15 @@ _ROUGHER = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeBlocks:
-    """Store float weights as integers of 2, 4 or 8 bits with a scale for every block of neighbours."""
+    """Store float weights as integers of 2 to 8 bits with a scale for every block of neighbours."""
 
     name: ClassVar[str] = "quantize-blocks"
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA_IF_GIVEN})
 
     scheme: Annotated[str, AfterValidator(schemes.checked_blocks)] = "int4/block32/sym"
-    """type/group/symmetry: int4/block32/sym, uint4/block64/asym, with 2, 4 or 8 bits and blocks of 16 to 128."""
+    """type/group/symmetry: int4/block32/sym, uint4/block64/asym, with 2, 3, 4 or 8 bits and blocks of 16 to 128. 3 bits
+    are stored as 4: only a packed file gains by them."""
     bits_per_weight: Annotated[float | None, Field(gt=0, le=32)] = None
     """Budget, scales included, spent on 2, 4 and 8 bits where each helps most. Default: what --max-bytes leaves; with
     data and --max-drop as few as it allows; else a little more than the scheme takes, and no weight gets fewer bits."""
@@ -189,7 +190,9 @@ class QuantizeBlocks:
         found = {site.name: site for site in self._sites(model, chosen, context)}
         forms = {name: self._own_form(found[name], choice, form, context.target) for name, choice in chosen.items()}
         needed = {
-            name: OPSETS[chosen[name].grid.bits] for name, own in forms.items() if own not in ("kernel", "integer")
+            name: OPSETS[chosen[name].grid.stored.bits]
+            for name, own in forms.items()
+            if own not in ("kernel", "integer")
         }
         why = "tensors of few bits need it"
         changes = raise_opset(model, context, self.name, max(needed.values(), default=0), why)
@@ -214,7 +217,7 @@ class QuantizeBlocks:
             return form
         facts = targets.block_facts(target)
         fast = facts.kernel_bits if form == "kernel" else facts.integer_bits
-        return form if choice.grid.bits in fast else "multiply"
+        return form if choice.grid.stored.bits in fast else "multiply"
 
 
 def _copy(model: ir.Model, context: Context) -> tuple[ir.Model, Context]:
@@ -247,6 +250,6 @@ def _applied(name: str, site: Site, choice: Choice, form: Form, how: str) -> Cha
         action=Action.APPLIED,
         reason=f"{grid.bits} bits in blocks of {grid.block}, {how}",
         bytes_before=site.stored_bytes,
-        bytes_after=choice.bytes,
+        bytes_after=stored_bytes(*shape_of(site), grid.stored, is_padded=kernel_fits(site)),
         details=details,
     )
