@@ -31,6 +31,7 @@ SHIPPED: Mapping[str, str] = {
     "share-duplicates": "share_duplicates:ShareDuplicates",
     "share-nodes": "share_nodes:ShareNodes",
     "remove-dead": "remove_dead:RemoveDead",
+    "drop-blocks": "drop_blocks:DropBlocks",
     "quantize-static": "quantize_static:QuantizeStatic",
     "quantize-dynamic": "quantize_dynamic:QuantizeDynamic",
     "equalize": "equalize:Equalize",
