@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .partition import split
     from .partitioned import PartitionedModel
     from .recipe import Recipe
+    from .transfer import distill
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "UsageError",
     "compare",
     "compress",
+    "distill",
     "inspect",
     "load",
     "passes",
@@ -44,6 +46,7 @@ _HOMES = {
     "Recipe": "recipe",
     "compare": "comparison",
     "compress": "compression",
+    "distill": "transfer",
     "inspect": "inspection",
     "load": "model_io",
     "save": "model_io",

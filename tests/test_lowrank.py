@@ -12,7 +12,9 @@ from onnxcompress.numerics.lowrank import decompose, largest_useful_rank
 
 def _case(outputs: int, columns: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
-    rows = random.standard_normal((200, columns)) @ (random.standard_normal((columns, columns)) * random.random(columns))
+    rows = random.standard_normal((200, columns)) @ (
+        random.standard_normal((columns, columns)) * random.random(columns)
+    )
     return random.standard_normal((outputs, columns)), np.cov(rows.T, bias=True).reshape(columns, columns)
 
 
@@ -35,7 +37,9 @@ def test_the_error_is_what_it_says_and_falls_to_nothing(outputs, columns, seed, 
     total = _error(weights, covariance)
     assert _error(weights - a @ b, covariance) <= (errors[rank] + 1e-3) * total * 1.01
     if rank == min(outputs, columns):
-        np.testing.assert_allclose(a @ b, weights, atol=1e-6 * np.abs(weights).max() * np.linalg.cond(covariance) ** 0.5)
+        np.testing.assert_allclose(
+            a @ b, weights, atol=1e-6 * np.abs(weights).max() * np.linalg.cond(covariance) ** 0.5
+        )
 
 
 @settings(max_examples=20, deadline=None)

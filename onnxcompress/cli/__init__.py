@@ -17,7 +17,7 @@ import typer
 from .. import __version__
 from ..errors import OnnxCompressError, one_line
 from ..isolation import Isolation, isolated
-from . import batch, compare, compress, inspect, lists, run, split, unpack
+from . import batch, compare, compress, distill, inspect, lists, run, split, unpack
 from .supervised import ChildDiedError, supervised
 
 __all__ = ["app", "main"]
@@ -33,6 +33,7 @@ app = typer.Typer(
 app.command(epilog=compress.EXAMPLE)(compress.compress)
 app.command(epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
+app.command(epilog=distill.EXAMPLE)(distill.distill)
 app.command(epilog=split.EXAMPLE)(split.split)
 app.command(epilog=run.EXAMPLE)(run.run)
 app.command(epilog=batch.EXAMPLE)(batch.batch)
