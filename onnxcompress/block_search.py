@@ -186,8 +186,13 @@ class Search:
             state = best
 
     def finished(self, state: State) -> tuple[ir.Model, list[refit.RefitChange]]:
-        """Return a state's model, its layers refitted on all samples."""
-        made = model_io.clone(state.model)
+        """Return the original without what is gone, its layers refitted on all samples.
+
+        It begins anew: rough fits would be judged by samples that they have seen.
+        """
+        made = self._removed(state.gone)
+        if made is None:
+            made = model_io.clone(state.model)
         return made, self._refit(made, self._context.feeds, _ALL_ROWS)
 
     def _sets(self, least: float, most: int) -> list[tuple[Gone, ...]]:
@@ -204,6 +209,15 @@ class Search:
 
     def _rebuilt(self, gone: Sequence[Gone]) -> State | None:
         """Return the state with just these blocks gone; None where one can't go without another."""
+        made = self._removed(gone)
+        if made is None:
+            return None
+        self._refit(made, self._fitted, _ROWS)
+        loss = self.measured(made)
+        return None if loss is None else State(model=made, gone=tuple(gone), loss=loss)
+
+    def _removed(self, gone: Sequence[Gone]) -> ir.Model | None:
+        """Return the original without these blocks, not refitted; None where one can't go without another."""
         state = self.start
         for each in gone:
             by_values = {(s.out.name, s.through.name): s for s in self.shortcuts(state)}
@@ -211,10 +225,8 @@ class Search:
             if shortcut is None:
                 return None
             made = self._without(state, shortcut, self._by)
-            state = State(model=made, gone=(*state.gone, Gone.of(shortcut, self._by)), loss=state.loss)
-        self._refit(state.model, self._fitted, _ROWS)
-        loss = self.measured(state.model)
-        return None if loss is None else State(model=state.model, gone=state.gone, loss=loss)
+            state = State(model=made, gone=(*state.gone, each), loss=state.loss)
+        return state.model
 
     def _refit(self, made: ir.Model, feeds: Sequence[Feed], rows: int) -> list[refit.RefitChange]:
         """Refit the layers that a change has reached: those behind it, and those that are added to what it changed."""

@@ -4,11 +4,13 @@
 
 A channel whose weights are numbers out of one channel of the teacher is that channel, as in a model that was cut.
 Where there is none such, activations tell: rows of both are those of the same samples at the same positions, so each
-channel of a student can be correlated with each of a teacher's, and the largest sum of correlations is taken.
+channel of a student can be correlated with each of a teacher's, and the largest sum of correlations is taken. Where
+they tell nothing, as in a student that has learnt nothing yet, layers of the same shape in the same order are pairs.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,13 @@ _ROWS = 4096
 _SAMPLES = 64
 _LEAST = 0.5
 """Mean correlation from which on a value of another name counts as what a layer is to give."""
+_SURE = 0.8
+"""From here on it does so even where a layer of the same shape stands at the same place."""
+_CHANCE = 0.2
+"""By how much mean correlations of layers that have learnt nothing differ: each channel takes what suits it best."""
+
+
+By = Literal["weights", "name", "activations", "shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +55,7 @@ class Pair:
     layer: str
     student: str
     teacher: str
-    by: Literal["weights", "name", "activations"]
+    by: By
     correlation: float
     channels: np.ndarray | None
 
@@ -66,7 +75,8 @@ def pair_layers(student: ir.Model, teacher: ir.Model, feeds: Sequence[Feed], *, 
     """Return a pair for each layer of the student's main graph for which the teacher has a value to learn from.
 
     A value of the same name is taken where it has as many rows and at least as many channels; else the one, of as many
-    rows, whose channels the layer's are most like, if they are alike at all.
+    rows, whose channels the layer's are most like, if they are alike at all; else that of the layer of the same shape
+    that stands at its place.
 
     Raises:
         ModelError: the runtime can't run one of the two.
@@ -81,22 +91,22 @@ def pair_layers(student: ir.Model, teacher: ir.Model, feeds: Sequence[Feed], *, 
     }
     ours = _rows(student, chosen, {name: layer.channel_axis for name, layer in mine.items()}, seed)
     known = _rows(teacher, chosen, axes, seed)
+    placed = _placed(list(mine.values()), list(theirs.values()))
     found = []
     for name, layer in mine.items():
         rows = ours.get(name)
         if rows is None:
             continue
         cut_from = _cut_from(layer, theirs[name]) if name in theirs else None
-        best = _named(name, rows, known, cut_from) or _most_alike(rows, known)
+        best = _named(name, rows, known, cut_from) or _unnamed(rows, known, placed.get(name))
         if best is not None:
-            source, channels, correlation = best
-            by: Literal["weights", "name", "activations"] = "name" if source == name else "activations"
+            source, by, channels, correlation = best
             found.append(
                 Pair(
                     layer=layer.label,
                     student=name,
                     teacher=source,
-                    by="weights" if channels is not None and channels is cut_from else by,
+                    by=by,
                     correlation=correlation,
                     channels=channels,
                 )
@@ -104,7 +114,7 @@ def pair_layers(student: ir.Model, teacher: ir.Model, feeds: Sequence[Feed], *, 
     return found
 
 
-_Match = tuple[str, "np.ndarray | None", float]
+_Match = tuple[str, By, "np.ndarray | None", float]
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,10 @@ class _Rows:
 
     chosen: np.ndarray
     count: int
+
+    def fits(self, other: _Rows) -> bool:
+        """Say whether the other one has as many rows, and a channel for each."""
+        return other.count == self.count and other.chosen.shape[1] >= self.chosen.shape[1]
 
 
 def _cut_from(layer: LinearLayer, other: LinearLayer) -> np.ndarray | None:
@@ -141,26 +155,52 @@ def _numbers(layer: LinearLayer) -> list[np.ndarray]:
 
 def _named(name: str, rows: _Rows, known: Mapping[str, _Rows], cut_from: np.ndarray | None) -> _Match | None:
     other = known.get(name)
-    if other is None or other.count != rows.count or other.chosen.shape[1] < rows.chosen.shape[1]:
+    if other is None or not rows.fits(other):
         return None
     table = correlations(rows.chosen, other.chosen)
     if table.shape[0] == table.shape[1]:
-        return name, None, float(np.diag(table).mean())
+        return name, "name", None, float(np.diag(table).mean())
     channels = assigned(table) if cut_from is None else cut_from
-    return name, channels, float(table[np.arange(len(channels)), channels].mean())
+    return name, "name" if cut_from is None else "weights", channels, _mean(table, channels)
 
 
 def _most_alike(rows: _Rows, known: Mapping[str, _Rows]) -> _Match | None:
     best: _Match | None = None
     for name, other in known.items():
-        if other.count != rows.count or other.chosen.shape[1] < rows.chosen.shape[1]:
-            continue
-        table = correlations(rows.chosen, other.chosen)
-        channels = assigned(table)
-        correlation = float(table[np.arange(len(channels)), channels].mean())
-        if correlation >= _LEAST and (best is None or correlation > best[2]):
-            best = name, channels, correlation
+        if rows.fits(other):
+            table = correlations(rows.chosen, other.chosen)
+            channels = assigned(table)
+            correlation = _mean(table, channels)
+            if correlation >= _LEAST and (best is None or correlation > best[3]):
+                best = name, "activations", channels, correlation
     return best
+
+
+def _unnamed(rows: _Rows, known: Mapping[str, _Rows], placed: str | None) -> _Match | None:
+    """Return what is most alike; where that is not sure, what stands at the same place, unless that is less alike."""
+    best = _most_alike(rows, known)
+    other = None if placed is None else known.get(placed)
+    if (best is not None and best[3] >= _SURE) or placed is None or other is None or not rows.fits(other):
+        return best
+    table = correlations(rows.chosen, other.chosen)
+    if best is not None and _mean(table, assigned(table)) < best[3] - _CHANCE:
+        return best
+    return placed, "shape", None, float(np.diag(table).mean())
+
+
+def _mean(table: np.ndarray, channels: np.ndarray) -> float:
+    return float(table[np.arange(len(channels)), channels].mean())
+
+
+def _placed(mine: Sequence[LinearLayer], theirs: Sequence[LinearLayer]) -> dict[str, str]:
+    """Return output -> the other's output for the longest common sequence of layers of the same kind and shape."""
+    kinds = [[(layer.node.op_type, *layer.shape) for layer in each] for each in (mine, theirs)]
+    matched = difflib.SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks()
+    return {
+        mine[block.a + at].y.name or "": theirs[block.b + at].y.name or ""
+        for block in matched
+        for at in range(block.size)
+    }
 
 
 def _has(model: ir.Model, name: str) -> bool:
