@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from . import graph, model_io, observe, ops, refit, stats
 from .core import Context, Feed
+from .distillation import Distilled, affordable, distill, divided
 from .divergence import Divergence
 from .errors import ModelError
 from .layers import linear_layers
@@ -86,6 +87,25 @@ class State:
     def macs(self) -> int:
         """The multiplications saved."""
         return sum(each.macs for each in self.gone)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A result.
+
+    Args:
+        model: the model.
+        refits: what became of each layer.
+        refitted: divergence of the outputs after the refit; None where it gives no numbers.
+        distilled: how the training went; None where there was none.
+        loss: divergence of the outputs in the end.
+    """
+
+    model: ir.Model
+    refits: list[refit.RefitChange]
+    refitted: float | None
+    distilled: Distilled | None
+    loss: float | None
 
 
 class Search:
@@ -185,15 +205,36 @@ class Search:
                 return state
             state = best
 
-    def finished(self, state: State) -> tuple[ir.Model, list[refit.RefitChange]]:
-        """Return the original without what is gone, its layers refitted on all samples.
+    def finished(self, state: State, steps: int) -> Finished:
+        """Return the original without what is gone, its layers refitted and then trained together on all samples.
 
         It begins anew: rough fits would be judged by samples that they have seen.
+
+        Args:
+            state: what is gone.
+            steps: of the training; 0 for none.
         """
         made = self._removed(state.gone)
         if made is None:
             made = model_io.clone(state.model)
-        return made, self._refit(made, self._context.feeds, _ALL_ROWS)
+        feeds = self._context.feeds
+        learnt_from, judged_by = divided(feeds)
+        refits = self._refit(made, learnt_from, _ALL_ROWS, held_out=judged_by)
+        refitted = self.measured(made)
+        distilled = None
+        if steps:
+            most, batch = affordable(made, feeds[0], steps)
+            distilled = distill(
+                made,
+                self._model,
+                feeds,
+                steps=most,
+                batch=batch,
+                seed=self._context.seed,
+                progress=self._context.progress,
+                selects=self._context.selects,
+            )
+        return Finished(model=made, refits=refits, refitted=refitted, distilled=distilled, loss=self.measured(made))
 
     def _sets(self, least: float, most: int) -> list[tuple[Gone, ...]]:
         """Return sets of blocks that save enough, those first whose losses, each alone, add up to least."""
@@ -228,7 +269,9 @@ class Search:
             state = State(model=made, gone=(*state.gone, each), loss=state.loss)
         return state.model
 
-    def _refit(self, made: ir.Model, feeds: Sequence[Feed], rows: int) -> list[refit.RefitChange]:
+    def _refit(
+        self, made: ir.Model, feeds: Sequence[Feed], rows: int, *, held_out: Sequence[Feed] | None = None
+    ) -> list[refit.RefitChange]:
         """Refit the layers that a change has reached: those behind it, and those that are added to what it changed."""
         reached = _reached(made, self._model)
         known = {graph.label(node) for node in self._model.graph}
@@ -243,6 +286,7 @@ class Search:
             self._model,
             feeds,
             maps,
+            held_out=held_out,
             selects=lambda node: node in reached and self._context.selects(node),
             rows_per_column=rows,
             seed=self._context.seed,

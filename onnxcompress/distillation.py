@@ -22,10 +22,11 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 from scipy.special import softmax
 
-from . import divergence, float_constants, graph, model_io, observe, runtime
+from . import divergence, float_constants, graph, model_io, observe, ops, runtime, stats
 from .core import Feed
 from .divergence import Kind
 from .errors import ModelError
+from .feeds import Lazy
 from .layers import linear_layers
 from .numerics.adam import Adam, falling
 
@@ -41,6 +42,12 @@ _LOST = 4.0
 _RATE, _RATES = 0.05, (1e-4, 2e-3)
 """Rate for each unit of the loss at the start, and its bounds."""
 _SMALL = 1e-8
+_BATCHES = (16, 128)
+"""Samples of a batch to train on."""
+_GROUPED = 50
+"""What a MAC of a grouped convolution costs in training, for it is differentiated by slow kernels."""
+_TRAINING_MACS = 8e11
+"""MACs of the samples that are run forwards in training, at most; there and back they take about a minute or two."""
 _LOSS_OPSET = 13
 """From here on the operators of the loss are what is written here."""
 
@@ -74,6 +81,7 @@ def distill(
     rate: float | None = None,
     seed: int = 0,
     threads: int = 1,
+    selects: Callable[[ir.Node], bool] = lambda _: True,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
 ) -> Distilled:
     """Train the linear layers of `student`, in place, so that its outputs become those of `teacher`.
@@ -88,19 +96,21 @@ def distill(
             of a rate leave behind by their noise.
         seed: of the choice of samples.
         threads: of the runtime.
+        selects: False for nodes whose weights stay as they are.
         progress: wraps the loop over the steps.
 
     Raises:
         ModelError: the teacher can't be run.
     """
     chosen = _alike(feeds)
+    some = [feeds[index] for index in chosen[: batch + 1]]
     if len(chosen) < _LEAST_SAMPLES:
         return Distilled(is_applied=False, reason=f"{len(chosen)} samples of one shape are too few to learn from")
-    if observe.batched(student, chosen, batch) is chosen or observe.batched(teacher, chosen, batch) is chosen:
+    if observe.batched(student, some, batch) is some or observe.batched(teacher, some, batch) is some:
         return Distilled(is_applied=False, reason="it takes one sample at a time")
-    every = _HELD_OUT[len(chosen) < _FEW]
-    train = [feed for index, feed in enumerate(chosen) if index % every != every - 1]
-    held_out = chosen[every - 1 :: every]
+    judging = set(_judging(chosen))
+    train = [feeds[index] for index in chosen if index not in judging]
+    held_out = [feeds[index] for index in chosen if index in judging]
     size = min(batch, len(held_out))
     asked = _Teacher(teacher, threads=threads)
     first = _joined(held_out[:size])
@@ -108,7 +118,7 @@ def distill(
         outputs = asked.run(first)
         if not asked.kinds:
             return Distilled(is_applied=False, reason="it has no output of floats to learn from")
-        trainer = _Trainer(student, asked.kinds, first, outputs, threads=threads)
+        trainer = _Trainer(student, _weights(student, selects), asked.kinds, first, outputs, threads=threads)
     except _UntrainableError as error:
         return Distilled(is_applied=False, reason=str(error))
     parts = [_joined(held_out[start : start + size]) for start in range(0, len(held_out) - size + 1, size)]
@@ -139,6 +149,44 @@ def distill(
         assert tensor is not None
         graph.set_weight(value, float_constants.cast(array, tensor.dtype.numpy()))
     return Distilled(is_applied=True, reason=figures, before=before, after=best, steps=taken)
+
+
+def divided(feeds: Sequence[Feed]) -> tuple[Sequence[Feed], Sequence[Feed] | None]:
+    """Return the feeds that may be learnt from before `distill` gets all of them, and those that it judges by.
+
+    A model that has seen the latter could only seem to get worse. None where there are too few to hold any out.
+    """
+    judging = _judging(_alike(feeds))
+    if not judging:
+        return feeds, None
+    rest = [index for index in range(len(feeds)) if index not in set(judging)]
+    return Lazy(rest, feeds.__getitem__), Lazy(judging, feeds.__getitem__)
+
+
+def _judging(chosen: Sequence[int]) -> Sequence[int]:
+    """Return which ones of samples of one shape are held out."""
+    every = _HELD_OUT[len(chosen) < _FEW]
+    return chosen[every - 1 :: every]
+
+
+def affordable(model: ir.Model, feed: Feed, steps: int) -> tuple[int, int]:
+    """Return steps and the samples of a batch, smaller and then fewer where the model is large.
+
+    Args:
+        model: what is to be trained.
+        feed: one sample.
+        steps: steps that are wanted, 1 at least.
+
+    Raises:
+        ModelError: the model can't be run.
+    """
+    shape_of = stats.shape_lookup(stats.resolve_shapes(model, feed))
+    work = sum(
+        (macs or 0) * (_GROUPED if int(graph.attribute(node, "group", 1)) > 1 else 1)
+        for node, macs in ops.node_macs(model, shape_of)
+    )
+    batch = min(max(int(_TRAINING_MACS / max(1, work) / steps), _BATCHES[0]), _BATCHES[1])
+    return max(1, min(steps, int(_TRAINING_MACS / max(1, work) / batch))), batch
 
 
 class _UntrainableError(Exception):
@@ -175,13 +223,13 @@ class _Trainer:
     def __init__(
         self,
         student: ir.Model,
+        weights: Mapping[str, np.ndarray],
         kinds: Mapping[str, Kind],
         feed: Feed,
         targets: Mapping[str, np.ndarray],
         *,
         threads: int,
     ) -> None:
-        weights = _weights(student)
         if not weights:
             raise _UntrainableError("it has no linear layer with weights of its own")
         self._kinds = kinds
@@ -233,13 +281,13 @@ class _Trainer:
         return {**feed, **self.adam.values, **{_target(name): array for name, array in targets.items()}}
 
 
-def _weights(model: ir.Model) -> dict[str, np.ndarray]:
+def _weights(model: ir.Model, selects: Callable[[ir.Node], bool]) -> dict[str, np.ndarray]:
     """Return matrices and biases of linear layers that initializers of the main graph hold; none of grouped layers.
 
     A grouped convolution keeps its matrix, of which there is no derivative; its bias is trained.
     """
     found: dict[str, np.ndarray] = {}
-    for layer in linear_layers(model):
+    for layer in [each for each in linear_layers(model) if selects(each.node)]:
         for value in (layer.weight if layer.groups == 1 else None, layer.bias_value):
             name = "" if value is None else value.name or ""
             held = model.graph.initializers.get(name)
@@ -317,12 +365,12 @@ def _target(name: str) -> str:
     return f"{_PREFIX}target_{name}"
 
 
-def _alike(feeds: Sequence[Feed]) -> list[Feed]:
-    """Return the feeds of the commonest shapes."""
-    of_kind: dict[tuple[Any, ...], list[Feed]] = {}
-    for feed in feeds:
+def _alike(feeds: Sequence[Feed]) -> list[int]:
+    """Return which feeds are of the commonest shapes."""
+    of_kind: dict[tuple[Any, ...], list[int]] = {}
+    for index, feed in enumerate(feeds):
         key = tuple(sorted((name, np.shape(array), np.asarray(array).dtype.str) for name, array in feed.items()))
-        of_kind.setdefault(key, []).append(feed)
+        of_kind.setdefault(key, []).append(index)
     return max(of_kind.values(), key=len, default=[])
 
 

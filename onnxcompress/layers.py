@@ -95,7 +95,7 @@ class LinearLayer:
     def matrix(self) -> np.ndarray:
         """Read the weight: float32 [groups, out, columns], Gemm's alpha included."""
         stored = float_constants.read(self.weight)
-        return (self._flat(stored) * np.float32(graph.attribute(self.node, "alpha", 1.0))).astype(np.float32)
+        return (self.flat(stored) * np.float32(graph.attribute(self.node, "alpha", 1.0))).astype(np.float32)
 
     def bias(self) -> np.ndarray | None:
         """Read the bias: float32 [groups * out], Gemm's beta included; None where there is none."""
@@ -106,6 +106,16 @@ class LinearLayer:
         beta = 1.0 if self.addition is not None else float(graph.attribute(self.node, "beta", 1.0))
         stored = float_constants.read(value).astype(np.float32).reshape(-1) * np.float32(beta)
         return np.array(np.broadcast_to(stored, groups * out))
+
+    def flat(self, stored: np.ndarray) -> np.ndarray:
+        """Return a weight as it is stored as a matrix: [groups, out, columns], of its type."""
+        moved = np.moveaxis(stored, self._axes(stored.ndim), (0, 1))
+        return moved.reshape(self.groups, moved.shape[0] // self.groups, -1)
+
+    def stored(self, weight: np.ndarray) -> np.ndarray:
+        """Return a weight [groups, out, in, *kernel] of any sizes as this layer's operator stores it, without alpha."""
+        alpha = float(graph.attribute(self.node, "alpha", 1.0))
+        return self._laid_out(weight / alpha if alpha != 1 else weight, weight.shape[3:])
 
     def count(self, x_shape: Sequence[int]) -> int:
         """Return how many rows an input of this shape has in each group."""
@@ -157,7 +167,7 @@ class LinearLayer:
         """
         if matrix is not None and not self.is_fixed:
             alpha = float(graph.attribute(self.node, "alpha", 1.0))
-            stored = self._unflat(matrix / np.float32(alpha), float_constants.dims(self.weight))
+            stored = self._laid_out(matrix / np.float32(alpha), self._kernel)
             float_constants.write(self.node, self.facts.port, stored, names)
         if bias is None:
             return self
@@ -207,14 +217,13 @@ class LinearLayer:
         assert self.facts.in_axis is not None
         return self.facts.out_axis(self.node, rank), self.facts.in_axis(self.node, rank)
 
-    def _flat(self, stored: np.ndarray) -> np.ndarray:
-        moved = np.moveaxis(stored, self._axes(stored.ndim), (0, 1))
-        return moved.reshape(self.groups, moved.shape[0] // self.groups, -1)
+    @property
+    def _kernel(self) -> tuple[int, ...]:
+        return () if self.window is None else self.window.kernel
 
-    def _unflat(self, matrix: np.ndarray, dims: tuple[int, ...]) -> np.ndarray:
-        axes = self._axes(len(dims))
-        moved = np.moveaxis(np.empty(dims, np.bool_), axes, (0, 1)).shape
-        return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), (0, 1), axes))
+    def _laid_out(self, matrix: np.ndarray, kernel: tuple[int, ...]) -> np.ndarray:
+        moved = matrix.reshape(matrix.shape[0] * matrix.shape[1], -1, *kernel)
+        return np.ascontiguousarray(np.moveaxis(moved, (0, 1), self._axes(moved.ndim)))
 
 
 def linear_layers(model: ir.Model) -> list[LinearLayer]:

@@ -194,8 +194,8 @@ def _mean(table: np.ndarray, channels: np.ndarray) -> float:
 
 def _placed(mine: Sequence[LinearLayer], theirs: Sequence[LinearLayer]) -> dict[str, str]:
     """Return output -> the other's output for the longest common sequence of layers of the same kind and shape."""
-    kinds = [[(layer.node.op_type, *layer.shape) for layer in each] for each in (mine, theirs)]
-    matched = difflib.SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks()
+    ours, others = ([(layer.node.op_type, *layer.shape) for layer in each] for each in (mine, theirs))
+    matched = difflib.SequenceMatcher(None, ours, others, autojunk=False).get_matching_blocks()
     return {
         mine[block.a + at].y.name or "": theirs[block.b + at].y.name or ""
         for block in matched

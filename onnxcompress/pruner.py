@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from . import channels as channel_engine
-from . import consumers, graph, model_io, ops, probing, pruning, stats
+from . import consumers, model_io, probing, pruning, stats
 from .budgets import Budgeting, Of
 from .channels import Channels
 from .core import Feed
-from .distillation import Distilled, distill
+from .distillation import Distilled, affordable, distill
 from .divergence import Divergence
 from .numerics.elimination import Curve
 from .numerics.threads import one_thread
@@ -33,12 +33,6 @@ _PROBES = (24, 256)
 """Samples on which the outputs are compared."""
 _PROBING_MACS = 2e11
 """MACs of the original on them for each family and round, summed up: about what is spent on probing, a third of it."""
-_BATCHES = (16, 128)
-"""Samples of a batch to train on."""
-_GROUPED = 50
-"""What a MAC of a grouped convolution costs in training, for it is differentiated by slow kernels."""
-_TRAINING_MACS = 8e11
-"""MACs of the samples that are run forwards in training, at most; there and back they take about a minute or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +154,7 @@ class Pruner:
             kept = self._round(student, target, plan, found, kept, sizes)
         found.families = [(name, before, after) for name, (before, after) in sizes.items()]
         if self._feeds and plan.steps and found.families and not self._state:
-            steps, batch = _training(student, self._feeds[0], plan.steps)
+            steps, batch = affordable(student, self._feeds[0], plan.steps)
             found.distilled = distill(
                 student,
                 self._original,
@@ -263,14 +257,3 @@ class Pruner:
 
     def _distance(self, model: ir.Model) -> float | None:
         return None if self._from_original is None else self._from_original.of(model)
-
-
-def _training(model: ir.Model, feed: Feed, steps: int) -> tuple[int, int]:
-    """Return steps and the samples of a batch, smaller and then fewer where the model is large."""
-    shape_of = stats.shape_lookup(stats.resolve_shapes(model, feed))
-    work = sum(
-        (macs or 0) * (_GROUPED if int(graph.attribute(node, "group", 1)) > 1 else 1)
-        for node, macs in ops.node_macs(model, shape_of)
-    )
-    batch = min(max(int(_TRAINING_MACS / max(1, work) / steps), _BATCHES[0]), _BATCHES[1])
-    return max(1, min(steps, int(_TRAINING_MACS / max(1, work) / batch))), batch

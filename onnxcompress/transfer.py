@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import onnx
     import onnx_graphsurgeon as gs
 
-    Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph
-
 
 @dataclass(frozen=True, kw_only=True)
 class TransferReport:
@@ -100,8 +98,8 @@ class Transferred:
 
 
 def distill(
-    student: Source,
-    teacher: Source,
+    student: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    teacher: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
     *,
     data: Any,
     eval_data: Any = None,
@@ -154,8 +152,9 @@ def distill(
     if steps:
         start = min(stages, key=lambda name: stages[name][1])
         taught = model_io.clone(stages[start][0])
+        most, batch = distillation.affordable(taught, feeds[0], steps)
         trained = distillation.distill(
-            taught, master, feeds, steps=steps, seed=seed, threads=threads, progress=progress
+            taught, master, feeds, steps=most, batch=batch, seed=seed, threads=threads, progress=progress
         )
         if trained.is_applied:
             stages["distilled"] = (taught, divergence.of(taught))
@@ -194,11 +193,13 @@ def _refitted(
     progress: Progress,
 ) -> list[RefitChange]:
     """Refit the layers of a student that have a pair; others have nothing to learn from here."""
+    learnt_from, judged_by = distillation.divided(feeds)
     return refit.refit(
         model,
         teacher,
-        feeds,
+        learnt_from,
         {pair.student: pair.teacher for pair in pairs},
+        held_out=judged_by,
         keep=matching_layers.channels_kept(pairs),
         seed=seed,
         threads=threads,

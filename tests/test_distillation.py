@@ -145,3 +145,11 @@ def test_outputs_that_are_no_numbers_or_of_another_shape_are_infinitely_far():
     assert judge.of(net(c=np.full(16, np.inf, np.float32))) == np.inf
     assert judge.of(net(b=floats(16, 5))) == np.inf
     assert kinds(model, {"y": np.zeros(0, np.float32), "i": np.ones(3, np.int64)}) == {}
+
+
+def test_weights_of_nodes_that_are_kept_away_stay():
+    teacher, student = net(), shaken(net())
+    held = {name: graph.constant(value).copy() for name, value in student.graph.initializers.items()}
+    distill(student, teacher, FEEDS, steps=60, rate=1e-2, selects=lambda node: node.op_type == "MatMul")
+    for name, value in student.graph.initializers.items():
+        assert (graph.constant(value) != held[name]).any() == (name == "b")

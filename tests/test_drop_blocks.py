@@ -11,12 +11,13 @@ import pytest
 
 from onnxcompress import graph
 from onnxcompress.core import Action, Change, Context, Trial
+from onnxcompress.divergence import Divergence
 from onnxcompress.passes.drop_blocks import DropBlocks
 
 from .helpers import floats, op_types, run, with_constants
 
 WIDTH = 6
-FEEDS = [{"x": floats(4, WIDTH, seed=seed)} for seed in range(80)]
+FEEDS = [{"x": floats(1, WIDTH, seed=seed)} for seed in range(240)]
 
 
 def _chain(strengths: list[float], *, activation: str = "Relu", last: bool = True) -> ir.Model:
@@ -59,7 +60,7 @@ STRENGTHS = [0.3, 0.3, 0.01, 0.3]
 
 def test_the_branch_that_matters_least_goes():
     model, original = _chain(STRENGTHS), _chain(STRENGTHS)
-    changes = DropBlocks(keep_macs=0.8).run(model, Context(feeds=FEEDS))
+    changes = DropBlocks(distill_steps=0, keep_macs=0.8).run(model, Context(feeds=FEEDS))
     assert "a2" not in _names(model)
     assert {"a0", "a1", "a3", "s2"} <= _names(model)
     assert len(_gone(changes)) == 1
@@ -72,7 +73,7 @@ def test_the_branch_that_matters_least_goes():
 
 def test_later_layers_make_up_for_what_is_gone():
     model, original = _chain([0.3, 0.1]), _chain([0.3, 0.1])
-    DropBlocks(keep_macs=0.6).run(model, Context(feeds=FEEDS))
+    DropBlocks(distill_steps=0, keep_macs=0.6).run(model, Context(feeds=FEEDS))
     plain = _chain([0.3, 0.1])
     cut = next(node for node in plain.graph if node.outputs[0].name == "s1")
     graph.replace_value(cut.outputs[0], cut.inputs[0])  # type: ignore[arg-type]
@@ -82,22 +83,22 @@ def test_later_layers_make_up_for_what_is_gone():
 
 def test_as_many_go_as_the_budget_takes_and_no_more():
     model = _chain(STRENGTHS)
-    changes = DropBlocks(keep_macs=0.55).run(model, Context(feeds=FEEDS))
+    changes = DropBlocks(distill_steps=0, keep_macs=0.55).run(model, Context(feeds=FEEDS))
     assert len(_gone(changes)) == 2
     assert changes[0].details["macs_kept"] <= 0.57
 
 
 def test_no_more_than_the_most_go():
     model = _chain(STRENGTHS)
-    assert len(_gone(DropBlocks(keep_macs=0.2, most=1).run(model, Context(feeds=FEEDS)))) == 1
-    assert not _gone(DropBlocks(keep_macs=0.2, most=0).run(model, Context(feeds=FEEDS)))
+    assert len(_gone(DropBlocks(distill_steps=0, keep_macs=0.2, most=1).run(model, Context(feeds=FEEDS)))) == 1
+    assert not _gone(DropBlocks(distill_steps=0, keep_macs=0.2, most=0).run(model, Context(feeds=FEEDS)))
 
 
 def test_a_linear_map_stands_in_for_a_branch_that_is_nearly_linear():
     missed = {}
     for by in ("bias", "linear"):
         model = _chain([0.5], activation="Identity", last=False)
-        DropBlocks(keep_macs=0.6, by=by).run(model, Context(feeds=FEEDS))
+        DropBlocks(distill_steps=0, keep_macs=0.6, by=by).run(model, Context(feeds=FEEDS))
         assert "a0" not in _names(model)
         missed[by] = _missed(model, _chain([0.5], activation="Identity", last=False))
     assert missed["linear"] < 1e-4 < 0.1 < missed["bias"]
@@ -113,7 +114,7 @@ def test_a_linear_map_of_channels_is_a_convolution():
         )
 
     model = made()
-    DropBlocks(keep_macs=0.5, by="linear").run(
+    DropBlocks(distill_steps=0, keep_macs=0.5, by="linear").run(
         model, Context(feeds=[{"x": floats(1, 4, 5, 5, seed=n)} for n in range(60)])
     )
     assert op_types(model) == ["Add", "Conv", "Tanh"]
@@ -124,7 +125,7 @@ def test_a_linear_map_of_channels_is_a_convolution():
 def test_nodes_that_are_kept_away_stay():
     model = _chain(STRENGTHS)
     context = Context(feeds=FEEDS, selects=lambda node: not fnmatch.fnmatch(node.outputs[0].name or "", "a2"))
-    DropBlocks(keep_macs=0.8).run(model, context)
+    DropBlocks(distill_steps=0, keep_macs=0.8).run(model, context)
     assert "a2" in _names(model)
 
 
@@ -152,7 +153,7 @@ class _Strict:
 def test_blocks_come_back_while_the_score_is_below_the_limit(allowed, left):
     model = _chain(STRENGTHS)
     context = replace(Context(feeds=FEEDS), judge=_Strict(allowed))  # type: ignore[arg-type]
-    changes = DropBlocks(keep_macs=0.55).run(model, context)
+    changes = DropBlocks(distill_steps=0, keep_macs=0.55).run(model, context)
     assert sum(name.startswith("a") and name[1:].isdigit() for name in _names(model)) == left
     assert sum("falls by 0.5" in c.reason for c in changes) == 2 - allowed
 
@@ -161,11 +162,25 @@ def test_models_without_branches_are_left_alone():
     model = with_constants(
         "g (float[N, 6] x, float[6, 6] u) => (float[N, 6] y) { a = MatMul(x, u)  y = Relu(a) }", u=floats(6, 6)
     )
-    (change,) = DropBlocks().run(model, Context(feeds=FEEDS))
+    (change,) = DropBlocks(distill_steps=0).run(model, Context(feeds=FEEDS))
     assert change.action is Action.SKIPPED
     assert "no residual branch" in change.reason
 
 
 def test_recurrent_samples_are_refused():
-    (change,) = DropBlocks().run(_chain(STRENGTHS), Context(feeds=FEEDS, state={"x": "y"}))
+    (change,) = DropBlocks(distill_steps=0).run(_chain(STRENGTHS), Context(feeds=FEEDS, state={"x": "y"}))
     assert change.action is Action.SKIPPED
+
+
+def test_training_all_layers_comes_last_where_it_is_wanted():
+    feeds = [{"x": floats(1, WIDTH, seed=seed)} for seed in range(200)]
+    judge = Divergence(_chain([0.3, 0.3]), [{"x": floats(1, WIDTH, seed=7000 + seed)} for seed in range(200)])
+    losses = {}
+    for steps in (0, 150):
+        model = _chain([0.3, 0.3])
+        changes = DropBlocks(keep_macs=0.6, distill_steps=steps).run(model, Context(feeds=feeds))
+        assert ("distillation" in changes[0].details) == bool(steps)
+        losses[steps] = judge.of(model)
+        details = changes[0].details
+        assert (details["measured_divergence"] < details["refitted_divergence"]) == bool(steps)
+    assert losses[150] < losses[0]

@@ -28,7 +28,9 @@ UNSEEN = [{"x": floats(1, 6, seed=5000 + seed)} for seed in range(100)]
 
 
 def _net(seed: int = 0) -> ir.Model:
-    return with_constants(NET, **{name: floats(*shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())})
+    return with_constants(
+        NET, **{name: floats(*shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())}
+    )
 
 
 def _cut(model: ir.Model, hidden: list[int]) -> ir.Model:

@@ -2,12 +2,13 @@
 
     y = x + branch(x)    ->  y = x + b        or y = x + W x + b
 
-Which of them go is found by measuring (`block_search`). In the end the layers behind are refitted on all samples.
+Which of them go is found by measuring (`block_search`). In the end the layers behind are refitted on all
+samples, and all layers trained together on what the original gives.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .. import graph, model_io
-from ..block_search import By, Search, State
+from ..block_search import By, Finished, Search, State
 from ..core import Action, Change, Context, Need
 
 _GRAPH = "graph"
@@ -37,6 +38,8 @@ class DropBlocks:
     """Blocks or branches that may go, at most; as many as `keep_macs` takes by default."""
     by: By = "bias"
     """What stands in for what is gone: its mean, or a linear map of what goes past it ("linear")."""
+    distill_steps: Annotated[int, Field(ge=0)] = 400
+    """Batches by which all layers are trained on the original's outputs in the end; 0 for none."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Replace the model by one with blocks gone, or leave it as it is."""
@@ -66,38 +69,21 @@ class DropBlocks:
         changes: list[Change] = []
         while len(states) > 1:
             state = states.pop()
-            result, refits = search.finished(state)
-            trial = None if context.judge is None else context.judge.score(result)
+            found = search.finished(state, self.distill_steps)
+            trial = None if context.judge is None else context.judge.score(found.model)
             limit = None if context.judge is None else context.judge.limit
             drop = None if trial is None else trial.drop
             over = limit is not None and drop is not None and drop > limit
             fault = f"the score falls by {drop:.4g}, more than {limit:g}" if over else None
             if fault is None and limit is not None and context.judge is not None:
-                fault = context.judge.fault(result)
+                fault = context.judge.fault(found.model)
             if fault is not None:
                 changes.append(self._skipped(f"without {', '.join(each.label for each in state.gone)}: {fault}"))
                 continue
             before = model_io.model_bytes(model)
-            graph.become(model, result)
-            saved = state.macs
+            graph.become(model, found.model)
             return [
-                Change(
-                    pass_name=self.name,
-                    target=_GRAPH,
-                    action=Action.APPLIED,
-                    reason=f"{len(state.gone)} blocks are gone, {saved / total:.1%} of the multiplications; "
-                    f"{sum(each.is_applied for each in refits)} layers refitted; divergence of the outputs "
-                    f"{state.loss:.3g} predicted, {search.measured(result) or 0.0:.3g} measured; "
-                    f"the score falls by {_figure(drop)}",
-                    bytes_before=before,
-                    bytes_after=model_io.model_bytes(model),
-                    details={
-                        "macs_kept": 1 - saved / total,
-                        "predicted_divergence": state.loss,
-                        "measured_divergence": search.measured(result),
-                        "measured_drop": drop,
-                    },
-                ),
+                self._summary(state, found, total, drop, (before, model_io.model_bytes(model))),
                 *(
                     Change(
                         pass_name=self.name,
@@ -111,9 +97,38 @@ class DropBlocks:
             ]
         return [*changes, self._skipped("nothing could go: the model is small enough, or every candidate is worse")]
 
+    def _summary(self, state: State, found: Finished, total: int, drop: float | None, sizes: tuple[int, int]) -> Change:
+        layers = sum(each.is_applied for each in found.refits)
+        figures = [
+            f"{len(state.gone)} blocks are gone, {state.macs / total:.1%} of the multiplications",
+            f"divergence of the outputs {state.loss:.3g} predicted",
+            f"{found.refitted or 0.0:.3g} with {layers} layers refitted",
+        ]
+        details: dict[str, Any] = {
+            "macs_kept": 1 - state.macs / total,
+            "predicted_divergence": state.loss,
+            "refitted_divergence": found.refitted,
+            "measured_divergence": found.loss,
+            "layers_refitted": layers,
+            "measured_drop": drop,
+        }
+        if found.distilled is not None:
+            details["distillation"] = found.distilled.reason
+            if found.distilled.is_applied:
+                figures.append(f"{found.loss or 0.0:.3g} distilled")
+            elif not found.distilled.steps:
+                figures.append(f"not distilled: {found.distilled.reason}")
+        if drop is not None:
+            figures.append(f"the score falls by {drop:.4f}")
+        return Change(
+            pass_name=self.name,
+            target=_GRAPH,
+            action=Action.APPLIED,
+            reason="; ".join(figures),
+            bytes_before=sizes[0],
+            bytes_after=sizes[1],
+            details=details,
+        )
+
     def _skipped(self, reason: str) -> Change:
         return Change(pass_name=self.name, target=_GRAPH, action=Action.SKIPPED, reason=reason)
-
-
-def _figure(drop: float | None) -> str:
-    return "an unknown amount" if drop is None else f"{drop:.4f}"
