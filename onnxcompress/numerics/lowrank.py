@@ -3,9 +3,12 @@
     W ~ A B,    A [outputs, r],  B [r, columns],    least E |(W - A B)(x - mean)|^2
 
 With C = L L' the covariance of the inputs, the error is |(W - A B) L|^2 (Frobenius), whose least over all rank r is the
-truncated singular value decomposition of W L (Eckart & Young 1936): W L = U S V', A = U_r S_r^(1/2),
-B = S_r^(1/2) V_r' L^-1. This is SVD-LLM's whitening (Wang et al. 2024, arXiv 2403.07378, eq. 3 to 5), centred, since
-the means go into the bias. The errors of all ranks are the tails of the squared singular values (ibid., theorem 3.2).
+truncated singular value decomposition W L = U S V' (Eckart & Young 1936): A B L = U_r U_r' W L. This is SVD-LLM's
+whitening (Wang et al. 2024, arXiv 2403.07378, eq. 3 to 5), centred, since the means go into the bias. U and S^2 are the
+eigenvectors and eigenvalues of W C W', the covariance of the outputs, so that A = U_r and B = U_r' W need neither C nor
+its inverse (Zhang et al. 2015, arXiv 1411.4229, eq. 5). The errors of all ranks are the sums of what is cut off.
+
+On the side of the inputs, with L' W' = U S V', the same least error is that of W (L^-T U_r)(U_r' L') (`input_basis`).
 """
 
 from __future__ import annotations
@@ -18,55 +21,65 @@ import scipy.linalg
 from .threads import one_thread
 
 _DAMPING = 1e-4
-"""Part of the mean variance that is added to every direction of the inputs: what no sample showed is not nothing."""
+"""Part of the variance that is added as if all inputs varied alike: what no sample showed is not nothing."""
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The singular value decomposition of a whitened matrix, from which factors of any rank are read.
+    """Directions in order of how much they matter.
 
     Args:
-        left: float64 [outputs, n], U.
-        values: float64 [n], S, falling.
-        right: float64 [n, columns], V' L^-1.
-        variance: variance of the outputs, summed over them.
+        basis: float64 [channels, n], orthonormal columns where they are outputs.
+        dual: float64 [n, channels]; `basis @ dual` is the projection, the identity where all directions are taken.
+        values: float64 [n], the variance along each, falling.
     """
 
-    left: np.ndarray
+    basis: np.ndarray
+    dual: np.ndarray
     values: np.ndarray
-    right: np.ndarray
-    variance: float
 
     def errors(self) -> np.ndarray:
         """Return the error of every rank from 0 to n as a part of the outputs' variance, [n + 1]."""
-        tails = np.append(np.cumsum((self.values**2)[::-1])[::-1], 0.0)
-        return tails / max(self.variance, np.finfo(np.float64).tiny)
-
-    def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return A [outputs, rank] and B [rank, columns], float64."""
-        roots = np.sqrt(self.values[:rank])
-        return self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
+        tails = np.append(np.cumsum(self.values[::-1])[::-1], 0.0)
+        return tails / max(float(self.values.sum()), np.finfo(np.float64).tiny)
 
 
-def decompose(weights: np.ndarray, covariance: np.ndarray) -> Decomposition:
-    """Decompose a matrix whose inputs have a covariance.
+def output_basis(weights: np.ndarray, covariance: np.ndarray) -> Decomposition:
+    """Decompose the outputs of a matrix.
 
     Args:
         weights: float [outputs, columns].
-        covariance: float64 [columns, columns], symmetric; need not have full rank.
+        covariance: float64 [outputs, outputs] of what it gives; need not have full rank.
     """
     with one_thread():
         weights = weights.astype(np.float64)
-        columns = len(covariance)
-        damped = (covariance + covariance.T) / 2
-        level = float(np.trace(damped)) / columns
-        damped[np.diag_indices(columns)] += _DAMPING * level if level > 0 else 1.0
-        lower = scipy.linalg.cholesky(damped, lower=True, check_finite=False)
-        left, values, right = scipy.linalg.svd(weights @ lower, full_matrices=False, check_finite=False)
-        unwhitened = scipy.linalg.solve_triangular(lower, right.T, trans="T", lower=True, check_finite=False).T
-    return Decomposition(left, values, unwhitened, float((values**2).sum()))
+        values, basis = scipy.linalg.eigh(_damped(covariance, weights @ weights.T), check_finite=False)
+    basis = basis[:, ::-1]
+    return Decomposition(basis, basis.T, np.maximum(values[::-1], 0.0))
+
+
+def input_basis(weights: np.ndarray, covariance: np.ndarray) -> Decomposition:
+    """Decompose the inputs of a matrix: what reads `dual @ x` instead of x multiplies by `weights @ basis`.
+
+    Args:
+        weights: float [outputs, columns].
+        covariance: float64 [columns, columns] of what it reads; need not have full rank.
+    """
+    with one_thread():
+        weights = weights.astype(np.float64)
+        lower = scipy.linalg.cholesky(_damped(covariance, np.eye(len(covariance))), lower=True, check_finite=False)
+        left, values, _ = scipy.linalg.svd(lower.T @ weights.T, full_matrices=False, check_finite=False)
+        dual = scipy.linalg.solve_triangular(lower, left, trans="T", lower=True, check_finite=False).T
+    return Decomposition(lower @ left, dual, values**2)
 
 
 def largest_useful_rank(outputs: int, columns: int) -> int:
     """Return the largest rank whose factors have fewer numbers than the matrix; 0 where there is none."""
     return max(0, (outputs * columns - 1) // (outputs + columns))
+
+
+def _damped(covariance: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Return a covariance with a small part of another one added."""
+    level = float(np.trace(covariance)) / max(float(np.trace(like)), np.finfo(np.float64).tiny)
+    found: np.ndarray = (covariance + covariance.T) / 2 + (_DAMPING * level if level > 0 else 1.0) * like
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -159,7 +159,7 @@ def write(merged: Merged, x: ir.Value, names: graph.Names) -> ir.Value:
     graph.remove_unread(old)
     node.replace_input_with(layer.facts.data, x)
     if merged.window is not None:
-        _set_window(node, merged.window, merged.weight.shape[0])
+        set_window(node, merged.window, merged.weight.shape[0])
     if merged.bias is None:
         return layer.y
     fresh = linear_layer(node)
@@ -193,7 +193,7 @@ def _in_a_row(first: Window, second: Window, *, has_bias: bool) -> Window | str 
         if first.pads is None and any(step != 1 for step in second.strides):
             return "the padding of the first one depends on the size of the input"
         strides = tuple(a * b for a, b in zip(first.strides, second.strides, strict=True))
-        return _moved(first, strides)
+        return replace(first, strides=strides)
     if not _is_point(first):
         return None
     if any(step != 1 for step in first.strides):
@@ -201,16 +201,6 @@ def _in_a_row(first: Window, second: Window, *, has_bias: bool) -> Window | str 
     if has_bias and (second.pads is None or any(max(pair) for pair in second.pads)):
         return "zeros are padded between them, and the first one has a bias"
     return second
-
-
-def _moved(window: Window, strides: tuple[int, ...]) -> Window:
-    return Window(
-        kernel=window.kernel,
-        strides=strides,
-        dilations=window.dilations,
-        pads=window.pads,
-        is_upper=window.is_upper,
-    )
 
 
 def _is_point(window: Window) -> bool:
@@ -260,7 +250,8 @@ def _fixed_pads(window: Window) -> tuple[tuple[int, int], ...] | None:
     return window.padding(tuple(1 << 20 for _ in window.kernel))  # the same for every size that is large enough
 
 
-def _set_window(node: ir.Node, window: Window, groups: int) -> None:
+def set_window(node: ir.Node, window: Window, groups: int) -> None:
+    """Let a convolution's window move so, over so many groups."""
     lists = {
         "kernel_shape": window.kernel,
         "strides": window.strides,
