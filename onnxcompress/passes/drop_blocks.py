@@ -38,7 +38,7 @@ class DropBlocks:
     """Blocks or branches that may go, at most; as many as `keep_macs` takes by default."""
     by: By = "bias"
     """What stands in for what is gone: its mean, or a linear map of what goes past it ("linear")."""
-    distill_steps: Annotated[int, Field(ge=0)] = 400
+    distill_steps: Annotated[int, Field(ge=0)] = 200
     """Batches by which all layers are trained on the original's outputs in the end; 0 for none."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
