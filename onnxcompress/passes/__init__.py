@@ -32,6 +32,7 @@ SHIPPED: Mapping[str, str] = {
     "share-duplicates": "share_duplicates:ShareDuplicates",
     "share-nodes": "share_nodes:ShareNodes",
     "remove-dead": "remove_dead:RemoveDead",
+    "low-rank": "low_rank:LowRank",
     "drop-blocks": "drop_blocks:DropBlocks",
     "linearize": "linearize:Linearize",
     "quantize-static": "quantize_static:QuantizeStatic",

@@ -61,6 +61,11 @@ def free_layer(node: ir.Node | None) -> LinearLayer | None:
     return layer if all(tensor is not None and tensor.dtype in _TYPES for tensor in tensors) else None
 
 
+def has_own_weight(layer: LinearLayer) -> bool:
+    """Say whether nothing else reads a layer's weight."""
+    return len(layer.weight.uses()) == 1 and not layer.weight.is_graph_output()
+
+
 def made_by(value: ir.Value) -> LinearLayer | None:
     """Return the layer that a value is the output of, bias included."""
     node = value.producer()
