@@ -43,6 +43,10 @@ class Archive:
         self._tried: dict[str, Tried] = {}
         self._front: list[Candidate] = []
 
+    def has(self, label: str) -> bool:
+        """Say whether an earlier, interrupted run has built a candidate."""
+        return self._checkpoint is not None and self._checkpoint.has_built(label)
+
     def built(self, label: str, build: Callable[[], Built]) -> Built:
         """Return what was built under a label in an earlier, interrupted run, or build it.
 
@@ -104,6 +108,10 @@ class Within(Archive):
         super().__init__()
         self._outer = outer
         self._place = place
+
+    def has(self, label: str) -> bool:
+        """Say whether an earlier, interrupted run has built a candidate."""
+        return self._outer.has(_full(label, self._place))
 
     def built(self, label: str, build: Callable[[], Built]) -> Built:
         """Return what was built under a label, or build it."""

@@ -77,6 +77,10 @@ class Checkpoint:
             return None
         return Built(model, tuple(_change(each) for each in found["changes"]))
 
+    def has_built(self, label: str) -> bool:
+        """Say whether a candidate was built under a label."""
+        return (self._folder / f"built-{_digest(label)}.json").is_file()
+
     def note_built(self, label: str, built: Built) -> None:
         """Note a candidate: its model first, so that a change list is only there with its model."""
         stem = self._folder / f"built-{_digest(label)}"

@@ -6,6 +6,7 @@ import enum
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -152,6 +153,21 @@ class Trial:
     latency_ratio: float | None
     drop: float | None
     least_sqnr_db: float | None
+    expected_drop: float | None = None
+    """A steadier figure than `drop`, for searches; None where no output scores classes."""
+    latency_ms: float | None = None
+
+
+class Workers(Protocol):
+    """Does pieces of work elsewhere, see `executors`."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        """Run a function of the top level of a module; arguments and value are pickled."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """Return what stands for a value that many pieces get."""
+        ...
 
 
 class Judge(Protocol):
@@ -172,6 +188,16 @@ class Judge(Protocol):
     def fault(self, model: ir.Model) -> str | None:
         """Return by how much a candidate is over the limit where the user's own samples decide, None within it."""
         ...
+
+
+def any_node(node: ir.Node) -> bool:  # noqa: ARG001 - as its signature is wanted
+    """Select every node; can be pickled."""
+    return True
+
+
+def no_excess(trial: Trial) -> str | None:  # noqa: ARG001 - as its signature is wanted
+    """Find no limit."""
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +223,17 @@ class Context:
     """Whether only what would be done is asked for, so that nothing that takes long has to be done."""
     clock: Clock = field(default_factory=Clock)
     """When searches have to end."""
-    selects: Callable[[ir.Node], bool] = lambda _: True
+    executor: Workers | None = None
+    """Where candidates may be built ahead of time; None: they are built here, when they are asked for."""
+    selects: Callable[[ir.Node], bool] = any_node
     """False for nodes that `--only`/`--skip` keep away from the lossy passes."""
     race: Callable[[ir.Model, str], float] | None = None
     """Times a candidate against the original and gives the ratio, on made-up inputs where the user gave none; the label
     stands for it where times are recorded and replayed. None where nothing is to be timed."""
     max_bytes: int | None = None
     """Most bytes of the result, where the user set a limit."""
+    excess: Callable[[Trial], str | None] = no_excess
+    """Returns by how much a candidate is over the user's limits of bytes and time, None within them."""
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items)
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
 

@@ -40,16 +40,10 @@ class ClassScores:
         """Count one pair of outputs, float [..., classes]."""
         if not self.is_scores:
             return
-        if expected.ndim == 0 or expected.shape[-1] < 2 or not np.isfinite(expected).all():
+        p = chances(expected, is_logits=self._is_logits)
+        if p is None:
             self.is_scores = False
             return
-        p = expected.astype(np.float64)
-        if not _are_probabilities(p):
-            if not self._is_logits:
-                self.is_scores = False
-                return
-            p = softmax(p, axis=-1)
-        p = p.reshape(-1, p.shape[-1])
         rows = np.arange(len(p))
         best, new = p.argmax(axis=1), np.nan_to_num(got.reshape(p.shape), nan=-np.inf).argmax(axis=1)
         self._count += len(p)
@@ -66,6 +60,18 @@ class ClassScores:
             "disagreement": self._differing / count,
             "positions": self._count,
         }
+
+
+def chances(values: np.ndarray, *, is_logits: bool) -> np.ndarray | None:
+    """Return the probabilities of classes in an output, float64 [positions, classes]; None where it scores none."""
+    if values.ndim == 0 or values.shape[-1] < 2 or not np.isfinite(values).all():
+        return None
+    p = values.astype(np.float64)
+    if not _are_probabilities(p):
+        if not is_logits:
+            return None
+        p = softmax(p, axis=-1)
+    return np.asarray(p.reshape(-1, p.shape[-1]))
 
 
 @dataclass(frozen=True)

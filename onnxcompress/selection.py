@@ -6,10 +6,12 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from . import graph
+from .core import any_node
 from .errors import UsageError
 
 _OPERATOR = "op:"
@@ -33,9 +35,19 @@ def selector(model: ir.Model, only: Iterable[str] = (), skip: Iterable[str] = ()
             one = _Patterns([text])
             if not any(one.match(node) for node in nodes):
                 raise UsageError(f"{option} {text!r} matches no node", hint=_nearest(text, nodes))
-    if not wanted.texts and not unwanted.texts:
-        return lambda _: True
-    return lambda node: (not wanted.texts or wanted.match(node)) and not unwanted.match(node)
+    return _Choice(wanted, unwanted) if wanted.texts or unwanted.texts else any_node
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Says which nodes may be touched; can be pickled."""
+
+    wanted: _Patterns
+    unwanted: _Patterns
+
+    def __call__(self, node: ir.Node) -> bool:
+        """Say whether a node may be touched."""
+        return (not self.wanted.texts or self.wanted.match(node)) and not self.unwanted.match(node)
 
 
 class _Patterns:

@@ -11,7 +11,7 @@ model, byte for byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ import onnx_ir as ir
 
 from . import runtime
 from .checkpoint import Checkpoint, digest
-from .comparison import measure
+from .comparison import Runs, measure
 from .core import Feed, Prefer, Trial
 from .errors import UsageError
 from .estimate import OutputKinds
 from .evaluation import Evaluation
 from .numerics.threads import one_thread
 from .opened import Opened
+from .steady import SteadyDrop
 
 _RACE_SECONDS = 2.0
 """Time of a race between the original and one candidate."""
@@ -115,6 +116,7 @@ class Trials:
         timings: records and replays.
         threads: of the runtime when it is timed.
         checkpoint: where what is measured is noted, and read again by a run that goes on.
+        others: samples that passes see; the original's scores on them steady an expected drop.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class Trials:
         timings: Timings,
         threads: int,
         checkpoint: Checkpoint | None = None,
+        others: Sequence[Feed] = (),
     ) -> None:
         self.limit = limit
         self.prefer: Prefer = prefer
@@ -144,6 +147,8 @@ class Trials:
         self._threads = threads
         self._checkpoint = checkpoint
         self._original = _Recorded(base.fast, len(held_out.feeds))
+        self._others = others
+        self._on_others: list[dict[str, Any]] | None = None
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
         """Score and time a candidate; the label stands for it where times are recorded and replayed."""
@@ -170,6 +175,8 @@ class Trials:
             latency_ratio=None if latency is None else latency.ratio,
             drop=noted["drop"],
             least_sqnr_db=noted["least_sqnr_db"],
+            expected_drop=noted.get("expected_drop"),
+            latency_ms=None if latency is None else latency.compressed_ms,
         )
 
     def _noted(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
@@ -186,13 +193,53 @@ class Trials:
 
     def _measured(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
         self._original.rewind()
+        steady = SteadyDrop(self._kinds, skip=tuple(judged.state.values()))
+        pairs = _Pairs(self._original, candidate.fast, steady)
         with one_thread():
-            quality = measure(self._original, candidate.fast, judged, kinds=self._kinds)
+            quality = measure(pairs.first, pairs.second, judged, kinds=self._kinds)
+            expected = steady.drop(self._outputs_on_others() if steady.is_wanting else ())
         levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
         found = {"drop": quality["drop"], "least_sqnr_db": min(levels, default=None), "latency": None}
+        found["expected_drop"] = expected
         if label is not None and not self._timings.knows(label):
             raced = runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
             found["latency"] = raced.as_json()
+        return found
+
+
+    def _outputs_on_others(self) -> list[dict[str, Any]]:
+        if self._on_others is None:
+            self._on_others = [self._base.fast.run(feed) for feed in self._others]
+        return self._on_others
+
+
+class _Pairs:
+    """Two models that run in turns on the same feeds, and what is told of their outputs."""
+
+    def __init__(self, first: Runs, second: Runs, steady: SteadyDrop) -> None:
+        self.first = _Told(first, self._note)
+        self.second = _Told(second, self._compare)
+        self._steady = steady
+        self._last: dict[str, Any] = {}
+
+    def _note(self, found: dict[str, Any]) -> None:
+        self._last = found
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        self._steady.add(self._last, found)
+
+
+class _Told:
+    """A model whose outputs are told to somebody."""
+
+    def __init__(self, inner: Runs, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._inner = inner
+        self._tell = tell
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return output name -> array."""
+        found = self._inner.run(feed)
+        self._tell(found)
         return found
 
 

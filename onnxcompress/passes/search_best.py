@@ -4,8 +4,8 @@
     x numbers     int8 in the way that measures best, weights of a few bits
     --judge-->    the best that is allowed; if the user's own samples object, the next best
 
-The model as it is stays a valid answer. Reductions are judged with a quarter of the limit: few held-out samples see
-little of what they lose (64 showed a quarter of what 2,000 did), and numbers may then add hardly any noise to theirs.
+The model as it is stays a valid answer. A search takes the best of many, so it looks at steadier figures than the
+report's (`Trial.expected_drop`), and leaves a part of the limit for what few samples don't show.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ..errors import ModelError
 from ..search import Built, Candidate
 from . import available
 from . import build as build_pass
+from .building import Builder, Order
+from .halving import Halving
 from .quantize_weights import QuantizeWeights
 
 Reduction = Literal["prune-channels", "drop-blocks"]
@@ -33,16 +35,17 @@ Numbers = Literal["quantize-int8", "quantize-blocks"]
 
 _GRAPH = "graph"
 _AS_IT_IS = "whole"
-_FIRST_KEEP = 0.5
-_LEAST_KEEP = 0.08
-_SHARE = 0.25
-"""Part of the limit that a reduction may take."""
+_SHARE, _SHARE_OF_COSINE = 2 / 3, 1 / 4
+"""Part of the limit that a reduction may take: of an expected loss of hits, and of a cosine."""
+_ADDED = 1.15
+"""By how much numbers may raise what is lost by a reduction."""
 _MILDER = 2
 """Further models that are built where the user's own samples refuse all reductions."""
-_NOISIER = 1.05
-"""By how much numbers may raise the noise that a reduction has made."""
-_NEAR = 1.15
-"""Parts that are kept count as the same where they differ by less."""
+_NEAR_MISS = 3.0
+"""A reduction that loses up to so many times what it may is tried again with training, where samples are enough."""
+_LEAST_TO_TRAIN = 512
+_WORTH_SLOW = 0.9
+"""Where int8 takes more than this part of the time, weights of few bits are tried too."""
 
 
 @plain_dataclass(frozen=True)
@@ -51,8 +54,8 @@ class _Start:
 
     label: str
     built: Built
-    noise: float | None = None
-    """What the reduction did to the outputs; None where there was none."""
+    lost: float | None = None
+    """What the reduction loses; None where there was none."""
     keep: tuple[Reduction, float] | None = None
 
 
@@ -67,7 +70,7 @@ class SearchBest:
     reductions: tuple[Reduction, ...] = ("prune-channels",)
     """What makes the model itself smaller."""
     numbers: tuple[Numbers, ...] = ("quantize-int8", "quantize-blocks")
-    """What makes its numbers smaller."""
+    """What makes its numbers smaller; the second only for size, or where the first saves no time."""
     builds: Annotated[int, Field(ge=0)] = 5
     """Models that are built by each reduction, at most."""
 
@@ -87,30 +90,47 @@ class _Search:
     def __init__(self, model: ir.Model, context: Context, judge: Judge, options: SearchBest) -> None:
         self.model, self.context, self.judge, self.options = model, context, judge, options
         self.archive = context.archive or Archive()
+        self.builder = Builder(model, context)
         self.refusals: list[Change] = []
         self.made: dict[str, str] = {}
         self.kept: dict[str, tuple[Reduction, float]] = {}
-        self.is_stuck = False
+        self.stuck: set[Reduction] = set()
 
     def run(self) -> list[Change]:
         """Turn the model into the best candidate and say what was done and what was not."""
-        whole = _Start(_AS_IT_IS, Built(self.model, ()))
-        found = list(self._finished(whole, {}))
-        allowed = search.ranked(found, self.judge.prefer, self.judge.limit)
-        numbers = {name: options for each in allowed for name, options in self._way(each).items()}
-        for name in self.options.reductions:
+        try:
+            found = self._found()
+            chosen = self._accepted(*found)
+        finally:
+            self.builder.close()
+        if chosen is None:
+            return [*self.refusals, *self._told(found[0], None)]
+        return self._become(chosen, found[0])
+
+    def _found(self) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
+        """Return the candidates, and the numbers that were best on the whole model."""
+        names = [name for name in self.options.reductions if name in available()]
+        if self.options.builds:
+            for name in names:
+                self._ahead(name, [Halving().keep])
+        found = list(self._finished(_Start(_AS_IT_IS, Built(self.model, ())), {}))
+        numbers = {name: options for best in self._ranked(found)[:1] for name, options in self._way(best).items()}
+        for name in names:
             for start in self._reduced(name):
                 found += self._finished(start, numbers)
-        chosen = self._accepted(found, numbers)
-        return self._become(chosen, found) if chosen else [*self.refusals, *self._told(found, None)]
+        return found, numbers
+
+    def _ranked(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """Return those that may be the result, best first; those that meet the user's other limits before all."""
+        ranked = search.ranked(found, self.judge.prefer, self.judge.limit)
+        return sorted(ranked, key=lambda c: self.context.excess(c.trial) is not None)
 
     def _accepted(self, found: list[Candidate], numbers: Mapping[str, Any]) -> Candidate | None:
         """Return the best that the user's own samples allow; a reduction that they refuse is tried again, milder."""
         refused: set[str] = set()
         milder = _MILDER
         while True:
-            rest = [c for c in found if c.label not in refused]
-            ranked = search.ranked(rest, self.judge.prefer, self.judge.limit)
+            ranked = self._ranked([c for c in found if c.label not in refused])
             if not ranked:
                 return None
             best = ranked[0]
@@ -152,55 +172,59 @@ class _Search:
         """Yield why the other candidates are not the result."""
         for each in found:
             if each is not chosen:
-                why = search.objection(each.trial, self.judge.prefer, self.judge.limit) or "another one is better"
+                why = search.objection(each.trial, self.judge.prefer, self.judge.limit)
+                why = why or self.context.excess(each.trial) or "another one is better"
                 yield _skipped(f"{each.label}: {search.figures(each.trial)}; {why}")
 
     def _reduced(self, name: Reduction) -> Iterator[_Start]:
         """Yield models reduced ever further, then those between the last that was good and the first that was not."""
-        if name not in available():
-            return
-        good, bad, keep = 1.0, 0.0, _FIRST_KEEP
+        step: Halving | None = Halving()
         for _ in range(self.options.builds):
-            if self.context.clock.is_over:
-                self.refusals.append(_skipped(f"{name}: the time is over, {keep:.3f} was not tried"))
+            if step is None or name in self.stuck:
                 return
-            start = self._judged(name, keep)
+            if self.context.clock.is_over:
+                self.refusals.append(_skipped(f"{name}: the time is over, {step.keep:.3f} was not tried"))
+                return
+            after = (step.after(is_good=True), step.after(is_good=False))
+            self._ahead(name, [step.keep, *(each.keep for each in after if each is not None)])
+            start = self._judged(name, step.keep)
             if start is not None:
                 yield start
-                good = keep
-            elif self.is_stuck:
-                return
-            else:
-                bad = keep
-            keep = good * _FIRST_KEEP**0.5 if bad == 0 else (good * bad) ** 0.5
-            if keep < _LEAST_KEEP or (bad and good / bad < _NEAR):
-                return
+            step = step.after(is_good=start is not None)
+
+    def _ahead(self, name: Reduction, keeps: Sequence[float]) -> None:
+        """Let models be built elsewhere that will be asked for, or might be."""
+        self.builder.ahead(order for order in (_order(name, k) for k in keeps) if not self.archive.has(_place(order)))
 
     def _judged(self, name: Reduction, keep: float) -> _Start | None:
         """Return the model with a part of its multiplications left, None where that loses too much or can't be."""
-        start = self._reduce(name, keep)
-        self.is_stuck = start is None
-        if start is None:
-            return None
-        limit = None if self.judge.limit is None else self.judge.limit * _SHARE
-        trial = self.judge.score(start.built.model)
-        if limit is not None and trial.drop is not None and trial.drop > limit:
-            why = f"the score falls by {trial.drop:.4g}, more than {limit:g}"
-            self.refusals.append(_skipped(f"{start.label}: {why}"))
-            return None
-        return replace(start, noise=search.noise(trial), keep=(name, keep))
+        is_enough = len(self.context.feeds) >= _LEAST_TO_TRAIN
+        for trains in (False, True) if is_enough and name == "prune-channels" else (False,):
+            start = self._reduce(name, keep, trains=trains)
+            if start is None:
+                self.stuck.add(name)
+                return None
+            trial = self.judge.score(start.built.model)
+            lost, most = _lost(trial), self._most(trial)
+            if lost is None or most is None or lost <= most:
+                return replace(start, lost=lost, keep=(name, keep))
+            self.refusals.append(_skipped(f"{start.label}: it would lose {lost:.4f}, more than {most:.4f}"))
+            if lost > _NEAR_MISS * most:
+                return None
+        return None
 
-    def _reduce(self, name: Reduction, keep: float) -> _Start | None:
+    def _most(self, trial: Trial) -> float | None:
+        """Return what a reduction may lose."""
+        if self.judge.limit is None:
+            return None
+        return self.judge.limit * (_SHARE_OF_COSINE if trial.expected_drop is None else _SHARE)
+
+    def _reduce(self, name: Reduction, keep: float, *, trains: bool) -> _Start | None:
         """Return the model with a part of its multiplications left, None where nothing can go."""
-        label = f"{name} {keep:.3f}"
-
-        def build() -> Built:
-            copy = model_io.clone(self.model)
-            changes = self._run(build_pass(name, {"keep_macs": round(keep, 4)}), copy, label, limit=None)
-            return Built(copy, tuple(changes))
-
+        order = _order(name, keep, trains=trains)
+        label = f"{name} {keep:.3f}{', trained' if trains else ''}"
         try:
-            built = self.archive.built(f"{SearchBest.name}/{label}", build)
+            built = self.archive.built(_place(order), lambda: self.builder.built(order))
         except ModelError as error:
             self.refusals.append(_skipped(f"{label}: {error.message}"))
             return None
@@ -211,34 +235,52 @@ class _Search:
 
     def _finished(self, start: _Start, known: Mapping[str, Any]) -> Iterator[Candidate]:
         """Yield the candidates that come of a model; where the best way of the whole model is known, that one."""
+        before: Candidate | None = None
         for name in self.options.numbers:
             if self.context.clock.is_over and start.label != _AS_IT_IS:
                 return
-            if known and name not in known:
+            if (known and name not in known) or (before is not None and not self._is_wanted(before)):
                 continue
-            copy = model_io.clone(start.built.model)
-            try:
-                changes = self._run(build_pass(name, known.get(name, {})), copy, start.label, limit=self.judge.limit)
-                done = [c for c in changes if c.action is Action.APPLIED and c.target == _GRAPH]
-                said = done[0].details.get("route") or name if done else name
-                if not _was_applied(changes):
-                    self.refusals += changes
-                    continue
-                label = f"{start.label}, {said}"
-                trial = self.judge(copy, f"{SearchBest.name}/{label}")
-            except ModelError as error:
-                self.refusals.append(_skipped(f"{start.label}, {name}: {error.message}"))
-                continue
-            found = Candidate(label=label, model=copy, changes=(*start.built.changes, *changes), trial=trial)
-            self.made[label] = name
-            if start.keep is not None:
-                self.kept[label] = start.keep
-            self.archive.offer(found, prefer=self.judge.prefer, limit=self.judge.limit)
-            if start.noise is not None and search.noise(trial) > start.noise * _NOISIER:
-                why = "smaller numbers add too much to what is lost already"
-                self.refusals.append(_skipped(f"{label}: {search.figures(trial)}; {why}"))
-            else:
+            found = self._numbered(start, name, known.get(name, {}))
+            if found is not None:
+                before = before or found
                 yield found
+
+    def _is_wanted(self, before: Candidate) -> bool:
+        """Say whether weights of few bits could be better than the numbers that were tried before."""
+        ratio = before.trial.latency_ratio
+        is_slow = ratio is None or ratio > _WORTH_SLOW
+        bad = search.objection(before.trial, self.judge.prefer, self.judge.limit) or self.context.excess(before.trial)
+        return self.judge.prefer == "size" or is_slow or bad is not None
+
+    def _numbered(self, start: _Start, name: str, options: Mapping[str, Any]) -> Candidate | None:
+        """Return the candidate that comes of a model by smaller numbers, None where there is none that may be."""
+        copy = model_io.clone(start.built.model)
+        try:
+            changes = self._run(build_pass(name, options), copy, start.label)
+            done = [c for c in changes if c.action is Action.APPLIED and c.target == _GRAPH]
+            said = done[0].details.get("route") or name if done else name
+            if not _was_applied(changes):
+                self.refusals += changes
+                return None
+            label = f"{start.label}, {said}"
+            trial = self.judge(copy, f"{SearchBest.name}/{label}")
+        except ModelError as error:
+            self.refusals.append(_skipped(f"{start.label}, {name}: {error.message}"))
+            return None
+        found = Candidate(label=label, model=copy, changes=(*start.built.changes, *changes), trial=trial)
+        self.made[label] = name
+        if start.keep is not None:
+            self.kept[label] = start.keep
+        self.archive.offer(found, prefer=self.judge.prefer, limit=self.judge.limit)
+        lost, most = _lost(trial), self._most(trial)
+        if start.keep is not None and lost is not None and most is not None:
+            most = max(most, start.lost or 0.0) * _ADDED
+            if lost > most:
+                why = f"with smaller numbers it would lose {lost:.4f}, more than {most:.4f}"
+                self.refusals.append(_skipped(f"{label}: {search.figures(trial)}; {why}"))
+                return None
+        return found
 
     def _way(self, best: Candidate) -> dict[str, dict[str, Any]]:
         """Return pass -> the options by which it goes the way of a candidate again."""
@@ -246,26 +288,20 @@ class _Search:
         options = {"routes": (str(routes[-1]).partition(",")[0],)} if routes else {}
         return {self.made[best.label]: options}
 
-    def _run(self, one: Pass, model: ir.Model, label: str, *, limit: float | None) -> list[Change]:
+    def _run(self, one: Pass, model: ir.Model, label: str) -> list[Change]:
         """Run a pass on a copy; it sees no more than the held-out samples."""
         gate = Gate()
-        inner = replace(
-            self.context,
-            gate=gate,
-            memo=Memo(gate),
-            judge=_Within(self.judge, f"{SearchBest.name}/{label}", limit),
-            archive=None,
-        )
-        return one.run(model, inner)
+        judge = _Within(self.judge, f"{SearchBest.name}/{label}")
+        return one.run(model, replace(self.context, gate=gate, memo=Memo(gate), judge=judge, archive=None))
 
 
 class _Within:
     """A judge for a pass that makes a part of a candidate: whether the whole is accepted is decided later."""
 
-    def __init__(self, outer: Judge, place: str, limit: float | None) -> None:
+    def __init__(self, outer: Judge, place: str) -> None:
         self._outer = outer
         self._place = place
-        self.limit = limit
+        self.limit = outer.limit
         self.prefer: Prefer = outer.prefer
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
@@ -279,6 +315,22 @@ class _Within:
     def fault(self, model: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Find none."""
         return None
+
+
+def _order(name: Reduction, keep: float, *, trains: bool = False) -> Order:
+    options: list[tuple[str, Any]] = [("keep_macs", keep)]
+    if name == "prune-channels" and not trains:
+        options.append(("distill_steps", 0))
+    return Order(name=name, options=tuple(options))
+
+
+def _place(order: Order) -> str:
+    """Return what a model is called in a checkpoint."""
+    return f"{SearchBest.name}/{order.label}"
+
+
+def _lost(trial: Trial) -> float | None:
+    return trial.drop if trial.expected_drop is None else trial.expected_drop
 
 
 def _was_applied(changes: Sequence[Change]) -> bool:
