@@ -5,6 +5,7 @@ source --load--> original --pipeline (WholeProof)--> result --measure--> Report
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import evaluation, metrics, model_io, packing, pareto, pipeline, runtime, starting, stats, targets
+from . import evaluation, executors, metrics, model_io, packing, pareto, pipeline, runtime, starting, stats, targets
 from .archive import Archive
 from .calibration import Store
 from .checkpoint import Checkpoint, digest
@@ -25,7 +26,7 @@ from .core import Action, Change, Clock, Context, Prefer, Trial
 from .errors import ModelError, UsageError
 from .estimate import OutputKinds
 from .evaluation import DataOptions, Evaluation
-from .limits import LatencyLimit, check_limits
+from .limits import LatencyLimit, check_limits, excess
 from .opened import Opened
 from .proof import WholeProof
 from .recipe import Recipe
@@ -48,6 +49,9 @@ _GLANCE = 0.02
 
 Where that is not enough for a run of each, the times of the runs that were compared have to do.
 """
+
+_MOST_OTHERS = 256
+"""Samples that passes see on which the original's scores are looked at by a search."""
 
 _SLOWER_RATIO = 1.05
 """From here on a result counts as slower: smaller differences are noise."""
@@ -107,6 +111,8 @@ def compress(
     prefer: Prefer = "balanced",
     timings: str | os.PathLike[str] | None = None,
     time_limit: float | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     pareto_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -136,6 +142,8 @@ def compress(
             "speed" the fastest; "size" the smallest, be it slower.
         timings: the JSON report of an earlier run, whose times are used again in place of new ones.
         time_limit: seconds after which a search begins nothing new and the best so far is the result.
+        workers: processes that build candidates ahead of time; 1: they are built here, one after another.
+        scheduler: address of a Dask scheduler whose workers do that.
         checkpoint: a folder that keeps what was found out, so that an interrupted run goes on from there.
         pareto_dir: a new folder for the candidates that nothing beats in size, time and drop, each with its model.
         seed: of the synthetic feeds.
@@ -215,6 +223,7 @@ def compress(
             timings=times,
             threads=threads,
             checkpoint=kept,
+            others=working.feeds[:_MOST_OTHERS] if working is not None and not working.state else (),
         )
     race = None
     if session is not None and target == targets.HERE and not plan:
@@ -232,6 +241,7 @@ def compress(
         race=race,
         selects=selects,
         max_bytes=max_bytes,
+        excess=functools.partial(excess, max_bytes=max_bytes, latency=latency_limit),
         progress=progress,
     )
     region_proofs: list[RegionProof] = []
@@ -258,12 +268,8 @@ def compress(
         region_proofs.append(RegionProof(model, feeds[0], lossless=lossless, seed=seed))
         return region_proofs[-1]
 
-    outcome = pipeline.run(
-        start,
-        chosen.active,
-        context,
-        prover,
-    )
+    with executors.wanted(workers=workers, scheduler=scheduler) as executor:
+        outcome = pipeline.run(start, chosen.active, replace(context, executor=executor), prover)
     result = outcome.model
     if not chosen.lossless:
         result.metadata_props["onnxcompress.recipe"] = chosen.name

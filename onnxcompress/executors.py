@@ -121,5 +121,24 @@ def opened(*, workers: int, scheduler: str | None) -> Iterator[Processes | Clust
     executor.shutdown()
 
 
+@contextlib.contextmanager
+def wanted(*, workers: int, scheduler: str | None) -> Iterator[Processes | Cluster | None]:
+    """Give an executor for the time of a block where one is asked for, by more than one worker or a scheduler.
+
+    What still runs when the block is left is given up.
+
+    Raises:
+        UsageError: no scheduler answers.
+    """
+    if workers == 1 and scheduler is None:
+        yield None
+        return
+    executor = Processes(workers) if scheduler is None else Cluster(scheduler)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
 def _apply(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     return fn(*args, **kwargs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .comparison import check_drop
+from .core import Trial
 from .errors import LimitError, UsageError
 from .report import Report
 
@@ -35,6 +36,15 @@ class LatencyLimit:
         """Return by how much a report's latency is over the limit, None where it is not."""
         measured, unit = (latency["ratio"], "x") if self.is_ratio else (latency["compressed_ms"], " ms")
         return None if measured <= self.value else f"a run takes {measured:.3f}{unit}, more than {self.value:g}{unit}"
+
+
+def excess(trial: Trial, *, max_bytes: int | None, latency: LatencyLimit | None) -> str | None:
+    """Return by how much a candidate is over the limits of bytes and time, None within them."""
+    if max_bytes is not None and trial.bytes > max_bytes:
+        return f"{trial.bytes:,} bytes are more than {max_bytes:,}"
+    if latency is None or trial.latency_ratio is None:
+        return None
+    return latency.fault({"ratio": trial.latency_ratio, "compressed_ms": trial.latency_ms})
 
 
 def check_limits(report: Report, latency_limit: LatencyLimit | None) -> None:

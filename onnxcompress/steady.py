@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from .estimate import OutputKinds, chances
 from .numerics import transplants
 

@@ -206,7 +206,6 @@ class Trials:
             found["latency"] = raced.as_json()
         return found
 
-
     def _outputs_on_others(self) -> list[dict[str, Any]]:
         if self._on_others is None:
             self._on_others = [self._base.fast.run(feed) for feed in self._others]

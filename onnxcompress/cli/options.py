@@ -42,6 +42,12 @@ class Prefer(enum.StrEnum):
     SIZE = "size"
 
 
+Workers = Annotated[int, typer.Option(min=1, max=256, help="Processes that build candidates ahead of time.")]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="tcp://HOST:8786", help="Dask scheduler whose workers do that instead.")
+]
+
+
 class Layout(enum.StrEnum):
     """Order of the axes of images."""
 

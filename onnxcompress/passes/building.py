@@ -1,10 +1,10 @@
 """Builds reduced models by passes: here when they are asked for, or ahead of time in processes or on a cluster.
 
-    ahead(orders) --executor--> work of other processes --\\
-    built(order) ------------------------------------------+--> Built
-                 \\--nobody has it, or lost it: here-------/
+    ahead(orders) --executor--> done elsewhere |
+                                                >-- built(order) -> Built
+    nobody does it, or its worker went away    |
 
-What is built is the same wherever that is done; a worker that goes away loses time only.
+What is built is the same wherever that is done; a worker that goes away costs time only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .. import model_io
 from ..core import Change, Context, Feed, Gate, Memo
 from ..errors import LostWorkerError
 from ..search import Built
+from ..variation import varied
 from . import build as build_pass
 
 
@@ -55,7 +56,6 @@ class Builder:
     Args:
         model: not changed.
         context: its executor does what is ordered ahead.
-        judge: for passes that ask for times; they are never sent away.
     """
 
     def __init__(self, model: ir.Model, context: Context) -> None:
@@ -126,5 +126,6 @@ def carry_out(material: Material, order: Order) -> tuple[bytes, tuple[Change, ..
 
 def _run(order: Order, model: ir.Model, context: Context) -> list[Change]:
     gate = Gate()
-    inner = replace(context, gate=gate, memo=Memo(gate), judge=None, archive=None, executor=None)
+    feeds = varied(context.feeds, seed=context.seed, state=context.state)
+    inner = replace(context, feeds=feeds, gate=gate, memo=Memo(gate), judge=None, archive=None, executor=None)
     return build_pass(order.name, dict(order.options)).run(model, inner)

@@ -1,4 +1,4 @@
-"""How much to keep next: ever less while that is good, then halfway between the last good part and the first bad one."""
+"""How much to keep next: ever less while that is good, then halfway between the last good part and the first bad."""
 
 from __future__ import annotations
 

@@ -35,8 +35,9 @@ Numbers = Literal["quantize-int8", "quantize-blocks"]
 
 _GRAPH = "graph"
 _AS_IT_IS = "whole"
-_SHARE, _SHARE_OF_COSINE = 2 / 3, 1 / 4
-"""Part of the limit that a reduction may take: of an expected loss of hits, and of a cosine."""
+_SHARE, _SHARE_OF_COSINE = 1 / 2, 1 / 4
+"""Part of the limit that a reduction may take: of an expected loss of hits, which may be twice as much by labels (where
+the original is surer than it is right), and of a cosine."""
 _ADDED = 1.15
 """By how much numbers may raise what is lost by a reduction."""
 _MILDER = 2
@@ -138,7 +139,7 @@ class _Search:
             if faulty and best.label not in self.kept and milder and not self.context.clock.is_over:
                 milder -= 1
                 name, keep = max(faulty, key=lambda each: each[1])
-                start = self._judged(name, keep**0.5)
+                start = self._judged(name, round(keep**0.5, 4))
                 more = list(self._finished(start, numbers)) if start is not None else []
                 found += more
                 milder = milder if more else 0
