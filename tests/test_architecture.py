@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -216,3 +218,13 @@ def test_nothing_prints_swallows_or_reads_the_environment(path):
             assert node.type is not None, f"{path.name}:{node.lineno}: a bare except"
         if isinstance(node, ast.Attribute):
             assert node.attr not in ("environ", "getenv"), f"{path.name}:{node.lineno}"
+
+
+def test_the_oldest_versions_that_are_stated_are_those_that_are_tested():
+    with (PACKAGE.parent / "pyproject.toml").open("rb") as file:
+        stated = tomllib.load(file)["project"]["dependencies"]
+    floors = {re.match(r"[\w-]+", line)[0]: re.search(r">=([\d.]+)", line)[1] for line in stated}
+    lines = (PACKAGE.parent / "tools/requirements-lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    for name, floor in floors.items():
+        assert tested[name].startswith(floor), (name, floor, tested[name])
