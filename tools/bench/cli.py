@@ -310,6 +310,46 @@ def int8(
 
 
 @app.command()
+def prune(
+    *,
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],
+    only: Annotated[str, typer.Option(help="glob on rows, such as 'fmnist/mbv2*: 0.50*'")] = "*",
+    samples: Annotated[int, typer.Option(min=2, help="calibration feeds, at most")] = 2048,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Prune models to a part of their MACs or time: the models' own metrics, paired times, bytes, seconds.
+
+    With --json, rows that the file has already are not measured again.
+
+    Example: python tools/bench.py prune --zoo ZOO --only '*resnet14: *' --json prune.json
+    """
+    from bench import prune as bench
+    from bench.tables import publish
+
+    wanted = [target for target in bench.targets() if fnmatch.fnmatch(target.key, only)]
+    if not wanted:
+        fail(f"{only!r} matches none of {', '.join(target.key for target in bench.targets())}")
+    try:
+        rows = bench.load(json_file) if json_file is not None and json_file.exists() else []
+    except (ValueError, TypeError) as error:
+        fail(f"{json_file} is no file of an earlier run: {error}")
+    known = {row.key for row in rows if not row.error}
+    rows = [row for row in rows if not row.error]
+    work.mkdir(parents=True, exist_ok=True)
+    left = [target for target in wanted if target.key not in known]
+    with _progress() as progress:
+        task = progress.add_task("prune", total=len(left))
+        for row in bench.measure(left, zoo.resolve(), work.resolve(), samples=samples):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.key)
+            if json_file is not None:
+                bench.save(rows, json_file)
+    publish([bench.table(rows)], markdown=markdown)
+
+
+@app.command()
 def lowbits(
     *,
     zoo: Annotated[Path | None, typer.Option(help="folder of models with eval.py", file_okay=False)] = None,
