@@ -157,6 +157,10 @@ class Statistics:
         self._found = found
         self._samples = samples
 
+    def is_seen(self, site: Site) -> bool:
+        """Say whether a run came to the site."""
+        return any(self._moments(*each) is not None for each in site.values)
+
     def mean(self, site: Site) -> np.ndarray | None:
         """Return the mean of each channel, float64 [channels], None where no run came to the site."""
         moments = self._moments(*site.values[0])

@@ -77,6 +77,7 @@ class Pruned:
         refitted: the same after the refit.
         final: the same in the end.
         layers: layers that were refitted.
+        unseen: names of families that no sample came to, and that stay.
         distilled: how the training went; None where there was none.
     """
 
@@ -88,7 +89,27 @@ class Pruned:
     refitted: float | None = None
     final: float | None = None
     layers: int = 0
+    unseen: list[str] = field(default_factory=list)
     distilled: Distilled | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    """What it costs to cut a model; the numbers of groups and sites are those of its channels.
+
+    Args:
+        families: that can be cut.
+        unseen: names of those that could be but that no sample came to.
+        curves: of the families.
+        statistics: what reaches the sites; None where only weights are looked at.
+        before: divergence of the model from the original; None where the curves are in other units than that.
+    """
+
+    families: list[Family]
+    unseen: list[str]
+    curves: list[Curve]
+    statistics: consumers.Statistics | None
+    before: float | None
 
 
 class Pruner:
@@ -135,6 +156,7 @@ class Pruner:
         step = max(1, -(-len(feeds) // probes))
         self._probes = feeds[:probes] if self._state else feeds[::step]
         self._from_original = Divergence(original, self._probes, state=self._state) if feeds else None
+        self._first: _Costs | None = None
 
     def run(self, keep: float, *, is_draft: bool = False) -> Pruned:
         """Return a pruned copy.
@@ -179,47 +201,24 @@ class Pruner:
         """Cut the student once, refit it, and return which of the original's channels are left."""
         channels = channel_engine.find_groups(student, self._feed)
         meter = self._budgeting.of(student, channels)
-        families = pruning.families(channels, self._selects)
         sites = consumers.sites(channels)
-        statistics = None
-        if self._feeds and plan.criterion != "magnitude":
-            read = {index for family in families for index in family.sites}
-            statistics = consumers.gather(
-                student,
-                [sites[index] for index in sorted(read)],
-                self._feeds,
-                state=self._state,
-                seed=self._seed,
-                progress=self._progress,
-            )
+        costs = (self._first if not sizes else None) or self._costs(student, channels, sites, plan, sizes)
+        self._first = self._first or costs  # the original's, for there has been no cut before
+        found.unseen = costs.unseen
         with one_thread():
-            whole = {family.label: len(family.groups) for family in families}
-            whole |= {name: before for name, (before, _) in sizes.items() if name in whole}
-            curves = [
-                self._curve(channels, family, sites, statistics, plan, whole[family.label])
-                for family in self._progress("Eliminating channels", families)
-            ]
-            if statistics is not None and plan.criterion == "reconstruction" and plan.scope == "global":
-                before = self._distance(student) or 0.0
-                divergence = Divergence(student, self._probes, state=self._state)
-                curves = probing.measured(
-                    channels, families, curves, sites, statistics, divergence, self._feed, progress=self._progress
-                )
-            else:
-                before = None
-            counts = [len(family.groups) for family in families]
+            counts = [len(family.groups) for family in costs.families]
             share = pruning.uniform if plan.scope == "uniform" else pruning.allocate
-            taken = share(curves, counts, meter, target, multiple=plan.multiple)
+            taken = share(costs.curves, counts, meter, target, multiple=plan.multiple)
             found.left = meter.left
-            if before is not None:
-                losses = (c.losses[k - 1].sum() for c, k in zip(curves, taken, strict=True) if k)
-                found.predicted = before + float(sum(losses))
+            if costs.before is not None:
+                losses = (c.losses[k - 1].sum() for c, k in zip(costs.curves, taken, strict=True) if k)
+                found.predicted = costs.before + float(sum(losses))
                 log.info("%.3f of the %s will be left: predicted loss %.3g", found.left, plan.of, found.predicted)
-            removed = pruning.chosen(curves, taken)
-            for family, size, goes in zip(families, counts, taken, strict=True):
+            removed = pruning.chosen(costs.curves, taken)
+            for family, size, goes in zip(costs.families, counts, taken, strict=True):
                 if goes:
                     sizes[family.label] = (sizes.get(family.label, (size, size))[0], size - goes)
-            makes_up = statistics if plan.criterion == "reconstruction" else None
+            makes_up = costs.statistics if plan.criterion == "reconstruction" else None
             kept = pruning.composed(kept, pruning.take_out(channels, removed, sites, makes_up))
         found.cut = found.refitted = self._distance(student)
         if found.cut is not None:
@@ -237,6 +236,54 @@ class Pruner:
             found.layers = sum(change.is_applied for change in changes)
             found.refitted = self._distance(student)
         return dict(kept)
+
+    def _costs(
+        self,
+        student: ir.Model,
+        channels: Channels,
+        sites: Sequence[consumers.Site],
+        plan: Plan,
+        sizes: Mapping[str, tuple[int, int]],
+    ) -> _Costs:
+        """Find out what it costs to cut a student of which families have been cut before, down to `sizes`."""
+        families = pruning.families(channels, self._selects)
+        statistics = None
+        if self._feeds and plan.criterion != "magnitude":
+            read = {index for family in families for index in family.sites}
+            statistics = consumers.gather(
+                student,
+                [sites[index] for index in sorted(read)],
+                self._feeds,
+                state=self._state,
+                seed=self._seed,
+                progress=self._progress,
+            )
+        unseen: list[Family] = []
+        if statistics is not None:
+            seen = {index for family in families for index in family.sites if statistics.is_seen(sites[index])}
+            unseen = [family for family in families if family.sites and not seen.intersection(family.sites)]
+            families = [family for family in families if family not in unseen]
+        before = None
+        with one_thread():
+            whole = {family.label: len(family.groups) for family in families}
+            whole |= {name: size for name, (size, _) in sizes.items() if name in whole}
+            curves = [
+                self._curve(channels, family, sites, statistics, plan, whole[family.label])
+                for family in self._progress("Eliminating channels", families)
+            ]
+            if statistics is not None and plan.criterion == "reconstruction" and plan.scope == "global":
+                before = self._distance(student) or 0.0
+                divergence = Divergence(student, self._probes, state=self._state)
+                curves = probing.measured(
+                    channels, families, curves, sites, statistics, divergence, self._feed, progress=self._progress
+                )
+        return _Costs(
+            families=families,
+            unseen=[family.label for family in unseen],
+            curves=curves,
+            statistics=statistics,
+            before=before,
+        )
 
     def _curve(
         self,

@@ -98,6 +98,7 @@ def test_a_budget_of_macs_is_met(keep):
     model, changes = prune(net(), keep_macs=keep)
     assert keep - 0.06 < macs(model) / macs(net()) <= keep
     assert changes[0].details["kept"] == pytest.approx(macs(model) / macs(net()), abs=1e-3)
+    assert "was asked for" not in changes[0].reason
 
 
 def test_a_budget_of_parameters_is_met():
@@ -230,7 +231,8 @@ def test_two_rounds_meet_the_same_budget_in_two_steps():
 
 
 def test_floors_and_multiples():
-    model, _ = prune(net(), keep_macs=0.2, min_keep=0.5)
+    model, changes = prune(net(), keep_macs=0.2, min_keep=0.5)
+    assert "0.200 was asked for" in changes[0].reason
     assert dims(model, "w1")[0] >= 8
     assert dims(model, "w2")[0] >= 8
     for multiple in (2, 4):
@@ -278,6 +280,21 @@ def test_nodes_that_are_not_selected_keep_their_weights():
         graph.constant(model.graph.initializers["w1"]), graph.constant(net().graph.initializers["w1"])
     )
     assert dims(model, "w2")[0] < 16
+
+
+def test_a_branch_that_no_sample_takes_stays():
+    branch = "u{0} = MatMul(x, a{0}) r{0} = Relu(u{0}) y{0} = MatMul(r{0}, b{0})"
+    inputs = "float[n, 6] x, float[6, 16] a1, float[16, 4] b1, float[6, 16] a2, float[16, 4] b2"
+    text = f"""g ({inputs}) => (float[n, 4] y) {{
+        big = ReduceMax<keepdims = 0>(x) far = Constant<value = float {{1000.0}}>() huge = Greater(big, far)
+        y = If(huge)<then_branch = t () => (float[n, 4] y1) {{ {branch.format(1)} }},
+                     else_branch = e () => (float[n, 4] y2) {{ {branch.format(2)} }}> }}"""
+    weights = {f"{name}{i}": floats(*shape, seed=i) for i in (1, 2) for name, shape in (("a", (6, 16)), ("b", (16, 4)))}
+    model = with_constants(text, **weights)
+    feeds = [{"x": floats(1, 6, seed=i)} for i in range(40)]
+    copy, changes = prune(model, feeds, keep_parameters=0.9)
+    assert (dims(copy, "a1"), dims(copy, "a2")[1] < 16) == ([6, 16], True)
+    assert [c.reason for c in changes if c.action is Action.SKIPPED] == ["no sample comes to it"]
 
 
 def test_a_model_of_which_nothing_can_go_stays_as_it_is():
@@ -418,3 +435,19 @@ def test_large_models_are_trained_on_smaller_batches_and_in_fewer_steps(monkeypa
     assert pruner._training(net(), FEEDS[0], 100) == (100, 20)
     monkeypatch.setattr(pruner, "_TRAINING_MACS", 50 * 16.0 * whole)
     assert pruner._training(net(), FEEDS[0], 100) == (50, 16)
+
+
+def test_the_cost_of_cutting_the_original_is_found_once(monkeypatch):
+    looked = []
+    gather = consumers.gather
+    monkeypatch.setattr(
+        pruner.consumers, "gather", lambda *args, **options: looked.append(1) or gather(*args, **options)
+    )
+    plan = Plan(of="macs", keep=0.5, criterion="reconstruction", rounds=2, steps=0)
+    reused = Pruner(net(), FEEDS, FRESH, plan)
+    reused.run(0.7, is_draft=True)
+    found = reused.run(0.5)
+    assert len(looked) == 2, "of the original, and of what the first round left"
+    expected = Pruner(net(), FEEDS, FRESH, plan).run(0.5)
+    np.testing.assert_array_equal(run(found.model, FRESH)["y"], run(expected.model, FRESH)["y"])
+    assert found.predicted == expected.predicted

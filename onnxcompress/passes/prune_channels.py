@@ -36,6 +36,8 @@ _RACES = 4
 """Drafts that are timed, at most, to meet a budget of time."""
 _NEAR = 0.03
 """Part of a budget of time within which it counts as met."""
+_CLOSE = 0.02
+"""What may be left above a budget that counts as met."""
 _JOINED = 4
 """Samples that are joined, at most, to find channels at: what has one index is not told apart."""
 
@@ -170,6 +172,8 @@ class PruneChannels:
             "layers_refitted": found.layers,
         }
         figures = [f"{found.left:.3f} of the {plan.of} left"]
+        if found.left > keep + _CLOSE:
+            figures.append(f"{keep:.3f} was asked for: pinned channels and min_keep allow no more")
         losses = {
             "predicted_loss": found.predicted,
             "loss_when_cut": found.cut,
@@ -207,6 +211,9 @@ class PruneChannels:
                 details={"before": before, "after": after},
             )
             for name, before, after in found.families
+        ] + [
+            Change(pass_name=self.name, target=name, action=Action.SKIPPED, reason="no sample comes to it")
+            for name in found.unseen
         ]
 
     def _skipped(self, reason: str, size: int) -> Change:
