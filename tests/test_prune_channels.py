@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
-from onnxcompress import budgets, channels, consumers, graph, model_io, passes, pruner, pruning, stats
+from onnxcompress import budgets, channels, consumers, distillation, graph, model_io, passes, pruner, pruning, stats
 from onnxcompress.core import Action, Context, Gate, Need, Trial
 from onnxcompress.divergence import Divergence
 from onnxcompress.errors import UsageError
@@ -429,12 +429,12 @@ def test_the_recipe_runs_and_prunes_before_int8(tmp_path):
 
 def test_large_models_are_trained_on_smaller_batches_and_in_fewer_steps(monkeypatch):
     grouped = 16 * 9 * 64
-    whole = stats.count(net(), FEEDS[0]).macs + (pruner._GROUPED - 1) * grouped
-    assert pruner._training(net(), FEEDS[0], 100) == (100, 128)
-    monkeypatch.setattr(pruner, "_TRAINING_MACS", 100 * 20.5 * whole)
-    assert pruner._training(net(), FEEDS[0], 100) == (100, 20)
-    monkeypatch.setattr(pruner, "_TRAINING_MACS", 50 * 16.0 * whole)
-    assert pruner._training(net(), FEEDS[0], 100) == (50, 16)
+    whole = stats.count(net(), FEEDS[0]).macs + (distillation._GROUPED - 1) * grouped
+    assert distillation.affordable(net(), FEEDS[0], 100) == (100, 128)
+    monkeypatch.setattr(distillation, "_TRAINING_MACS", 100 * 20.5 * whole)
+    assert distillation.affordable(net(), FEEDS[0], 100) == (100, 20)
+    monkeypatch.setattr(distillation, "_TRAINING_MACS", 50 * 16.0 * whole)
+    assert distillation.affordable(net(), FEEDS[0], 100) == (50, 16)
 
 
 def test_the_cost_of_cutting_the_original_is_found_once(monkeypatch):
