@@ -17,15 +17,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import evaluation, executors, metrics, model_io, packing, pareto, pipeline, runtime, starting, stats, targets
+from . import (
+    evaluation,
+    executors,
+    leaning,
+    metrics,
+    model_io,
+    packing,
+    pareto,
+    pipeline,
+    runtime,
+    starting,
+    stats,
+    targets,
+)
 from .archive import Archive
 from .calibration import Store
 from .checkpoint import Checkpoint, digest
 from .comparison import Progress, facts, measure, path_of, silent_outputs
-from .core import Action, Change, Clock, Context, Prefer, Trial
+from .core import Action, Change, Clock, Context, Prefer, Trial, Workers
 from .errors import ModelError, UsageError
 from .estimate import OutputKinds
 from .evaluation import DataOptions, Evaluation
+from .leaning import Leaning
 from .limits import LatencyLimit, check_limits, excess
 from .opened import Opened
 from .proof import WholeProof
@@ -120,6 +134,7 @@ def compress(
     keep_node_metadata: bool = False,
     data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen
     verify: Verify = "auto",
+    sensitivity: bool = False,
     plan: bool = False,
     progress: Progress = lambda _, items: iter(items),
 ) -> Result:
@@ -152,6 +167,7 @@ def compress(
         data_options: how `data` and `eval_data` are read.
         verify: "full" runs the whole model, "regions" only what changed, for models that don't fit or that have
             operators the runtime doesn't know; "auto" chooses by size.
+        sensitivity: find out what the model leans on, before and after, for the report.
         plan: say what would be done; nothing is proved, scored or timed, and the model is not to be used.
         progress: wraps long loops, for a display.
 
@@ -270,6 +286,8 @@ def compress(
 
     with executors.wanted(workers=workers, scheduler=scheduler) as executor:
         outcome = pipeline.run(start, chosen.active, replace(context, executor=executor), prover)
+        is_wanted = sensitivity and session is not None and not plan
+        leans, unleaned = _leans(original, outcome.model, given or judged, executor) if is_wanted else ((), ())
     result = outcome.model
     if not chosen.lossless:
         result.metadata_props["onnxcompress.recipe"] = chosen.name
@@ -321,8 +339,10 @@ def compress(
         timings=times.used,
         candidates=archive.tried,
         versions=versions(),
+        sensitivity=leans,
         notes=(
             *unfed,
+            *unleaned,
             *_sample_notes(original, given, judged),
             *_notes(judged, latency, verification["mode"]),
             *silent_outputs(quality or {"outputs": {}}),
@@ -345,6 +365,16 @@ def _key(base: Opened, given: Evaluation | None, judged: Evaluation, options: Se
     samples = [] if given is None else [given]
     arrays = (np.asarray(feed[name]) for one in (*samples, judged) for feed in one.feeds for name in sorted(feed))
     return digest([base.data, shown, *arrays])
+
+
+def _leans(
+    original: ir.Model, result: ir.Model, samples: Evaluation, executor: Workers | None
+) -> tuple[tuple[Leaning, ...], tuple[str, ...]]:
+    """Return what the model leans on, or a line that says why that is not known."""
+    try:
+        return leaning.before_and_after(original, result, samples.feeds, executor=executor), ()
+    except ModelError as error:
+        return (), (f"what the model leans on was not found out: {error.message}",)
 
 
 def _as_candidate(label: str, model: ir.Model, found: ModelFacts, report: Report | None) -> Candidate:

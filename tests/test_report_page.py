@@ -10,6 +10,7 @@ import pytest
 from onnxcompress.archive import Tried
 from onnxcompress.core import Action, Change, Trial
 from onnxcompress.errors import UsageError
+from onnxcompress.leaning import Lean, Leaning
 from onnxcompress.report import ModelFacts, Report, page, plots, view, write
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>|`$x_{y}$"
@@ -52,6 +53,14 @@ def _report(name="/stem/Conv", **more):
             _tried("int8/static", 0.3, 0.5, chosen=True),
             _tried(f"int8/{name}", 0.25, 1.2, objection="it is slower"),
         ),
+        "sensitivity": (
+            Leaning(
+                layer=name,
+                before=Lean(change=0.314, channels=64, parts=(0.1, 0.4, 0.0, 0.1)),
+                after=Lean(change=0.271, channels=41, parts=(0.2, 0.2)),
+            ),
+            Leaning(layer="fc", before=Lean(change=1.0, channels=10, parts=()), after=None),
+        ),
         "versions": {"onnxruntime": "1.99"},
         "command": f"onnxcompress compress '{name}'",
     }  # fmt: skip
@@ -81,6 +90,7 @@ def test_a_page_says_everything():
     for text in (
         "/stem/Conv.onnx", "1,000", "0.300", "drop 0.0100", "2 threads", "never changes", "48.6", "faster on floats",
         "outputs differ", "it is slower", "onnxcompress compress '/stem/Conv'", "1.99", "routes=", "9 pairs", "3.2 s",
+        "What the model leans on", "31%", "27%", "41", "1 of 4", "1 of 2", "gone",
     ):  # fmt: skip
         assert text in found.text, text
     assert found.count("svg") == 1
@@ -114,6 +124,7 @@ def test_control_characters_are_spelled_out():
 def test_what_was_not_measured_leaves_no_hole():
     bare = _report(
         quality=None, latency=None, changes=(), notes=(), candidates=(), versions={}, command=None, limits={},
+        sensitivity=(),
         verification={"mode": "regions", "regions": 3},
     )  # fmt: skip
     found = _Page(page.html(bare))
@@ -152,7 +163,17 @@ def test_markdown_escapes_names_and_keeps_its_columns():
 
 def test_markdown_says_everything():
     text = page.markdown(_report())
-    for part in ("drop 0.0100", "48.6", "it is slower", "1.99", "never changes", "outputs differ", "quantize\\-int8"):
+    for part in (
+        "drop 0.0100",
+        "48.6",
+        "it is slower",
+        "1.99",
+        "never changes",
+        "outputs differ",
+        "quantize\\-int8",
+        "31%",
+        "gone",
+    ):
         assert part in text, part
 
 

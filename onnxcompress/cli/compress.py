@@ -110,6 +110,7 @@ def compress(
             keep_node_metadata=keep_node_metadata,
             data_options=data_options(layout, size, scale, mean, state),
             verify=verify.value,
+            sensitivity=report_file is not None,
             plan=plan,
             progress=console.progress(quiet=quiet),
         )

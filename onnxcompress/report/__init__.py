@@ -8,6 +8,7 @@ from typing import Any
 
 from ..archive import Tried
 from ..core import Change
+from ..leaning import Leaning
 from ..packing import Packed
 
 SCHEMA = 1
@@ -57,6 +58,8 @@ class Report:
     candidates: tuple[Tried, ...] = ()
     """What was measured before one of them was chosen."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    sensitivity: tuple[Leaning, ...] = ()
+    """What the model leans on, before and after; empty where no page was asked for."""
     command: str | None = None
     """The words that the user typed; None where the library was called."""
 
@@ -77,6 +80,7 @@ class Report:
             "changes": [change.as_json() for change in self.changes],
             "notes": list(self.notes),
             "candidates": [each.as_json() for each in self.candidates],
+            "sensitivity": [each.as_json() for each in self.sensitivity],
             "versions": dict(self.versions),
             "command": self.command,
             "packed": None if self.packed is None else self.packed.as_json(),

@@ -12,6 +12,7 @@ from typing import Any
 from .. import passes
 from ..core import Action, Change
 from ..errors import UsageError, one_line
+from ..leaning import Lean, Leaning
 from . import Report
 from .text import grouped, number, small
 
@@ -74,6 +75,27 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weight:
+    """How much an output changes when a layer falls silent, in percent, and when each part of its channels does."""
+
+    change: str
+    channels: str
+    half: str
+    """How many of the parts make half of what all of them make."""
+    bars: tuple[float, ...]
+    """Height of each part's bar, percent of the highest one of this layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliance:
+    """What a model leaned on at one layer, before and after; None where the layer is gone or was not measured."""
+
+    name: str
+    before: Weight | None
+    after: Weight | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything that a page shows."""
 
@@ -82,6 +104,7 @@ class View:
     outputs: tuple[tuple[str, str, str, str], ...]
     notes: tuple[str, ...]
     points: tuple[Point, ...]
+    reliances: tuple[Reliance, ...]
     layers: tuple[Layer, ...]
     hidden: int
     steps: tuple[Step, ...]
@@ -103,6 +126,7 @@ def view(report: Report) -> View:
         outputs=tuple(_output(name, found) for name, found in (report.quality or {}).get("outputs", {}).items()),
         notes=tuple(one_line(note) for note in report.notes),
         points=tuple(_points(report)),
+        reliances=tuple(_reliance(each) for each in report.sensitivity[:MOST_ROWS]),
         layers=tuple(_layer(change) for change in shown),
         hidden=max(0, len(layers) - MOST_ROWS),
         steps=tuple(_steps(others)),
@@ -176,6 +200,25 @@ def _points(report: Report) -> list[Point]:
         )
         for index, tried in enumerate(report.candidates, start=1)
     ]
+
+
+def _reliance(found: Leaning) -> Reliance:
+    return Reliance(name=_name(found.layer), before=_weight(found.before), after=_weight(found.after))
+
+
+def _weight(lean: Lean | None) -> Weight | None:
+    if lean is None:
+        return None
+    shares, count = sorted(lean.parts, reverse=True), 0
+    while 2 * sum(shares[:count]) < sum(shares):
+        count += 1
+    highest = max(shares, default=0.0)
+    return Weight(
+        change=f"{100 * lean.change:.0f}%",
+        channels=f"{lean.channels:,}",
+        half=f"{count} of {len(shares)}" if shares else "",
+        bars=tuple(round(100 * part / highest, 1) for part in lean.parts) if highest else (),
+    )
 
 
 def _layer(change: Change) -> Layer:

@@ -310,6 +310,44 @@ def int8(
 
 
 @app.command()
+def auto(
+    *,
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],
+    only: Annotated[str, typer.Option(help="glob on model keys, such as 'fmnist/*'")] = "*",
+    peers: Annotated[list[Path] | None, typer.Option(help="JSON of `int8 --peer-python`; may be repeated")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="feeds, without labels")] = 256,
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Try the default recipe: drop by labels, size and time beside what is asked and what peers reach.
+
+    With --json, models that the file has already are not run again.
+
+    Example: python tools/bench.py auto --zoo ZOO --peers int8.json --json auto.json
+    """
+    from bench import auto as bench
+    from bench import int8
+    from bench.tables import publish
+
+    root = zoo.resolve()
+    found = json.loads(json_file.read_text()) if json_file is not None and json_file.exists() else []
+    rows = [int8.Row(**each) for each in found]
+    done = {row.model for row in rows if row.tool == int8.OURS and not row.error}
+    models = [root / f"{key}.onnx" for key in bench.GOALS if fnmatch.fnmatch(key, only) and key not in done]
+    rows = [row for row in rows if row.model in done]
+    work.mkdir(parents=True, exist_ok=True)
+    with _progress() as progress:
+        task = progress.add_task("auto", total=2 * len(models))
+        for row in int8.measure(models, root, work.resolve(), [bench.TOOL], peer_python=None, samples=samples):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.model)
+            if json_file is not None:
+                json_file.write_text(int8.as_json(rows))
+    publish([bench.table(rows, bench.read(peers or ()))], markdown=markdown)
+
+
+@app.command()
 def prune(
     *,
     zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],
