@@ -167,6 +167,8 @@ class Pruner:
         """
         plan = dataclasses.replace(self._plan, rounds=1, refits=False, steps=0) if is_draft else self._plan
         student = model_io.clone(self._original)
+        if self._feeds and plan.criterion == "reconstruction":
+            pruning.own_constants(student, self._selects)
         found = Pruned(model=student, left=1.0)
         rounds = plan.rounds if self._feeds and plan.refits else 1
         kept: dict[str, np.ndarray] = {}

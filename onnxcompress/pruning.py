@@ -281,6 +281,29 @@ def take_out(
     return left
 
 
+def own_constants(model: ir.Model, selects: Callable[[ir.Node], bool]) -> None:
+    """Give linear layers initializers of their own, full biases included, so that `make_up` replaces no values.
+
+    What a channel carries is found before layers make up for others; a bias made later would not be cut with it.
+    """
+    names = graph.Names(model)
+    for layer in linear_layers(model):
+        if layer.is_fixed or not selects(layer.node):
+            continue
+        groups, out, _ = layer.shape
+        bias = layer.bias_value
+        if layer.has_bias and (bias is None or not _is_own(bias, groups * out)):
+            stored = layer.bias()
+            layer.with_weights(None, np.zeros(groups * out, np.float32) if stored is None else stored, names)
+        if len(layer.weight.uses()) == 1 and not layer.weight.is_initializer():
+            layer.with_weights(layer.matrix(), None, names)
+
+
+def _is_own(value: ir.Value, size: int) -> bool:
+    is_alone = value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
+    return is_alone and math.prod(float_constants.dims(value)) == size
+
+
 def make_up(site: Site, statistics: Statistics, kept: np.ndarray, names: graph.Names) -> None:
     """Let the channels that stay, bool [channels], make up for the others, whose weights become zero."""
     covariance, mean = statistics.covariance(site), statistics.mean(site)

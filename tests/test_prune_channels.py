@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
@@ -315,6 +316,35 @@ def test_a_weight_that_another_layer_reads_too_is_cut_and_left_uncompensated():
     assert changes[0].action is Action.APPLIED
     assert dims(copy, "w")[0] == dims(copy, "w")[1] < 12
     assert run(copy, {"x": floats(3, 6)})["y"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("bias", ["none", "shared", "in a node", "one number"])
+def test_layers_without_a_bias_of_their_own_are_cut_and_make_up(bias):
+    conv = {"none": "Conv(r{0}, w{1})", "one number": "Add(u{1}, c)"}.get(bias, "Conv(r{0}, w{1}, b)")
+    before = "u{1} = Conv(r{0}, w{1}) " if bias == "one number" else ""
+    layer = f"{before}c{{1}} = {conv} m{{1}} = Mul(c{{1}}, s) r{{1}} = Relu(m{{1}})"
+    text = f"""g (float[n, 3, 8, 8] r0, float[16, 3, 3, 3] w1, float[16, 16, 3, 3] w2, float[16, 16, 3, 3] w3,
+        float[16, 5] w4, float[16] b, float[1] c, float[16, 1, 1] s) => (float[n, 5] y) {{
+        {" ".join(layer.format(i, i + 1) for i in range(3))}
+        p = GlobalAveragePool(r3) f = Flatten(p) g = MatMul(f, w4) y = Add(g, c) }}"""
+    shapes = {"w1": (16, 3, 3, 3), "w2": (16, 16, 3, 3), "w3": (16, 16, 3, 3), "w4": (16, 5), "b": (16,), "c": (1,)}
+    weights = {name: floats(*shape, seed=i) / 6 for i, (name, shape) in enumerate(shapes.items())}
+    model = with_constants(text, s=np.linspace(0.5, 2, 16, dtype=np.float32)[:, None, None], **weights)
+    if bias == "in a node":
+        for value in list(model.graph.initializers.values()):
+            held = ir.node("Constant", [], {"value": value.const_value})
+            held.outputs[0].name = f"{value.name}_in"
+            model.graph.insert_before(model.graph[0], held)
+            value.replace_all_uses_with(held.outputs[0])
+            model.graph.initializers.pop(value.name)
+    feeds = [{"r0": feed["x"]} for feed in FEEDS]
+    found = {}
+    for criterion in ("reconstruction", "magnitude"):
+        cut, changes = prune(model, feeds, keep_macs=0.6, refit=False, criterion=criterion)
+        found[criterion] = changes[0].details["loss_when_cut"]
+        assert run(cut, {"r0": FRESH["x"]})["y"].shape == (32, 5)
+        assert changes[0].details["kept"] <= 0.6
+    assert found["reconstruction"] < found["magnitude"]
 
 
 def test_the_gate_is_asked():
