@@ -388,6 +388,45 @@ def prune(
 
 
 @app.command()
+def shallow(
+    *,
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py; it must be writable", file_okay=False)],
+    only: Annotated[str, typer.Option(help="glob on rows, such as 'fmnist/vit*'")] = "*",
+    json_file: Json = None,
+    markdown: Markdown = None,
+    work: Work = WORK,
+) -> None:
+    """Blocks dropped, wide layers made thin, a cut student taught: the models' own metrics, paired times, bytes.
+
+    With --json, rows that the file has already are not measured again.
+
+    Example: python tools/bench.py shallow --zoo ZOO --only 'fmnist/*' --json shallow.json
+    """
+    from bench import shallow as bench
+    from bench.tables import publish
+
+    wanted = [target for target in bench.targets() if fnmatch.fnmatch(target.key, only)]
+    if not wanted:
+        fail(f"{only!r} matches none of {', '.join(target.key for target in bench.targets())}")
+    try:
+        rows = bench.load(json_file) if json_file is not None and json_file.exists() else []
+    except (ValueError, TypeError) as error:
+        fail(f"{json_file} is no file of an earlier run: {error}")
+    rows = [row for row in rows if not row.error]
+    known = {row.key for row in rows}
+    work.mkdir(parents=True, exist_ok=True)
+    left = [target for target in wanted if target.key not in known]
+    with _progress() as progress:
+        task = progress.add_task("shallow", total=len(left))
+        for row in bench.measure(left, zoo.resolve(), work.resolve()):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.key)
+            if json_file is not None:
+                bench.save(rows, json_file)
+    publish([bench.table(rows)], markdown=markdown)
+
+
+@app.command()
 def lowbits(
     *,
     zoo: Annotated[Path | None, typer.Option(help="folder of models with eval.py", file_okay=False)] = None,
