@@ -12,6 +12,7 @@ from onnxcompress import graph, model_io
 from onnxcompress.core import Action, Context, Gate, Trial
 from onnxcompress.divergence import Divergence
 from onnxcompress.errors import UsageError
+from onnxcompress.passes import factors
 from onnxcompress.passes.low_rank import LowRank
 
 from .helpers import floats, op_types, run, with_constants
@@ -135,6 +136,25 @@ def test_a_product_with_the_weight_on_the_left():
     LowRank(keep_parameters=0.5, multiple=1, distill_steps=0).run(model, Context(feeds=feeds))
     assert op_types(model).count("MatMul") == 2
     np.testing.assert_allclose(run(model, feeds[0])["y"], run(original, feeds[0])["y"], atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+def test_layers_that_give_more_than_they_read_are_decomposed_by_what_they_read(kind, monkeypatch):
+    monkeypatch.setattr(factors, "MOST_COLUMNS", 60)
+    weight = _low(200, 40, 5, 1)
+    if kind == "MatMul":
+        text = "g (float[N, 40] x, float[40, 200] u) => (float[N, 200] y) { a = MatMul(x, u)  y = Tanh(a) }"
+        model, shape = with_constants(text, u=weight.T), (1, 40)
+    else:
+        text = """g (float[N, 40, 3, 3] x, float[200, 40, 1, 1] u) => (float[N, 200, 3, 3] y) {
+            a = Conv(x, u)  y = Tanh(a) }"""
+        model, shape = with_constants(text, u=weight.reshape(200, 40, 1, 1)), (1, 40, 3, 3)
+    original = model_io.clone(model)
+    feeds = [{"x": floats(*shape, seed=seed)} for seed in range(100)]
+    LowRank(keep_parameters=0.3, multiple=1, distill_steps=0).run(model, Context(feeds=feeds))
+    assert op_types(model) == [kind, kind, "Tanh"]
+    unseen = [{"x": floats(*shape, seed=seed)} for seed in range(500, 520)]
+    assert Divergence(original, unseen).of(model) < 0.01
 
 
 def test_without_a_budget_as_much_goes_as_costs_little():

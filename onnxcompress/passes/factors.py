@@ -124,6 +124,10 @@ def layers_of(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposit
     out, into, *kernel = weight.shape
     if option.form in ("matrix", "rows"):
         (rank,) = option.ranks
+        if option.form == "matrix" and _is_wide(layer):
+            inputs, points = bases["inputs"], [1] * len(kernel)
+            last = weight.reshape(out, into) @ inputs.basis[:, :rank]
+            return [inputs.dual[:rank].reshape(1, rank, into, *points), last.reshape(1, out, rank, *points)]
         basis = bases["outputs"].basis[:, :rank]
         thin = (basis.T @ weight.reshape(out, -1)).reshape(rank, into, *kernel)
         return [thin[None], basis.reshape(1, out, rank, *[1] * len(kernel))]
@@ -168,7 +172,14 @@ def write(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition]
 def _is_large(layer: LinearLayer) -> bool:
     groups, out, columns = layer.shape
     into = columns if layer.window is None else columns // math.prod(layer.window.kernel)
-    return groups == 1 and min(out, columns) >= _LEAST and into > 1 and out <= MOST_COLUMNS
+    side = min(out, columns) if into == columns else out
+    return groups == 1 and min(out, columns) >= _LEAST and into > 1 and side <= MOST_COLUMNS
+
+
+def _is_wide(layer: LinearLayer) -> bool:
+    """Say whether a matrix gives more than it reads, so that its inputs are what is decomposed."""
+    _, out, columns = layer.shape
+    return out > columns
 
 
 def _forms(layer: LinearLayer, forms: Sequence[Form]) -> list[Form]:
@@ -204,9 +215,11 @@ def _bases(
     for layer in layers:
         weight = layer_chains.weight_of(layer)[0].astype(np.float64)
         matrix = weight.reshape(len(weight), -1)
-        found = {"outputs": output_basis(matrix, moments[layer.label, "outputs"].covariance()[0])}
+        found = {}
+        if (layer.label, "outputs") in moments:
+            found["outputs"] = output_basis(matrix, moments[layer.label, "outputs"].covariance()[0])
         if (layer.label, "inputs") in moments:
-            across = weight.transpose(0, 2, 3, 1).reshape(-1, weight.shape[1])
+            across = np.moveaxis(weight, 1, -1).reshape(-1, weight.shape[1])
             found["inputs"] = input_basis(across, moments[layer.label, "inputs"].covariance()[0])
         if (layer.label, "columns") in moments:
             columns = _columns(weight)
@@ -224,14 +237,17 @@ def _rows(
     def some(count: int, channels: int) -> np.ndarray:
         return choose(count, math.ceil(_ROWS * channels / runs), random)
 
-    _, out, _ = layer.shape
-    yield "outputs", layer.targets(y, some(y.size // out, out))
-    if layer.window is None:
-        return
-    if "tucker" in forms:
-        last = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
-        yield "inputs", last[some(len(last), x.shape[1])][None]
-    if "spatial" in forms:
+    _, out, columns = layer.shape
+    is_wide = forms == ["matrix"] and _is_wide(layer)
+    if not is_wide:
+        yield "outputs", layer.targets(y, some(y.size // out, out))
+    if is_wide or "tucker" in forms:
+        if layer.window is None:
+            yield "inputs", layer.rows(x, some(layer.count(x.shape), columns))
+        else:
+            last = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
+            yield "inputs", last[some(len(last), x.shape[1])][None]
+    if layer.window is not None and "spatial" in forms:
         tall = _axis_window(layer.window, 0)
         count = x.shape[0] * math.prod(tall.positions(x.shape[2:]))
         yield "columns", patches(x, tall, at=some(count, x.shape[1] * tall.kernel[0]))
@@ -257,7 +273,8 @@ def _options(
         if form in ("matrix", "rows"):
             rank = _rounded(share * whole / (out + columns), multiple, min(out, columns))
             parts = [(rank * columns, outside), (out * rank, outside)]
-            ranks, error = (rank,), _error(bases["outputs"], rank)
+            side = "inputs" if form == "matrix" and _is_wide(layer) else "outputs"
+            ranks, error = (rank,), _error(bases[side], rank)
         elif form == "spatial":
             tall, wide = kernel
             rank = _rounded(share * whole / (into * tall + out * wide), multiple, min(into * tall, out * wide))

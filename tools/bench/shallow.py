@@ -72,7 +72,7 @@ def targets() -> list[Target]:
         return ["--recipe", "shallow", *(part for each in settings for part in ("--set", each))]
 
     def thin(*only: str) -> list[str]:
-        settings = ("low-rank.keep_parameters=0.5", "low-rank.conv=none")
+        settings = ("low-rank.keep_parameters=0.5", "low-rank.conv=none", "low-rank.accept=smaller")
         return ["--recipe", _THIN, *only, *(part for each in settings for part in ("--set", each))]
 
     two = ("drop-blocks.keep_macs=0.1", "drop-blocks.most=2")
@@ -96,8 +96,8 @@ def targets() -> list[Target]:
         ),
         Target(
             model="ppocr_rec/model",
-            how="products at half their bytes",
-            options=thin("--only", "op:MatMul"),
+            how="wide product at half its bytes",
+            options=thin("--only", "p2o.MatMul.24"),
             most={"char_acc": 0.005},
             samples=256,
         ),
