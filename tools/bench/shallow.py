@@ -18,7 +18,9 @@ from bench.tables import Table
 from bench.weights import evaluate
 
 _THIN = str(Path(__file__).parent / "low-rank.toml")
-_CUT = ("criterion=magnitude", "keep_macs=0.5", "refit=false", "distill_steps=0")
+_CUT = ("criterion=magnitude", "scope=uniform", "keep_macs=0.5", "refit=false", "distill_steps=0")
+_INSIDE = ("--only", "/body/*/c1/Conv", "--only", "/body/*/c2/Conv")
+"""Where the student of a ResNet is cut: inside its branches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def targets() -> list[Target]:
     two = ("drop-blocks.keep_macs=0.1", "drop-blocks.most=2")
     return [
         Target(model="fmnist/vit", how="a quarter of the MACs", options=shallow(), most={"top1": 0.015}, samples=1024),
-        Target(model="fmnist/resnet14", how="two branches", options=shallow(*two), most={"top1": 0.01}, samples=2048),
+        Target(model="fmnist/resnet14", how="two branches", options=shallow(*two), most={"top1": 0.01}, samples=1024),
         Target(
             model="minilm/model",
             how="a sixth of the layers",
@@ -140,7 +142,7 @@ def _row(target: Target, model: Path, folder: Path, environment: dict[str, str])
         student = folder / "student.onnx"
         settings = [part for each in _CUT for part in ("--set", f"prune-channels.{each}")]
         _call(
-            [*python, "onnxcompress", "compress", model, "-o", student, "--recipe", "prune", *settings, "-q"],
+            [*python, "onnxcompress", "compress", model, "-o", student, "--recipe", "prune", *settings, *_INSIDE, "-q"],
             environment,
         )
         command = [*python, "onnxcompress", "distill", student, "--teacher", model]
