@@ -144,6 +144,18 @@ def test_the_number_of_builds_is_a_limit():
     assert "kept" not in model.metadata_props
 
 
+def test_few_models_are_built_of_a_large_one_and_a_mild_one_first(monkeypatch):
+    macs = 64 * 64 * len(FEEDS)
+    monkeypatch.setattr(search_best, "_MACS", 2.5 * macs)
+    judge = _Judge()
+    _run(judge)
+    assert [label.split()[1] for label in judge.labels[1:]] == ["0.850,", "0.601,"]
+    monkeypatch.setattr(search_best, "_MACS", 1)
+    judge = _Judge()
+    _run(judge)
+    assert len(judge.labels) == 2
+
+
 def test_only_the_reductions_that_were_asked_for_are_tried():
     assert "kept" not in _run(_Judge(), reductions=())[0].metadata_props
     assert "kept" not in _run(_Judge(), reductions=("drop-blocks",))[0].metadata_props

@@ -15,11 +15,12 @@ from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io, search
+from .. import graph, model_io, search, stats
 from ..archive import Archive
 from ..core import Action, Change, Context, Gate, Judge, Memo, Need, Pass, Prefer, Trial
 from ..errors import ModelError
@@ -45,6 +46,11 @@ _MILDER = 2
 _NEAR_MISS = 3.0
 """A reduction that loses up to so many times what it may is tried again with training, where samples are enough."""
 _LEAST_TO_TRAIN = 512
+_MACS = 1e11
+"""Multiply-accumulates of one run over all samples, summed up over the models that are built, at most: a build takes
+hundreds of such runs' time, and five of a small classifier a minute or two."""
+_FEW_BUILDS, _MILD = 2, 0.85
+"""Where no more models than this can be built in that time, the first one keeps this part."""
 _WORTH_SLOW = 0.9
 """Where int8 takes more than this part of the time, weights of few bits are tried too."""
 
@@ -73,7 +79,7 @@ class SearchBest:
     numbers: tuple[Numbers, ...] = ("quantize-int8", "quantize-blocks")
     """What makes its numbers smaller; the second only for size, or where the first saves no time."""
     builds: Annotated[int, Field(ge=0)] = 5
-    """Models that are built by each reduction, at most."""
+    """Models that are built by each reduction, at most; fewer of a large model, or of very many samples."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Replace the model by the best candidate; without data, store its weights as int8."""
@@ -96,6 +102,9 @@ class _Search:
         self.made: dict[str, str] = {}
         self.kept: dict[str, tuple[Reduction, float]] = {}
         self.stuck: set[Reduction] = set()
+        affordable = _affordable(model, context)
+        self.builds = min(options.builds, affordable)
+        self.first = Halving() if affordable > _FEW_BUILDS else Halving(keep=_MILD)
 
     def run(self) -> list[Change]:
         """Turn the model into the best candidate and say what was done and what was not."""
@@ -111,9 +120,9 @@ class _Search:
     def _found(self) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
         """Return the candidates, and the numbers that were best on the whole model."""
         names = [name for name in self.options.reductions if name in available()]
-        if self.options.builds:
+        if self.builds:
             for name in names:
-                self._ahead(name, [Halving().keep])
+                self._ahead(name, [self.first.keep])
         found = list(self._finished(_Start(_AS_IT_IS, Built(self.model, ())), {}))
         numbers = {name: options for best in self._ranked(found)[:1] for name, options in self._way(best).items()}
         for name in names:
@@ -179,8 +188,8 @@ class _Search:
 
     def _reduced(self, name: Reduction) -> Iterator[_Start]:
         """Yield models reduced ever further, then those between the last that was good and the first that was not."""
-        step: Halving | None = Halving()
-        for _ in range(self.options.builds):
+        step: Halving | None = self.first
+        for _ in range(self.builds):
             if step is None or name in self.stuck:
                 return
             if self.context.clock.is_over:
@@ -316,6 +325,13 @@ class _Within:
     def fault(self, model: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Find none."""
         return None
+
+
+def _affordable(model: ir.Model, context: Context) -> int:
+    """Return how many models can be built in a few minutes, one at least."""
+    largest = max(context.feeds, key=lambda feed: sum(int(np.size(array)) for array in feed.values()))
+    macs = stats.count(model, largest).macs
+    return 1 if macs is None else max(1, int(_MACS / max(1, macs * len(context.feeds))))
 
 
 def _order(name: Reduction, keep: float, *, trains: bool = False) -> Order:
