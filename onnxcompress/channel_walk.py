@@ -11,6 +11,7 @@ import numpy as np
 from . import graph, model_io, observe, ops, shapes, symbolic
 from .channel_flow import Axis, Flow, Pin, Step, UnfollowedError
 from .errors import ModelError
+from .watch import run_seconds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,8 +48,9 @@ def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
     unknown = {str(v.name): depth for v, depth in rounds.items() if depth < 2 and flow.dims(v) is None}
     if not unknown:
         return
+    limit = run_seconds(model_io.model_bytes(model), sum(np.size(array) for array in feed.values()))
     try:
-        seen = observe.Watch(model, unknown, skip_refused=True).run(feed)
+        seen = observe.Watch(model, unknown, skip_refused=True).run(feed, max_seconds=limit)
     except ModelError as error:
         log.info("shapes that can't be inferred stay unknown: %s", error)
         return

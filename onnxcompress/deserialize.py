@@ -164,13 +164,16 @@ def _makers(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def _check_nodes(graph: ir.Graph | ir.Function, model: ir.Model, where: str) -> None:
-    """Raise ModelError where a node has another number of inputs or outputs than its operator, as runtimes do."""
+    """Raise ModelError where inputs, outputs and attributes of a node are not those of its operator, as runtimes do."""
     opsets = graph.opset_imports or model.opset_imports
     schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
+    required: dict[tuple[str, str], list[str]] = {}
     for node in graph:
         kind = node.domain, node.op_type
         if kind not in schemas:
-            schemas[kind] = _schema(*kind, opsets.get(node.domain, model.opset_imports.get(node.domain)))
+            schema = _schema(*kind, opsets.get(node.domain, model.opset_imports.get(node.domain)))
+            schemas[kind] = schema
+            required[kind] = [] if schema is None else [a.name for a in schema.attributes.values() if a.required]
         schema = schemas[kind]
         for name, attribute in node.attributes.items():
             if not name or attribute.type == ir.AttributeType.UNDEFINED:
@@ -184,6 +187,9 @@ def _check_nodes(graph: ir.Graph | ir.Function, model: ir.Model, where: str) -> 
                 raise ModelError(f"node {node.name or node.op_type!r} has {name!r} as {kinds}", where=where)
         if schema is None or (node.domain, node.op_type, node.overload) in model.functions:
             continue
+        for name in required[kind]:
+            if name not in node.attributes:
+                raise ModelError(f"node {node.name or node.op_type!r} has no {name!r}, which it needs", where=where)
         for what, count, least, most in (
             ("inputs", len(node.inputs), schema.min_input, schema.max_input),
             ("outputs", len(node.outputs), schema.min_output, schema.max_output),
@@ -224,7 +230,7 @@ def _check_inputs(model: ir.Model, where: str) -> None:
         kind = value.type
         while isinstance(kind, ir.OptionalType | ir.SequenceType):
             kind = kind.elem_type
-        if isinstance(kind, ir.TensorType) and kind.dtype == ir.DataType.UNDEFINED:
+        if isinstance(kind, ir.TensorType | ir.SparseTensorType) and kind.dtype == ir.DataType.UNDEFINED:
             raise ModelError(f"input {value.name!r} has no type", where=where)
 
 

@@ -83,9 +83,10 @@ def reads(node: ir.Node) -> list[ir.Value]:
     found = [value for value in node.inputs if value is not None]
     for body in bodies(node):
         inside: set[ir.Value] = {*body.inputs, *body.initializers.values()}
+        for inner in body:  # in any order: not every exporter sorts them
+            inside.update(inner.outputs)
         for inner in body:
             found += [value for value in reads(inner) if value not in inside]
-            inside.update(inner.outputs)
         found += [value for value in body.outputs if value not in inside]
     return found
 

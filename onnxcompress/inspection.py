@@ -32,6 +32,9 @@ RUN_LIMIT_BYTES = 512 << 20
 _TOP = 10
 """Layers that are listed one by one."""
 _EXAMPLES = 3
+_TIMED_RUNS = 5
+_MOST_TIMED_SECONDS = 2.0
+"""Of all timed runs where one takes long."""
 _STORAGE_OPS = ("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape")
 """Between a weight and the node that computes with it; a weight counts as the latter's."""
 
@@ -149,7 +152,7 @@ def inspect(
     judged = None
     if data is not None and session is not None:
         judged = evaluation.read(data, session.inputs, data_options)
-    feed = judged.largest() if judged else _made_up(model, session, seed, notes)
+    feed, runs = (judged.largest(), True) if judged else _made_up(model, session, seed, notes)
     shares = _Shares(model, feed)
     context = Context(feeds=judged.feeds if judged else (), seed=seed)
     dropped = model_io.drop_node_records(model_io.clone(model))
@@ -177,7 +180,7 @@ def inspect(
         dtypes=shares.dtypes(),
         operators=shares.operators(),
         layers=shares.layers(),
-        **_timed(model, session, feed, threads, notes),
+        **(_timed(model, session, feed, threads, notes) if session is not None and runs else {}),
         passes=_tried(model, size_bytes, context, notes),
         channels=_channels(model, feed, size_bytes, context, notes),
         notes=(*notes, *shares.notes),
@@ -197,14 +200,17 @@ def _session(model: ir.Model, size_bytes: int, threads: int, notes: list[str]) -
         return None
 
 
-def _made_up(model: ir.Model, session: runtime.Session | None, seed: int, notes: list[str]) -> Feed:
-    """Return a feed for a model without data: one that runs, else one that only has the right shapes."""
+def _made_up(model: ir.Model, session: runtime.Session | None, seed: int, notes: list[str]) -> tuple[Feed, bool]:
+    """Return a feed for a model without data, and whether it runs: else it only has the right shapes."""
     if session is not None:
         try:
-            return synthetic.runnable_feeds(model, session, seed=seed, count=1)[0]
+            return synthetic.runnable_feeds(model, session, seed=seed, count=1)[0], True
         except ModelError as error:
             notes.append(f"no feed was found that it runs: {error.message}")
-    return synthetic.synthetic_feeds(model, seed=seed, sizes=(8,))[0]
+    try:
+        return synthetic.synthetic_feeds(model, seed=seed, sizes=(8,))[0], False
+    except ModelError:  # a type, or a size, of which none can be made up
+        return {}, False
 
 
 def _described(value: ir.Value) -> str:
@@ -322,14 +328,12 @@ def _reader(value: ir.Value) -> ir.Node | None:
         value = node.outputs[0]
 
 
-def _timed(
-    model: ir.Model, session: runtime.Session | None, feed: Feed, threads: int, notes: list[str]
-) -> dict[str, Any]:
+def _timed(model: ir.Model, session: runtime.Session, feed: Feed, threads: int, notes: list[str]) -> dict[str, Any]:
     """Return the times of the inspection: all, by operator and by node, of the graph as the runtime optimises it."""
-    if session is None or (session.inputs and not feed):
-        return {}
+    loops = any(graph.is_op(node, "Loop", "Scan") for node in graph.nodes(model))
+    runs = 1 if loops else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
     try:
-        rows = runtime.profile(model_io.to_bytes(model), feed, threads=threads)
+        rows = runtime.profile(model_io.to_bytes(model), feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
     except ModelError as error:
         notes.append(f"time is not known: {error.message}")
         return {}

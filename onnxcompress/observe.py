@@ -81,16 +81,17 @@ class Watch:
             self._session = runtime.open_session(model_io.to_bytes(shown.model), optimize=True, threads=threads)
         self._last: dict[str, Any] = {}
 
-    def run(self, feed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(self, feed: Mapping[str, Any], *, max_seconds: float | None = None) -> dict[str, np.ndarray]:
         """Return the values of one run by name; those that it does not compute, or as empty, are absent.
 
         Raises:
             ModelError: the runtime fails.
+            StuckError: the run takes longer than `max_seconds`.
         """
         feed = {**feed, **{name: self._last[output] for name, output in self._state.items() if output in self._last}}
         found: dict[str, Any] = {name: feed[name] for name in self._from_feed if name in feed}
         if self._session is not None:
-            values = self._session.run(feed, self._fetched)
+            values = self._session.run(feed, self._fetched, max_seconds=max_seconds)
             self._last = {output: values[output] for output in self._state.values()}
             found.update((name, values[output]) for name, output in self._outputs.items())
         return {name: value for name, value in found.items() if isinstance(value, np.ndarray) and value.size}

@@ -249,9 +249,16 @@ class _Writing:
         return Tensor(
             name=value.name or "",
             type=part_sizes.type_text(kind) or str(kind),
-            shape=None if shape is None else [d if isinstance(d, int) else d.value for d in shape],
+            shape=None if shape is None else [_size(d) for d in shape],
             bytes=None if fact is None else round(fact.bytes),
         )
+
+
+def _size(dim: int | ir.SymbolicDim) -> int | str | None:
+    """Return a size or symbol as the manifest has it; some models declare -1 where a size is not known."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value
 
 
 def _is_packed(node: ir.Node) -> bool:

@@ -31,6 +31,7 @@ PROVIDER = "CPUExecutionProvider"
 
 
 _SILENT = 4
+_MOST_PROFILE_BYTES = 16 << 20
 """The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
 
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -371,7 +372,7 @@ def profile(
     counts with all its iterations; If, Loop and Scan count without their bodies.
 
     Raises:
-        ModelError: the model can't be loaded or can't run the feed.
+        ModelError: the model can't be loaded or can't run the feed, or runs too many nodes.
 
     """
     if isolation.current() == "apart":
@@ -387,7 +388,10 @@ def _profile(model: bytes | Path, feed: Mapping[str, Any], threads: int, runs: i
         session = Session(_load(model, options), threads=threads)
         for _ in range(runs + 1):
             session.run(feed)
-        events = json.loads(session.end_profile().read_text(encoding="utf-8"))
+        written = session.end_profile()
+        if written.stat().st_size > _MOST_PROFILE_BYTES:
+            raise ModelError("its loops have too many rounds to time each node")
+        events = json.loads(written.read_text(encoding="utf-8"))
     totals: dict[tuple[str, str], float] = defaultdict(float)
     for name, op_type, microseconds in _kernel_times(events, skip_runs=1):
         totals[name, op_type] += microseconds / 1e3 / runs

@@ -60,7 +60,7 @@ def declared_inputs(model: ir.Model) -> tuple[runtime.TensorSpec, ...]:
             continue
         dims = () if value.shape is None else tuple(value.shape)
         shape = tuple(dim if isinstance(dim, int) else dim.value for dim in dims)
-        numbers = value.dtype is not None and value.dtype != ir.DataType.STRING
+        numbers = value.dtype not in (None, ir.DataType.STRING, ir.DataType.UNDEFINED)
         dtype = value.dtype.numpy() if numbers and value.dtype is not None else None
         specs.append(runtime.TensorSpec(value.name or "", dtype, shape, str(value.type)))
     return tuple(specs)

@@ -35,6 +35,9 @@ _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
 _MANY_ELEMENTS = 10_000
 """A feed of so many floats is enough for each combination of sizes."""
 
+_MOST_REFUSED_ELEMENTS = 20_000_000
+"""In all feeds that a model does not run: after these no more are tried."""
+
 _MOST_ELEMENTS = 1 << 28
 """A feed of more elements, 1 GiB of floats, is not made up."""
 
@@ -150,6 +153,7 @@ class _Search:
         self._seed = seed
         self._deadline = time.monotonic() + max_seconds
         self._first_error: ModelError | None = None
+        self._refused_elements = 0
         self._ran: dict[_PlanKey, Tried] = {}
 
     def feeds(self, count: int) -> list[Tried]:
@@ -174,7 +178,7 @@ class _Search:
         for plan in self._candidates():
             tried = self._try(plan)
             if tried is None:
-                if time.monotonic() > self._deadline:
+                if self._is_spent():
                     break
                 continue
             if not tried.is_finite:
@@ -228,6 +232,8 @@ class _Search:
         if self._runs(plan):
             return plan
         for sizes in itertools.islice(_size_choices(self._keys, self._inputs), 60):
+            if self._is_spent():
+                break
             if self._runs(replace(plan, sizes=sizes)):
                 return replace(plan, sizes=sizes)
         return None
@@ -245,6 +251,7 @@ class _Search:
     def _try(self, plan: _Plan) -> Tried | None:
         """Return the plan's feed and what came out, None where it doesn't run."""
         if plan.key not in self._ran:
+            elements = 0
             try:
                 feed = _feed(self._inputs, plan)
                 elements = sum(np.size(array) for array in feed.values() if isinstance(array, np.ndarray))
@@ -254,8 +261,13 @@ class _Search:
                 raise ModelError(f"{error.message} on made-up inputs", hint="Give --data with real ones") from error
             except ModelError as error:
                 self._first_error = self._first_error or error
+                self._refused_elements += elements
                 return None
         return self._ran[plan.key]
+
+    def _is_spent(self) -> bool:
+        """Say whether enough was tried that did not run."""
+        return self._refused_elements > _MOST_REFUSED_ELEMENTS or time.monotonic() > self._deadline
 
 
 def _inputs(model: ir.Model) -> list[_Input]:
@@ -355,7 +367,7 @@ def _feed(inputs: Sequence[_Input], plan: _Plan) -> Feed:
     """Make the values of all inputs.
 
     Raises:
-        ModelError: one is too large to make up.
+        ModelError: one is too large to make up, or of a type that can't be.
     """
     rng = np.random.default_rng([plan.seed, 0x0C])
     for item in inputs:
@@ -388,6 +400,8 @@ def _array(
     if dtype == ir.DataType.STRING:
         words = np.array(["a", "ab", "b", "some words"], dtype=object)
         return words[rng.integers(0, len(words), shape)] if shape else words[:1].reshape(())
+    if dtype == ir.DataType.UNDEFINED:
+        raise ModelError(f"input {item.name!r} of type {item.type} can't be made up", hint="Give --data with real ones")
     numpy_dtype = np.dtype(dtype.numpy())
     if dtype == ir.DataType.BOOL:
         return np.full(shape, _truth(item, plan))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir import serde
 
@@ -20,12 +21,9 @@ from .sources import InMemory, OpenFile, read_chunks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import onnx
-
     from .sources import ByteSource
 
 _MAX_DENSE_BYTES = 2**31
-_TYPED_FIELDS = ("float_data", "double_data", "int32_data", "int64_data", "uint64_data")
 
 
 class ByteRange:
@@ -205,7 +203,7 @@ def check_inline(proto: onnx.TensorProto, where: str) -> None:
     elif proto.HasField("raw_data"):
         found, needed, unit = len(proto.raw_data), nbytes(dtype, dims), "bytes"
     else:
-        found = sum(len(getattr(proto, field)) for field in _TYPED_FIELDS)
+        found = len(getattr(proto, onnx.helper.tensor_dtype_to_field(proto.data_type)))
         needed, unit = math.prod(dims), "values"
         if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
             needed *= 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
-from onnxcompress import model_io
+from onnxcompress import graph, model_io, runtime, synthetic
 from onnxcompress.errors import DataError, ModelError
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +52,22 @@ def _sparse(**changes):
     return model
 
 
+def _elsewhere():
+    """A tensor whose values stand where those of another type do."""
+    tensor = TensorProto(name="c", data_type=TensorProto.INT32, dims=[1], float_data=[1.0])
+    return _model([helper.make_node("Abs", ["c"], ["y"])], initializers=[tensor])
+
+
+def _branch():
+    value = helper.make_tensor_value_info("b", 1, None)
+    body = helper.make_graph([helper.make_node("Relu", ["x"], ["b"])], "body", [], [value])
+    truth = helper.make_tensor("t", TensorProto.BOOL, [], [True])
+    return _model([helper.make_node("If", ["t"], ["y"], name="if", then_branch=body)], initializers=[truth])
+
+
 CONTRADICTIONS = {
+    "has 0 values; INT32": _elsewhere,
+    "node 'if' has no 'else_branch'": _branch,
     "node 'n' has 1 inputs; Div has 2": lambda: _model([helper.make_node("Div", ["x"], ["y"], name="n")]),
     "node 'n' has 3 outputs; Relu has 1": lambda: _model([helper.make_node("Relu", ["x"], ["y", "a", "b"], name="n")]),
     "has 'axis' as STRING; Softmax has INT": lambda: _model([helper.make_node("Softmax", ["x"], ["y"], axis="one")]),
@@ -79,6 +96,75 @@ def test_what_is_only_unusual_is_read():
     own = _model([helper.make_node("Relu", ["x"], ["y", "z"], domain="own")])
     own.opset_import.append(helper.make_opsetid("own", 1))
     assert len(model_io.load(own).graph) == 1
+
+
+def test_an_input_of_a_type_that_is_only_declared(tmp_path):
+    model = _model([helper.make_node("Relu", ["x"], ["y"])])
+    model.graph.input[0].type.optional_type.SetInParent()
+    onnx.save(model, tmp_path / "m.onnx")
+    for verify in ("auto", "regions"):
+        with pytest.raises(ModelError, match="can't be made up|can't load the model"):
+            oc.compress(tmp_path / "m.onnx", recipe="fold", verify=verify)
+    assert oc.inspect(tmp_path / "m.onnx").nodes == 1
+
+
+def test_a_body_in_any_order_is_one_node(tmp_path):
+    ends = [helper.make_tensor_value_info("go2", 9, []), helper.make_tensor_value_info("acc2", 1, None)]
+    starts = [helper.make_tensor_value_info(n, t, d) for n, t, d in (("i", 7, []), ("go", 9, []), ("acc", 1, None))]
+    backwards = [
+        helper.make_node("Identity", ["go"], ["go2"]),
+        helper.make_node("Add", ["r", "acc"], ["acc2"]),
+        helper.make_node("Relu", ["x"], ["r"]),
+    ]
+    body = helper.make_graph(backwards, "body", starts, ends)
+    rounds = helper.make_tensor("n", TensorProto.INT64, [], [3])
+    nodes = [helper.make_node("Loop", ["n", "", "x"], ["l"], body=body), helper.make_node("Neg", ["l"], ["y"])]
+    model = model_io.load(_model(nodes, initializers=[rounds]))
+    assert [value.name for value in graph.reads(model.graph[0])] == ["n", "x", "x"]
+    oc.compress(model, recipe="fold", verify="regions")
+
+
+def test_a_size_that_is_declared_as_less_than_none(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    model = _model(nodes, initializers=[numpy_helper.from_array(WEIGHT, "w")], outputs=[("y", 1, [1, -1])])
+    onnx.save(model, tmp_path / "m.onnx")
+    parts = oc.split(tmp_path / "m.onnx", tmp_path / "parts", parts=2)
+    assert json.loads((parts.folder / "manifest.json").read_text())["outputs"][0]["shape"] in ([1, None], [1, 64])
+
+
+def _rounds(count):
+    starts = [helper.make_tensor_value_info(n, t, []) for n, t in (("i", 7), ("go", 9), ("acc", 1))]
+    ends = [helper.make_tensor_value_info(n, t, []) for n, t in (("go2", 9), ("acc2", 1))]
+    nodes = [helper.make_node("Identity", ["go"], ["go2"]), helper.make_node("Add", ["acc", "acc"], ["acc2"])]
+    scalars = [helper.make_tensor("n", TensorProto.INT64, [], [count]), helper.make_tensor("s", 1, [], [1.0])]
+    loop = helper.make_node("Loop", ["n", "", "s"], ["y"], body=helper.make_graph(nodes, "body", starts, ends))
+    return _model([loop], initializers=scalars)
+
+
+@pytest.mark.parametrize(
+    ("count", "says"), [(1 << 40, "did not end within 2 s"), (2_000, "too many rounds"), (5, None)]
+)
+def test_loops_are_inspected_without_end(monkeypatch, count, says):
+    monkeypatch.setattr(runtime, "_MOST_PROFILE_BYTES", 500_000)
+    started = time.monotonic()
+    found = oc.inspect(_rounds(count))
+    assert time.monotonic() - started < 30
+    assert (found.ms is None) == (says is not None)
+    assert says is None or says in " ".join(found.notes)
+
+
+def test_feeds_that_no_run_takes_are_not_made_up_without_end(monkeypatch):
+    inputs = [("x", 1, [1 << 8, "n"]), ("z", 1, [1 << 8, "k", "m"])]
+    monkeypatch.setattr(synthetic, "_MOST_REFUSED_ELEMENTS", 100_000)
+    shape = numpy_helper.from_array(np.array([7, 11], np.int64), "s")
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["r"]), helper.make_node("Add", ["r", "z"], ["y"])]
+    model = model_io.load(_model(nodes, initializers=[shape], inputs=inputs))
+    session = runtime.open_session(model_io.to_bytes(model), optimize=False)
+    made = []
+    monkeypatch.setattr(synthetic, "_floats", lambda shape, *_: made.append(shape) or np.zeros(shape, np.float32))
+    with pytest.raises(ModelError, match="no synthetic inputs"):
+        synthetic.runnable_feeds(model, session, seed=0, count=1)
+    assert 2 <= len(made) < 20
 
 
 @pytest.mark.parametrize(

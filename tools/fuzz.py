@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import shutil
 import sys
 import tempfile
@@ -24,15 +26,18 @@ SHM = Path("/dev/shm")  # noqa: S108 - files of a case are written and removed i
 Seed = Annotated[int, typer.Option(help="of all cases")]
 Work = Annotated[Path, typer.Option(help="folder of the generated test models")]
 WORK = Path(tempfile.gettempdir()) / "onnxcompress-bench"
-MOST_MODEL_BYTES = 16 << 10
+MOST_MODEL_BYTES = 4 << 10
 EVERY = 4
 
 
 def _bases(work: Path) -> list[cases.Base]:
     """Return small models to start from: backend tests, with archives and parts of those that have both."""
     sys.path.insert(0, str(ROOT))
-    from onnxcompress import compression, packing, partition  # noqa: F401 - imported before processes are forked
+    import onnxcompress
 
+    for module in pkgutil.walk_packages(onnxcompress.__path__, "onnxcompress."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)  # before processes are forked
     work.mkdir(parents=True, exist_ok=True)
     found = []
     for index, model in enumerate(corpus.backend_models(work)):

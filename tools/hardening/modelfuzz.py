@@ -301,7 +301,7 @@ def function(model: onnx.ModelProto, rng: Rng) -> None:
 
 def huge(model: onnx.ModelProto, rng: Rng) -> None:
     """Add a node that makes something huge out of a few bytes."""
-    size = int(_pick([1 << 20, 1 << 25, 1 << 31, 1 << 36, 1 << 50], rng) or 1)
+    size = int(_pick([1 << 20, 1 << 22, 1 << 31, 1 << 36, 1 << 50], rng) or 1)
     model.graph.initializer.append(helper.make_tensor("huge_shape", TensorProto.INT64, [1], [size]))
     kind = _pick(["ConstantOfShape", "Expand", "Tile", "Range"], rng)
     if kind == "ConstantOfShape":
@@ -323,7 +323,7 @@ def huge(model: onnx.ModelProto, rng: Rng) -> None:
 
 def rounds(model: onnx.ModelProto, rng: Rng) -> None:
     """Add a loop that ends late or never."""
-    count = int(_pick([0, 5, 1 << 14, 1 << 40, (1 << 63) - 1, -1], rng) or 0)
+    count = int(_pick([0, 5, 5, 1 << 12, 1 << 12, 1 << 40, (1 << 63) - 1, -1], rng) or 0)
     model.graph.initializer.append(helper.make_tensor("rounds", TensorProto.INT64, [], [count]))
     scalar = [helper.make_tensor_value_info(n, t, []) for n, t in (("i", 7), ("go", 9), ("acc", 1))]
     after = [helper.make_tensor_value_info(n, t, []) for n, t in (("go2", 9), ("acc2", 1))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def splice(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
         weights = np.array([len(place) for place in places], float)
         place = places[int(rng.choice(len(places), p=weights / weights.sum()))]
         at = int(rng.integers(len(place)))
-        _edit(place, at, donors[int(rng.integers(len(donors)))], rng)
+        _edit(place, at, copy.deepcopy(donors[int(rng.integers(len(donors)))]), rng)
         if not fields:
             break
     return encode(fields)
@@ -83,7 +84,7 @@ def _edit(place: list[Field], at: int, donor: Field, rng: np.random.Generator) -
         case 0:
             del place[at]
         case 1:
-            place[at:at] = [field] * int(rng.integers(1, 5))
+            place[at:at] = [copy.deepcopy(field) for _ in range(int(rng.integers(1, 5)))]
         case 2:
             place.insert(at, donor)
         case 3:
