@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .sources import ByteSource
 
+_VALUE_FIELDS = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 _MAX_DENSE_BYTES = 2**31
 
 
@@ -198,12 +199,16 @@ def check_inline(proto: onnx.TensorProto, where: str) -> None:
     dtype = ir.DataType(proto.data_type)
     if dtype == ir.DataType.UNDEFINED:
         raise ModelError("a tensor without a type", where=where)
+    own = "raw_data" if proto.HasField("raw_data") else onnx.helper.tensor_dtype_to_field(proto.data_type)
+    filled = [field for field in _VALUE_FIELDS if len(getattr(proto, field))]
+    if set(filled) - {own}:
+        raise ModelError(f"has values in {' and '.join(filled)}; {dtype.name} has them in {own}", where=where)
     if dtype == ir.DataType.STRING:
         found, needed, unit = len(proto.string_data), math.prod(dims), "strings"
-    elif proto.HasField("raw_data"):
+    elif own == "raw_data":
         found, needed, unit = len(proto.raw_data), nbytes(dtype, dims), "bytes"
     else:
-        found = len(getattr(proto, onnx.helper.tensor_dtype_to_field(proto.data_type)))
+        found = len(getattr(proto, own))
         needed, unit = math.prod(dims), "values"
         if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
             needed *= 2

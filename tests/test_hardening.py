@@ -52,9 +52,9 @@ def _sparse(**changes):
     return model
 
 
-def _elsewhere():
-    """A tensor whose values stand where those of another type do."""
-    tensor = TensorProto(name="c", data_type=TensorProto.INT32, dims=[1], float_data=[1.0])
+def _elsewhere(**values):
+    """A tensor whose values stand where those of another type do, or in two places."""
+    tensor = TensorProto(name="c", data_type=TensorProto.INT32, dims=[1], **values)
     return _model([helper.make_node("Abs", ["c"], ["y"])], initializers=[tensor])
 
 
@@ -66,7 +66,8 @@ def _branch():
 
 
 CONTRADICTIONS = {
-    "has 0 values; INT32": _elsewhere,
+    "has values in float_data; INT32 has them in int32_data": lambda: _elsewhere(float_data=[1.0]),
+    "has values in raw_data and int64_data; INT32": lambda: _elsewhere(raw_data=b"abcd", int64_data=[1]),
     "node 'if' has no 'else_branch'": _branch,
     "node 'n' has 1 inputs; Div has 2": lambda: _model([helper.make_node("Div", ["x"], ["y"], name="n")]),
     "node 'n' has 3 outputs; Relu has 1": lambda: _model([helper.make_node("Relu", ["x"], ["y", "a", "b"], name="n")]),
@@ -103,7 +104,7 @@ def test_an_input_of_a_type_that_is_only_declared(tmp_path):
     model.graph.input[0].type.optional_type.SetInParent()
     onnx.save(model, tmp_path / "m.onnx")
     for verify in ("auto", "regions"):
-        with pytest.raises(ModelError, match="can't be made up|can't load the model"):
+        with pytest.raises(ModelError, match=r"can't be made up|can't load the model"):
             oc.compress(tmp_path / "m.onnx", recipe="fold", verify=verify)
     assert oc.inspect(tmp_path / "m.onnx").nodes == 1
 
