@@ -27,7 +27,7 @@ def extract(
     """Return a model of some nodes of the main graph; tensors are shared with the whole model, nothing else.
 
     Args:
-        model: is not changed.
+        model: is not changed, but for the order of nodes in bodies where it is none.
         nodes: in topological order; everything that they read is made by them, an initializer, or in `inputs`.
         inputs: what has to be fed. An initializer among them, one that callers may override, keeps its default.
         outputs: what the nodes make, or initializers.
@@ -45,7 +45,13 @@ def extract(
         name=name,
     )
     functions = [function.clone() for function in _called(model, nodes)]
-    piece = ir.Model(view.clone(), ir_version=model.ir_version, functions=functions)
+    try:
+        body = view.clone()
+    except RuntimeError:  # onnx_ir copies only what is in order
+        for inner in (inner for node in nodes for inner in graph.bodies(node)):
+            inner.sort()
+        body = view.clone()
+    piece = ir.Model(body, ir_version=model.ir_version, functions=functions)
     for own, value in zip((*piece.graph.inputs, *piece.graph.outputs), (*inputs, *outputs), strict=True):
         own.type, own.shape = typed(value)
     return piece

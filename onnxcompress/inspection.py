@@ -33,6 +33,8 @@ _TOP = 10
 """Layers that are listed one by one."""
 _EXAMPLES = 3
 _TIMED_RUNS = 5
+_MANY_NODES = 5_000
+"""A runtime's record of each node in each run takes memory."""
 _MOST_TIMED_SECONDS = 2.0
 """Of all timed runs where one takes long."""
 _STORAGE_OPS = ("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape")
@@ -331,7 +333,8 @@ def _reader(value: ir.Value) -> ir.Node | None:
 def _timed(model: ir.Model, session: runtime.Session, feed: Feed, threads: int, notes: list[str]) -> dict[str, Any]:
     """Return the times of the inspection: all, by operator and by node, of the graph as the runtime optimises it."""
     loops = any(graph.is_op(node, "Loop", "Scan") for node in graph.nodes(model))
-    runs = 1 if loops else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
+    many = loops or stats.node_count(model) > _MANY_NODES
+    runs = 1 if many else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
     try:
         rows = runtime.profile(model_io.to_bytes(model), feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
     except ModelError as error:

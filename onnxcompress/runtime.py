@@ -31,7 +31,7 @@ PROVIDER = "CPUExecutionProvider"
 
 
 _SILENT = 4
-_MOST_PROFILE_BYTES = 16 << 20
+_MOST_PROFILE_BYTES = 24 << 20
 """The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
 
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
@@ -390,7 +390,7 @@ def _profile(model: bytes | Path, feed: Mapping[str, Any], threads: int, runs: i
             session.run(feed)
         written = session.end_profile()
         if written.stat().st_size > _MOST_PROFILE_BYTES:
-            raise ModelError("its loops have too many rounds to time each node")
+            raise ModelError("it runs too many nodes to time each of them")
         events = json.loads(written.read_text(encoding="utf-8"))
     totals: dict[tuple[str, str], float] = defaultdict(float)
     for name, op_type, microseconds in _kernel_times(events, skip_runs=1):

@@ -114,7 +114,7 @@ class Trial:
             self._run(*self._arguments, "--force", whole=whole)
             self._seconds[whole] = time.monotonic() - started
         self._good = self._outputs()
-        self._largest = max(path.stat().st_size for path in folder.rglob("out*") if path.is_file())
+        self._largest = max((folder / name).stat().st_size for name in self._good)
         self._clean()
 
     def kill(self, fraction: float, *, keeps_old: bool, whole: bool) -> str:
