@@ -5,6 +5,7 @@ Weights are not read, except by the trial of the passes; models over `RUN_LIMIT_
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import channel_reach, channels, evaluation, graph, model_io, ops, passes, runtime, stats, synthetic
+from . import channel_reach, channels, evaluation, graph, isolation, model_io, ops, passes, runtime, stats, synthetic
 from .core import Action, Change, Context, Feed, Need, Pass
 from .errors import ModelError, OnnxCompressError
 from .evaluation import DataOptions
@@ -196,7 +197,8 @@ def _session(model: ir.Model, size_bytes: int, threads: int, notes: list[str]) -
         )
         return None
     try:
-        return runtime.open_session(model_io.to_bytes(model), optimize=False, threads=threads)
+        with isolation.roomy(stats.node_count(model)):
+            return runtime.open_session(model_io.to_bytes(model), optimize=False, threads=threads)
     except ModelError as error:
         notes.append(f"not run: {error}")
         return None
@@ -336,7 +338,8 @@ def _timed(model: ir.Model, session: runtime.Session, feed: Feed, threads: int, 
     many = loops or stats.node_count(model) > _MANY_NODES
     runs = 1 if many else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
     try:
-        rows = runtime.profile(model_io.to_bytes(model), feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
+        with isolation.roomy(stats.node_count(model)):
+            rows = runtime.profile(model_io.to_bytes(model), feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
     except ModelError as error:
         notes.append(f"time is not known: {error.message}")
         return {}
@@ -361,6 +364,8 @@ def _tried(model: ir.Model, size_bytes: int, context: Context, notes: list[str])
         kind = passes.pass_class(name)
         if getattr(kind, "command_line_only", None) or (Need.DATA in kind.needs and not context.feeds):
             continue
+        if stats.node_count(model) > isolation.MANY_NODES:
+            gc.collect()  # graphs are circles: without this several wait for their end
         candidate = model_io.clone(start)
         try:
             changes = passes.build(name, {}).run(candidate, replace(context, gate=type(context.gate)()))
@@ -369,6 +374,7 @@ def _tried(model: ir.Model, size_bytes: int, context: Context, notes: list[str])
             notes.append(f"{name} could not be tried: {_told(error)}")
             continue
         found.append(_reach(name, changes, model_io.model_bytes(start) - model_io.model_bytes(candidate)))
+        del changes
         if _prepares(kind):
             start = candidate
     return tuple(found)

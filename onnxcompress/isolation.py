@@ -9,11 +9,15 @@ ended otherwise ends the process
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Final, Literal
 
 Isolation = Literal["none", "expendable", "apart"]
+
+MANY_NODES = 20_000
+"""The runtime takes some 3 KB for each, and a few sessions may be open at a time."""
 
 _CURRENT: Final[ContextVar[Isolation]] = ContextVar("isolation", default="none")
 
@@ -31,3 +35,8 @@ def isolated(kind: Isolation) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+def roomy(nodes: int) -> contextlib.AbstractContextManager[None]:
+    """Choose "apart" for a graph of very many nodes: the runtime's copies of it each take a process of their own."""
+    return isolated("apart") if nodes > MANY_NODES and os.name == "posix" else contextlib.nullcontext()

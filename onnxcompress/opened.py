@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from . import comparison, model_io, runtime
+from . import comparison, isolation, model_io, runtime, stats
 
 _KEPT_BYTES = 64 << 20
 """Larger models are serialised anew for each session: memory counts for more than the time it takes."""
@@ -60,6 +60,7 @@ class Opened:
         return self._open(optimize=True, threads=self._threads)
 
     def _open(self, *, optimize: bool, threads: int) -> runtime.Session:
-        if self.path is not None and self.size_bytes > comparison.LARGEST_BYTES:
-            return comparison.open_one(self.model, self._source, optimize=optimize, threads=threads)
-        return comparison.open_bytes(self.data, self._source, optimize=optimize, threads=threads)
+        with isolation.roomy(stats.node_count(self.model)):
+            if self.path is not None and self.size_bytes > comparison.LARGEST_BYTES:
+                return comparison.open_one(self.model, self._source, optimize=optimize, threads=threads)
+            return comparison.open_bytes(self.data, self._source, optimize=optimize, threads=threads)

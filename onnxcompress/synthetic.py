@@ -38,8 +38,8 @@ _MANY_ELEMENTS = 10_000
 _MOST_REFUSED_ELEMENTS = 20_000_000
 """In all feeds that a model does not run: after these no more are tried."""
 
-_MOST_ELEMENTS = 1 << 28
-"""A feed of more elements, 1 GiB of floats, is not made up."""
+_MOST_ELEMENTS = 1 << 25
+"""An input of more elements, 128 MiB of floats, is not made up."""
 
 _PlanKey = tuple[Any, ...]
 
