@@ -185,6 +185,11 @@ def _check_nodes(graph: ir.Graph | ir.Function, model: ir.Model, where: str) -> 
             if kind_wanted is not None and not attribute.is_ref() and kind_wanted != attribute.type.name:
                 kinds = f"{attribute.type.name}; {node.op_type} has {kind_wanted} there"
                 raise ModelError(f"node {node.name or node.op_type!r} has {name!r} as {kinds}", where=where)
+            if name in _OF_TYPES and kind_wanted == "INT" and not attribute.is_ref() and attribute.value not in _TYPES:
+                raise ModelError(
+                    f"node {node.name or node.op_type!r} has {name!r} as {attribute.value}, which is no type",
+                    where=where,
+                )
         if schema is None or (node.domain, node.op_type, node.overload) in model.functions:
             continue
         for name in required[kind]:
@@ -217,6 +222,8 @@ def _schema(domain: str, op_type: str, version: int | None) -> onnx.defs.OpSchem
 
 
 _MANY = 1 << 30
+_OF_TYPES = ("to", "dtype", "output_dtype")
+_TYPES = frozenset(int(each) for each in ir.DataType)
 _NEWEST = (1 << 31) - 1
 
 

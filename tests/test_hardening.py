@@ -72,6 +72,7 @@ CONTRADICTIONS = {
     "node 'n' has 1 inputs; Div has 2": lambda: _model([helper.make_node("Div", ["x"], ["y"], name="n")]),
     "node 'n' has 3 outputs; Relu has 1": lambda: _model([helper.make_node("Relu", ["x"], ["y", "a", "b"], name="n")]),
     "has 'axis' as STRING; Softmax has INT": lambda: _model([helper.make_node("Softmax", ["x"], ["y"], axis="one")]),
+    "has 'to' as -9, which is no type": lambda: _model([helper.make_node("Cast", ["x"], ["y"], name="n", to=-9)]),
     "an attribute without name or type": _untyped_attribute,
     "need each other's outputs, 'a', 'b' among 2": lambda: _model(
         [helper.make_node("Add", ["x", "b"], ["y"], name="a"), helper.make_node("Relu", ["y"], ["b"], name="b")]
