@@ -175,6 +175,8 @@ def _check_nodes(graph: ir.Graph | ir.Function, model: ir.Model, where: str) -> 
             schemas[kind] = schema
             required[kind] = [] if schema is None else [a.name for a in schema.attributes.values() if a.required]
         schema = schemas[kind]
+        if any(each.configuration is None for each in getattr(node, "device_configurations", ())):
+            raise ModelError(f"node {node.name or node.op_type!r} is configured for no device by name", where=where)
         for name, attribute in node.attributes.items():
             if not name or attribute.type == ir.AttributeType.UNDEFINED:
                 raise ModelError(

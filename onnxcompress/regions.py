@@ -32,6 +32,7 @@ from .companion import Companion
 from .core import Feed
 from .estimate import sigmoid_values
 from .extract import extract
+from .flow import topological
 from .proof import Structure
 from .region_jobs import Job, Jobs, Leaf, Stored, Verdict
 from .sources import OpenFile
@@ -229,7 +230,7 @@ class _Side:
         self.values |= {v.name or "": v for v in model.graph.initializers.values()}
         self.made: dict[str, ir.Value] = {}
         self.position: dict[ir.Node, int] = {}
-        for index, node in enumerate(model.graph):
+        for index, node in enumerate(topological(model.graph)):
             self.position[node] = index
             self.made.update({o.name: o for o in node.outputs if o.name})
         self.values |= self.made

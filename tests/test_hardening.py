@@ -58,6 +58,13 @@ def _elsewhere(**values):
     return _model([helper.make_node("Abs", ["c"], ["y"])], initializers=[tensor])
 
 
+def _unnamed_device():
+    model = _model([helper.make_node("Relu", ["x"], ["y"], name="n")])
+    model.ir_version = 11
+    model.graph.node[0].device_configurations.add().pipeline_stage = 1
+    return model
+
+
 def _branch():
     value = helper.make_tensor_value_info("b", 1, None)
     body = helper.make_graph([helper.make_node("Relu", ["x"], ["b"])], "body", [], [value])
@@ -73,6 +80,7 @@ CONTRADICTIONS = {
     "node 'n' has 3 outputs; Relu has 1": lambda: _model([helper.make_node("Relu", ["x"], ["y", "a", "b"], name="n")]),
     "has 'axis' as STRING; Softmax has INT": lambda: _model([helper.make_node("Softmax", ["x"], ["y"], axis="one")]),
     "has 'to' as -9, which is no type": lambda: _model([helper.make_node("Cast", ["x"], ["y"], name="n", to=-9)]),
+    "is configured for no device": _unnamed_device,
     "an attribute without name or type": _untyped_attribute,
     "need each other's outputs, 'a', 'b' among 2": lambda: _model(
         [helper.make_node("Add", ["x", "b"], ["y"], name="a"), helper.make_node("Relu", ["y"], ["b"], name="b")]
@@ -124,6 +132,17 @@ def test_a_body_in_any_order_is_one_node(tmp_path):
     model = model_io.load(_model(nodes, initializers=[rounds]))
     assert [value.name for value in graph.reads(model.graph[0])] == ["n", "x", "x"]
     oc.compress(model, recipe="fold", verify="regions")
+
+
+def test_regions_of_nodes_in_any_order(tmp_path):
+    nodes = [
+        helper.make_node("Neg", ["b"], ["y"]),
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("Relu", ["x"], ["a"]),
+    ]
+    result = oc.compress(_model(nodes), recipe="fold", verify="regions")
+    assert sorted(node.op_type for node in result.model.graph) == ["Neg", "Relu"]
+    assert not [change for change in result.changes if "internal" in change.reason]
 
 
 def test_a_size_that_is_declared_as_less_than_none(tmp_path):
