@@ -16,7 +16,7 @@ import onnx
 import typer
 from bench import corpus
 from bench.process import ROOT, Child, ChildDiedError
-from hardening import figures
+from hardening import figures, generate
 
 WORK = Path(tempfile.gettempdir()) / "onnxcompress-bench"
 OUTCOMES = ("applied", "unchanged", "refused", "rolled back", "over limit", "wrong", "crashed")
@@ -30,6 +30,7 @@ def main(
     zoo: Annotated[Path | None, typer.Option(help="folder of real models", file_okay=False)] = None,
     only: Annotated[str | None, typer.Option(help="glob on model keys, such as 'node/*pad*'")] = None,
     every: Annotated[int, typer.Option(min=1, help="only every n-th model")] = 1,
+    generated: Annotated[int, typer.Option(min=0, help="networks made of the operator table, besides")] = 0,
     seconds: Annotated[float, typer.Option(min=1, help="most time for a model and recipe")] = 300,
     log: Annotated[Path | None, typer.Option(help="JSON lines of all results; what is in it is not run again")] = None,
     markdown: Annotated[
@@ -37,18 +38,18 @@ def main(
     ] = None,
     work: Annotated[Path, typer.Option(help="folder of the generated test models")] = WORK,
 ) -> None:
-    """Compress all models that onnxruntime runs by all recipes and judge the results anew; exit 1 where one is wrong.
+    """Compress models that onnxruntime runs by all recipes and judge the results anew; exit 1 where one is wrong.
 
     Judged by onnx's checker, by loading, and by the outputs of original and result on recorded or made-up inputs.
 
-    Example: python tools/sweep.py --zoo ZOO --log sweep.jsonl --markdown tools/BENCHMARKS.md
+    Example: python tools/sweep.py --zoo ZOO --generated 1000 --log sweep.jsonl --markdown tools/BENCHMARKS.md
     """
     sys.path.insert(0, str(ROOT))
     from onnxcompress.recipe import shipped
 
     chosen = recipes.split(",") if recipes else list(shipped())
     work.mkdir(parents=True, exist_ok=True)
-    models = corpus.corpus(zoo, work, only=only, limit=None)[::every]
+    models = corpus.corpus(zoo, work, only=only, limit=None)[::every] + write_generated(work, generated)
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
     known = {(row["model"], row["recipe"]) for row in rows}
     child = Child(sys.executable, "sweeper", with_project=True)
@@ -85,6 +86,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         counts = Counter(row["outcome"] for row in rows if row["recipe"] == recipe and row["outcome"] != "not run")
         lines.append(f"| {recipe} | {counts.total():,} | {' | '.join(f'{counts[name]:,}' for name in OUTCOMES)} |")
     return "\n".join(lines) + "\n"
+
+
+def write_generated(work: Path, count: int) -> list[corpus.Model]:
+    """Write random networks and return them."""
+    from onnxcompress import ops
+
+    folder = work / "corpus" / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for seed in range(count):
+        path = folder / f"{seed}.onnx"
+        onnx.save(generate.model(seed, sorted(ops.SAME_SHAPE)), path)
+        found.append(corpus.Model(f"generated/{seed}", path))
+    return found
 
 
 def judge(path: Path, recorded: Path | None, recipe: str) -> dict[str, str]:
