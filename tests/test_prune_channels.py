@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import onnxcompress as oc
 from onnxcompress import budgets, channels, consumers, distillation, graph, model_io, passes, pruner, pruning, stats
@@ -19,6 +21,8 @@ from onnxcompress.passes.prune_channels import PruneChannels
 from onnxcompress.pruner import Plan, Pruner
 
 from .helpers import floats, run, with_constants
+from .pruned import built
+from .test_cutting import graphs
 
 MODELS = Path(__file__).parent.parent / "models"
 NET = """g (float[n, 3, 8, 8] x, float[16, 3, 3, 3] w1, float[16] b1, float[16, 1, 3, 3] wd, float[16] bd,
@@ -481,3 +485,16 @@ def test_the_cost_of_cutting_the_original_is_found_once(monkeypatch):
     expected = Pruner(net(), FEEDS, FRESH, plan).run(0.5)
     np.testing.assert_array_equal(run(found.model, FRESH)["y"], run(expected.model, FRESH)["y"])
     assert found.predicted == expected.predicted
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(graphs(), st.sampled_from(["reconstruction", "activation", "magnitude"]), st.sampled_from(["global", "uniform"]))
+def test_generated_graphs_are_pruned_and_run(drawn, criterion, scope):
+    text, weights = drawn
+    model = built(text, "n, 3, 3, 3", weights)
+    feeds = [{"x": floats(1, 3, 3, 3, seed=i)} for i in range(12)]
+    cut, changes = prune(model, feeds, keep_macs=0.6, criterion=criterion, scope=scope, rounds=2)
+    assert np.isfinite(run(cut, feeds[0])["y"]).all()
+    left = stats.count(cut, feeds[0]).macs / stats.count(model, feeds[0]).macs
+    is_cut = changes[0].action is Action.APPLIED
+    assert left == pytest.approx(changes[0].details["kept"] if is_cut else 1, abs=1e-3)
