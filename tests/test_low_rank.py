@@ -64,6 +64,17 @@ def test_products_of_low_rank_become_two_and_hardly_anything_changes():
     assert set(run(model, FEEDS[0])) == {"y"}
 
 
+def test_inputs_that_are_never_near_zero_lose_nothing_by_their_mean():
+    feeds = [{"x": floats(1, 48, seed=seed) + np.float32(20)} for seed in range(160)]
+    model, original = _dense(), _dense()
+    (summary, *_) = LowRank(keep_parameters=0.6, multiple=1, distill_steps=0, refit=False).run(
+        model, Context(feeds=feeds)
+    )
+    assert summary.details["loss"] == summary.details["loss_when_cut"] < 0.05
+    assert summary.details["loss"] < 3 * summary.details["predicted_loss"] + 1e-3
+    assert Divergence(original, feeds).of(model) < 0.05
+
+
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_the_budget_is_met_in_parameters_and_macs(share):
     for name in ("keep_parameters", "keep_macs"):

@@ -1,12 +1,12 @@
 """A matrix as the product of two thin ones, nearest in what it makes of its inputs.
 
-    W ~ A B,    A [outputs, r],  B [r, columns],    least E |(W - A B)(x - mean)|^2
+    W ~ A B,    A [outputs, r],  B [r, columns],    least E |(W - A B) x|^2
 
-With C = L L' the covariance of the inputs, the error is |(W - A B) L|^2 (Frobenius), whose least over all rank r is the
-truncated singular value decomposition W L = U S V' (Eckart & Young 1936): A B L = U_r U_r' W L. This is SVD-LLM's
-whitening (Wang et al. 2024, arXiv 2403.07378, eq. 3 to 5), centred, since the means go into the bias. U and S^2 are the
-eigenvectors and eigenvalues of W C W', the covariance of the outputs, so that A = U_r and B = U_r' W need neither C nor
-its inverse (Zhang et al. 2015, arXiv 1411.4229, eq. 5). The errors of all ranks are the sums of what is cut off.
+With C = L L' = E x x' the second moments of the inputs, the error is |(W - A B) L|^2 (Frobenius), whose least over all
+rank r is the truncated singular value decomposition W L = U S V' (Eckart & Young 1936): A B L = U_r U_r' W L. This is
+SVD-LLM's whitening (Wang et al. 2024, arXiv 2403.07378, eq. 3 to 5). U and S^2 are the eigenvectors and eigenvalues of
+W C W', the second moments of the outputs without their bias, so that A = U_r and B = U_r' W need neither C nor its
+inverse (Zhang et al. 2015, arXiv 1411.4229, eq. 5). The errors of all ranks are the sums of what is cut off.
 
 On the side of the inputs, with L' W' = U S V', the same least error is that of W (L^-T U_r)(U_r' L') (`input_basis`).
 """
@@ -21,7 +21,7 @@ import scipy.linalg
 from .threads import one_thread
 
 _DAMPING = 1e-4
-"""Part of the variance that is added as if all inputs varied alike: what no sample showed is not nothing."""
+"""Part of the mean square that is added as if all inputs varied alike: what no sample showed is not nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Decomposition:
     Args:
         basis: float64 [channels, n], orthonormal columns where they are outputs.
         dual: float64 [n, channels]; `basis @ dual` is the projection, the identity where all directions are taken.
-        values: float64 [n], the variance along each, falling.
+        values: float64 [n], the mean square along each, falling.
     """
 
     basis: np.ndarray
@@ -39,35 +39,35 @@ class Decomposition:
     values: np.ndarray
 
     def errors(self) -> np.ndarray:
-        """Return the error of every rank from 0 to n as a part of the outputs' variance, [n + 1]."""
+        """Return the error of every rank from 0 to n as a part of the outputs' mean square, [n + 1]."""
         tails = np.append(np.cumsum(self.values[::-1])[::-1], 0.0)
         return tails / max(float(self.values.sum()), np.finfo(np.float64).tiny)
 
 
-def output_basis(weights: np.ndarray, covariance: np.ndarray) -> Decomposition:
+def output_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
     """Decompose the outputs of a matrix.
 
     Args:
         weights: float [outputs, columns].
-        covariance: float64 [outputs, outputs] of what it gives; need not have full rank.
+        moments: float64 [outputs, outputs], mean products of what it gives; need not have full rank.
     """
     with one_thread():
         weights = weights.astype(np.float64)
-        values, basis = scipy.linalg.eigh(_damped(covariance, weights @ weights.T), check_finite=False)
+        values, basis = scipy.linalg.eigh(_damped(moments, weights @ weights.T), check_finite=False)
     basis = basis[:, ::-1]
     return Decomposition(basis, basis.T, np.maximum(values[::-1], 0.0))
 
 
-def input_basis(weights: np.ndarray, covariance: np.ndarray) -> Decomposition:
+def input_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
     """Decompose the inputs of a matrix: what reads `dual @ x` instead of x multiplies by `weights @ basis`.
 
     Args:
         weights: float [outputs, columns].
-        covariance: float64 [columns, columns] of what it reads; need not have full rank.
+        moments: float64 [columns, columns], mean products of what it reads; need not have full rank.
     """
     with one_thread():
         weights = weights.astype(np.float64)
-        lower = scipy.linalg.cholesky(_damped(covariance, np.eye(len(covariance))), lower=True, check_finite=False)
+        lower = scipy.linalg.cholesky(_damped(moments, np.eye(len(moments))), lower=True, check_finite=False)
         left, values, _ = scipy.linalg.svd(lower.T @ weights.T, full_matrices=False, check_finite=False)
         dual = scipy.linalg.solve_triangular(lower, left, trans="T", lower=True, check_finite=False).T
     return Decomposition(lower @ left, dual, values**2)
@@ -78,8 +78,8 @@ def largest_useful_rank(outputs: int, columns: int) -> int:
     return max(0, (outputs * columns - 1) // (outputs + columns))
 
 
-def _damped(covariance: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Return a covariance with a small part of another one added."""
-    level = float(np.trace(covariance)) / max(float(np.trace(like)), np.finfo(np.float64).tiny)
-    found: np.ndarray = (covariance + covariance.T) / 2 + (_DAMPING * level if level > 0 else 1.0) * like
+def _damped(moments: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Return moments with a small part of other ones added."""
+    level = float(np.trace(moments)) / max(float(np.trace(like)), np.finfo(np.float64).tiny)
+    found: np.ndarray = (moments + moments.T) / 2 + (_DAMPING * level if level > 0 else 1.0) * like
     return found

@@ -46,7 +46,7 @@ class Option:
         ranks: channels in between, of the input's side first.
         numbers: numbers in the weights.
         macs: multiplications at the shapes that were seen.
-        error: part of the variance of the layer's outputs that is missed.
+        error: part of the mean square of the layer's outputs, without bias, that is missed.
     """
 
     form: Form
@@ -217,14 +217,14 @@ def _bases(
         matrix = weight.reshape(len(weight), -1)
         found = {}
         if (layer.label, "outputs") in moments:
-            found["outputs"] = output_basis(matrix, moments[layer.label, "outputs"].covariance()[0])
+            found["outputs"] = output_basis(matrix, moments[layer.label, "outputs"].second()[0])
         if (layer.label, "inputs") in moments:
             across = np.moveaxis(weight, 1, -1).reshape(-1, weight.shape[1])
-            found["inputs"] = input_basis(across, moments[layer.label, "inputs"].covariance()[0])
+            found["inputs"] = input_basis(across, moments[layer.label, "inputs"].second()[0])
         if (layer.label, "columns") in moments:
             columns = _columns(weight)
-            covariance = moments[layer.label, "columns"].covariance()[0]
-            found["columns"] = output_basis(columns, columns @ covariance @ columns.T)
+            second = moments[layer.label, "columns"].second()[0]
+            found["columns"] = output_basis(columns, columns @ second @ columns.T)
         yield layer, found
 
 
@@ -240,7 +240,9 @@ def _rows(
     _, out, columns = layer.shape
     is_wide = forms == ["matrix"] and _is_wide(layer)
     if not is_wide:
-        yield "outputs", layer.targets(y, some(y.size // out, out))
+        bias = layer.bias()
+        rows = layer.targets(y, some(y.size // out, out))
+        yield "outputs", rows if bias is None else rows - bias
     if is_wide or "tucker" in forms:
         if layer.window is None:
             yield "inputs", layer.rows(x, some(layer.count(x.shape), columns))

@@ -308,7 +308,7 @@ def _write(model: ir.Model, chosen: Sequence[_Choice]) -> None:
 
 
 def _measured(model: ir.Model, candidate: Candidate, judge: Divergence) -> float:
-    """Return what a layer's error costs the outputs, for each part of the layer's variance, by a cut in the middle."""
+    """Return what a layer's error costs the outputs, for each part of its mean square, by a cut in the middle."""
     option = sorted(candidate.options, key=lambda each: each.error)[len(candidate.options) // 2]
     made = model_io.clone(model)
     _write(made, [_Choice(candidate, option, 0.0)])
