@@ -202,6 +202,10 @@ def _splits(node: ir.Node) -> np.ndarray | None:
     return np.array([dims[axis] for dims in shapes if dims], np.int64) if all(shapes) else None
 
 
+_MOST_AXES = 64
+"""No tensor has more."""
+
+
 def _repeats(node: ir.Node) -> np.ndarray | None:
     before, after = _declared(node.inputs[0]), _declared(node.outputs[0])
     if not before or not after or len(before) != len(after):
@@ -216,7 +220,7 @@ def _sequence_length(node: ir.Node) -> np.ndarray | None:
 
 def _axes(node: ir.Node) -> np.ndarray | None:
     axes = _declared(node.inputs[1])
-    return np.arange(axes[0], dtype=np.int64) if axes else np.array(0, np.int64)
+    return np.arange(min(axes[0], _MOST_AXES), dtype=np.int64) if axes else np.array(0, np.int64)
 
 
 def _always(value: float) -> Callable[[ir.Node], np.ndarray | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
-from onnxcompress import graph, model_io, runtime, synthetic
+from onnxcompress import graph, model_io, runtime, shapes, symbolic, synthetic
 from onnxcompress.errors import DataError, ModelError
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +133,31 @@ def test_a_body_in_any_order_is_one_node(tmp_path):
     model = model_io.load(_model(nodes, initializers=[rounds]))
     assert [value.name for value in graph.reads(model.graph[0])] == ["n", "x", "x"]
     oc.compress(model, recipe="fold", verify="regions")
+
+
+def test_numbers_beyond_what_counts_anything():
+    axes = _model([helper.make_node("ReduceMax", ["x", "a"], ["y"])], inputs=[("x", 1, [1, 64]), ("a", 7, [1 << 62])])
+    axes.opset_import[0].version = 18
+    ends = [helper.make_tensor(n, TensorProto.INT64, [], [v]) for n, v in (("f", 0), ("l", (1 << 63) - 1), ("d", -1))]
+    ends += [helper.make_tensor("e", TensorProto.INT64, [], [-(1 << 63)])]
+    ranges = [helper.make_node("Range", ["f", "l", "d"], ["r"]), helper.make_node("Range", ["l", "e", "d"], ["y"])]
+    for model in (axes, _model(ranges, initializers=ends, inputs=[], outputs=[("y", 7, None), ("r", 7, None)])):
+        with contextlib.suppress(ModelError):
+            result = oc.compress(model, recipe="fold")
+            assert not [change for change in result.changes if "internal" in change.reason]
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [((0, 5, 1), 5), ((0, 5, 2), 3), ((5, 0, -2), 3), ((5, 0, 1), 0), ((0, 0, 1), 0), ((0, 1 << 20, 1), 1 << 20)],
+)
+def test_the_length_of_a_range_is_known(ends, expected):
+    numbers = [helper.make_tensor(n, TensorProto.INT64, [], [v]) for n, v in zip("fld", ends, strict=True)]
+    outputs = [("y", 7, None)]
+    model = _model([helper.make_node("Range", [*"fld"], ["y"])], initializers=numbers, inputs=[], outputs=outputs)
+    model = model_io.load(model)
+    (fact,) = (symbolic.interpret(model, shapes.infer(model)).of(value) for value in model.graph.outputs)
+    assert [size.as_int() for size in fact.dims] == [expected]
 
 
 def test_regions_of_nodes_in_any_order(tmp_path):

@@ -209,9 +209,10 @@ def _range(step: Step) -> list[Fact]:
     first, last, stride = start.as_int(), limit.as_int(), delta.as_int()
     dtype = ends[0].dtype if ends[0] is not None else ir.DataType.INT64
     if first is not None and last is not None and stride:
-        numbers = range(first, last, stride)
-        dims = (Size.number(len(numbers)),)
-        return with_content(vector(map(Size.number, numbers), dtype)) if len(numbers) <= 256 else [Fact(dims)]
+        count = max(0, -((first - last) // stride))  # len(range(...)) has 63 bits
+        if count > 256:
+            return [Fact((Size.number(count),))]
+        return with_content(vector(map(Size.number, range(first, last, stride)), dtype))
     length = limit - start
     return [Fact((length if stride == 1 and length.at_least(0) else step.fresh(),))]
 
