@@ -165,6 +165,16 @@ class Pruner:
             keep: part of what the budget is about that may be left.
             is_draft: cut once and mend nothing: to be timed.
         """
+        found = self.cut(keep, is_draft=is_draft)
+        return found if is_draft else self.finish(found)
+
+    def cut(self, keep: float, *, is_draft: bool = False) -> Pruned:
+        """Return a copy that is cut and refitted but not trained: its shapes are final.
+
+        Args:
+            keep: part of what the budget is about that may be left.
+            is_draft: cut once and mend nothing: to be timed.
+        """
         plan = dataclasses.replace(self._plan, rounds=1, refits=False, steps=0) if is_draft else self._plan
         student = model_io.clone(self._original)
         if self._feeds and plan.criterion == "reconstruction":
@@ -177,10 +187,15 @@ class Pruner:
             target = keep ** ((number + 1) / rounds)
             kept = self._round(student, target, plan, found, kept, sizes)
         found.families = [(name, before, after) for name, (before, after) in sizes.items()]
-        if self._feeds and plan.steps and found.families and not self._state:
-            steps, batch = affordable(student, self._feeds[0], plan.steps)
+        found.final = found.refitted
+        return found
+
+    def finish(self, found: Pruned) -> Pruned:
+        """Train a copy that is cut, and return it."""
+        if self._feeds and self._plan.steps and found.families and not self._state:
+            steps, batch = affordable(found.model, self._feeds[0], self._plan.steps)
             found.distilled = distill(
-                student,
+                found.model,
                 self._original,
                 self._feeds,
                 steps=steps,
@@ -188,7 +203,7 @@ class Pruner:
                 seed=self._seed,
                 progress=self._progress,
             )
-        found.final = self._distance(student)
+            found.final = self._distance(found.model)
         return found
 
     def _round(

@@ -157,6 +157,17 @@ def test_a_budget_of_time_follows_what_the_whole_model_takes():
     assert changes[0].details["asked"] < 0.6
 
 
+def test_a_budget_of_time_is_met_by_what_is_cut_in_rounds_too():
+    drafts = 0.9  # what is cut in rounds takes longer than a draft of as many MACs
+    judge = _Judge(ratio=lambda model: share(model) * (drafts if "draft" in judge.labels[-1] else 1.0))
+    model, _ = prune(net(), keep_latency=0.6, rounds=2, judge=judge)
+    assert share(model) == pytest.approx(0.6, abs=0.04)
+    assert sum("cut" in label for label in judge.labels) == 1
+    unclear = _Judge(ratio=lambda _: None)
+    assert share(prune(net(), keep_latency=0.6, judge=unclear)[0]) < 0.6
+    assert len(unclear.labels) == 2, "a draft and what was cut"
+
+
 def test_a_budget_of_time_without_a_clock_goes_by_the_table():
     model, changes = prune(net(), keep_latency=0.5)
     assert changes[0].details["kept"] <= 0.5

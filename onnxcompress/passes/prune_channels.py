@@ -32,7 +32,7 @@ _DEFAULT = 0.7
 """Part of the MACs that is kept where nothing else is asked for."""
 _RETRIES = 2
 """Times that more is kept where the score falls too much and no budget was asked for."""
-_RACES = 4
+_RACES = 3
 """Drafts that are timed, at most, to meet a budget of time."""
 _NEAR = 0.03
 """Part of a budget of time within which it counts as met."""
@@ -117,12 +117,13 @@ class PruneChannels:
         )
         keep = plan.keep
         judge = context.judge
+        found = None
         if plan.of == "latency" and judge is not None:
-            keep = self._met(pruner, keep, judge)
+            keep, found = self._met(pruner, keep, judge)
         size = model_io.model_bytes(model)
         refusals: list[Change] = []
         for attempt in range(_RETRIES + 1):
-            found = pruner.run(keep, is_draft=context.is_plan)
+            found = found or pruner.run(keep, is_draft=context.is_plan)
             if not found.families:
                 return [*refusals, self._skipped("no channel can go: `inspect` says what keeps them", size)]
             why = None if judge is None or self._budgets else _objection(found.model, judge)
@@ -130,6 +131,7 @@ class PruneChannels:
                 graph.become(model, found.model)
                 return [self._summary(found, plan, keep, size), *self._families(found), *refusals]
             refusals.append(self._skipped(f"{found.left:.3f} of the {plan.of} left: {why}", size))
+            found = None
             keep = (1 + keep) / 2 if attempt + 1 < _RETRIES else (1 + 2 * keep) / 3
         return refusals
 
@@ -148,10 +150,11 @@ class PruneChannels:
             steps=self.distill_steps,
         )
 
-    def _met(self, pruner: Pruner, wanted: float, judge: Judge) -> float:
-        """Return the part to keep by the table of times so that the whole model takes the part of time that is wanted.
+    def _met(self, pruner: Pruner, wanted: float, judge: Judge) -> tuple[float, Pruned]:
+        """Return a model that takes the part of time that is wanted, and the part that was kept by the table of times.
 
-        The time of drafts between the last one that was too slow and the last one too fast is taken as a line.
+        The time of drafts between the last one that was too slow and the last one too fast is taken as a line; what is
+        cut in rounds has other shapes, so that it is timed as well and corrected once before it is trained.
         """
         slow, fast = (1.0, 1.0), (0.0, 0.0)
         keep = wanted
@@ -163,7 +166,12 @@ class PruneChannels:
             if slow[1] <= fast[1]:
                 break
             keep = fast[0] + (wanted - fast[1]) * (slow[0] - fast[0]) / (slow[1] - fast[1])
-        return keep
+        found = pruner.cut(keep)
+        ratio = judge(found.model, f"{self.name}/cut {keep:.4f}").latency_ratio
+        if ratio is not None and ratio < 1 and abs(ratio / wanted - 1) > _NEAR:
+            keep = max(keep / 2, 1 - (1 - keep) * (1 - wanted) / (1 - ratio))
+            found = pruner.cut(keep)
+        return keep, pruner.finish(found)
 
     def _summary(self, found: Pruned, plan: Plan, keep: float, size: int) -> Change:
         details: dict[str, Any] = {
