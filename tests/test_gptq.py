@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.numerics.blocks import BlockGrid, round_nearest
-from onnxcompress.numerics.gptq import loss, round_with_moments
+from onnxcompress.numerics.gptq import best_damping, loss, round_with_moments
 
 grids = st.builds(BlockGrid, st.sampled_from([2, 4, 8]), st.sampled_from([16, 32]), st.booleans())
 
@@ -65,3 +65,24 @@ def test_inputs_that_are_never_there_cost_nothing_and_break_nothing():
     none = round_with_moments(weight, np.zeros((64, 64)), BlockGrid(4, 32, symmetric=True))
     assert np.isfinite(none.floats()).all()
     assert np.abs(none.floats() - weight).max() < 0.5
+
+
+def test_few_inputs_ask_for_more_damping():
+    grid = BlockGrid(2, 32, symmetric=True)
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((64, 64)) / 8 + np.eye(64)
+    weight = rng.standard_normal((40, 64)).astype(np.float32)
+
+    def moments(count: int) -> np.ndarray:
+        rows = rng.standard_normal((count, 64)) @ mix
+        return rows.T @ rows / count
+
+    true = mix.T @ mix
+    chosen = {}
+    for count in (70, 20_000):
+        seen = moments(count)
+        chosen[count] = best_damping(weight, seen, moments(200), grid, (0.01, 0.1, 1.0))
+        rounded = {d: round_with_moments(weight, seen, grid, damping=d).floats() for d in (0.01, 1.0)}
+        errors = {d: loss(weight, each, true).sum() for d, each in rounded.items()}
+        assert (errors[0.01] > 1.1 * errors[1.0]) == (count == 70)
+    assert chosen[70] > chosen[20_000]

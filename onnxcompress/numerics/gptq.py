@@ -8,6 +8,8 @@ the loss falls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.linalg
 
@@ -16,6 +18,8 @@ from .blocks import BlockGrid, Blocks, round_nearest, spread
 _BATCH = 128
 """Inputs whose corrections are gathered before the rest of the matrix is updated."""
 _SWEEPS = 2
+_SAMPLED_OUTPUTS = 64
+"""Outputs by which a damping is chosen."""
 _PART = 8 << 20
 """Elements of the weight that are worked on at a time: outputs are independent of each other."""
 
@@ -64,6 +68,29 @@ def round_with_moments(
         better = loss(part, found.floats(), damped) < loss(part, begun.floats(), damped)
         integers[rows][better], scale[rows][better] = found.integers[better], found.scale[better]
     return Blocks(grid, integers, scale, zero)
+
+
+def best_damping(
+    weight: np.ndarray, moments: np.ndarray, held_out: np.ndarray, grid: BlockGrid, dampings: Sequence[float]
+) -> float:
+    """Return the damping with which some of the outputs change least on inputs that were held out.
+
+    Few inputs say little of how columns go together: what is made good for them is then wrong for others.
+
+    Args:
+        weight: float [out, in].
+        moments: float64 [in, in], X'X / n of the inputs to round by.
+        held_out: float64 [in, in], the same of other inputs.
+        grid: the integers.
+        dampings: from which one is chosen.
+    """
+    some = weight[:: max(1, len(weight) // _SAMPLED_OUTPUTS)]
+
+    def error(damping: float) -> float:
+        found = round_with_moments(some, moments, grid, damping=damping)
+        return float(loss(some, found.floats(), held_out).sum())
+
+    return min(dampings, key=error)
 
 
 def _inverse_factor(moments: np.ndarray) -> np.ndarray:

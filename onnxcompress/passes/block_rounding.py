@@ -21,6 +21,8 @@ from .weight_sites import Site
 
 Method = Literal["auto", "gptq", "awq", "hqq", "nearest"]
 
+_DAMPINGS = (0.01, 0.1, 1.0)
+"""Of the inputs' moments, as a part of their mean: the more, the fewer inputs there are for each column."""
 _LEAST_FEEDS = 2
 """A refit solves from some and chooses by others."""
 
@@ -107,13 +109,18 @@ class Rounder:
         """Round a refitted layer by the moments of its rows; its bias takes up the mean of the error."""
         name = layer.weight.name or ""
         grid = self._grids[name]
-        moments = data.train.covariance() if bias is not None else data.train.second()
+        moments, held_out = (
+            each.covariance() if bias is not None else each.second() for each in (data.train, data.held_out)
+        )
         how = "rounded by what the layer computes"
         if self._method == "awq":
             how = "rounded to nearest, by activations"
             parts = [round_nearest(m, grid, np.diag(h)) for m, h in zip(matrix, moments, strict=True)]
         else:
-            parts = [gptq.round_with_moments(m, h, grid) for m, h in zip(matrix, moments, strict=True)]
+            parts = [
+                gptq.round_with_moments(m, h, grid, damping=gptq.best_damping(m, h, e, grid, _DAMPINGS))
+                for m, h, e in zip(matrix, moments, held_out, strict=True)
+            ]
         integers, scale, zero = (
             np.concatenate([getattr(part, field) for part in parts]) for field in ("integers", "scale", "zero")
         )
