@@ -122,7 +122,7 @@ def test_a_cluster_builds_on_though_a_worker_is_killed(monkeypatch):
             assert builder.built(order).changes[0].reason == "from afar"
 
 
-def test_a_search_with_workers_comes_to_the_same_bytes(tmp_path):
+def test_searches_with_workers_or_after_an_interruption_come_to_the_same_bytes(tmp_path, monkeypatch):
     text = (
         "g (float[n, 64] x, float[64, 96] a, float[96, 10] b) => (float[n, 10] y)"
         " { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }"
@@ -130,13 +130,28 @@ def test_a_search_with_workers_comes_to_the_same_bytes(tmp_path):
     b = floats(96, 10, seed=1)
     b[40:] *= 1e-4
     model = with_constants(text, a=floats(64, 96), b=b)
-    given = {"data": {"x": floats(64, 64, seed=2)}, "settings": ["search-best.builds=1"]}
+    given = {"data": {"x": floats(64, 64, seed=2)}, "settings": ["search-best.builds=2"]}
     alone = oc.compress(model, **given)
     report = tmp_path / "report.json"
     report.write_text(json.dumps(alone.report.as_json()))
     helped = oc.compress(model, workers=2, timings=report, **given)
     assert any("prune-channels" in each.label for each in helped.report.candidates)
     assert model_io.to_bytes(helped.model) == model_io.to_bytes(alone.model)
+    built, asked = Builder.built, []
+
+    def interrupted(self, order):
+        asked.append(order)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return built(self, order)
+
+    monkeypatch.setattr(Builder, "built", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        oc.compress(model, checkpoint=tmp_path / "state", timings=report, **given)
+    resumed = oc.compress(model, checkpoint=tmp_path / "state", timings=report, **given)
+    assert asked[0].options[0] == ("keep_macs", 0.5)
+    assert asked[1:] == [asked[1]] * 2 != [asked[0]] * 2
+    assert model_io.to_bytes(resumed.model) == model_io.to_bytes(alone.model)
 
 
 def slowly(material, order):
