@@ -144,16 +144,15 @@ def test_the_number_of_builds_is_a_limit():
     assert "kept" not in model.metadata_props
 
 
-def test_few_models_are_built_of_a_large_one_and_a_mild_one_first(monkeypatch):
+def test_few_models_are_built_of_a_large_one_and_a_mild_one_first():
     macs = 64 * 64 * len(FEEDS)
-    monkeypatch.setattr(search_best, "_MACS", 2.5 * macs)
     judge = _Judge()
-    _run(judge)
+    _run(judge, work=2.5 * macs)
     assert [label.split()[1] for label in judge.labels[1:]] == ["0.850,", "0.601,"]
-    monkeypatch.setattr(search_best, "_MACS", 1)
     judge = _Judge()
-    _run(judge)
-    assert len(judge.labels) == 2
+    _, changes = _run(judge, work=0.5 * macs)
+    assert len(judge.labels) == 1
+    assert any("too long" in reason for reason in _reasons(changes))
 
 
 def test_only_the_reductions_that_were_asked_for_are_tried():

@@ -46,9 +46,6 @@ _MILDER = 2
 _NEAR_MISS = 3.0
 """A reduction that loses up to so many times what it may is tried again with training, where samples are enough."""
 _LEAST_TO_TRAIN = 512
-_MACS = 1e11
-"""Multiply-accumulates of one run over all samples, summed up over the models that are built, at most: a build takes
-hundreds of such runs' time, and five of a small classifier a minute or two."""
 _FEW_BUILDS, _MILD = 2, 0.85
 """Where no more models than this can be built in that time, the first one keeps this part."""
 _WORTH_SLOW = 0.9
@@ -79,7 +76,10 @@ class SearchBest:
     numbers: tuple[Numbers, ...] = ("quantize-int8", "quantize-blocks")
     """What makes its numbers smaller; the second only for size, or where the first saves no time."""
     builds: Annotated[int, Field(ge=0)] = 5
-    """Models that are built by each reduction, at most; fewer of a large model, or of very many samples."""
+    """Models that are built by each reduction, at most."""
+    work: Annotated[float, Field(gt=0)] = 1e11
+    """Multiply-accumulates of one run over all samples, summed up over those models, at most: none is built where one
+    such run has more. A build takes the time of many runs; five of a small classifier take a minute or two."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Replace the model by the best candidate; without data, store its weights as int8."""
@@ -102,7 +102,7 @@ class _Search:
         self.made: dict[str, str] = {}
         self.kept: dict[str, tuple[Reduction, float]] = {}
         self.stuck: set[Reduction] = set()
-        affordable = _affordable(model, context)
+        affordable = self._affordable()
         self.builds = min(options.builds, affordable)
         self.first = Halving() if affordable > _FEW_BUILDS else Halving(keep=_MILD)
 
@@ -129,6 +129,20 @@ class _Search:
             for start in self._reduced(name):
                 found += self._finished(start, numbers)
         return found, numbers
+
+    def _affordable(self) -> int:
+        """Return how many models can be built in a few minutes."""
+        if not self.options.reductions or not self.options.builds:
+            return 0
+        largest = max(self.context.feeds, key=lambda feed: sum(int(np.size(array)) for array in feed.values()))
+        macs = stats.count(self.model, largest).macs
+        if macs is None:
+            return 1
+        once = macs * len(self.context.feeds)
+        if once > self.options.work:
+            why = f"{once:.2g} multiplications for all samples are more than {self.options.work:.2g}"
+            self.refusals.append(_skipped(f"reductions would take too long: {why} (search-best.work)"))
+        return int(self.options.work / max(1, once))
 
     def _ranked(self, found: Sequence[Candidate]) -> list[Candidate]:
         """Return those that may be the result, best first; those that meet the user's other limits before all."""
@@ -325,13 +339,6 @@ class _Within:
     def fault(self, model: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Find none."""
         return None
-
-
-def _affordable(model: ir.Model, context: Context) -> int:
-    """Return how many models can be built in a few minutes, one at least."""
-    largest = max(context.feeds, key=lambda feed: sum(int(np.size(array)) for array in feed.values()))
-    macs = stats.count(model, largest).macs
-    return 1 if macs is None else max(1, int(_MACS / max(1, macs * len(context.feeds))))
 
 
 def _order(name: Reduction, keep: float, *, trains: bool = False) -> Order:
