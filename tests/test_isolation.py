@@ -16,9 +16,12 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress import runtime
+import onnxcompress as oc
+from onnxcompress import isolation, model_io, runtime
+from onnxcompress.distant import Distant
 from onnxcompress.errors import ModelError, StuckError
 from onnxcompress.isolation import current, isolated
+from onnxcompress.opened import Opened
 
 ROOT = Path(__file__).parent.parent
 LEAST = np.full(3, -(2**31), np.int32)
@@ -145,6 +148,19 @@ def test_looking_at_a_model_apart(divides):
     with isolated("apart"):
         assert {row[1] for row in runtime.profile(divides, feed, runs=1)} >= {"Mul", "Add"}
         assert runtime.optimized_nodes(divides) == runtime.optimized_nodes(divides.read_bytes()) == ["Mul", "Add"]
+
+
+@pytest.mark.parametrize(("most", "is_apart"), [(1, True), (100, False)])
+def test_sessions_of_very_many_nodes_live_apart(monkeypatch, divides, most, is_apart):
+    monkeypatch.setattr(isolation, "MANY_NODES", most)
+    opened = Opened(model_io.load(divides))
+    feed = {"x": np.arange(3, dtype=np.int32)}
+    for session in (opened.plain, opened.fast):
+        assert isinstance(session._session, Distant) == is_apart
+        np.testing.assert_array_equal(
+            session.run(feed)["y"], runtime.open_session(divides, optimize=False).run(feed)["y"]
+        )
+    assert oc.inspect(divides).time_by_type
 
 
 def test_a_session_apart_dies_alone(tmp_path):
