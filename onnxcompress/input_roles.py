@@ -193,13 +193,14 @@ def _output_shape(node: ir.Node) -> np.ndarray | None:
 def _output_axis(node: ir.Node) -> np.ndarray | None:
     dims = _declared(node.outputs[0])
     axis = int(graph.attribute(node, "axis", -1))
-    return np.array(dims[axis] if dims else 1, np.int64)
+    return np.array(dims[axis] if dims and -len(dims) <= axis < len(dims) else 1, np.int64)
 
 
 def _splits(node: ir.Node) -> np.ndarray | None:
     axis = int(graph.attribute(node, "axis", 0))
     shapes = [_declared(output) for output in node.outputs]
-    return np.array([dims[axis] for dims in shapes if dims], np.int64) if all(shapes) else None
+    known = [dims for dims in shapes if dims and -len(dims) <= axis < len(dims)]
+    return np.array([dims[axis] for dims in known], np.int64) if len(known) == len(shapes) else None
 
 
 _MOST_AXES = 64

@@ -147,6 +147,15 @@ def test_numbers_beyond_what_counts_anything():
             assert not [change for change in result.changes if "internal" in change.reason]
 
 
+@pytest.mark.parametrize("op_type", ["Split", "OneHot"])
+def test_an_axis_that_there_is_not(op_type):
+    inputs = [("x", 1, [6]), ("s", 7, [2])] if op_type == "Split" else [("x", 7, [6]), ("d", 7, []), ("v", 1, [2])]
+    outputs = [("y", 1, [2]), ("z", 1, [4])] if op_type == "Split" else [("y", 1, [6, 3])]
+    nodes = [helper.make_node(op_type, [i[0] for i in inputs], [o[0] for o in outputs], axis=-(1 << 31))]
+    with contextlib.suppress(ModelError):
+        oc.compress(_model(nodes, inputs=inputs, outputs=outputs), recipe="fold", verify="regions")
+
+
 @pytest.mark.parametrize(
     ("ends", "expected"),
     [((0, 5, 1), 5), ((0, 5, 2), 3), ((5, 0, -2), 3), ((5, 0, 1), 0), ((0, 0, 1), 0), ((0, 1 << 20, 1), 1 << 20)],
