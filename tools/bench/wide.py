@@ -1,6 +1,6 @@
 """`python -m bench.wide FOLDER MODEL OUT COUNT`: write a zoo classifier with wide Gemm layers at its end, as VGG has.
 
-What stands behind the last GlobalAveragePool gives way to three Gemm layers on all features, which are trained on what
+The last mean over positions and what follows give way to three Gemm layers on all features, which are trained on what
 the classifier gives for COUNT images of the folder's calibration data: no labels.
 """
 
@@ -21,20 +21,21 @@ from bench.corpus import load_eval
 from onnxcompress import observe
 
 _WIDE = (512, 256)
+_POOLS = ("GlobalAveragePool", "ReduceMean")
 _STEPS = 600
 
 
 def main(folder: Path, model: Path, out: Path, count: int) -> None:
     """Build, train and write the model."""
     proto = onnx.load(model)
-    pool = [node for node in proto.graph.node if node.op_type == "GlobalAveragePool"][-1]
+    pool = [node for node in proto.graph.node if node.op_type in _POOLS][-1]
     features, scores = pool.input[0], proto.graph.output[0].name
     feeds = load_eval(folder).calib_feeds(count)
     seen = [found[features] for found in observe.stream(oc.load(model), feeds, [features])]
     shape = [None, *seen[0].shape[1:]]
     opset = [helper.make_opsetid("", 17)]
     proto = onnx.version_converter.convert_version(proto, 17)
-    start = proto.graph.node.index(next(node for node in proto.graph.node if node.output[0] == pool.output[0]))
+    start = next(place for place, node in enumerate(proto.graph.node) if node.output[0] == pool.output[0])
     known = {tensor.name: tensor for tensor in proto.graph.initializer}
     last = list(proto.graph.node)[start:]
     ends = [
