@@ -79,7 +79,7 @@ def targets() -> list[Target]:
 
     two = ("drop-blocks.keep_macs=0.1", "drop-blocks.most=2")
     return [
-        Target(model="fmnist/vit", how="a quarter of the MACs", options=shallow(), most={"top1": 0.015}, samples=512),
+        Target(model="fmnist/vit", how="a quarter of the MACs", options=shallow(), most={"top1": 0.015}, samples=1024),
         Target(model="fmnist/resnet14", how="two branches", options=shallow(*two), most={"top1": 0.01}, samples=1024),
         Target(
             model="minilm/model",
