@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +161,15 @@ def distill(
     kept = min(stages, key=lambda name: stages[name][1])
     result = stages[kept][0]
     paired = {pair.layer for pair in pairs}
+    compared = comparison.compare(
+        master,
+        result,
+        eval_data=list(held_out.feeds) if eval_data is None else eval_data,
+        metric=metric,
+        data_options=DataOptions() if eval_data is None else data_options,
+        threads=threads,
+        progress=progress,
+    )
     report = TransferReport(
         pairs=pairs,
         unpaired=[each.layer for each in refits if each.layer not in paired],
@@ -168,14 +177,10 @@ def distill(
         distilled=trained,
         divergences={name: value for name, (_, value) in stages.items()},
         kept=kept,
-        comparison=comparison.compare(
-            master,
-            result,
-            eval_data=list(held_out.feeds) if eval_data is None else eval_data,
-            metric=metric,
-            data_options=DataOptions() if eval_data is None else data_options,
-            threads=threads,
-            progress=progress,
+        comparison=replace(
+            compared,
+            original=replace(compared.original, path="teacher"),
+            compressed=replace(compared.compressed, path="student"),
         ),
     )
     comparison.check_drop(report.comparison.quality, max_drop, report)

@@ -26,7 +26,8 @@ def renderables(found: TransferReport, *, verbose: bool) -> list[RenderableType]
         lines.append(f"{len(found.unpaired)} layers have no pair in the teacher (--verbose lists all)")
     if found.distilled is not None:
         lines.append(f"trained from end to end: {found.distilled.reason}")
-    return [*parts, *(Text(one_line(line)) for line in lines), *compared.renderables(found.comparison)]
+    tables = [each for each in compared.renderables(found.comparison) if isinstance(each, Table)]
+    return [*parts, *(Text(one_line(line)) for line in lines), *tables]
 
 
 def _stages(found: TransferReport) -> Table:
