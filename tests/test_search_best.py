@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass as plain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -153,6 +154,15 @@ def test_few_models_are_built_of_a_large_one_and_a_mild_one_first():
     _, changes = _run(judge, work=0.5 * macs)
     assert len(judge.labels) == 1
     assert any("too long" in reason for reason in _reasons(changes))
+
+
+def test_a_model_whose_multiplications_are_unknown_is_taken_by_its_weights(monkeypatch):
+    counts = SimpleNamespace(macs=None, parameters=100)
+    monkeypatch.setattr(search_best.stats, "count", lambda *_: counts)
+    for work, count in ((100 * 64 * len(FEEDS), 2), (99 * 64 * len(FEEDS), 1)):
+        judge = _Judge()
+        _run(judge, work=work)
+        assert len(judge.labels) == count
 
 
 def test_only_the_reductions_that_were_asked_for_are_tried():

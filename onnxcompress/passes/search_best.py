@@ -135,9 +135,10 @@ class _Search:
         if not self.options.reductions or not self.options.builds:
             return 0
         largest = max(self.context.feeds, key=lambda feed: sum(int(np.size(array)) for array in feed.values()))
-        macs = stats.count(self.model, largest).macs
-        if macs is None:
-            return 1
+        counts = stats.count(self.model, largest)
+        macs = counts.macs
+        if macs is None:  # then every weight counts for every element that is read
+            macs = counts.parameters * max((int(np.size(array)) for array in largest.values()), default=1)
         once = macs * len(self.context.feeds)
         if once > self.options.work:
             why = f"{once:.2g} multiplications for all samples are more than {self.options.work:.2g}"
