@@ -86,7 +86,7 @@ def targets() -> list[Target]:
             how="a sixth of the layers",
             options=shallow("drop-blocks.keep_macs=0.85"),
             most={"sent_acc": 0.015, "lee_pearson": 0.02},
-            samples=1024,
+            samples=384,
         ),
         Target(
             model="fmnist/resnet14",
