@@ -163,7 +163,7 @@ def test_layers_that_give_more_than_they_read_are_decomposed_by_what_they_read(k
     original = model_io.clone(model)
     feeds = [{"x": floats(*shape, seed=seed)} for seed in range(100)]
     LowRank(keep_parameters=0.3, multiple=1, distill_steps=0).run(model, Context(feeds=feeds))
-    assert op_types(model) == [kind, kind, "Tanh"]
+    assert [each for each in op_types(model) if each != "Add"] == [kind, kind, "Tanh"]
     unseen = [{"x": floats(*shape, seed=seed)} for seed in range(500, 520)]
     assert Divergence(original, unseen).of(model) < 0.01
 

@@ -32,11 +32,20 @@ class Decomposition:
         basis: float64 [channels, n], orthonormal columns where they are outputs.
         dual: float64 [n, channels]; `basis @ dual` is the projection, the identity where all directions are taken.
         values: float64 [n], the mean square along each, falling.
+        mean: float64 [channels], which was taken off before, so that what is cut of it has to go into a bias.
     """
 
     basis: np.ndarray
     dual: np.ndarray
     values: np.ndarray
+    mean: np.ndarray | None = None
+
+    def lost(self, rank: int) -> np.ndarray:
+        """Return what a cut leaves of the mean: float64 [channels]."""
+        if self.mean is None:
+            return np.zeros(len(self.basis))
+        found: np.ndarray = self.mean - self.basis[:, :rank] @ (self.dual[:rank] @ self.mean)
+        return found
 
     def errors(self) -> np.ndarray:
         """Return the error of every rank from 0 to n as a part of the outputs' mean square, [n + 1]."""

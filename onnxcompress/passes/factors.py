@@ -165,8 +165,26 @@ def write(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition]
             made = graph.insert_before(layer.node, names, "Conv", [value, constant], hint=hint)
             layer_chains.set_window(made, window, 1)
         value = made.outputs[0]
-    merged = Merged(layer=layer, weight=last, bias=None, window=windows[-1], numbers=last.size)
+    shift, bias = _shift(layer, option, bases), layer.bias()
+    merged = Merged(
+        layer=layer, weight=last, bias=shift if bias is None else bias + shift, window=windows[-1], numbers=last.size
+    )
     layer_chains.write(merged, value, names)
+
+
+def _shift(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition]) -> np.ndarray:
+    """Return what a layer gives of what is cut off the means: float64 [out]."""
+    weight = layer_chains.weight_of(layer)[0].astype(np.float64)
+    summed = weight.reshape(*weight.shape[:2], -1).sum(axis=-1)
+    if option.form == "matrix" and _is_wide(layer):
+        return np.asarray(summed @ bases["inputs"].lost(option.ranks[0]))
+    if option.form == "spatial":
+        return np.zeros(len(weight))
+    shift = bases["outputs"].lost(option.ranks[-1])
+    if option.form == "tucker":
+        inputs, outputs = summed @ bases["inputs"].lost(option.ranks[0]), bases["outputs"].basis[:, : option.ranks[-1]]
+        shift = shift + outputs @ (outputs.T @ inputs)
+    return np.asarray(shift)
 
 
 def _is_large(layer: LinearLayer) -> bool:
@@ -217,10 +235,12 @@ def _bases(
         matrix = weight.reshape(len(weight), -1)
         found = {}
         if (layer.label, "outputs") in moments:
-            found["outputs"] = output_basis(matrix, moments[layer.label, "outputs"].second()[0])
+            seen = moments[layer.label, "outputs"]
+            found["outputs"] = replace(output_basis(matrix, seen.covariance()[0]), mean=seen.mean()[0])
         if (layer.label, "inputs") in moments:
             across = np.moveaxis(weight, 1, -1).reshape(-1, weight.shape[1])
-            found["inputs"] = input_basis(across, moments[layer.label, "inputs"].second()[0])
+            seen = moments[layer.label, "inputs"]
+            found["inputs"] = replace(input_basis(across, seen.covariance()[0]), mean=seen.mean()[0])
         if (layer.label, "columns") in moments:
             columns = _columns(weight)
             second = moments[layer.label, "columns"].second()[0]
