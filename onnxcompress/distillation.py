@@ -44,7 +44,7 @@ _RATE, _RATES = 0.05, (1e-4, 2e-3)
 _SMALL = 1e-8
 _BATCHES = (16, 128)
 """Samples of a batch to train on."""
-_GROUPED = 50
+_GROUPED = 100
 """What a MAC of a grouped convolution costs in training, for it is differentiated by slow kernels."""
 _TRAINING_MACS = 8e11
 """MACs of the samples that are run forwards in training, at most; there and back they take about a minute or two."""
