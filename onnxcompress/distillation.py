@@ -70,6 +70,12 @@ class Distilled:
     after: float = math.nan
     steps: int = 0
 
+    def told(self, loss: float | None) -> list[str]:
+        """Return what a report says of it beside the loss that the model came to; nothing where nothing was gained."""
+        if self.is_applied and loss is not None:
+            return [f"distilled {loss:.3g}"]
+        return [] if self.steps else [f"not distilled: {self.reason}"]
+
 
 def distill(
     student: ir.Model,

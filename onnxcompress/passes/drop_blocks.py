@@ -114,10 +114,7 @@ class DropBlocks:
         }
         if found.distilled is not None:
             details["distillation"] = found.distilled.reason
-            if found.distilled.is_applied:
-                figures.append(f"{found.loss or 0.0:.3g} distilled")
-            elif not found.distilled.steps:
-                figures.append(f"not distilled: {found.distilled.reason}")
+            figures += found.distilled.told(found.loss)
         if drop is not None:
             figures.append(f"the score falls by {drop:.4f}")
         return Change(

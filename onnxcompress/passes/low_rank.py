@@ -220,10 +220,7 @@ class LowRank:
             details["loss_refitted"] = made.refitted
         if made.distilled is not None:
             details["distillation"] = made.distilled.reason
-            if made.distilled.is_applied:
-                figures.append(f"distilled {made.loss:.3g}")
-            elif not made.distilled.steps:
-                figures.append(f"not distilled: {made.distilled.reason}")
+            figures += made.distilled.told(made.loss)
         if drop is not None:
             figures.append(f"the score falls by {drop:.4f}")
             details["measured_drop"] = drop

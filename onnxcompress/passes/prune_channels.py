@@ -195,10 +195,7 @@ class PruneChannels:
             figures.append(f"refitted {found.refitted:.3g}")
         if found.distilled is not None:
             details["distillation"] = found.distilled.reason
-            if found.distilled.is_applied and found.final is not None:
-                figures.append(f"distilled {found.final:.3g}")
-            elif not found.distilled.steps:
-                figures.append(f"not distilled: {found.distilled.reason}")
+            figures += found.distilled.told(found.final)
         return Change(
             pass_name=self.name,
             target=_GRAPH,
