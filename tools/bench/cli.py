@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -347,6 +348,35 @@ def auto(
     publish([bench.table(rows, bench.read(peers or ()))], markdown=markdown)
 
 
+def _resumed(
+    targets: Sequence[Any],
+    only: str,
+    kind: Callable[..., Any],
+    measure: Callable[[Sequence[Any]], Iterable[Any]],
+    json_file: Path | None,
+    work: Path,
+) -> list[Any]:
+    """Measure the rows that match and that the file lacks, writing it after each; return all that it then has."""
+    from bench import resumed
+
+    wanted = [target for target in targets if fnmatch.fnmatch(target.key, only)]
+    if not wanted:
+        fail(f"{only!r} matches none of {', '.join(target.key for target in targets)}")
+    try:
+        rows = resumed.load(json_file, kind)
+    except (ValueError, TypeError) as error:
+        fail(f"{json_file} is no file of an earlier run: {error}")
+    work.mkdir(parents=True, exist_ok=True)
+    left = resumed.left(rows, wanted)
+    with _progress() as progress:
+        task = progress.add_task("rows", total=len(left))
+        for row in measure(left):
+            rows.append(row)
+            progress.update(task, advance=1, description=row.key)
+            resumed.save(rows, json_file)
+    return rows
+
+
 @app.command()
 def prune(
     *,
@@ -366,24 +396,15 @@ def prune(
     from bench import prune as bench
     from bench.tables import publish
 
-    wanted = [target for target in bench.targets() if fnmatch.fnmatch(target.key, only)]
-    if not wanted:
-        fail(f"{only!r} matches none of {', '.join(target.key for target in bench.targets())}")
-    try:
-        rows = bench.load(json_file) if json_file is not None and json_file.exists() else []
-    except (ValueError, TypeError) as error:
-        fail(f"{json_file} is no file of an earlier run: {error}")
-    known = {row.key for row in rows if not row.error}
-    rows = [row for row in rows if not row.error]
-    work.mkdir(parents=True, exist_ok=True)
-    left = [target for target in wanted if target.key not in known]
-    with _progress() as progress:
-        task = progress.add_task("prune", total=len(left))
-        for row in bench.measure(left, zoo.resolve(), work.resolve(), samples=samples):
-            rows.append(row)
-            progress.update(task, advance=1, description=row.key)
-            if json_file is not None:
-                bench.save(rows, json_file)
+    root, place = zoo.resolve(), work.resolve()
+    rows = _resumed(
+        bench.targets(),
+        only,
+        bench.Row,
+        lambda left: bench.measure(left, root, place, samples=samples),
+        json_file,
+        work,
+    )
     publish([bench.table(rows)], markdown=markdown)
 
 
@@ -405,24 +426,8 @@ def shallow(
     from bench import shallow as bench
     from bench.tables import publish
 
-    wanted = [target for target in bench.targets() if fnmatch.fnmatch(target.key, only)]
-    if not wanted:
-        fail(f"{only!r} matches none of {', '.join(target.key for target in bench.targets())}")
-    try:
-        rows = bench.load(json_file) if json_file is not None and json_file.exists() else []
-    except (ValueError, TypeError) as error:
-        fail(f"{json_file} is no file of an earlier run: {error}")
-    rows = [row for row in rows if not row.error]
-    known = {row.key for row in rows}
-    work.mkdir(parents=True, exist_ok=True)
-    left = [target for target in wanted if target.key not in known]
-    with _progress() as progress:
-        task = progress.add_task("shallow", total=len(left))
-        for row in bench.measure(left, zoo.resolve(), work.resolve()):
-            rows.append(row)
-            progress.update(task, advance=1, description=row.key)
-            if json_file is not None:
-                bench.save(rows, json_file)
+    root, place = zoo.resolve(), work.resolve()
+    rows = _resumed(bench.targets(), only, bench.Row, lambda left: bench.measure(left, root, place), json_file, work)
     publish([bench.table(rows)], markdown=markdown)
 
 

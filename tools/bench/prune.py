@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import int8
@@ -126,17 +126,3 @@ def table(rows: Sequence[Row]) -> Table:
         wall = [None if each is None else round(each) for each in (row.seconds, row.cpu_seconds)]
         found.add(row.key, *figures, *wall, row.error)
     return found
-
-
-def load(path: Path) -> list[Row]:
-    """Return the rows of an earlier run.
-
-    Raises:
-        ValueError, TypeError, KeyError: the file holds something else.
-    """
-    return [Row(**each) for each in json.loads(path.read_text())]
-
-
-def save(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows."""
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.measure import run
@@ -215,17 +215,3 @@ def table(rows: Sequence[Row]) -> Table:
             row.error,
         )
     return found
-
-
-def load(path: Path) -> list[Row]:
-    """Return the rows of an earlier run.
-
-    Raises:
-        ValueError, TypeError, KeyError: the file holds something else.
-    """
-    return [Row(**each) for each in json.loads(path.read_text())]
-
-
-def save(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows."""
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
