@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import channels, model_io
+from . import channels
 from .core import Context, Gate
 from .recipe import Recipe
 
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 
 def reach(model: ir.Model, feed: Mapping[str, np.ndarray], context: Context) -> Reach:
-    """Return what can be cut of a folded copy of a model, at the shapes of a feed, and what keeps the rest.
+    """Fold a model; return what can be cut of it then, at the shapes of a feed, and what keeps the rest.
 
     Raises:
         OnnxCompressError: a pass of the recipe `fold` fails.
     """
-    folded = model_io.clone(model)
     for one in Recipe.load("fold").active:
-        one.run(folded, replace(context, gate=Gate(), memo=None))
-    return channels.find_groups(folded, feed).reach()
+        one.run(model, replace(context, gate=Gate(), memo=None))
+    return channels.find_groups(model, feed).reach()

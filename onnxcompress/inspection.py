@@ -5,21 +5,21 @@ Weights are not read, except by the trial of the passes; models over `RUN_LIMIT_
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from . import channel_reach, channels, evaluation, graph, isolation, model_io, ops, passes, runtime, stats, synthetic
-from .core import Action, Change, Context, Feed, Need, Pass
-from .errors import ModelError, OnnxCompressError
+from . import channels, evaluation, graph, isolation, model_io, ops, runtime, stats, synthetic
+from .core import Context, Feed
+from .errors import ModelError
 from .evaluation import DataOptions
+from .inspect_passes import Reach, Still, channels_of, tried
 
 if TYPE_CHECKING:
     import onnx
@@ -65,27 +65,6 @@ class Stored:
     tensors: int
     elements: int
     bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blocked:
-    """Refusals of a pass for one reason, with the bytes they leave as they are."""
-
-    reason: str
-    count: int
-    bytes: int
-    examples: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reach:
-    """What a pass did to a copy: rewrites, the bytes it touched, what the file lost, and what stood in the way."""
-
-    pass_name: str
-    rewrites: int
-    reached_bytes: int
-    saved_bytes: int
-    blocked: tuple[Blocked, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +139,7 @@ def inspect(
     context = Context(feeds=judged.feeds if judged else (), seed=seed)
     dropped = model_io.drop_node_records(model_io.clone(model))
     in_nodes = [t.nbytes for v, t in shares.tensors if v.producer() is not None]
-    return Inspection(
+    found = Inspection(
         path=os.fspath(source) if isinstance(source, str | os.PathLike) else None,
         bytes=size_bytes,
         nodes=stats.node_count(model),
@@ -184,10 +163,14 @@ def inspect(
         operators=shares.operators(),
         layers=shares.layers(),
         **(_timed(model, session, feed, threads, notes) if session is not None and runs else {}),
-        passes=_tried(model, size_bytes, context, notes),
-        channels=_channels(model, feed, size_bytes, context, notes),
-        notes=(*notes, *shares.notes),
     )
+    notes += shares.notes
+    if size_bytes <= RUN_LIMIT_BYTES:
+        still = Still(model)
+        del model, shares, in_nodes  # a graph of many nodes takes room, and the trials take as much again
+        reached = tried(still, size_bytes, context, notes)
+        found = replace(found, passes=reached, channels=channels_of(still, feed, context, notes))
+    return replace(found, notes=tuple(notes))
 
 
 def _session(model: ir.Model, size_bytes: int, threads: int, notes: list[str]) -> runtime.Session | None:
@@ -352,76 +335,3 @@ def _timed(model: ir.Model, session: runtime.Session, feed: Feed, threads: int, 
         "time_by_type": tuple(sorted(by_type, key=lambda s: -(s.ms or 0.0))),
         "slowest": tuple(Share(name=name, op_type=op, ms=ms) for name, op, ms in rows[:_TOP]),
     }
-
-
-def _tried(model: ir.Model, size_bytes: int, context: Context, notes: list[str]) -> tuple[Reach, ...] | None:
-    """Run each shipped pass on a copy of its own, after weights and nodes have been brought into a regular form."""
-    if size_bytes > RUN_LIMIT_BYTES:
-        return None
-    found: list[Reach] = []
-    start = model
-    for name in passes.SHIPPED:
-        kind = passes.pass_class(name)
-        if getattr(kind, "command_line_only", None) or (Need.DATA in kind.needs and not context.feeds):
-            continue
-        if stats.node_count(model) > isolation.MANY_NODES:
-            gc.collect()  # graphs are circles: without this several wait for their end
-        candidate = model_io.clone(start)
-        try:
-            changes = passes.build(name, {}).run(candidate, replace(context, gate=type(context.gate)()))
-        except Exception as error:  # a pass that fails here fails in `compress` too, and is named there as well
-            log.info("%s failed", name, exc_info=error)
-            notes.append(f"{name} could not be tried: {_told(error)}")
-            continue
-        found.append(_reach(name, changes, model_io.model_bytes(start) - model_io.model_bytes(candidate)))
-        del changes
-        if _prepares(kind):
-            start = candidate
-    return tuple(found)
-
-
-def _channels(
-    model: ir.Model, feed: Feed, size_bytes: int, context: Context, notes: list[str]
-) -> channels.Reach | None:
-    """Return what channel pruning could cut, None for a model that is too large to try."""
-    if size_bytes > RUN_LIMIT_BYTES:
-        return None
-    try:
-        return channel_reach.reach(model, feed, context)
-    except Exception as error:  # an inspection goes on without
-        log.info("channels could not be followed", exc_info=error)
-        notes.append(f"channel pruning could not be tried: {_told(error)}")
-        return None
-
-
-def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, OnnxCompressError) else f"internal error: {type(error).__name__}"
-
-
-def _prepares(kind: type[Pass]) -> bool:
-    """Say whether the later passes are tried on what this one leaves, as in every recipe."""
-    return kind.name == "normalize"
-
-
-def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> Reach:
-    applied = [c for c in changes if c.action is Action.APPLIED]
-    refused: defaultdict[str, list[Change]] = defaultdict(list)
-    for change in changes:
-        if change.action is not Action.APPLIED:
-            refused[change.reason].append(change)
-    blocked = [
-        Blocked(
-            reason=reason,
-            count=len(found),
-            bytes=sum(c.bytes_before for c in found),
-            examples=tuple(c.target for c in found[:_EXAMPLES]),
-        )
-        for reason, found in refused.items()
-    ]
-    return Reach(
-        pass_name=name,
-        rewrites=len(applied),
-        reached_bytes=sum(c.bytes_before for c in applied),
-        saved_bytes=saved_bytes,
-        blocked=tuple(sorted(blocked, key=lambda b: (-b.bytes, -b.count, b.reason))),
-    )

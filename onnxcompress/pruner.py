@@ -150,7 +150,9 @@ class Pruner:
         self._progress = progress
         channels = channel_engine.find_groups(model_io.clone(original), feed)
         self._budgeting = Budgeting(plan.of, original, channels, feed if timed is None else timed)
-        count = len(pruning.families(channels, selects)) * plan.rounds
+        families = pruning.families(channels, selects)
+        self._has_families = bool(families)
+        count = len(families) * plan.rounds
         macs = (stats.count(original, feeds[0]).macs or 0) if feeds else 0
         probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))
         step = max(1, -(-len(feeds) // probes))
@@ -180,6 +182,8 @@ class Pruner:
         if self._feeds and plan.criterion == "reconstruction":
             pruning.own_constants(student, self._selects)
         found = Pruned(model=student, left=1.0)
+        if not self._has_families:
+            return found
         rounds = plan.rounds if self._feeds and plan.refits else 1
         kept: dict[str, np.ndarray] = {}
         sizes: dict[str, tuple[int, int]] = {}

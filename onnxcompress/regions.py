@@ -19,33 +19,33 @@ import concurrent.futures
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from . import graph, model_io, shapes, worker
+from . import graph, model_io, worker
 from .companion import Companion
 from .core import Feed
 from .estimate import sigmoid_values
-from .extract import extract
-from .flow import topological
 from .proof import Structure
-from .region_jobs import Job, Jobs, Leaf, Stored, Verdict
+from .region_jobs import Job, Jobs, Stored, Verdict
+from .region_sides import FLOATS, Side, kind_of
+from .slices import Making, Part, parts
 from .sources import OpenFile
 from .tensors import StoredTensor
 
 _BATCH_BYTES = 256 << 20
 """Weights that one worker process is given before the next one starts."""
 
+_PART_BYTES = 48 << 20
+"""Weights that are read at a time, in either way, where a region has more than `_BATCH_BYTES` of them."""
+
 _MOST_GROWTHS = 4
-_SMALL_BYTES = 1024
 _STORED_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 600.0
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,21 @@ class _Region:
         return (self.output, *sorted(self.before[1]))
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """A region, or a part of one that has very large weights, that is run at once."""
+
+    region: _Region
+    size_bytes: int
+    part: Part | None = None
+
+
 class RegionProof:
     """Judges a candidate by the pieces in which it differs from the model before; see the module's head."""
 
     def __init__(self, before: ir.Model, feed: Feed, *, lossless: bool, seed: int = 0) -> None:
         self._structure = Structure(before)
-        self._before = _Side(before, feed)
+        self._before = Side(before, feed)
         self._feed = feed
         self._lossless = lossless
         self._seed = seed
@@ -92,7 +101,7 @@ class RegionProof:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
         if fault := self._structure.problem(candidate):
             return fault
-        after = _Side(candidate, self._feed)
+        after = Side(candidate, self._feed)
         self._kinds.clear()
         shared = _shared(self._before, after)
         pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after)]
@@ -119,7 +128,7 @@ class RegionProof:
         return None
 
     def _beyond_blind(
-        self, pending: list[_Region], after: _Side, shared: frozenset[str]
+        self, pending: list[_Region], after: Side, shared: frozenset[str]
     ) -> tuple[list[_Region], frozenset[str], str | None]:
         """Grow regions whose original is known not to run; a text where that does not help, before anything is run."""
         for _ in range(_MOST_GROWTHS):
@@ -135,32 +144,32 @@ class RegionProof:
                 shared -= {*region.before[1], *region.after[1]}
         return pending, shared, None
 
-    def _grow(self, region: _Region, after: _Side, shared: frozenset[str]) -> _Region | None:
+    def _grow(self, region: _Region, after: Side, shared: frozenset[str]) -> _Region | None:
         """Cut the region further back; None where it already starts at the graph's inputs."""
         leaves = {*region.before[1], *region.after[1]} - self._before.inputs
         return _cut(self._before, after, region.output, shared - leaves) if leaves else None
 
-    def _judge(self, regions: Sequence[_Region], after: _Side, tally: _Tally) -> list[tuple[_Region, str]]:
+    def _judge(self, regions: Sequence[_Region], after: Side, tally: _Tally) -> list[tuple[_Region, str]]:
         """Run regions in workers, a batch of limited size each, and return those that fail with the reason."""
         failed = [(region, self._blind[region.original]) for region in regions if region.original in self._blind]
         regions = [region for region in regions if region.original not in self._blind]
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-            running: deque[tuple[list[_Region], concurrent.futures.Future[worker.Isolated[list[Verdict]]]]] = deque()
+            running: deque[tuple[list[_Unit], concurrent.futures.Future[worker.Isolated[list[Verdict]]]]] = deque()
 
             def collect() -> None:
                 batch, future = running.popleft()
                 answer = future.result()
                 tally.add(answer)
-                for region, verdict in zip(batch, answer.value, strict=True):
+                for region, verdict in zip((unit.region for unit in batch), answer.value, strict=True):
                     if verdict.problem:
                         failed.append((region, f"{region.output!r}: {verdict.problem}"))
                     if verdict.is_blind:
                         self._blind[region.original] = failed[-1][1]
 
-            for batch in _batches(regions):  # one batch is written while the one before runs
+            for batch in _batches(self._units(regions, after)):  # one batch is written while the one before runs
                 folder = Path(tempfile.mkdtemp(prefix="onnxcompress-"))
                 try:
-                    jobs = [self._job(region, after, folder, i) for i, region in enumerate(batch)]
+                    jobs = [self._job(unit, after, folder, i) for i, unit in enumerate(batch)]
                 except BaseException:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise
@@ -171,16 +180,35 @@ class RegionProof:
                 collect()
         return failed
 
-    def _job(self, region: _Region, after: _Side, folder: Path, index: int) -> Job:
+    def _units(self, regions: Sequence[_Region], after: Side) -> Iterator[_Unit]:
+        """Yield regions whole, and those with very large weights in parts where that can be."""
+        for region in regions:
+            nodes = (*region.before[0], *region.after[0])
+            size_bytes = graph.tensor_bytes([value for node in nodes for value in graph.reads(node)])
+            found: list[Part] = []
+            if size_bytes > _BATCH_BYTES:
+                ways = [
+                    Making(side_nodes, side.values[region.output], side.dims)
+                    for side, (side_nodes, _) in ((self._before, region.before), (after, region.after))
+                ]
+                found = parts(ways[0], ways[1], most_bytes=_PART_BYTES)
+            yield from (_Unit(region, size_bytes // len(found), part) for part in found)
+            if not found:
+                yield _Unit(region, size_bytes)
+
+    def _job(self, unit: _Unit, after: Side, folder: Path, index: int) -> Job:
+        region = unit.region
         names = dict.fromkeys((*region.before[1], *region.after[1]))
-        leaves = tuple(self._before.leaf(name, self._feed) for name in names)
+        leaves = tuple(self._before.leaf(name, self._feed, unit.part) for name in names)
         paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
         stored: dict[str, Stored] = {}
         for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
             model = side.piece(region.output, *piece)
+            if unit.part is not None:
+                unit.part.narrow(model)
             stored |= {weight.name: weight for weight in _feed_stored(model)}
             model_io.save_scratch(model, path)
-        kind = tuple(_kind(node) for node in region.after[0])
+        kind = tuple(kind_of(node) for node in region.after[0])
         is_new = kind not in self._kinds
         self._kinds.add(kind)
         is_sigmoid = bool(sigmoid_values([self._before.values[region.output]]))
@@ -218,73 +246,6 @@ class _Runner:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Side:
-    """One of the two models: its values by name, how each is made, and the shapes at the feed's sizes."""
-
-    def __init__(self, model: ir.Model, feed: Feed) -> None:
-        self.model = model
-        self.shapes = shapes.infer_at(model, {name: np.shape(array) for name, array in feed.items()})
-        self.inputs = frozenset(v.name or "" for v in model.graph.inputs if not v.is_initializer())
-        self.outputs = frozenset(v.name or "" for v in model.graph.outputs)
-        self.values = {v.name or "": v for v in model.graph.inputs}
-        self.values |= {v.name or "": v for v in model.graph.initializers.values()}
-        self.made: dict[str, ir.Value] = {}
-        self.position: dict[ir.Node, int] = {}
-        for index, node in enumerate(topological(model.graph)):
-            self.position[node] = index
-            self.made.update({o.name: o for o in node.outputs if o.name})
-        self.values |= self.made
-
-    def is_float(self, name: str) -> bool:
-        """Say whether a value can be drawn at random: floating point, of a known shape."""
-        value = self.values[name]
-        return self.shapes.dtype(value) in _FLOATS and self.shapes.static(value) is not None
-
-    def key(self, name: str) -> tuple[Any, ...]:
-        """Return how a value is made, by its node, the names it reads, and the constants themselves."""
-        value = self.made[name]
-        node = value.producer()
-        assert node is not None
-        return (_node_key(node), value.index())
-
-    def cone(self, output: str, cuts: frozenset[str]) -> tuple[list[ir.Node], list[str]]:
-        """Return the nodes that make a value from cut values and inputs, in order, and the names of these."""
-        found: set[ir.Node] = set()
-        leaves: dict[str, None] = {}
-        pending = [self.values[output]]
-        while pending:
-            value = pending.pop()
-            name = value.name or ""
-            if name != output and (name in cuts or name in self.inputs):
-                leaves[name] = None
-                continue
-            node = value.producer()
-            if node is None or node in found:
-                continue
-            found.add(node)
-            pending += graph.reads(node)
-        return sorted(found, key=self.position.__getitem__), sorted(leaves)
-
-    def leaf(self, name: str, feed: Feed) -> Leaf:
-        """Return what to feed for a value."""
-        if name in self.inputs:
-            return Leaf(name, "", (), np.asarray(feed[name]))
-        dtype, dims = self.shapes.dtype(self.values[name]), self.shapes.static(self.values[name])
-        assert dtype is not None
-        assert dims is not None
-        return Leaf(name, dtype.numpy().name, dims, None)
-
-    def piece(self, output: str, nodes: Sequence[ir.Node], leaves: Sequence[str]) -> ir.Model:
-        """Return a model of these nodes, its weights shared with the whole model and still on disk."""
-        values = self.values
-
-        def typed(value: ir.Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
-            dtype, dims = self.shapes.dtype(value), self.shapes.shape(value)
-            return value.type if dtype is None else ir.TensorType(dtype), None if dims is None else ir.Shape(dims)
-
-        return extract(self.model, nodes, [values[name] for name in leaves], [values[output]], typed=typed)
-
-
 class _Tally:
     """Adds up what the workers report."""
 
@@ -313,7 +274,7 @@ def _feed_stored(piece: ir.Model) -> list[Stored]:
     found = []
     for name, value in list(piece.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _STORED_BYTES or tensor.dtype not in _FLOATS or value.is_graph_output():
+        if tensor is None or tensor.nbytes < _STORED_BYTES or tensor.dtype not in FLOATS or value.is_graph_output():
             continue
         place = tensor.stored if isinstance(tensor, StoredTensor) else None
         path = None if place is None or not isinstance(place.source, OpenFile) else place.source.reachable_path()
@@ -328,7 +289,7 @@ def _feed_stored(piece: ir.Model) -> list[Stored]:
     return found
 
 
-def _shared(before: _Side, after: _Side) -> frozenset[str]:
+def _shared(before: Side, after: Side) -> frozenset[str]:
     """Return the values at which both graphs may be cut: made by a node in both, float, of one known shape."""
     return frozenset(
         name
@@ -340,7 +301,7 @@ def _shared(before: _Side, after: _Side) -> frozenset[str]:
     )
 
 
-def _changed(before: _Side, after: _Side) -> list[str]:
+def _changed(before: Side, after: Side) -> list[str]:
     """Return the values that have to be checked, in the order of the graph after.
 
     Whole numbers are not among them unless they are outputs: they are not cut at, so what they do shows in the
@@ -355,58 +316,19 @@ def _changed(before: _Side, after: _Side) -> list[str]:
     ]
 
 
-def _cut(before: _Side, after: _Side, output: str, cuts: frozenset[str]) -> _Region:
+def _cut(before: Side, after: Side, output: str, cuts: frozenset[str]) -> _Region:
     return _Region(output, before.cone(output, cuts), after.cone(output, cuts))
 
 
-def _batches(regions: Sequence[_Region]) -> Iterator[list[_Region]]:
-    """Group regions so that the weights of each group stay below `_BATCH_BYTES`, or of a single one."""
-    batch: list[_Region] = []
+def _batches(units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
+    """Group what is run so that the weights of each group stay below `_BATCH_BYTES`, or of a single one."""
+    batch: list[_Unit] = []
     size_bytes = 0
-    for region in regions:
-        nodes = (*region.before[0], *region.after[0])
-        own_bytes = graph.tensor_bytes([value for node in nodes for value in graph.reads(node)])
-        if batch and size_bytes + own_bytes > _BATCH_BYTES:
+    for unit in units:
+        if batch and size_bytes + unit.size_bytes > _BATCH_BYTES:
             yield batch
             batch, size_bytes = [], 0
-        batch.append(region)
-        size_bytes += own_bytes
+        batch.append(unit)
+        size_bytes += unit.size_bytes
     if batch:
         yield batch
-
-
-def _node_key(node: ir.Node) -> tuple[Any, ...]:
-    inputs = tuple(None if value is None else _value_key(value) for value in node.inputs)
-    attributes = tuple(sorted((name, _attribute_key(attr)) for name, attr in node.attributes.items()))
-    return (node.domain, node.op_type, node.overload, inputs, attributes)
-
-
-def _kind(node: ir.Node) -> tuple[Any, ...]:
-    """Return what decides whether the runtime can load a node: all but its names and the numbers in its weights."""
-    inputs = tuple(
-        None if value is None else (value.dtype, graph.constant_tensor(value) is None) for value in node.inputs
-    )
-    attributes = tuple(sorted((name, _attribute_key(attr)) for name, attr in node.attributes.items()))
-    return (node.domain, node.op_type, node.overload, inputs, attributes)
-
-
-def _value_key(value: ir.Value) -> tuple[Any, ...]:
-    tensor = graph.constant_tensor(value)
-    return ("value", value.name) if tensor is None else _tensor_key(tensor)
-
-
-def _tensor_key(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
-    small = tensor.nbytes <= _SMALL_BYTES and tensor.dtype != ir.DataType.STRING
-    return ("constant", tensor.dtype.name, graph.dims(tensor), tensor.tobytes() if small else id(tensor))
-
-
-def _attribute_key(attr: ir.Attr) -> str:
-    """Return a text that is equal for equal attributes; bodies are described node by node."""
-    if attr.is_ref():
-        return f"@{attr.ref_attr_name}"
-    if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        bodies = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
-        return repr([([_node_key(n) for n in b], [_value_key(o) for o in b.outputs]) for b in bodies])
-    if attr.type == ir.AttributeType.TENSOR:
-        return repr(_tensor_key(attr.as_tensor()))
-    return f"{attr.type}:{attr.value!r}"

@@ -19,7 +19,7 @@ from .errors import ModelError
 from .sources import InMemory, OpenFile, read_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from .sources import ByteSource
 
@@ -239,6 +239,41 @@ def _check_dims(dims: tuple[int, ...], where: str) -> None:
         raise ModelError(f"a negative dimension in {list(dims)}", where=where)
 
 
+def cut(tensor: ir.TensorProtocol, axis: int, where: slice) -> ir.TensorProtocol:
+    """Return a part of a tensor of whole bytes along an axis; of a file no other bytes are read, at each use anew."""
+    index = (slice(None),) * axis + (where,)
+    if not isinstance(tensor, StoredTensor):
+        return ir.tensor(tensor.numpy()[index], name=tensor.name)
+    source = _Cut(tensor.stored, axis, *where.indices(tensor.stored.shape[axis])[:2])
+    return StoredTensor(ByteRange(source, 0, source.size, tensor.stored.dtype, source.shape), name=tensor.name)
+
+
+class _Cut:
+    """The bytes of a part of a stored tensor."""
+
+    def __init__(self, whole: ByteRange, axis: int, start: int, stop: int) -> None:
+        count, (outer, inner) = whole.shape[axis], (whole.shape[:axis], whole.shape[axis + 1 :])
+        one = math.prod(inner) * whole.dtype.bitwidth // 8
+        self.shape = (*outer, stop - start, *inner)
+        self.label = whole.source.label
+        self._source, self._first = whole.source, whole.offset + start * one
+        self._row, self._stride = (stop - start) * one, count * one
+        self.size = math.prod(outer) * self._row
+
+    def read(self, offset: int, length: int) -> bytes:
+        target = bytearray(length)
+        self.read_into(offset, memoryview(target))
+        return bytes(target)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        done = 0
+        while done < len(target):
+            row, at = divmod(offset + done, self._row)
+            length = min(self._row - at, len(target) - done)
+            self._source.read_into(self._first + row * self._stride + at, target[done : done + length])
+            done += length
+
+
 def parked(array: np.ndarray[Any, Any], name: str | None) -> StoredTensor:
     """Return an array as a tensor whose bytes wait in a temporary file, so that they take no memory.
 
@@ -248,12 +283,51 @@ def parked(array: np.ndarray[Any, Any], name: str | None) -> StoredTensor:
         ModelError: there is no room for it.
 
     """
+    dtype = ir.DataType.from_numpy(array.dtype)
+    return StoredTensor(ByteRange(_in_a_file([array]), 0, array.nbytes, dtype, array.shape), name=name)
+
+
+def computed(
+    parts: Callable[[], Iterable[np.ndarray[Any, Any]]], dtype: ir.DataType, shape: tuple[int, ...]
+) -> StoredTensor:
+    """Return a tensor that is computed at first use, and waits in a temporary file from then on.
+
+    Args:
+        parts: gives the elements in the order in which they are stored, little-endian, in arrays of any shape.
+        dtype: of whole bytes.
+        shape: of the tensor.
+    """
+    size = nbytes(dtype, shape)
+    return StoredTensor(ByteRange(_Computed(parts, size), 0, size, dtype, shape), name=None)
+
+
+class _Computed:
+    """Bytes that are computed when they are first read."""
+
+    label = "a new weight"
+
+    def __init__(self, parts: Callable[[], Iterable[np.ndarray[Any, Any]]], size: int) -> None:
+        self.size = size
+        self._parts = parts
+        self._file: OpenFile | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._made().read(offset, length)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        self._made().read_into(offset, target)
+
+    def _made(self) -> OpenFile:
+        self._file = self._file or _in_a_file(self._parts())
+        return self._file
+
+
+def _in_a_file(parts: Iterable[np.ndarray[Any, Any]]) -> OpenFile:
     try:
         with tempfile.NamedTemporaryFile(prefix="onnxcompress-") as file:
-            np.ascontiguousarray(array).tofile(file)
+            for part in parts:
+                np.ascontiguousarray(part).tofile(file)
             file.flush()
-            source = OpenFile(file.name)
+            return OpenFile(file.name)
     except OSError as error:
-        raise ModelError(f"no room for a folded weight: {error.strerror}", where=tempfile.gettempdir()) from error
-    dtype = ir.DataType.from_numpy(array.dtype)
-    return StoredTensor(ByteRange(source, 0, array.nbytes, dtype, array.shape), name=name)
+        raise ModelError(f"no room for a new weight: {error.strerror}", where=tempfile.gettempdir()) from error

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from . import graph
 from .numerics import affine
-from .tensors import StoredTensor, parked
+from .tensors import StoredTensor, computed, cut
 
 PIECE_BYTES = 8 << 20
 """How much of a weight is read at a time."""
@@ -54,24 +54,31 @@ class Rounding:
     def integers(self, *, transposed: bool) -> ir.TensorProtocol:
         """Return the int8 tensor, its two axes swapped if asked for.
 
-        A large one is computed at first use, and then waits in a temporary file.
+        A large one is computed at first use, piece by piece, and then waits in a temporary file.
         """
         dims = graph.dims(self.tensor)
-        if self.tensor.nbytes < LAZY_BYTES:
-            return ir.tensor(self._compute(transposed=transposed))
-        shape = ir.Shape(tuple(reversed(dims)) if transposed else dims)
-        return ir.LazyTensor(
-            lambda: parked(self._compute(transposed=transposed), None), ir.DataType.INT8, shape, cache=True
-        )
+        shape = tuple(reversed(dims)) if transposed else dims
+        if self.tensor.nbytes >= LAZY_BYTES:
+            return computed(lambda: self._computed(transposed=transposed), ir.DataType.INT8, shape)
+        parts = [part.reshape(-1) for part in self._computed(transposed=transposed)]
+        return ir.tensor(np.concatenate(parts).reshape(shape))
 
-    def _compute(self, *, transposed: bool) -> np.ndarray:
-        dims = graph.dims(self.tensor)
-        shape = _grouped(dims, self.axis)
-        values = np.empty(shape, np.int8)
-        for where, piece in _pieces(self.tensor, shape):
-            values[where] = affine.round_to(piece, self.scale.reshape(-1)[where[1]], None, _grid(self.bits))
-        values = values.reshape(dims)
-        return np.ascontiguousarray(values.T) if transposed else values
+    def _computed(self, *, transposed: bool) -> Iterator[np.ndarray]:
+        """Yield the integers part by part, in the order in which they are stored."""
+        scale, grid, dims = self.scale.reshape(-1), _grid(self.bits), graph.dims(self.tensor)
+        if not transposed:
+            for where, piece in _pieces(self.tensor, _grouped(dims, self.axis)):
+                yield affine.round_to(piece, scale[where[1]], None, grid)
+            return
+        step = max(1, PIECE_BYTES // max(1, dims[0] * self.tensor.dtype.bitwidth // 8))
+        for start in range(0, dims[1], step):
+            columns = slice(start, min(dims[1], start + step))
+            part = cut(self.tensor, 1, columns).numpy().astype(np.float32, copy=False)
+            if self.axis == 1:
+                yield affine.round_to(part.T[None], scale[columns], None, grid)[0]
+            else:
+                grouped = part[None] if self.axis == 0 else part.reshape(1, 1, -1)
+                yield affine.round_to(grouped, scale, None, grid).reshape(part.shape).T
 
 
 def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool, bits: int = 8) -> Rounding:

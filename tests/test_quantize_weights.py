@@ -6,10 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress import errors, graph, model_io, runtime, stats
+from onnxcompress import errors, graph, model_io, runtime, stats, weight_rounding
 from onnxcompress.core import Action, Context, Gate
 from onnxcompress.passes import build
 from onnxcompress.passes.quantize_weights import QuantizeWeights
+from onnxcompress.tensors import StoredTensor
 
 RNG = np.random.default_rng(0)
 HEADER = '<ir_version: 8, opset_import: ["" : 17]> '
@@ -388,10 +389,27 @@ def test_a_large_weight_is_computed_when_it_is_saved(tmp_path: Path, dims):
     model = model_io.load(tmp_path / "a.onnx")
     QuantizeWeights().run(model, Context())
     integers = _int8(model)["w_int8"]
-    assert isinstance(integers, ir.LazyTensor)
+    assert isinstance(integers, StoredTensor)  # nothing of it is in memory
     scale = (np.abs(weight).max(axis=-2, keepdims=True) / np.float32(127)).astype(np.float32)
     assert np.abs(integers.numpy() * scale - weight).max() <= scale.max() * 0.501
     saved = [model_io.save(model, tmp_path / f"{i}.onnx") for i in (1, 2)]
     del saved
     assert (tmp_path / "1.onnx").read_bytes() == (tmp_path / "2.onnx").read_bytes()
     assert (tmp_path / "1.onnx").stat().st_size < 0.26 * (tmp_path / "a.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_integers_made_piece_by_piece_are_those_made_at_once(monkeypatch, axis, transposed):
+    tensor = ir.tensor(_normal(40, 24))
+    rounding = weight_rounding.round_weight(tensor, axis, clip=False)
+    whole = rounding.integers(transposed=transposed)
+    monkeypatch.setattr(weight_rounding, "LAZY_BYTES", 1)
+    monkeypatch.setattr(weight_rounding, "PIECE_BYTES", 700)
+    pieces = rounding.integers(transposed=transposed)
+    assert isinstance(pieces, StoredTensor)
+    assert tuple(pieces.shape) == ((24, 40) if transposed else (40, 24))
+    np.testing.assert_array_equal(pieces.numpy(), whole.numpy())
+    scale = rounding.scale if axis is None else np.expand_dims(rounding.scale, 1 - axis)
+    back = (pieces.numpy().T if transposed else pieces.numpy()) * scale
+    assert np.abs(back - tensor.numpy()).max() <= scale.max() * 0.501

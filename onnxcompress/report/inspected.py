@@ -11,7 +11,8 @@ from rich.text import Text
 
 from .. import channels
 from ..errors import one_line
-from ..inspection import Blocked, Inspection, Reach, Share
+from ..inspect_passes import Blocked, Reach
+from ..inspection import Inspection, Share
 from .text import cell, grid, kind, number
 
 _MOST_OPERATORS = 15
