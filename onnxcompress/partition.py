@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import atomic, comparison, flow, graph, model_io, ops, part_files, part_sizes, shapes
+from . import atomic, comparison, flow, graph, model_io, part_files, part_proof, part_sizes, shapes
 from . import manifest as manifests
 from .byte_units import parse_bytes
-from .errors import ModelError, UsageError
+from .errors import UsageError
 from .evaluation import DataOptions
 from .extract import extract
 from .manifest import Manifest, Part, StoredFile, Tensor
 from .numerics import cuts as numeric
 from .part_files import PartFiles
-from .partitioned import PartitionedModel
 from .plan import Bounds, Plan, Suggestions
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def split(
         manifest = work.write(pending)
         notes = [
             *bounds.notes,
-            *_proved(whole, pending.path, feed, most_bytes=manifest.peak_bytes, is_made_up=data is None),
+            *part_proof.proved(whole, pending.path, manifest, feed, is_made_up=data is None),
         ]
         pending.commit()
     finally:
@@ -270,41 +269,6 @@ def _is_packed(node: ir.Node) -> bool:
         return True
     tensors = [tensor for value in node.inputs if (tensor := graph.constant_tensor(value)) is not None]
     return any(tensor.nbytes > _SMALL_BYTES and tensor.dtype != ir.DataType.FLOAT for tensor in tensors)
-
-
-def _proved(whole: ir.Model, folder: Path, feed: Feed, *, most_bytes: int, is_made_up: bool) -> list[str]:
-    """Run the parts on the feed, and the whole model where it is small; return what could not be checked.
-
-    Raises:
-        ModelError: the parts don't run, or give something else.
-    """
-    fits = part_sizes.fits_whole(whole)
-    with PartitionedModel(folder, max_memory=most_bytes, optimize=False, prefetch=False) as parts:
-        names = [spec.name for spec in parts.outputs]
-        try:
-            given = dict(zip(names, parts.run(names, feed), strict=True))
-        except ModelError as error:
-            if fits or not is_made_up:
-                raise
-            return [f"the parts were not run: made-up inputs don't fit ({error.message}); --data gives real ones"]
-    if not fits or any(ops.is_nondeterministic(node) for node in graph.nodes(whole)):
-        return []
-    with part_sizes.opened(whole) as session:
-        expected = session.run(feed, names)
-    for name in names:
-        if not _same(expected[name], given[name]):
-            raise ModelError(f"the parts give something else than the whole model for output {name!r}")
-    return []
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Say whether two outputs are equal to the bit."""
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        equal = a.dtype == b.dtype and a.shape == b.shape
-        return equal and (bool((a == b).all()) if a.dtype.kind == "O" else a.tobytes() == b.tobytes())
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def _check_not_inside(model: Any, target: Path) -> None:

@@ -96,6 +96,8 @@ class RegionProof:
         """What keeps pieces of the original, by output and leaves, from being run: they are not tried again."""
         self.measured = Measured(0, None, 0.0, 0)
         """Figures of the last candidate that was judged."""
+        self.is_blind = False
+        """Whether the last problem is that a piece of the original does not run: nothing is known to be wrong then."""
 
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
@@ -104,10 +106,11 @@ class RegionProof:
         after = Side(candidate, self._feed)
         self._kinds.clear()
         shared = _shared(self._before, after)
-        pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after)]
+        pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after, shared)]
         tally = _Tally()
         for _ in range(_MOST_GROWTHS):
             pending, shared, blind = self._beyond_blind(pending, after, shared)
+            self.is_blind = blind is not None
             if blind:
                 return blind
             failed = self._judge(pending, after, tally)
@@ -118,9 +121,11 @@ class RegionProof:
             for region, fault in failed:
                 grown = self._grow(region, after, shared)
                 if grown is None:
+                    self.is_blind = region.original in self._blind
                     return fault
                 pending.append(grown)
                 shared -= {*region.before[1], *region.after[1]}
+        self.is_blind = failed[0][0].original in self._blind
         return failed[0][1]
 
     def excess(self, candidate: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
@@ -301,19 +306,24 @@ def _shared(before: Side, after: Side) -> frozenset[str]:
     )
 
 
-def _changed(before: Side, after: Side) -> list[str]:
+def _changed(before: Side, after: Side, shared: frozenset[str]) -> list[str]:
     """Return the values that have to be checked, in the order of the graph after.
 
-    Whole numbers are not among them unless they are outputs: they are not cut at, so what they do shows in the
-    floating-point values behind them.
+    Whole numbers, and what has no known shape, are not among them unless they are outputs: there is no cut at them, so
+    what became of them shows in the first values behind them at which there is one.
     """
-    return [
-        name
-        for name in dict.fromkeys((*after.made, *sorted(after.outputs)))
-        if name in before.made
-        and (name in after.outputs or before.is_float(name))
-        and (name not in after.made or before.key(name) != after.key(name))
-    ]
+    found: dict[str, None] = {}
+    other: set[str] = set()  # made in another way, or from such, without a cut in between
+    for name in (*after.made, *sorted(after.outputs)):
+        if name in after.made and name in before.made and before.key(name) == after.key(name):
+            node = after.made[name].producer()
+            if node is None or not other.intersection(str(value.name) for value in graph.reads(node)):
+                continue
+        if name not in shared:
+            other.add(name)
+        if name in before.made and (name in after.outputs or before.is_float(name)):
+            found[name] = None
+    return list(found)
 
 
 def _cut(before: Side, after: Side, output: str, cuts: frozenset[str]) -> _Region:

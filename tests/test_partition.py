@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxcompress as oc
-from onnxcompress import atomic, manifest, model_io, partition, runtime
+from onnxcompress import atomic, manifest, model_io, part_proof, partition, runtime
 from onnxcompress.errors import LimitError, ModelError, UsageError
 
 from .helpers import floats, from_text
@@ -296,7 +296,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     def broken(*args, **options):
         raise KeyboardInterrupt
 
-    for place, name in ((atomic.PendingFolder, "commit"), (partition, "_proved")):
+    for place, name in ((atomic.PendingFolder, "commit"), (part_proof, "proved")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, broken)
             with pytest.raises(KeyboardInterrupt):
@@ -332,7 +332,7 @@ def test_folders_that_are_not_replaced(tmp_path):
 
 
 def test_parts_that_give_something_else_are_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(partition, "_same", lambda *_: False)
+    monkeypatch.setattr(part_proof, "_same", lambda *_: False)
     with pytest.raises(ModelError, match="something else than the whole model for output 'h6'"):
         oc.split(_mlp(), tmp_path / "parts", parts=2)
     assert not list(tmp_path.iterdir())

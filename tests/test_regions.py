@@ -142,3 +142,21 @@ def test_a_worker_imports_nothing_that_reads_models():
     names = "('onnx_ir', 'onnxcompress.graph', 'onnxcompress.model_io', 'scipy')"
     code = f"import sys, onnxcompress.region_jobs; print([name for name in {names} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("step", "is_wrong"), [(0, False), (1, True)])
+def test_a_change_of_whole_numbers_shows_in_the_values_behind_them(step, is_wrong):
+    """The Gather reads the same names before and after; only the numbers that it looks up with are others."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[2, 8] x) => (float[2, 8] y) <int64 step = {%s}, float[4] t = {1, 2, 3, 4}>
+    { n = Cast<to = 7>(x) i = %s f = Gather(t, i) y = Mul(f, x) }
+    """
+    before, after = (
+        model_io.load(ir.to_proto(ir.from_onnx_text(text % (number, made))))
+        for number, made in ((0, "Add(n, step)"), (step, "Add(step, n)"))
+    )
+    proof = RegionProof(before, {"x": np.linspace(0, 2.9, 16, dtype=np.float32).reshape(2, 8)}, lossless=True)
+    problem = proof.problem(after)
+    assert (problem is not None) == is_wrong
+    assert is_wrong or proof.measured.regions == 1
