@@ -76,6 +76,7 @@ def _from_proto(
     prepared = _Prepared(proto, where)
     with _quiet():
         model = serde.deserialize_model(proto)
+    _check_versions(model, where)
     if prepared.training_info:
         model.graph.meta[TRAINING_INFO] = prepared.training_info
 
@@ -102,6 +103,14 @@ def _from_proto(
         _check_nodes(graph, model, where)
     _check_inputs(model, where)
     return model
+
+
+def _check_versions(model: ir.Model, where: str) -> None:
+    """Raise ModelError where a version of operators is no number that onnx counts with."""
+    for each in (model, *model.functions.values()):
+        for domain, version in each.opset_imports.items():
+            if not 0 <= version <= _MOST_VERSION:
+                raise ModelError(f"imports version {version} of {domain or 'ai.onnx'!r}, which can't be", where=where)
 
 
 @contextlib.contextmanager
@@ -215,18 +224,20 @@ def _kind_name(attribute: onnx.defs.OpSchema.Attribute) -> str:
 
 def _schema(domain: str, op_type: str, version: int | None) -> onnx.defs.OpSchema | None:
     """Return what onnx knows of an operator in a version, None where nothing."""
-    if version is None or domain not in ("", "ai.onnx", "ai.onnx.ml"):
+    is_default = domain in ("", "ai.onnx")
+    if not is_default and (version is None or domain != "ai.onnx.ml"):
         return None
+    newest = onnx.defs.onnx_opset_version()  # what runtimes take for the default domain where it isn't imported
     try:
-        return onnx.defs.get_schema(op_type, min(version, _NEWEST), "" if domain == "ai.onnx" else domain)
-    except (onnx.defs.SchemaError, ValueError, TypeError):
+        return onnx.defs.get_schema(op_type, newest if version is None else version, "" if is_default else domain)
+    except onnx.defs.SchemaError:
         return None
 
 
 _MANY = 1 << 30
 _OF_TYPES = ("to", "dtype", "output_dtype")
 _TYPES = frozenset(int(each) for each in ir.DataType)
-_NEWEST = (1 << 31) - 1
+_MOST_VERSION = (1 << 31) - 1
 
 
 def _is_made(value: ir.Value) -> bool:

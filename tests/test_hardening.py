@@ -73,6 +73,13 @@ def _branch():
     return _model([helper.make_node("If", ["t"], ["y"], name="if", then_branch=body)], initializers=[truth])
 
 
+def _importing(model, *, domain="", version=1):
+    """A model that imports nothing but one version of one domain."""
+    model.ClearField("opset_import")
+    model.opset_import.append(helper.make_opsetid(domain, version))
+    return model
+
+
 CONTRADICTIONS = {
     "has values in float_data; INT32 has them in int32_data": lambda: _elsewhere(float_data=[1.0]),
     "has values in raw_data and int64_data; INT32": lambda: _elsewhere(raw_data=b"abcd", int64_data=[1]),
@@ -86,6 +93,9 @@ CONTRADICTIONS = {
     "need each other's outputs, 'a', 'b' among 2": lambda: _model(
         [helper.make_node("Add", ["x", "b"], ["y"], name="a"), helper.make_node("Relu", ["y"], ["b"], name="b")]
     ),
+    "node 'if' has no 'else_branch', which": lambda: _importing(_branch(), domain="ai.onnx.preview.training"),
+    "imports version 1099511627776 of 'ai.onnx'": lambda: _importing(_sparse(), version=1 << 40),
+    "imports version -2 of 'own'": lambda: _importing(_sparse(), domain="own", version=-2),
     "input 'x' has no type": lambda: _model([helper.make_node("Relu", ["x"], ["y"])], inputs=[("x", 0, [1])]),
     "an index outside of": lambda: _sparse(at=[0, 4]),
     "an index outside": lambda: _sparse(at=[-1, 1]),
