@@ -3,12 +3,13 @@
     maker  ->  activations and pools that let positive factors through  ->  linear layers
 
 A maker is a linear layer, a normalisation with a scale and shift, or a constant that multiplies. Divided there and
-multiplied in every layer that reads the channels, a factor cancels.
+multiplied in every layer that reads the channels, a factor cancels. Where others read them too, as with residual
+connections, or nothing before can take factors, a Mul can be put in front of the layers (`find_unmade`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +22,15 @@ _FIRST_SPATIAL = 2
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Channels that one maker gives and only linear layers read.
+    """Channels that one maker gives and only linear layers read, or that a Mul is to be put behind.
 
     Args:
         value: what the maker gives.
         channels: how many.
         parts: (node, port) of the constants that make the channels and no linear layer holds.
         maker: the linear layer that makes them, None where another node does.
-        readers: all layers that read them, whatever stands in between.
+        readers: all layers that read them, whatever stands in between; for a Mul those that read it.
+        takes_node: a Mul is put between the value and the readers, which all stand in one graph.
     """
 
     value: ir.Value
@@ -36,6 +38,7 @@ class Site:
     parts: tuple[tuple[ir.Node, int], ...]
     maker: layers.LinearLayer | None
     readers: tuple[layers.LinearLayer, ...]
+    takes_node: bool = False
 
     @property
     def label(self) -> str:
@@ -45,6 +48,8 @@ class Site:
 
     def apply(self, scale: np.ndarray, names: graph.Names) -> None:
         """Divide the channels by `scale`, float32 [channels], and multiply what the layers read with by it."""
+        if self.takes_node:
+            self._divide(scale, names)
         if self.maker is not None:
             groups, out, _ = self.maker.shape
             bias = self.maker.bias()
@@ -63,6 +68,31 @@ class Site:
             groups, _, columns = layer.shape
             factors = np.repeat(scale, groups * columns // self.channels).reshape(groups, 1, columns)
             layer.with_weights(layer.matrix() * factors, None, names)
+
+    def _divide(self, scale: np.ndarray, names: graph.Names) -> None:
+        """Put a Mul by 1 / scale before the first reader, and let all of them read it."""
+        first = self.readers[0].node
+        hint = f"{self.label}_scaled"
+        factors = graph.add_initializer(graph.home(first), names, f"{hint}_by", 1 / scale)
+        made = graph.insert_before(first, names, "Mul", [self.value, factors], hint=hint)
+        for layer in self.readers:
+            layer.node.replace_input_with(layer.facts.data, made.outputs[0])
+
+
+def find_unmade(model: ir.Model, made: Sequence[Site]) -> list[Site]:
+    """Return the places before matrix products that none of the sites `made` is about, where a Mul can divide channels.
+
+    Layers that read one value in one graph share the Mul.
+    """
+    known = {id(layer.node) for site in made for layer in site.readers}
+    found: dict[tuple[ir.Value, ir.Graph], list[layers.LinearLayer]] = {}
+    for layer in layers.linear_layers(model):
+        if id(layer.node) not in known and _is_plain(layer) and layer.window is None and layer.input_axis == -1:
+            found.setdefault((layer.x, graph.home(layer.node)), []).append(layer)
+    return [
+        Site(value, readers[0].shape[2], (), None, tuple(readers), takes_node=True)
+        for (value, _), readers in found.items()
+    ]
 
 
 def find(model: ir.Model) -> list[Site]:

@@ -107,8 +107,8 @@ def _from_proto(
 
 def _check_versions(model: ir.Model, where: str) -> None:
     """Raise ModelError where a version of operators is no number that onnx counts with."""
-    for each in (model, *model.functions.values()):
-        for domain, version in each.opset_imports.items():
+    for imports in (model.opset_imports, *(each.opset_imports for each in model.functions.values())):
+        for domain, version in imports.items():
             if not 0 <= version <= _MOST_VERSION:
                 raise ModelError(f"imports version {version} of {domain or 'ai.onnx'!r}, which can't be", where=where)
 

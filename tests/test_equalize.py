@@ -12,7 +12,7 @@ from onnxcompress.core import Action, Context, Gate
 from onnxcompress.numerics.affine_quantization import IntegerGrid, affine_for, fake_quantize
 from onnxcompress.passes.equalize import Equalize
 
-from .helpers import floats, from_text, run
+from .helpers import floats, from_text, op_types, run
 
 FACTORS = np.array([100, 1, 1, 0.02], np.float32)
 
@@ -227,3 +227,46 @@ def test_schemes_are_checked():
     for scheme in ("int8/channel/sym", "int5/block32/sym", "magic"):
         with pytest.raises(oc.errors.UsageError, match="scheme"):
             Equalize(scheme=scheme)
+
+
+RESIDUAL = _model(
+    "n = Tanh(x)  l = Mul(n, g)  m = Sub(l, h)  c = MatMul(m, b)  d = MatMul(m, e)  s = Add(c, d)  y = Add(s, m)",
+    x="float[N, 16]",
+    g=np.where(np.arange(16) == 3, 200, 1).astype(np.float32),
+    h=floats(16, seed=2),
+    b=floats(16, 16, seed=3),
+    e=floats(16, 16, seed=4),
+)
+
+
+def test_a_mul_is_put_in_where_others_read_the_channels_too():
+    model = model_io.clone(RESIDUAL)
+    assert not _applied(model)
+    before = [run(model, feed)["y"] for feed in _feeds(model)]
+    changes = Equalize(insert=True).run(model, Context(feeds=_feeds(model)))
+    assert len(changes) == 1
+    assert "by a Mul" in changes[0].reason
+    assert op_types(model).count("Mul") == 2
+    for feed, expected in zip(_feeds(model), before, strict=True):
+        np.testing.assert_array_equal(run(model, feed)["y"], expected)
+    assert not Equalize(insert=True).run(model, Context(feeds=_feeds(model)))
+
+
+def test_no_mul_is_put_in_for_little():
+    model = model_io.clone(RESIDUAL)
+    graph.set_weight(model.graph.initializers["g"], np.ones(16, np.float32))
+    assert not Equalize(insert=True).run(model, Context(feeds=_feeds(model)))
+
+
+def test_a_range_that_is_that_of_each_run_can_not_be_clipped():
+    """One row of thousands is far larger: of the rows that errors are measured on it is none, its range counts."""
+    model = _model("c = Relu(x)  d = MatMul(c, b)  y = Add(d, c)", x="float[N, 16]", b=floats(16, 16, seed=3) / 4)
+    feeds = [{"x": floats(8000, 16, seed=3)}]
+    feeds[0]["x"][4321, 5] = 200
+    found = {
+        scheme: Equalize(scheme=scheme, insert=True).run(model_io.clone(model), Context(feeds=feeds))
+        for scheme in ("int8", "dynamic-int8")
+    }
+    assert found["dynamic-int8"][0].details["error_before"] > 10 * max(
+        [change.details["error_before"] for change in found["int8"]], default=1e-3
+    )

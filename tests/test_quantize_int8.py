@@ -228,6 +228,72 @@ def test_layers_are_left_out_until_the_users_own_samples_agree(net):
     assert _said(changes, "applied")[0].startswith("static, without 1 layer")
 
 
+@pytest.fixture(scope="module")
+def words():
+    """A table, and a product that reads one channel far larger than the others, as a residual connection does."""
+    weights = {"table": floats(600, 256, seed=1), "w": floats(256, 256, seed=2) / 16, "v": floats(256, 64, seed=3) / 16}
+    weights["g"] = np.where(np.arange(256) == 7, 60, 1).astype(np.float32)
+    weights["w"][7] /= 60
+    text = """g (int64[n, t] ids, float[600, 256] table, float[256] g, float[256, 256] w, float[256, 64] v)
+        => (float[n, t, 64] y) {
+        e = Gather(table, ids)  x = Mul(e, g)  a = MatMul(x, w)  b = Add(a, x)  c = Tanh(b)  y = MatMul(c, v) }"""
+    model = from_text(text)
+    for name, array in weights.items():
+        value = next(v for v in model.graph.inputs if v.name == name)
+        model.graph.inputs.remove(value)
+        graph.set_weight(value, array)
+        model.graph.register_initializer(value)
+    return model
+
+
+def _on_words(words, judge):
+    model = model_io.clone(words)
+    feeds = [{"ids": np.random.default_rng(seed).integers(0, 600, (4, 16))} for seed in range(8)]
+    changes = QuantizeInt8(routes=("dynamic",)).run(model, Context(feeds=feeds, judge=judge))
+    return model, changes
+
+
+def _noise_on(words):
+    """Return what says which part of the output's power a model loses."""
+    feed = {"ids": np.arange(64).reshape(4, 16)}
+    expected = run(words, feed)["y"]
+    return lambda model: float(np.square(run(model, feed)["y"] - expected).sum() / np.square(expected).sum())
+
+
+class _Hearing(_Judge):
+    """Measures the noise of the output, which is the drop."""
+
+    def score(self, model, *, most=None):  # noqa: ARG002
+        noise = self.drop(model)
+        return Trial(**{**BASE, "drop": noise, "least_sqnr_db": -10 * np.log10(noise)})
+
+    def __call__(self, model, label):
+        super().__call__(model, label)
+        return self.score(model)
+
+
+def test_channels_are_scaled_before_products_with_ranges_of_each_run(words):
+    noise = _noise_on(words)
+    judge = _Hearing(drop=noise, limit=1e-3)
+    model, changes = _on_words(words, judge)
+    assert judge.labels[:2] == ["dynamic", "dynamic, equalized"]
+    assert any("by a Mul" in c.reason for c in changes if c.pass_name == "equalize")
+    plain, _ = _on_words(words, _Hearing(drop=noise, limit=1.0))
+    assert noise(model) < noise(plain) / 2
+
+
+def test_large_tables_get_four_bits_where_that_is_allowed(words):
+    small = {"dynamic, tables of 4 bits": {"size_ratio": 0.2}}
+    judge = _Judge(small, limit=0.01)
+    model, changes = _on_words(words, judge)
+    assert _said(changes, "applied") == ["dynamic, tables of 4 bits: 0.200 of the size, 0.50 of the time, drop 0.0000"]
+    assert [c.target for c in changes if c.pass_name == "quantize-blocks" and c.action == "applied"] == ["table"]
+    assert "MatMulInteger" in op_types(model)
+    judge = _Judge({**small, "dynamic, tables of 4 bits": {"size_ratio": 0.2, "drop": 0.02}}, limit=0.01)
+    _, changes = _on_words(words, judge)
+    assert _said(changes, "applied") == ["dynamic: 0.300 of the size, 0.50 of the time, drop 0.0000"]
+
+
 def test_without_measurements_the_first_route_is_taken_and_said(net):
     model, changes = _run(net, None, routes=("dynamic", "static"))
     assert "DynamicQuantizeLinear" in op_types(model)

@@ -110,10 +110,12 @@ class Int8Simulation:
     Args:
         grid: the integers of activations.
         per_channel: each output channel of a weight has a scale of its own.
+        clips: the range of activations may be narrower than what they take.
     """
 
     grid: IntegerGrid
     per_channel: bool
+    clips: bool = True
 
     def tried(self, readers: Sequence[Reader], maker: Maker | None) -> Mapping[str, np.ndarray]:
         """Return what moves a part of the ranges into the weights, and what balances the weights of both sides."""
@@ -131,7 +133,7 @@ class Int8Simulation:
         return np.asarray(np.clip(np.rint(weight / scale), -127, 127) * scale, np.float32)
 
     def error(self, reader: Reader, scale: np.ndarray) -> float:
-        """Return noise to signal of a layer's output; the smaller of two ways to choose the input's range."""
+        """Return noise to signal of a layer's output, with the better range of its input."""
         spread = spread_to(scale, reader.rows.shape[0], reader.rows.shape[2])
         rows, weight = reader.rows / spread, reader.weight * spread
         rounded = self.weight(weight).swapaxes(1, 2)
@@ -155,10 +157,13 @@ class Int8Simulation:
         return total
 
     def _ranges(self, rows: np.ndarray, low: float, high: float) -> list[Affine]:
-        """Return the range of all values, and the one that is best on the sampled rows."""
+        """Return the range of all values, and the one that is best on the sampled rows if it may be."""
+        whole = affine_for(low, high, self.grid)
+        if not self.clips:
+            return [whole]
         histogram = Histogram()
         histogram.update(rows)
-        return [affine_for(low, high, self.grid), least_squared_error(candidates(histogram, self.grid)).affine]
+        return [whole, least_squared_error(candidates(histogram, self.grid)).affine]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     Linear(w1, b1) -> Relu -> Linear(w2)      ->  Linear(w1 / s, b1 / s) -> Relu -> Linear(w2 * s)
     LayerNormalization(g, b) -> Linear(w2)    ->  LayerNormalization(g / s, b / s) -> Linear(w2 * s)
+    x -> MatMul(w)                            ->  x -> Mul(1 / s) -> MatMul(w * s)          (only with `insert`)
 
 s holds powers of two, one for each channel, chosen by simulating int8 or few-bit weights on samples. It is written
 only where the error that rounding makes at the outputs of the layers behind falls clearly.
@@ -27,11 +28,13 @@ from ..layers import LinearLayer
 from ..numerics.blocks import BlockGrid
 from ..numerics.equalization import BlockSimulation, Int8Simulation, Maker, Reader, Simulation, best_scale
 
-_INT8 = "int8"
+_INT8, _DYNAMIC = "int8", "dynamic-int8"
+_WORTH_A_NODE, _LOUD = 0.5, 3e-4
+"""The part of the error that a Mul has to take off, and the error (noise to signal) from which on one is put in."""
 
 
 def _checked(scheme: str) -> str:
-    return scheme if scheme == _INT8 else schemes.checked_blocks(scheme)
+    return scheme if scheme in (_INT8, _DYNAMIC) else schemes.checked_blocks(scheme)
 
 
 @plain_dataclass(frozen=True)
@@ -54,9 +57,13 @@ class Equalize:
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     scheme: Annotated[str, AfterValidator(_checked)] = "int8"
-    """What scales are for: int8, weights and activations of 8 bits; or weights alone in blocks, as int4/block32/sym."""
+    """What scales are for: int8, weights and activations of 8 bits; dynamic-int8, where activations have the whole
+    range of each run; or weights alone in blocks, as int4/block32/sym."""
     least_gain: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Scales are written only where they take off this part of the simulated error, at least."""
+    insert: bool = False
+    """Put a Mul before matrix products where nothing can take the scales, the error is more than 3e-4 of the output's
+    power, and half of it goes."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Scale channels in every graph of `model`."""
@@ -70,10 +77,11 @@ class Equalize:
 
     def decide(self, model: ir.Model, context: Context) -> list[Decision]:
         """Return the scales that lower the simulated error enough, in the order of the graph."""
+        sites = channel_scales.find(model)
+        if self.insert:
+            sites += channel_scales.find_unmade(model, sites)
         sites = [
-            site
-            for site in channel_scales.find(model)
-            if all(context.selects(layer.node) for layer in (*_makers(site), *site.readers))
+            site for site in sites if all(context.selects(layer.node) for layer in (*_makers(site), *site.readers))
         ]
         if not sites or not context.feeds:
             return []
@@ -97,7 +105,8 @@ class Equalize:
         scale, how, before, after = best_scale(self._simulation(site, target), readers, maker)
         # the noise of rounding is itself a sample: where it has few numbers, a gain may be chance
         chance = min(0.5, 3 / math.sqrt(max(1, sum(reader.outputs.size for reader in readers))))
-        is_clear = after <= before * (1 - self.least_gain) * (1 - chance)
+        gain = max(self.least_gain, _WORTH_A_NODE) if site.takes_node else self.least_gain
+        is_clear = after <= before * (1 - gain) * (1 - chance) and (before > _LOUD or not site.takes_node)
         return Decision(site, scale, how, before, after) if is_clear else None
 
     def _change(self, decision: Decision) -> Change:
@@ -107,7 +116,8 @@ class Equalize:
             pass_name=self.name,
             target=decision.site.label,
             action=Action.APPLIED,
-            reason=f"channels scaled by powers of two before {readers} ({decision.how}): "
+            reason=f"channels scaled by powers of two before {readers} ({decision.how}"
+            f"{', by a Mul' if decision.site.takes_node else ''}): "
             f"{self.scheme} loses {gain_db:.1f} dB less",
             details={
                 "scales": decision.how,
@@ -117,13 +127,14 @@ class Equalize:
         )
 
     def _simulation(self, site: Site, target: str) -> Simulation:
-        if self.scheme != _INT8:
+        if self.scheme not in (_INT8, _DYNAMIC):
             scheme = schemes.parse(self.scheme)
             assert scheme.block is not None
             return BlockSimulation(BlockGrid(scheme.bits, scheme.block, scheme.symmetric))
         facts = targets.static_facts(target)
         rows = (facts.operator(layer.node.op_type) for layer in (*_makers(site), *site.readers))
-        return Int8Simulation(facts.grid, per_channel=all(row is None or row.channels for row in rows))
+        per_channel = all(row is None or row.channels for row in rows)
+        return Int8Simulation(facts.grid, per_channel=per_channel, clips=self.scheme == _INT8)
 
 
 def _reader(seen: LayerRows, channels: int) -> Reader:

@@ -7,10 +7,10 @@ Up to four routes are built, scored on held-out samples and timed against the or
     dynamic   matrix products and LSTMs with the range of each run, everything else in floats
     weights   weights are stored as int8, the arithmetic stays float
 
-On each of them what stays float has its weights stored as int8. A route that loses too much gets other tries: what
-saves little time stays float, ranges are clipped, channels equalized, layers refitted, and at last layers that hurt
-most are left out. One that still loses too much, or is slower than the original, is refused with its figures. Where no
-route is left the model stays as it is.
+On each of them what stays float has its weights stored as int8; tables that make much of the file are tried in 4 bits
+on the best one. A route that loses too much gets other tries: what saves little time stays float, ranges are clipped,
+channels equalized, layers refitted, and at last layers that hurt most are left out. One that still loses too much, or
+is slower than the original, is refused with its figures. Where no route is left the model stays as it is.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ from ..errors import ModelError
 from ..search import Candidate
 from .equalize import Equalize
 from .int8_recovery import refitted
+from .quantize_blocks import QuantizeBlocks
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_static import QuantizeStatic
 from .quantize_weights import QuantizeWeights
+from .weight_sites import sites
 
 Route = Literal["static", "mixed", "dynamic", "weights"]
 
@@ -52,6 +54,9 @@ _WORTH_MENDING = 0.25
 """The part of the limit from which on a drop is worth the time of trying to recover from it."""
 _WORTH_SEARCHING = 0.9
 """A route that loses too much is searched for the layers at fault where it costs less than this part of the best."""
+_FEW_BITS = "int4/block32/sym"
+_MUCH = 0.05
+"""The part of all weights from which on a table is worth a try in few bits."""
 _STEPS = 3
 """Times that the limit is halved for a candidate that the user's own samples object to."""
 
@@ -66,6 +71,7 @@ class _Way:
         guarded: ranges are clipped where layers gain by it.
         equalized: channels are scaled between layers beforehand.
         refit: layers are refitted to make good what integers do to activations.
+        small_tables: tables have 4 bits.
         left_out: layers that stay float.
     """
 
@@ -74,12 +80,14 @@ class _Way:
     guarded: bool = False
     equalized: bool = False
     refit: bool = False
+    small_tables: bool = False
     left_out: frozenset[str] = frozenset()
 
     @property
     def label(self) -> str:
         """What reports and timings call it."""
         said = {"carefully": self.careful, "clipped": self.guarded, "equalized": self.equalized, "refitted": self.refit}
+        said["tables of 4 bits"] = self.small_tables
         parts = [self.route, *(word for word, holds in said.items() if holds)]
         return ", ".join(parts) + (f", without {_counted(self.left_out)}" if self.left_out else "")
 
@@ -175,9 +183,15 @@ class _Search:
             except ModelError as error:
                 self.refusals.append(_skipped(f"{route}: {error.message}"))
         for index, candidate in enumerate(found):
-            if candidate.layers and self._could_win(candidate, found):
+            if (candidate.layers or candidate.way.route == "dynamic") and self._could_win(candidate, found):
                 found[index] = self._improved(candidate)
-        return found
+        return [*found, *self._with_small_tables(found)]
+
+    def _with_small_tables(self, found: Sequence[_Tried]) -> Iterator[_Tried]:
+        """Yield the best candidate with tables of 4 bits, where they make much of it."""
+        best = next(iter(self._ranked(found)), None)
+        if best is not None and not self.context.clock.is_over and _large_tables(self.model, self.context):
+            yield self._tried(replace(best.way, small_tables=True))
 
     def _improved(self, candidate: _Tried) -> _Tried:
         """Return a candidate that loses less, where one is needed and found."""
@@ -186,7 +200,7 @@ class _Search:
             return candidate
         if self.recover and _drop(candidate) > limit * _WORTH_MENDING:
             candidate = self._recovered(candidate)
-        if _drop(candidate) <= limit:
+        if _drop(candidate) <= limit or not candidate.layers:
             return candidate
         relaxed = self._relaxed(candidate, limit)
         if relaxed is None:
@@ -197,7 +211,7 @@ class _Search:
     def _recovered(self, candidate: _Tried) -> _Tried:
         """Try each means against the rounding of activations, and keep it where the held-out error falls."""
         best = candidate
-        for means in (_clipped, _equalized, _refitted):
+        for means in (_clipped, _equalized, _refitted) if best.layers else (_equalized,):
             if self.context.clock.is_over:
                 break
             way = means(best.way)
@@ -295,14 +309,40 @@ def _build(model: ir.Model, way: _Way, context: Context, *, weights: bool = True
     changes: list[Change] = []
     route = [way.static if isinstance(one, QuantizeStatic) else one for one in _PASSES[way.route]]
     if way.equalized:
-        route.insert(0, Equalize())
+        changes += _equalize(copy, way, context)
+    if way.small_tables:
+        route.append(QuantizeBlocks(scheme=_FEW_BITS))
     for one in (*route, *([QuantizeWeights()] if weights else [])):
         gate = Gate()
         inner = replace(context, gate=gate, memo=Memo(gate))
-        if not isinstance(one, QuantizeWeights):
+        if isinstance(one, QuantizeBlocks):
+            tables = _large_tables(copy, context)
+            inner = replace(inner, selects=lambda n: graph.label(n) in tables, judge=None, race=None, max_bytes=None)  # noqa: B023
+        elif not isinstance(one, QuantizeWeights):
             inner = replace(inner, selects=lambda n: context.selects(n) and graph.label(n) not in way.left_out)
         changes += one.run(copy, inner)
     return copy, changes
+
+
+def _large_tables(model: ir.Model, context: Context) -> frozenset[str]:
+    """Return the labels of the nodes that look rows up in weights which nothing else reads, and that are large."""
+    found = [site for site, fault in sites(model, context.selects, channelwise=True) if not fault and not site.others]
+    total = graph.tensor_bytes(v for body in graph.graphs_outside_functions(model) for v in body.initializers.values())
+    return frozenset(
+        graph.label(reader.node) for site in found if site.stored_bytes > total * _MUCH for reader in site.tables
+    )
+
+
+def _equalize(model: ir.Model, way: _Way, context: Context) -> list[Change]:
+    """Scale channels before layers that will run on integers; for ranges of each run by a Mul where it takes one."""
+    gate = Gate()
+    inner = replace(context, gate=gate, memo=Memo(gate))
+    if way.route != "dynamic":
+        return Equalize().run(model, inner)
+    dynamic = QuantizeDynamic().decide(model, inner)
+    chosen = {graph.label(node) for each in dynamic if each.product is not None for node in each.product.nodes}
+    inner = replace(inner, selects=lambda node: context.selects(node) and graph.label(node) in chosen)
+    return Equalize(scheme="dynamic-int8", insert=True).run(model, inner)
 
 
 def _clipped(way: _Way) -> _Way:
