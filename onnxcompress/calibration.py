@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import atomic, model_io
+from . import atomic, feed_facts, model_io
 from .core import Action, Change
 from .errors import DataError
 from .numerics.ranges import Histogram
@@ -182,9 +182,10 @@ def fingerprint(model: ir.Model, feeds: Iterable[Feed], state: Mapping[str, str]
     digest.update(repr(sorted(state.items())).encode())
     for feed in feeds:
         for name in sorted(feed):
-            array = np.ascontiguousarray(feed[name])
-            digest.update(f"{name}:{array.dtype}{array.shape}".encode())
-            digest.update(array.tobytes() if array.dtype != object else repr(array.tolist()).encode())
+            for each in feed_facts.arrays(feed[name]):
+                array = np.ascontiguousarray(each)
+                digest.update(f"{name}:{array.dtype}{array.shape}".encode())
+                digest.update(array.tobytes() if array.dtype != object else repr(array.tolist()).encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from . import graph, model_io, observe, ops, shapes, symbolic
+from . import feed_facts, graph, model_io, observe, ops, shapes, symbolic
 from .channel_flow import Axis, Flow, Pin, Step, UnfollowedError
 from .errors import ModelError
 from .watch import run_seconds
@@ -29,7 +29,7 @@ def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Flow:
     Names of values must be unique across bodies (`normalize` sees to that); what is not known pins.
     """
     always = symbolic.interpret(model, shapes.infer(model))
-    sizes = {name: tuple(np.shape(array)) for name, array in feed.items()}
+    sizes = feed_facts.dims(feed)
     at = symbolic.interpret(model, shapes.infer_at(model, sizes)) if sizes else always
     flow = Flow(at=at, always=always, opset=graph.opset(model))
     if feed and model_io.model_bytes(model) <= RUN_BYTES:
@@ -48,7 +48,7 @@ def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
     unknown = {str(v.name): depth for v, depth in rounds.items() if depth < 2 and flow.dims(v) is None}
     if not unknown:
         return
-    limit = run_seconds(model_io.model_bytes(model), sum(np.size(array) for array in feed.values()))
+    limit = run_seconds(model_io.model_bytes(model), feed_facts.elements(feed))
     try:
         seen = observe.Watch(model, unknown, skip_refused=True).run(feed, max_seconds=limit)
     except ModelError as error:

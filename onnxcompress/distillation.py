@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 from scipy.special import softmax
 
-from . import divergence, float_constants, graph, model_io, observe, ops, runtime, stats
+from . import divergence, feed_facts, float_constants, graph, model_io, observe, ops, runtime, stats
 from .core import Feed
 from .divergence import Kind
 from .errors import ModelError
@@ -375,7 +375,9 @@ def _alike(feeds: Sequence[Feed]) -> list[int]:
     """Return which feeds are of the commonest shapes."""
     of_kind: dict[tuple[Any, ...], list[int]] = {}
     for index, feed in enumerate(feeds):
-        key = tuple(sorted((name, np.shape(array), np.asarray(array).dtype.str) for name, array in feed.items()))
+        key = tuple(
+            sorted((name, dims, np.asarray(feed[name]).dtype.str) for name, dims in feed_facts.dims(feed).items())
+        )
         of_kind.setdefault(key, []).append(index)
     return max(of_kind.values(), key=len, default=[])
 

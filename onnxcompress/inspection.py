@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 
-from . import channels, evaluation, graph, isolation, model_io, ops, runtime, stats, synthetic
+from . import channels, evaluation, feed_facts, graph, isolation, model_io, ops, runtime, stats, synthetic
 from .core import Context, Feed
 from .errors import ModelError
 from .evaluation import DataOptions
@@ -145,7 +144,7 @@ def inspect(
         nodes=stats.node_count(model),
         parameters=shares.parameters,
         macs=shares.macs,
-        shapes_of_macs={name: tuple(np.shape(array)) for name, array in feed.items()},
+        shapes_of_macs=feed_facts.dims(feed),
         ir_version=model.ir_version,
         opsets=dict(sorted(model.opset_imports.items())),
         producer=" ".join(part for part in (model.producer_name, model.producer_version) if part),

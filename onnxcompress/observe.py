@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import onnx_ir as ir
 
-from . import exposure, graph, model_io, runtime, stats
+from . import exposure, feed_facts, graph, model_io, runtime, stats
 from .errors import ModelError
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from .core import Feed
 
 Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
@@ -199,7 +198,7 @@ def divided(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], memory
     """
     sizes: dict[str, int] = {}
     if feeds:
-        largest = max(feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
+        largest = feed_facts.largest(feeds)
         sizes = {name: 4 * math.prod(dims) for name, dims in stats.resolve_shapes(model, largest).items()}
     order = {output.name: place for place, node in enumerate(graph.nodes(model)) for output in node.outputs}
     unknown = max((sizes[name] for name in names if name in sizes), default=0)
@@ -237,12 +236,16 @@ def _takes_batches(model: ir.Model) -> bool:
     """Say whether every input that a feed must hold has a first dimension that is open."""
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     return bool(inputs) and all(
-        value.shape is not None and value.shape.rank() > 0 and not isinstance(value.shape[0], int) for value in inputs
+        isinstance(value.type, ir.TensorType)
+        and value.shape is not None
+        and value.shape.rank() > 0
+        and not isinstance(value.shape[0], int)
+        for value in inputs
     )
 
 
 def _kind(feed: Feed) -> dict[str, tuple[Any, ...]]:
-    return {name: (np.asarray(array).dtype, np.shape(array)) for name, array in feed.items()}
+    return {name: (np.asarray(feed[name]).dtype, dims) for name, dims in feed_facts.dims(feed).items()}
 
 
 def _joined(feeds: Sequence[Feed]) -> Feed:

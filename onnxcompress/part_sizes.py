@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from . import evaluation, flow, graph, model_io, part_files, part_types, runtime, shapes, synthetic
+from . import evaluation, feed_facts, flow, graph, model_io, part_files, part_types, runtime, shapes, synthetic
 from .core import Feed
 from .errors import ModelError
 from .evaluation import DataOptions
@@ -47,7 +46,7 @@ def choose_feed(model: ir.Model, data: Any, options: DataOptions, *, seed: int) 
             feeds = synthetic.runnable_feeds(model, session, seed=seed, count=1)
     else:
         feeds = synthetic.synthetic_feeds(model, seed=seed)
-    return max(feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
+    return feed_facts.largest(feeds)
 
 
 def input_specs(model: ir.Model) -> list[runtime.TensorSpec]:
@@ -75,7 +74,7 @@ def facts_of(model: ir.Model, feed: Feed) -> dict[ir.Value, Fact]:
     Raises:
         ModelError: shape inference leaves values open, and the model can't run the feed.
     """
-    found = shapes.infer_at(model, {name: np.shape(array) for name, array in feed.items()})
+    found = shapes.infer_at(model, feed_facts.dims(feed))
     facts: dict[ir.Value, Fact] = {}
     for body in graph.graphs_outside_functions(model):
         values = [*body.inputs, *(output for node in body for output in node.outputs)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import atomic, comparison, flow, graph, model_io, part_files, part_proof, part_sizes, shapes
+from . import atomic, comparison, feed_facts, flow, graph, model_io, part_files, part_proof, part_sizes, shapes
 from . import manifest as manifests
 from .byte_units import parse_bytes
 from .errors import UsageError
@@ -145,7 +145,7 @@ def suggest(
 
 
 def _sizes(feed: Feed) -> dict[str, list[int]]:
-    return {name: [int(size) for size in np.shape(array)] for name, array in feed.items()}
+    return {name: [int(size) for size in dims] for name, dims in feed_facts.dims(feed).items()}
 
 
 def _plan(model: ir.Model, feed: Feed) -> Plan:

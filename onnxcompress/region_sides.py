@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, shapes
+from . import feed_facts, graph, shapes
 from .core import Feed
 from .extract import extract
 from .flow import topological
@@ -24,7 +24,7 @@ class Side:
 
     def __init__(self, model: ir.Model, feed: Feed) -> None:
         self.model = model
-        self.shapes = shapes.infer_at(model, {name: np.shape(array) for name, array in feed.items()})
+        self.shapes = shapes.infer_at(model, feed_facts.dims(feed))
         self.inputs = frozenset(v.name or "" for v in model.graph.inputs if not v.is_initializer())
         self.outputs = frozenset(v.name or "" for v in model.graph.outputs)
         self.values = {v.name or "": v for v in model.graph.inputs}
@@ -73,7 +73,7 @@ class Side:
     def leaf(self, name: str, feed: Feed, part: Part | None) -> Leaf:
         """Return what to feed for a value, or for the part of it that goes into a part of the output."""
         if name in self.inputs:
-            given = np.asarray(feed[name])
+            given = np.asarray(feed[name]) if feed_facts.is_array(feed[name]) else feed[name]
             return Leaf(name, "", (), given if part is None else given[part.index(name)])
         dtype, dims = self.shapes.dtype(self.values[name]), self.shapes.static(self.values[name])
         assert dtype is not None

@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from . import graph, observe, ops, stats
+from . import feed_facts, graph, observe, ops, stats
 from .core import Feed
 from .layers import LinearLayer, linear_layer
 
@@ -60,7 +59,7 @@ def seen_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
         ModelError: the runtime can't run the model.
     """
     names = [v.name for node in model.graph for v in node.outputs if v.name and graph.constant_tensor(v) is None]
-    found = {value.name or "": np.shape(feed[value.name or ""]) for value in model.graph.inputs if value.name in feed}
+    found = feed_facts.dims({v.name or "": feed[v.name or ""] for v in model.graph.inputs if v.name in feed})
     return found | {
         name: array.shape for name, array in observe.Watch(model, names, skip_refused=True).run(feed).items()
     }

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, model_io, ops, runtime, shapes
+from . import feed_facts, graph, model_io, ops, runtime, shapes
 from .errors import ModelError
 
 Dims = tuple[int, ...]
@@ -161,7 +161,7 @@ def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str,
 
     Names that stand for different things in different bodies are left out too.
     """
-    inferred = shapes.infer_at(model, {name: np.shape(array) for name, array in feed.items()})
+    inferred = shapes.infer_at(model, feed_facts.dims(feed))
     resolved: dict[str, Dims] = {}
     for name in inferred.names():
         sizes = inferred.named(name)

@@ -48,6 +48,7 @@ class Unit:
 
     Args:
         node: the operator.
+        label: its name in reports, which for one without a name is no longer that of its output when it is written.
         facts: how the target runs it.
         reads: its inputs that are activations.
         constants: its inputs that are constants beside them, to be stored as integers.
@@ -60,6 +61,7 @@ class Unit:
     """
 
     node: ir.Node
+    label: str
     facts: OperatorFacts
     reads: tuple[int, ...]
     constants: tuple[int, ...] = ()
@@ -69,11 +71,6 @@ class Unit:
     behind: tuple[ir.Node, ...] = ()
     least: float | None = None
     saturation: Saturation | None = None
-
-    @property
-    def label(self) -> str:
-        """The operator's name in reports."""
-        return graph.label(self.node)
 
     @property
     def multiplies(self) -> bool:
@@ -156,7 +153,14 @@ def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
         return f"a {node.op_type} that no zero point stands for"
     behind, least = _absorbed(node, row)
     return Unit(
-        node=node, facts=row, reads=reads, constants=constants, behind=behind, least=least, saturation=saturation
+        node=node,
+        label=graph.label(node),
+        facts=row,
+        reads=reads,
+        constants=constants,
+        behind=behind,
+        least=least,
+        saturation=saturation,
     )
 
 
@@ -210,6 +214,7 @@ def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
     further, least = _absorbed(behind[-1] if behind else node, row)
     return Unit(
         node=node,
+        label=graph.label(node),
         facts=row,
         reads=(0,),
         weight=1,

@@ -9,9 +9,11 @@ The original is asked about every one of them, so a strange sample teaches what 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from . import feed_facts
 from .core import Feed
 
 ENOUGH = 512
@@ -50,9 +52,13 @@ def varied(feeds: Sequence[Feed], *, seed: int, state: Mapping[str, str] | None 
 
 def _are_alike(feeds: Sequence[Feed]) -> bool:
     first = feeds[0]
-    return all(np.asarray(array).dtype.kind == "f" and np.ndim(array) > 0 for array in first.values()) and all(
+    return all(_is_float_array(array) for array in first.values()) and all(
         np.shape(feed[name]) == np.shape(first[name]) for feed in feeds for name in first
     )
+
+
+def _is_float_array(value: Any) -> bool:
+    return feed_facts.is_array(value) and np.asarray(value).dtype.kind == "f" and np.ndim(value) > 0
 
 
 def _sides(array: np.ndarray) -> tuple[int, ...]:

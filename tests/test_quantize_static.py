@@ -342,3 +342,12 @@ def test_real_models_run_on_integers_and_keep_their_answers(name, kernel, kept, 
     plain, small = (next(iter(run(m, feed, optimize=True).values())) for m in (model, quantized))
     assert (plain.argmax(1) == small.argmax(1)).mean() > 0.95
     assert len(model_io.to_bytes(quantized)) < kept * len(model_io.to_bytes(model))
+
+
+def test_a_layer_without_a_name_is_told_by_that_of_its_output_before():
+    """Its output is the graph's, so that the layer itself gets another one when quantizers are written."""
+    model = _conv_net("z = Relu(a)")
+    for node in model.graph:
+        node.name = None
+    changes = QuantizeStatic().run(model, Context(feeds=FEEDS))
+    assert {"Conv:a", "Conv:y"} <= {change.target for change in changes if change.action is Action.APPLIED}

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io
+from .. import feed_facts, graph, model_io
 from ..block_search import By, Finished, Search, State
 from ..core import Action, Change, Context, Need
 
@@ -45,7 +44,7 @@ class DropBlocks:
         """Replace the model by one with blocks gone, or leave it as it is."""
         if context.state:
             return [self._skipped("samples that carry a state from one run to the next can't be taken apart")]
-        largest = max(context.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
+        largest = feed_facts.largest(context.feeds)
         search = Search(model, context, largest, self.by)
         if not search.shortcuts(search.start):
             return [self._skipped("there is no residual branch or block to go past")]

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io, ops, refit, stats, targets
+from .. import feed_facts, graph, model_io, ops, refit, stats, targets
 from ..core import Action, Change, Context, Judge, Need
 from ..distillation import Distilled, affordable, distill, divided
 from ..divergence import Divergence
@@ -95,7 +95,7 @@ class LowRank:
             if layer is not None and layer.node.graph is model.graph and layer_chains.has_own_weight(layer)
             if context.selects(layer.node)
         ]
-        largest = max(context.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
+        largest = feed_facts.largest(context.feeds)
         shapes = seen_shapes(model, largest)
         some = context.feeds[:: max(1, -(-len(context.feeds) // _SAMPLES))]
         possible = factors.candidates(

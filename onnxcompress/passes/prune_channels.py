@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io, observe, runtime, synthetic, targets
+from .. import feed_facts, graph, model_io, observe, runtime, synthetic, targets
 from ..budgets import Of
 from ..core import Action, Change, Context, Feed, Judge
 from ..errors import UsageError
@@ -103,7 +102,7 @@ class PruneChannels:
             return [self._skipped("there are no samples", 0)]
         feed = _joined(model, feeds) if feeds else _made_up(model, context.seed)
         plan = self._plan(context.target, has_data=bool(feeds))
-        largest = max(feeds, key=_elements) if feeds else feed
+        largest = feed_facts.largest(feeds) if feeds else feed
         pruner = Pruner(
             model,
             feeds,
@@ -258,7 +257,3 @@ def _joined(model: ir.Model, feeds: Sequence[Feed]) -> Feed:
 def _made_up(model: ir.Model, seed: int) -> Feed:
     session = runtime.open_session(model_io.to_bytes(model), optimize=False)
     return synthetic.tried_feeds(model, session, seed=seed, count=1)[0].feed
-
-
-def _elements(feed: Feed) -> int:
-    return sum(int(np.size(array)) for array in feed.values())

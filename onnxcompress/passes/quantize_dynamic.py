@@ -22,7 +22,7 @@ import onnx_ir as ir
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from .. import float_constants, graph, schemes, shapes, targets
+from .. import feed_facts, float_constants, graph, schemes, shapes, targets
 from ..core import Action, Change, Context, Need
 from ..weight_rounding import Rounding, round_weight
 from . import dynamic_lstm, dynamic_products
@@ -214,8 +214,8 @@ def _shapes(model: ir.Model, context: Context) -> shapes.Shapes:
     """Return the shapes that the largest feed leads to, or what the model alone says of them."""
     if not context.feeds:
         return shapes.inferred(model, context)
-    largest = max(context.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
-    return shapes.infer_at(model, {name: np.shape(array) for name, array in largest.items()})
+    largest = feed_facts.largest(context.feeds)
+    return shapes.infer_at(model, feed_facts.dims(largest))
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

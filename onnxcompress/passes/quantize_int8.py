@@ -20,12 +20,11 @@ from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io, ops, search, stats
+from .. import feed_facts, graph, model_io, ops, search, stats
 from ..core import Action, Change, Context, Feed, Gate, Judge, Memo, Need, Pass, Trial
 from ..errors import ModelError
 from ..search import Candidate
@@ -232,7 +231,7 @@ class _Search:
             if _drop(careful) <= limit and careful.layers:
                 return careful
         plain = replace(candidate.way, refit=False)
-        feed = max(self.context.feeds, key=_elements)
+        feed = feed_facts.largest(self.context.feeds)
         left_out = search.least_left_out(
             lambda names: _build(self.model, replace(plain, left_out=names), self.context, weights=False)[0],
             _costs(self.model, candidate.layers, feed),
@@ -392,7 +391,3 @@ def _drop(candidate: Candidate) -> float:
 
 def _counted(layers: Collection[str]) -> str:
     return "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
-
-
-def _elements(feed: Feed) -> int:
-    return sum(int(np.size(array)) for array in feed.values())

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, host, model_io, runtime, shapes, targets
+from .. import feed_facts, graph, host, model_io, runtime, shapes, targets
 from ..calibration import Calibration, calibrate
 from ..core import Action, Change, Context, Need
 from ..errors import ModelError
@@ -136,8 +136,8 @@ class StaticRun:
             self.shapes, self.refused = like.shapes, like.refused
             self.ranges, self.calibration, self.seven_bits = like.ranges, like.calibration, like.seven_bits
             return
-        largest = max(context.feeds, key=lambda feed: sum(np.size(array) for array in feed.values()))
-        self.shapes = shapes.infer_at(model, {name: np.shape(array) for name, array in largest.items()})
+        largest = feed_facts.largest(context.feeds)
+        self.shapes = shapes.infer_at(model, feed_facts.dims(largest))
         self._observe()
 
     def guard_ranges(self) -> None:

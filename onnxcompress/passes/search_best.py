@@ -20,7 +20,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .. import graph, model_io, search, stats
+from .. import feed_facts, graph, model_io, search, stats
 from ..archive import Archive
 from ..core import Action, Change, Context, Gate, Judge, Memo, Need, Pass, Prefer, Trial
 from ..errors import ModelError
@@ -134,7 +134,7 @@ class _Search:
         """Return how many models can be built in a few minutes."""
         if not self.options.reductions or not self.options.builds:
             return 0
-        largest = max(self.context.feeds, key=lambda feed: sum(int(np.size(array)) for array in feed.values()))
+        largest = feed_facts.largest(self.context.feeds)
         counts = stats.count(self.model, largest)
         macs = counts.macs
         if macs is None:  # then every weight counts for every element that is read
