@@ -322,3 +322,26 @@ def test_two_runs_to_one_place_leave_one_whole_model(product, tmp_path):
     (location,) = {e.value for t in onnx.load(target, load_external_data=False).graph.initializer for e in t.external_data if e.key == "location"}  # fmt: skip  # noqa: E501
     assert (tmp_path / location).is_file()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_two_splits_to_one_folder_leave_one_whole_model(product, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [
+        sys.executable,
+        "-m",
+        "onnxcompress",
+        "split",
+        str(product),
+        "-o",
+        str(tmp_path / "parts"),
+        "--force",
+        "-q",
+    ]
+    runs = [subprocess.Popen([*words, "--parts", count], cwd=ROOT, env=environment) for count in ("1", "2")]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    with oc.PartitionedModel(tmp_path / "parts") as parts:
+        (found,) = parts.run(None, {"x": np.ones((1, 64), np.float32)})
+    np.testing.assert_allclose(found, np.ones((1, 64), np.float32) @ WEIGHT @ WEIGHT.T, rtol=1e-3, atol=1e-3)
+    stored = json.loads((tmp_path / "parts" / "manifest.json").read_text())
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == {"manifest.json", *stored["files"]}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

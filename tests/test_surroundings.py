@@ -16,13 +16,16 @@ ROOT = Path(__file__).parent.parent
 WEIGHT = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 
 NO_NETWORK = """
-import socket, sys
-def refuse(*_, **__):
-    raise AssertionError("the network was used")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-from onnxcompress.cli import main
-main()
+import sys
+def refuse(event, args):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
+        raise AssertionError("the network was used")
+    if event in ("socket.connect", "socket.bind", "socket.sendto") and isinstance(args[1], tuple):
+        raise AssertionError("the network was used")
+sys.addaudithook(refuse)
+open(sys.path[0] + "/seen", "a").write(".")
 """
+"""A `sitecustomize.py`: in every Python process that is started, workers too."""
 
 
 @pytest.fixture
@@ -36,20 +39,52 @@ def model(tmp_path):
     return path
 
 
-def _run(*words, cwd, code=None):
-    start = ["-m", "onnxcompress"] if code is None else ["-c", code]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *start, *map(str, words)]
+def _run(*words, cwd, path=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    command = [sys.executable, "-m", "onnxcompress", *map(str, words)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_no_network_is_used(model):
-    words = ("compress", model, "-o", "out.onnx", "--recipe", "int8-weights", "--report", "r.html", "--json", "r.json")
-    done = _run(*words, cwd=model.parent, code=NO_NETWORK)
-    assert (done.returncode, done.stderr) == (0, "")
-    page = (model.parent / "r.html").read_text().replace("http://www.w3.org/", "")
-    assert "http://" not in page
-    assert "https://" not in page
+COMMANDS = {
+    "weights": ["compress {m} -o out.onnx --recipe int8-weights --report r.html --json r.json"],
+    "data": ["compress {m} -o out.onnx --recipe int8 --data d.npy --workers 2"],
+    "regions": ["compress {m} -o out.onnx --recipe fold --verify regions"],
+    "parts": ["split {m} -o parts --parts 2", "run parts --data d.npy"],
+    "archive": ["compress {m} -o out.onnxpack --pack --recipe fold", "unpack out.onnxpack -o out.onnx"],
+    "others": ["inspect {m}", "compare {m} {m}"],
+}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_no_network_is_used(model, tmp_path, kind):
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(NO_NETWORK.replace("sys.path[0]", repr(str(hook))))
+    np.save(tmp_path / "d.npy", np.random.default_rng(1).standard_normal((8, 1, 64)).astype(np.float32))
+    for line in COMMANDS[kind]:
+        words = [word.format(m=model) for word in line.split(" ")]
+        done = _run(*words, cwd=tmp_path, path=os.pathsep.join([str(hook), str(ROOT)]))
+        assert done.returncode == 0, done.stderr
+        assert "the network was used" not in done.stderr
+    assert (hook / "seen").read_text()
+    if kind == "weights":
+        page = (tmp_path / "r.html").read_text().replace("http://www.w3.org/", "")
+        assert "http://" not in page
+        assert "https://" not in page
+
+
+def test_the_hook_would_see_the_network(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK.replace("sys.path[0]", repr(str(tmp_path))))
+    code = "import urllib.request; urllib.request.urlopen('http://localhost:9/')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "the network was used" in done.stderr
 
 
 def test_odd_names_and_a_recipe_with_windows_line_ends(model):
