@@ -509,3 +509,13 @@ def test_generated_graphs_are_pruned_and_run(drawn, criterion, scope):
     left = stats.count(cut, feeds[0]).macs / stats.count(model, feeds[0]).macs
     is_cut = changes[0].action is Action.APPLIED
     assert left == pytest.approx(changes[0].details["kept"] if is_cut else 1, abs=1e-3)
+
+
+def test_without_inputs_that_the_model_runs_it_says_so():
+    text = """
+    g (float[1, 5, 5] x, int64[2] size) => (float[1, 1, h, w] y)
+    <int64[2] block = {1, 5}> { y = Col2Im(x, size, block) }
+    """
+    (change,) = PruneChannels().run(with_constants(text, opset=18), Context())
+    assert change.action is Action.SKIPPED
+    assert "--data" in change.reason

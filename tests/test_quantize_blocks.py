@@ -38,6 +38,7 @@ CASES = {
     "product": (PRODUCT, {"w": floats(80, 48)}, {"x": floats(5, 80, seed=1)}),
     "gemm": (GEMM, {"w": floats(48, 80), "b": floats(48, seed=2)}, {"x": floats(5, 80, seed=1)}),
     "table": (TABLE, {"w": floats(90, 64)}, IDS),
+    "filled table": (TABLE.replace(" 64]", " 100]"), {"w": floats(90, 100)}, IDS),
     "tied": (TIED, {"w": floats(90, 64)}, {"i": np.array([3, 0, 89])}),
     "conv": (CONV, {"w": floats(24, 8, 3, 3)}, {"x": floats(2, 8, 6, 6, seed=1)}),
     "depthwise": (DEPTHWISE, {"w": floats(256, 1, 3, 3)}, {"x": floats(2, 256, 6, 6, seed=1)}),

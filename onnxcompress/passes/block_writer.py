@@ -125,6 +125,9 @@ class BlockWriter(SiteWriter):
         attributes = {"bits": grid.bits, "block_size": grid.block, "gather_axis": 0, "quantize_axis": 1}
         operands = [packed, node.inputs[1], scale] + ([] if zero is None else [zero])
         rows = self.insert(node, "GatherBlockQuantized", operands, attributes, domain=MICROSOFT)
+        inputs = self.blocks.integers.shape[1]
+        if inputs % grid.block:  # the last block was filled up
+            rows = self._first(node, rows, inputs, axis=-1)
         graph.take_over(node.outputs[0], rows)
 
     @property
@@ -178,9 +181,12 @@ class BlockWriter(SiteWriter):
         if width == inputs:
             return floats
         floats = self._shaped(anchor, floats, [width, outputs] if self._is_turned else [outputs, width])
-        places = (("start", 0), ("end", inputs), ("axis", 0 if self._is_turned else 1))
+        return self._first(anchor, floats, inputs, axis=0 if self._is_turned else 1)
+
+    def _first(self, anchor: ir.Node, value: ir.Value, count: int, *, axis: int) -> ir.Value:
+        places = (("start", 0), ("end", count), ("axis", axis))
         ends: list[ir.Value | None] = [self.store(kind, np.array([at], np.int64)) for kind, at in places]
-        return self.insert(anchor, "Slice", [floats, *ends])
+        return self.insert(anchor, "Slice", [value, *ends])
 
     def _in_own_shape(self, anchor: ir.Node, floats: ir.Value) -> ir.Value:
         """Return [out, in] in the shape of the weight, its output channels where they were."""

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from .. import feed_facts, graph, model_io, observe, runtime, synthetic, targets
 from ..budgets import Of
 from ..core import Action, Change, Context, Feed, Judge
-from ..errors import UsageError
+from ..errors import ModelError, UsageError
 from ..feeds import Lazy
 from ..pruner import Plan, Pruned, Pruner
 from ..pruning import Norm
@@ -100,7 +100,10 @@ class PruneChannels:
         feeds = _some(context.feeds, self.samples, in_order=bool(context.state))
         if self.criterion not in (None, "magnitude") and not feeds:
             return [self._skipped("there are no samples", 0)]
-        feed = _joined(model, feeds) if feeds else _made_up(model, context.seed)
+        try:
+            feed = _joined(model, feeds) if feeds else _made_up(model, context.seed)
+        except ModelError as error:
+            return [self._skipped(str(error), 0)]
         plan = self._plan(context.target, has_data=bool(feeds))
         largest = feed_facts.largest(feeds) if feeds else feed
         pruner = Pruner(
