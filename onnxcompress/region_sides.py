@@ -98,6 +98,10 @@ def _node_key(node: ir.Node) -> tuple[Any, ...]:
 
 
 def _value_key(value: ir.Value) -> tuple[Any, ...]:
+    node = value.producer()
+    while node is not None and graph.is_op(node, "Identity") and node.inputs[0] is not None:
+        value = node.inputs[0]  # the same under another name
+        node = value.producer()
     tensor = graph.constant_tensor(value)
     return ("value", value.name) if tensor is None else _tensor_key(tensor)
 

@@ -160,3 +160,15 @@ def test_a_change_of_whole_numbers_shows_in_the_values_behind_them(step, is_wron
     problem = proof.problem(after)
     assert (problem is not None) == is_wrong
     assert is_wrong or proof.measured.regions == 1
+
+
+@pytest.mark.parametrize(("reads", "is_right"), [("c", True), ("x", False)])
+def test_what_does_not_run_is_unchanged_where_it_reads_the_same_under_another_name(reads, is_right):
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+    g (float[2, 4] x) => (float[2, 4] y) { c = Neg(x) i = Identity(c) m = my.Mystery(%s) y = Relu(m) }
+    """
+    before, after = (model_io.load(ir.to_proto(ir.from_onnx_text(text % name))) for name in ("i", reads))
+    proof = RegionProof(before, {"x": np.zeros((2, 4), np.float32)}, lossless=True)
+    assert (proof.problem(after) is None) == is_right
+    assert proof.is_blind != is_right
