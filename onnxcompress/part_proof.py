@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from . import graph, model_io, ops, part_sizes
+from . import graph, isolation, model_io, ops, part_sizes
 from .errors import ModelError
 from .manifest import Manifest
 from .partitioned import PartitionedModel
@@ -43,7 +43,8 @@ def proved(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_
     """
     if manifest.peak_bytes > _RUN_BYTES and not part_sizes.fits_whole(whole):
         return _by_regions(whole, folder, manifest, feed, is_made_up=is_made_up)
-    return _by_running(whole, folder, manifest.peak_bytes, feed, is_made_up=is_made_up)
+    with isolation.roomy(len(whole.graph)):
+        return _by_running(whole, folder, manifest.peak_bytes, feed, is_made_up=is_made_up)
 
 
 def _by_running(whole: ir.Model, folder: Path, most_bytes: int, feed: Feed, *, is_made_up: bool) -> list[str]:

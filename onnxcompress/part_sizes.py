@@ -13,7 +13,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from . import evaluation, feed_facts, flow, graph, model_io, part_files, part_types, runtime, shapes, synthetic
+from . import (
+    evaluation,
+    feed_facts,
+    flow,
+    graph,
+    isolation,
+    model_io,
+    part_files,
+    part_types,
+    runtime,
+    shapes,
+    synthetic,
+)
 from .core import Feed
 from .errors import ModelError
 from .evaluation import DataOptions
@@ -147,7 +159,8 @@ def opened(model: ir.Model) -> Iterator[runtime.Session]:
             hint = "Free space, or set TMPDIR"
             raise ModelError(f"can't write a temporary file: {error.strerror}", where=name, hint=hint) from error
         try:
-            session = runtime.open_part(folder / files.model, optimize=False, threads=1, pack=True)
+            with isolation.roomy(len(model.graph)):
+                session = runtime.open_part(folder / files.model, optimize=False, threads=1, pack=True)
         except ModelError as error:
             raise ModelError(error.message) from error  # without the name of the temporary file
         yield session

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
-from onnxcompress import manifest, model_io, part_proof, part_sizes
+from onnxcompress import isolation, manifest, model_io, part_proof, part_sizes, runtime
 from onnxcompress.errors import ModelError
 
 from .helpers import floats, from_text
@@ -123,3 +123,16 @@ def test_parts_are_joined_with_bodies_functions_defaults_and_early_outputs(tmp_p
     assert [v.name for v in joined.graph.initializers.values()] == ["k"]
     assert len(joined.graph) == len(whole.graph)
     assert np.array_equal(joined.graph.initializers["k"].const_value.numpy(), [1, 2])
+
+
+@pytest.mark.parametrize(("most", "is_apart"), [(2, True), (1000, False)])
+def test_sessions_of_very_many_nodes_live_apart(tmp_path, monkeypatch, most, is_apart):
+    monkeypatch.setattr(part_proof, "_RUN_BYTES", 1 << 30)
+    monkeypatch.setattr(part_sizes, "_WHOLE_BYTES", 1 << 30)
+    monkeypatch.setattr(isolation, "MANY_NODES", most)
+    made = []
+    distant = runtime.Distant
+    monkeypatch.setattr(runtime, "Distant", lambda *given: made.append(1) or distant(*given))
+    oc.split(_model(), tmp_path / "parts", parts=2)
+    assert (len(made) >= 3) == is_apart  # to find inputs, the parts, and the whole to compare with
+    assert is_apart or not made
