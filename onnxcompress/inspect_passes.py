@@ -18,6 +18,11 @@ log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
 
+_BY_PIECES = frozenset({"quantize-dynamic", "quantize-weights", "convert-float16"})
+"""Lossy passes that read a weight piece by piece, and keep none."""
+_MOST_BYTES, _MOST_TENSOR_BYTES = 128 << 20, 64 << 20
+"""Of models, and of single weights, on which the other lossy passes are tried: these take several times as much."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blocked:
@@ -45,11 +50,13 @@ class Still:
 
     def __init__(self, model: ir.Model) -> None:
         self._proto, self._tensors = model_io.detach(model)
-        self._is_large = stats.node_count(model) > isolation.MANY_NODES
+        self._has_many_nodes = stats.node_count(model) > isolation.MANY_NODES
+        largest = max((tensor.nbytes for tensor in self._tensors.values()), default=0)
+        self.is_heavy = largest > _MOST_TENSOR_BYTES or model_io.model_bytes(model) > _MOST_BYTES
 
     def copy(self) -> ir.Model:
         """Return the model, to be changed freely."""
-        if self._is_large:
+        if self._has_many_nodes:
             gc.collect()  # graphs are circles: without this several wait for their end
         return model_io.restore(self._proto, self._tensors)
 
@@ -58,9 +65,13 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
     """Run each shipped pass on a copy of its own, after weights and nodes have been brought into a regular form."""
     found: list[Reach] = []
     spare: ir.Model | None = None
+    untried: list[str] = []
     for name in passes.SHIPPED:
         kind = passes.pass_class(name)
         if getattr(kind, "command_line_only", None) or (Need.DATA in kind.needs and not context.feeds):
+            continue
+        if start.is_heavy and not kind.lossless and name not in _BY_PIECES:
+            untried.append(name)
             continue
         candidate, spare = spare or start.copy(), None
         try:
@@ -78,6 +89,8 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
         if _prepares(kind):
             start, size_bytes = Still(candidate), left_bytes
         del candidate, changes
+    if untried:
+        notes.append(f"weights of this size take too much memory to try {', '.join(untried)}")
     return tuple(found)
 
 

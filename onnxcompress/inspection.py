@@ -5,16 +5,18 @@ Weights are not read, except by the trial of the passes; models over `RUN_LIMIT_
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from . import channels, evaluation, feed_facts, graph, isolation, model_io, ops, runtime, stats, synthetic
+from . import channels, evaluation, feed_facts, graph, isolation, model_io, ops, part_sizes, runtime, stats, synthetic
 from .core import Context, Feed
 from .errors import ModelError
 from .evaluation import DataOptions
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUN_LIMIT_BYTES = 512 << 20
-"""Models above this are not loaded into the runtime, and the passes are not tried on them: it would take minutes."""
+RUN_LIMIT_BYTES = 320 << 20
+"""Models above this are not loaded into the runtime, which takes up to three times as much."""
+
+_APART_BYTES = 64 << 20
+"""Models above this run in a process of their own, which maps their weights from a file."""
 
 _TOP = 10
 """Layers that are listed one by one."""
@@ -129,11 +134,16 @@ def inspect(
     model = model_io.load(source)
     size_bytes = model_io.model_bytes(model)
     notes: list[str] = []
-    session = _session(model, size_bytes, threads, notes)
-    judged = None
-    if data is not None and session is not None:
-        judged = evaluation.read(data, session.inputs, data_options)
-    feed, runs = (judged.largest(), True) if judged else _made_up(model, session, seed, notes)
+    with _runnable(model, size_bytes, notes) as runnable:
+        session = None if runnable is None else _session(runnable, threads, notes)
+        judged = None
+        if data is not None and session is not None:
+            judged = evaluation.read(data, session.inputs, data_options)
+        feed, runs = (judged.largest(), True) if judged else _made_up(model, session, seed, notes)
+        times: dict[str, Any] = {}
+        if runnable is not None and session is not None and runs:
+            times = _timed(model, runnable, session, feed, threads, notes)
+        del session, runnable
     shares = _Shares(model, feed)
     context = Context(feeds=judged.feeds if judged else (), seed=seed)
     dropped = model_io.drop_node_records(model_io.clone(model))
@@ -161,7 +171,7 @@ def inspect(
         dtypes=shares.dtypes(),
         operators=shares.operators(),
         layers=shares.layers(),
-        **(_timed(model, session, feed, threads, notes) if session is not None and runs else {}),
+        **times,
     )
     notes += shares.notes
     if size_bytes <= RUN_LIMIT_BYTES:
@@ -172,15 +182,27 @@ def inspect(
     return replace(found, notes=tuple(notes))
 
 
-def _session(model: ir.Model, size_bytes: int, threads: int, notes: list[str]) -> runtime.Session | None:
+@contextlib.contextmanager
+def _runnable(model: ir.Model, size_bytes: int, notes: list[str]) -> Iterator[bytes | Path | None]:
+    """Yield what the runtime can load, None for a model that is too large; sessions are opened where they have room."""
     if size_bytes > RUN_LIMIT_BYTES:
         notes.append(
             f"{size_bytes:,} bytes: over {RUN_LIMIT_BYTES:,} the model is not run, and the passes are not tried on it"
         )
-        return None
+        yield None
+        return
+    is_large = size_bytes > _APART_BYTES
+    with isolation.roomy(stats.node_count(model), is_large=is_large):
+        if not is_large:
+            yield model_io.to_bytes(model)
+            return
+        with part_sizes.written(model) as file:
+            yield file
+
+
+def _session(runnable: bytes | Path, threads: int, notes: list[str]) -> runtime.Session | None:
     try:
-        with isolation.roomy(stats.node_count(model)):
-            return runtime.open_session(model_io.to_bytes(model), optimize=False, threads=threads)
+        return runtime.open_session(runnable, optimize=False, threads=threads)
     except ModelError as error:
         notes.append(f"not run: {error}")
         return None
@@ -314,14 +336,20 @@ def _reader(value: ir.Value) -> ir.Node | None:
         value = node.outputs[0]
 
 
-def _timed(model: ir.Model, session: runtime.Session, feed: Feed, threads: int, notes: list[str]) -> dict[str, Any]:
+def _timed(
+    model: ir.Model,
+    runnable: bytes | Path,
+    session: runtime.Session,
+    feed: Feed,
+    threads: int,
+    notes: list[str],
+) -> dict[str, Any]:
     """Return the times of the inspection: all, by operator and by node, of the graph as the runtime optimises it."""
     loops = any(graph.is_op(node, "Loop", "Scan") for node in graph.nodes(model))
     many = loops or stats.node_count(model) > _MANY_NODES
     runs = 1 if many else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
     try:
-        with isolation.roomy(stats.node_count(model)):
-            rows = runtime.profile(model_io.to_bytes(model), feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
+        rows = runtime.profile(runnable, feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
     except ModelError as error:
         notes.append(f"time is not known: {error.message}")
         return {}

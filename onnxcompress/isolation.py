@@ -37,6 +37,7 @@ def isolated(kind: Isolation) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-def roomy(nodes: int) -> contextlib.AbstractContextManager[None]:
-    """Choose "apart" for a graph of very many nodes: the runtime's copies of it each take a process of their own."""
-    return isolated("apart") if nodes > MANY_NODES and os.name == "posix" else contextlib.nullcontext()
+def roomy(nodes: int, *, is_large: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Choose "apart" for very many nodes, or a large model: the runtime's copies take a process of their own."""
+    wanted = (nodes > MANY_NODES or is_large) and os.name == "posix"
+    return isolated("apart") if wanted else contextlib.nullcontext()

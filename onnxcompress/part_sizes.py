@@ -145,11 +145,11 @@ def _chunks(found: flow.Flow) -> list[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def opened(model: ir.Model) -> Iterator[runtime.Session]:
-    """Open a model for runs with the runtime's optimizations off, from a temporary folder: its weights are mapped.
+def written(model: ir.Model) -> Iterator[Path]:
+    """Write a model into a temporary folder, its weights in a file that the runtime can map.
 
     Raises:
-        ModelError: the runtime can't load it, or there is no room for it.
+        ModelError: there is no room for it.
     """
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as name:
         folder = Path(name)
@@ -158,9 +158,20 @@ def opened(model: ir.Model) -> Iterator[runtime.Session]:
         except OSError as error:
             hint = "Free space, or set TMPDIR"
             raise ModelError(f"can't write a temporary file: {error.strerror}", where=name, hint=hint) from error
+        yield folder / files.model
+
+
+@contextlib.contextmanager
+def opened(model: ir.Model) -> Iterator[runtime.Session]:
+    """Open a model for runs with the runtime's optimizations off, from a temporary folder: its weights are mapped.
+
+    Raises:
+        ModelError: the runtime can't load it, or there is no room for it.
+    """
+    with written(model) as file:
         try:
             with isolation.roomy(len(model.graph)):
-                session = runtime.open_part(folder / files.model, optimize=False, threads=1, pack=True)
+                session = runtime.open_part(file, optimize=False, threads=1, pack=True)
         except ModelError as error:
             raise ModelError(error.message) from error  # without the name of the temporary file
         yield session

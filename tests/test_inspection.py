@@ -13,6 +13,7 @@ from rich.console import Console
 
 import onnxcompress as oc
 from onnxcompress import inspect_passes, inspection, model_io
+from onnxcompress.distant import Distant
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.report import inspected
 from onnxcompress.tensors import StoredTensor
@@ -231,3 +232,24 @@ NOTHING_TO_DO = """
 <ir_version: 8, opset_import: ["" : 17]>
 g (float[4, 8] x, float[4, 8] z) => (float[4, 8] y) { a = Add(x, z) y = Tanh(a) }
 """
+
+
+def test_a_model_of_some_size_runs_apart_and_heavy_passes_are_not_tried(monkeypatch):
+    whole = oc.inspect(_model())
+    monkeypatch.setattr(inspection, "_APART_BYTES", 1000)
+    monkeypatch.setattr(inspect_passes, "_MOST_TENSOR_BYTES", 1000)
+    made = []
+    start = Distant.__init__
+    monkeypatch.setattr(Distant, "__init__", lambda self, *given: made.append(1) or start(self, *given))
+    found = oc.inspect(_model())
+    assert made
+    assert found.time_by_type
+    tried = {reach.pass_name for reach in found.passes}
+    assert {"normalize", "fuse-affine", "quantize-weights", "convert-float16"} <= tried
+    untried = {reach.pass_name for reach in whole.passes} - tried
+    assert {"cluster", "sparsify", "quantize-blocks", "prune-channels"} <= untried
+    (note,) = (note for note in found.notes if "too much memory" in note)
+    assert all(name in note for name in untried)
+    monkeypatch.setattr(inspect_passes, "_MOST_TENSOR_BYTES", 1 << 30)
+    monkeypatch.setattr(inspect_passes, "_MOST_BYTES", 1000)
+    assert {reach.pass_name for reach in oc.inspect(_model()).passes} == tried
