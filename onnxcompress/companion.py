@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from .errors import ModelError, OnnxCompressError, StuckError
-from .worker import crash
+from .worker import crash, limit_memory
 
 _BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]);from onnxcompress.companion import serve; serve()"
 _LENGTH = struct.Struct("<Q")
@@ -32,6 +32,7 @@ class Companion:
         factory: a class or function at the top level of an importable module.
         args: its arguments, pickled.
         timeout_seconds: for making it.
+        memory_bytes: most memory that the process may allocate (mapped files don't count), None for no limit.
 
     Raises:
         ModelError: the process died while making it.
@@ -39,10 +40,12 @@ class Companion:
         OnnxCompressError: `factory` raised it.
     """
 
-    def __init__(self, factory: Callable[..., Any], *args: Any, timeout_seconds: float) -> None:
+    def __init__(
+        self, factory: Callable[..., Any], *args: Any, timeout_seconds: float, memory_bytes: int | None
+    ) -> None:
         self._log = tempfile.TemporaryFile(prefix="onnxcompress-")  # noqa: SIM115 - open as long as the process
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
-            [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path)],
+            [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), json.dumps(memory_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -94,6 +97,7 @@ class Companion:
 
 def serve() -> None:
     """Make the object that is asked for and answer calls; the other process's whole life."""
+    limit_memory(json.loads(sys.argv[2]))
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     with contextlib.suppress(EOFError, BrokenPipeError):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import host
 from .companion import Companion
 from .watch import GRACE_SECONDS
 
@@ -23,7 +24,7 @@ class Distant:
     """
 
     def __init__(self, held: Callable[..., Any], *args: Any) -> None:
-        self._companion = Companion(held, *args, timeout_seconds=LOAD_SECONDS)
+        self._companion = Companion(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
         self.inputs, self.outputs = self._companion.call("specs", timeout_seconds=LOAD_SECONDS)
 
     def get_inputs(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What the processor that this runs on can do."""
+"""What the machine that this runs on can do."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def adds_in_16_bits(*, machine: str | None = None, cpuinfo: Path = Path("/proc/c
         return True
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return _WIDE.isdisjoint(flags)
+
+
+def spare_memory_bytes(*, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Return most of the memory that is free for new processes, None where the system does not tell.
+
+    Args:
+        meminfo: where the kernel says it.
+    """
+    try:
+        lines = meminfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kilobytes is None else kilobytes * 1024 * 9 // 10

@@ -26,7 +26,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from . import graph, model_io, worker
+from . import graph, host, model_io, worker
 from .companion import Companion
 from .core import Feed
 from .estimate import sigmoid_values
@@ -240,7 +240,9 @@ class _Runner:
             size_bytes += sum(stored.size_bytes for job in jobs for stored in job.stored)
             if self._companion is None or self._used_bytes + size_bytes > _BATCH_BYTES:
                 self._companion = None  # one process at a time
-                self._companion, self._used_bytes = Companion(Jobs, timeout_seconds=_TIMEOUT_SECONDS), 0
+                spare_bytes = host.spare_memory_bytes()
+                self._companion = Companion(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
+                self._used_bytes = 0
             self._used_bytes += size_bytes
             answer: worker.Isolated[list[Verdict]] = self._companion.call("run", jobs, timeout_seconds=_TIMEOUT_SECONDS)
             return answer

@@ -21,7 +21,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from . import isolation
+from . import host, isolation
 from .distant import LOAD_SECONDS, RUN_SECONDS, Distant, Node
 from .errors import ModelError, StuckError
 from .watch import Watch
@@ -376,7 +376,11 @@ def profile(
 
     """
     if isolation.current() == "apart":
-        return call_isolated(_profile, model, dict(feed), threads, runs, timeout_seconds=RUN_SECONDS).value
+        limit = host.spare_memory_bytes()
+        isolated = call_isolated(
+            _profile, model, dict(feed), threads, runs, timeout_seconds=RUN_SECONDS, memory_bytes=limit
+        )
+        return isolated.value
     return _profile(model, feed, threads, runs)
 
 

@@ -87,8 +87,7 @@ def serve(folder_name: str) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     folder = Path(folder_name)
     function, args, memory_bytes = pickle.loads((folder / "request").read_bytes())  # noqa: S301
-    if memory_bytes is not None:
-        _limit_memory(memory_bytes)
+    limit_memory(memory_bytes)
     answer = _answer(function, args)
     partial = folder / "answer.partial"
     partial.write_bytes(pickle.dumps(answer, protocol=5))
@@ -185,9 +184,9 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _limit_memory(memory_bytes: int) -> None:
-    """Limit private writable memory: file mappings, which weights are read through, don't count."""
-    if sys.platform == "linux":
+def limit_memory(memory_bytes: int | None) -> None:
+    """Limit this process's private writable memory: file mappings, which weights are read through, don't count."""
+    if memory_bytes is not None and sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))

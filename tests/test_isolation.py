@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
-from onnxcompress import isolation, model_io, runtime
+from onnxcompress import host, isolation, model_io, runtime
 from onnxcompress.distant import Distant
 from onnxcompress.errors import ModelError, StuckError
 from onnxcompress.isolation import current, isolated
@@ -250,3 +251,18 @@ def test_a_child_dies_with_its_parent():
     process.communicate(timeout=30)
     psutil.wait_procs([child], timeout=10)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
+def test_a_session_apart_that_takes_too_much_memory_is_refused(monkeypatch):
+    """Without a limit the machine would be out of memory, and whatever it ended next."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (int64[1] n) => (float[m] y) { s = ConstantOfShape(n) c = Cos(s) y = Exp(c) }
+    """
+    monkeypatch.setattr(host, "spare_memory_bytes", lambda: 600_000_000)
+    with isolated("apart"):
+        session = runtime.open_session(onnx.parser.parse_model(text).SerializeToString(), optimize=False)
+    assert session.run({"n": np.array([1000])})["y"].shape == (1000,)
+    with pytest.raises(ModelError, match=r"memory|alloc"):
+        session.run({"n": np.array([1_000_000_000])})
