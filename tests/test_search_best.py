@@ -1,6 +1,7 @@
 """Reductions are tried further and further, each with smaller numbers, and the best that is allowed is the result."""
 
 from dataclasses import dataclass as plain
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -290,3 +291,99 @@ def test_the_shipped_recipe_finds_a_small_model(monkeypatch):
     assert search.objection(result.report.candidates[0].trial, "balanced", 0.01) is None
     assert graph.nodes(result.model)
     assert model_io.model_bytes(result.model) == result.report.output.bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drops(_Reduces):
+    """Write what is kept into the model too."""
+
+    name: ClassVar[str] = "drop-blocks"
+    accept: str = "faster"
+
+    def run(self, model, context):
+        context.gate.admits(self.name, "graph")
+        assert context.judge is None
+        model.metadata_props[self.name] = str(self.keep_macs)
+        return [Change(pass_name=self.name, target="graph", action=Action.APPLIED, reason="gone")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Thins(_Drops):
+    """The same, and only where it may be slower."""
+
+    name: ClassVar[str] = "low-rank"
+
+    def run(self, model, context):
+        assert (self.accept, self.distill_steps) == ("smaller", 0)
+        return super().run(model, context)
+
+
+class _Summing(_Judge):
+    """Adds up what each reduction loses; sizes multiply."""
+
+    losses: ClassVar[dict] = {"kept": 0.001, "drop-blocks": 0.001, "low-rank": 0.0004}
+    extra = 0.0
+    measured = 1.0
+
+    def score(self, model, *, most=None):
+        props = model.metadata_props
+        found = {name: float(props[name]) for name in self.losses if name in props}
+        kept = 1.0
+        for value in found.values():
+            kept *= value
+        lost = sum(self.losses[name] for name in found) + (self.extra if len(found) > 1 else 0)
+        if found.get("kept", 1) < self.least:
+            lost = 0.012
+        if len(found) > 1 and "routes" in props:
+            kept **= self.measured
+        return replace(
+            super().score(model, most=most), size_ratio=kept, latency_ratio=kept, drop=lost, expected_drop=lost
+        )
+
+
+@pytest.fixture
+def all_kinds(monkeypatch):
+    """Three kinds of reduction."""
+    kinds = {each.name: each for each in (_Reduces, _Drops, _Thins, _Rounds)}
+    monkeypatch.setattr(search_best, "available", lambda: dict.fromkeys(kinds, ""))
+    for module in (search_best, building):
+        monkeypatch.setattr(module, "build_pass", lambda name, options: kinds[name](**options))
+
+
+def _applied_together(judge, **options):
+    model, changes = _run(judge, **options)
+    return {name for name in _Summing.losses if name in model.metadata_props}, _reasons(changes), judge.labels
+
+
+@pytest.mark.usefixtures("all_kinds")
+def test_reductions_of_several_kinds_share_what_may_be_lost():
+    together, _, labels = _applied_together(_Summing(least=0.4))
+    assert together == {"kept", "drop-blocks", "low-rank"}
+    assert labels[-1].endswith("drop-blocks 0.850 + prune-channels 0.420 + low-rank 0.600, static, carefully")
+    assert not any("low-rank 0.600," in label and "+" not in label for label in labels)  # alone it is only looked at
+
+
+@pytest.mark.usefixtures("all_kinds")
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"extra": 0.001}, "it would lose 0.0034, more than 0.0025"),
+        ({"measured": 0.5}, "fewer reductions do as well"),
+    ],
+)
+def test_reductions_together_that_lose_too_much_or_gain_nothing_are_refused(changed, why):
+    judge = _Summing(least=0.4)
+    for name, value in changed.items():
+        setattr(judge, name, value)
+    together, reasons, _ = _applied_together(judge)
+    assert together == {"kept"}
+    assert any(why in reason for reason in reasons)
+
+
+@pytest.mark.usefixtures("all_kinds")
+def test_other_kinds_are_tried_where_there_is_time_for_them():
+    macs = 64 * 64 * len(FEEDS)
+    assert "low-rank" in _applied_together(_Summing(least=0.4), builds=2, work=4.1 * macs)[0]
+    assert _applied_together(_Summing(least=0.4), builds=2, work=3.9 * macs)[0] == {"kept"}
+    assert _applied_together(_Summing(least=0.4), reductions=("prune-channels",))[0] == {"kept"}
+    assert _applied_together(_Summing(least=0.4), reductions=("low-rank",))[0] == {"low-rank"}

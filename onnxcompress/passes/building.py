@@ -26,16 +26,28 @@ from . import build as build_pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """A pass with its options, to be run on the model."""
+class Step:
+    """A pass with its options."""
 
     name: str
     options: tuple[tuple[str, Any], ...]
 
     @property
     def label(self) -> str:
-        """What tells it from other orders of the run."""
+        """What tells it from other steps of the run."""
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.options)])
+
+
+@dataclass(frozen=True)
+class Order:
+    """Passes to be run on the model one after another."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def label(self) -> str:
+        """What tells it from other orders of the run."""
+        return " + ".join(step.label for step in self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +137,11 @@ def carry_out(material: Material, order: Order) -> tuple[bytes, tuple[Change, ..
 
 
 def _run(order: Order, model: ir.Model, context: Context) -> list[Change]:
-    gate = Gate()
+    """Run the passes of an order."""
+    changes: list[Change] = []
     feeds = varied(context.feeds, seed=context.seed, state=context.state)
-    inner = replace(context, feeds=feeds, gate=gate, memo=Memo(gate), judge=None, archive=None, executor=None)
-    return build_pass(order.name, dict(order.options)).run(model, inner)
+    for step in order.steps:
+        gate = Gate()
+        inner = replace(context, feeds=feeds, gate=gate, memo=Memo(gate), judge=None, archive=None, executor=None)
+        changes += build_pass(step.name, dict(step.options)).run(model, inner)
+    return changes

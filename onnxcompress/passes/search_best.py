@@ -1,6 +1,7 @@
 """The smallest and fastest model within the limit on quality, found by building candidates and measuring them.
 
-    reductions    channels are cut, blocks dropped: how much is found by halving the way between good and too much
+    reductions    channels are cut, blocks dropped, layers made thin: how much is found by halving the way between good
+                  and too much; then those that go together, by what each lost alone (`mixing`)
     x numbers     int8 in the way that measures best, weights of a few bits
     --judge-->    the best that is allowed; if the user's own samples object, the next best
 
@@ -10,7 +11,8 @@ report's (`Trial.expected_drop`), and leaves a part of the limit for what few sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,16 +24,18 @@ from pydantic.dataclasses import dataclass
 
 from .. import feed_facts, graph, model_io, search, stats
 from ..archive import Archive
-from ..core import Action, Change, Context, Gate, Judge, Memo, Need, Pass, Prefer, Trial
+from ..core import Action, Change, Context, Gate, Judge, Memo, Need, Pass, Trial
 from ..errors import ModelError
 from ..search import Built, Candidate
 from . import available
 from . import build as build_pass
-from .building import Builder, Order
+from .building import Builder, Order, Step
 from .halving import Halving
+from .mixing import Level, shared_out
 from .quantize_weights import QuantizeWeights
+from .within import Within
 
-Reduction = Literal["prune-channels", "drop-blocks"]
+Reduction = Literal["drop-blocks", "prune-channels", "low-rank"]
 Numbers = Literal["quantize-int8", "quantize-blocks"]
 
 _GRAPH = "graph"
@@ -48,6 +52,20 @@ _NEAR_MISS = 3.0
 _LEAST_TO_TRAIN = 512
 _FEW_BUILDS, _MILD = 2, 0.85
 """Where no more models than this can be built in that time, the first one keeps this part."""
+_MAIN: Reduction = "prune-channels"
+"""What is tried ever further. The others are tried once, to learn what they lose, and then together with it."""
+_PROBED: Mapping[Reduction, float] = {"drop-blocks": 0.85, "low-rank": 0.6}
+"""The part that the others keep; they are tried where twice the models could be built."""
+_IN_ORDER: tuple[Reduction, ...] = ("drop-blocks", "prune-channels", "low-rank")
+"""How reductions follow each other in one model."""
+_SHARE_OF_MIXED = 1 / 2
+"""Part of what one reduction may lose that several may lose together. More is fitted to the same samples: by labels
+cuts lost twice what was expected of them, mixtures four times."""
+_WORTH_MIXING = 0.9
+"""Several together are built if they are predicted to cost less than this part of the best alone, and taken if they
+do."""
+
+
 _WORTH_SLOW = 0.9
 """Where int8 takes more than this part of the time, weights of few bits are tried too."""
 
@@ -71,8 +89,8 @@ class SearchBest:
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA_IF_GIVEN})
 
-    reductions: tuple[Reduction, ...] = ("prune-channels",)
-    """What makes the model itself smaller."""
+    reductions: tuple[Reduction, ...] = _IN_ORDER
+    """What makes the model itself smaller, alone and together."""
     numbers: tuple[Numbers, ...] = ("quantize-int8", "quantize-blocks")
     """What makes its numbers smaller; the second only for size, or where the first saves no time."""
     builds: Annotated[int, Field(ge=0)] = 5
@@ -102,9 +120,14 @@ class _Search:
         self.made: dict[str, str] = {}
         self.kept: dict[str, tuple[Reduction, float]] = {}
         self.stuck: set[Reduction] = set()
+        self.levels: dict[Reduction, list[Level]] = {}
+        self.allowed: float | None = None
         affordable = self._affordable()
         self.builds = min(options.builds, affordable)
         self.first = Halving() if affordable > _FEW_BUILDS else Halving(keep=_MILD)
+        has_time = affordable >= 2 * options.builds
+        wanted = sorted(set(options.reductions) & set(available()), key=lambda name: (name != _MAIN, name))
+        self.reductions = [name for name in wanted if name == _MAIN or has_time]
 
     def run(self) -> list[Change]:
         """Turn the model into the best candidate and say what was done and what was not."""
@@ -119,15 +142,20 @@ class _Search:
 
     def _found(self) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
         """Return the candidates, and the numbers that were best on the whole model."""
-        names = [name for name in self.options.reductions if name in available()]
         if self.builds:
-            for name in names:
-                self._ahead(name, [self.first.keep])
+            for name in self.reductions:
+                self._ahead(name, [_PROBED.get(name, self.first.keep)])
         found = list(self._finished(_Start(_AS_IT_IS, Built(self.model, ())), {}))
         numbers = {name: options for best in self._ranked(found)[:1] for name, options in self._way(best).items()}
-        for name in names:
-            for start in self._reduced(name):
-                found += self._finished(start, numbers)
+        for name in self.reductions:
+            if name == _MAIN:
+                for start in self._reduced(name):
+                    found += self._finished(start, numbers)
+            elif not self.context.clock.is_over:
+                self._judged(name, _PROBED[name])
+        mixed = self._mixed()
+        if mixed is not None:
+            found += self._clearly_better(self._finished(mixed, numbers), found)
         return found, numbers
 
     def _affordable(self) -> int:
@@ -219,24 +247,71 @@ class _Search:
 
     def _ahead(self, name: Reduction, keeps: Sequence[float]) -> None:
         """Let models be built elsewhere that will be asked for, or might be."""
-        self.builder.ahead(order for order in (_order(name, k) for k in keeps) if not self.archive.has(_place(order)))
+        orders = [Order((_step(name, keep),)) for keep in keeps]
+        self.builder.ahead(order for order in orders if not self.archive.has(_place(order)))
 
     def _judged(self, name: Reduction, keep: float) -> _Start | None:
         """Return the model with a part of its multiplications left, None where that loses too much or can't be."""
         is_enough = len(self.context.feeds) >= _LEAST_TO_TRAIN
-        for trains in (False, True) if is_enough and name == "prune-channels" else (False,):
-            start = self._reduce(name, keep, trains=trains)
+        for trains in (False, True) if is_enough and name == _MAIN else (False,):
+            step = _step(name, keep, trains=trains)
+            start = self._reduce([step], f"{name} {keep:.3f}{', trained' if trains else ''}")
             if start is None:
                 self.stuck.add(name)
                 return None
             trial = self.judge.score(start.built.model)
             lost, most = _lost(trial), self._most(trial)
+            self.allowed = most
+            if lost is not None and not trains:
+                self.levels.setdefault(name, []).append(Level(step, self._cost(start, trial), lost))
             if lost is None or most is None or lost <= most:
                 return replace(start, lost=lost, keep=(name, keep))
-            self.refusals.append(_skipped(f"{start.label}: it would lose {lost:.4f}, more than {most:.4f}"))
+            self.refusals.append(_too_lossy(start.label, lost, most))
             if lost > _NEAR_MISS * most:
                 return None
         return None
+
+    def _mixed(self) -> _Start | None:
+        """Return the model with the reductions that go together best, None where that is not worth it or not good."""
+        kinds = [self.levels.get(name, []) for name in _IN_ORDER]
+        if self.allowed is None or self.context.clock.is_over:
+            return None
+        most = self.allowed * _SHARE_OF_MIXED
+        chosen = shared_out(kinds, most)
+        alone = [level.cost for level in self.levels.get(_MAIN, []) if level.lost <= self.allowed]
+        is_worth = math.prod(level.cost for level in chosen) < min(alone, default=1.0) * _WORTH_MIXING
+        if not is_worth or all(level.step.name == _MAIN for level in chosen):
+            return None
+        steps = [level.step for level in chosen]
+        start = self._reduce(steps, " + ".join(f"{s.name} {dict(s.options)['keep_macs']:.3f}" for s in steps))
+        if start is None:
+            return None
+        lost = _lost(self.judge.score(start.built.model))
+        if lost is not None and lost > most:
+            self.refusals.append(_too_lossy(start.label, lost, most))
+            return None
+        return replace(start, lost=lost)
+
+    def _clearly_better(self, mixed: Iterable[Candidate], others: Sequence[Candidate]) -> list[Candidate]:
+        """Return those of several reductions together that cost clearly less than all else that may be the result."""
+        ranked = self._ranked(others)
+        least = search.cost(ranked[0].trial, self.judge.prefer) if ranked else math.inf
+        found = []
+        for each in mixed:
+            if search.cost(each.trial, self.judge.prefer) < least * _WORTH_MIXING:
+                found.append(each)
+            else:
+                self.refusals.append(
+                    _skipped(f"{each.label}: {search.figures(each.trial)}; fewer reductions do as well")
+                )
+        return found
+
+    def _cost(self, start: _Start, trial: Trial) -> float:
+        """Return what a reduction leaves of what is to be small; multiplications stand for time."""
+        largest = max(self.context.feeds, key=lambda feed: sum(int(np.size(array)) for array in feed.values()))
+        before, after = (stats.count(each, largest).macs for each in (self.model, start.built.model))
+        time = after / before if before and after else None
+        return search.cost(replace(trial, latency_ratio=time), self.judge.prefer)
 
     def _most(self, trial: Trial) -> float | None:
         """Return what a reduction may lose."""
@@ -244,10 +319,9 @@ class _Search:
             return None
         return self.judge.limit * (_SHARE_OF_COSINE if trial.expected_drop is None else _SHARE)
 
-    def _reduce(self, name: Reduction, keep: float, *, trains: bool) -> _Start | None:
-        """Return the model with a part of its multiplications left, None where nothing can go."""
-        order = _order(name, keep, trains=trains)
-        label = f"{name} {keep:.3f}{', trained' if trains else ''}"
+    def _reduce(self, steps: Sequence[Step], label: str) -> _Start | None:
+        """Return the reduced model, None where nothing can go."""
+        order = Order(tuple(steps))
         try:
             built = self.archive.built(_place(order), lambda: self.builder.built(order))
         except ModelError as error:
@@ -299,8 +373,8 @@ class _Search:
             self.kept[label] = start.keep
         self.archive.offer(found, prefer=self.judge.prefer, limit=self.judge.limit)
         lost, most = _lost(trial), self._most(trial)
-        if start.keep is not None and lost is not None and most is not None:
-            most = max(most, start.lost or 0.0) * _ADDED
+        if start.lost is not None and lost is not None and most is not None:
+            most = max(most, start.lost) * _ADDED
             if lost > most:
                 why = f"with smaller numbers it would lose {lost:.4f}, more than {most:.4f}"
                 self.refusals.append(_skipped(f"{label}: {search.figures(trial)}; {why}"))
@@ -316,42 +390,26 @@ class _Search:
     def _run(self, one: Pass, model: ir.Model, label: str) -> list[Change]:
         """Run a pass on a copy; it sees no more than the held-out samples."""
         gate = Gate()
-        judge = _Within(self.judge, f"{SearchBest.name}/{label}")
+        judge = Within(self.judge, f"{SearchBest.name}/{label}")
         return one.run(model, replace(self.context, gate=gate, memo=Memo(gate), judge=judge, archive=None))
 
 
-class _Within:
-    """A judge for a pass that makes a part of a candidate: whether the whole is accepted is decided later."""
-
-    def __init__(self, outer: Judge, place: str) -> None:
-        self._outer = outer
-        self._place = place
-        self.limit = outer.limit
-        self.prefer: Prefer = outer.prefer
-
-    def __call__(self, model: ir.Model, label: str) -> Trial:
-        """Score and time a candidate."""
-        return self._outer(model, f"{self._place}/{label}")
-
-    def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
-        """Score a candidate without timing it."""
-        return self._outer.score(model, most=most)
-
-    def fault(self, model: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """Find none."""
-        return None
-
-
-def _order(name: Reduction, keep: float, *, trains: bool = False) -> Order:
+def _step(name: Reduction, keep: float, *, trains: bool = False) -> Step:
     options: list[tuple[str, Any]] = [("keep_macs", keep)]
-    if name == "prune-channels" and not trains:
+    if not trains:
         options.append(("distill_steps", 0))
-    return Order(name=name, options=tuple(options))
+    if name == "low-rank":
+        options.append(("accept", "smaller"))
+    return Step(name=name, options=tuple(options))
 
 
 def _place(order: Order) -> str:
     """Return what a model is called in a checkpoint."""
     return f"{SearchBest.name}/{order.label}"
+
+
+def _too_lossy(label: str, lost: float, most: float) -> Change:
+    return _skipped(f"{label}: it would lose {lost:.4f}, more than {most:.4f}")
 
 
 def _lost(trial: Trial) -> float | None:
