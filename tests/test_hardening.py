@@ -166,6 +166,14 @@ def test_an_axis_that_there_is_not(op_type):
         oc.compress(_model(nodes, inputs=inputs, outputs=outputs), recipe="fold", verify="regions")
 
 
+def test_a_shape_that_its_numbers_do_not_fill():
+    numbers = [helper.make_tensor(n, TensorProto.INT64, [3], v) for n, v in (("c", [3, 5, -1]), ("s", [3, 5, 2]))]
+    nodes = [helper.make_node("Reshape", ["c", "s"], ["r"]), helper.make_node("Expand", ["x", "r"], ["y"])]
+    model = model_io.load(_model(nodes, initializers=numbers))
+    (fact,) = (symbolic.interpret(model, shapes.infer(model)).of(value) for value in model.graph[0].outputs)
+    assert fact.content is None
+
+
 @pytest.mark.parametrize(
     ("ends", "expected"),
     [((0, 5, 1), 5), ((0, 5, 2), 3), ((5, 0, -2), 3), ((5, 0, 1), 0), ((0, 0, 1), 0), ((0, 1 << 20, 1), 1 << 20)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -92,7 +93,10 @@ def _reshaped(content: Content | None, dims: Dims) -> Content | None:
     shape = [d.as_int() for d in dims]
     if content is None or None in shape:
         return None
-    return Content(content.dtype, tuple(n for n in shape if n is not None), content.elements)
+    known = tuple(n for n in shape if n is not None)
+    if math.prod(known) != len(content.elements):
+        raise ImpossibleError
+    return Content(content.dtype, known, content.elements)
 
 
 def _reshape(step: Step) -> list[Fact]:
