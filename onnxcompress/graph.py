@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+_MOST_INPUTS = 4096
+"""A node with more inputs is not worth replacing them one by one."""
 _GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
@@ -376,6 +378,14 @@ def move_readers(old: ir.Value, new: ir.Value, *, keep: Collection[ir.Node]) -> 
 
 
 def can_replace(old: ir.Value, new: ir.Value) -> bool:
+    """Say whether every reader of `old`, graph outputs included, can read `new` instead, and it is worth the time.
+
+    A reader with thousands of inputs is left as it is: each replacement there takes as long as it has inputs.
+    """
+    return _can_stand_for(old, new) and all(len(use.node.inputs) <= _MOST_INPUTS for use in old.uses())
+
+
+def _can_stand_for(old: ir.Value, new: ir.Value) -> bool:
     """Say whether every reader of `old`, graph outputs included, can read `new` instead.
 
     A graph output must come from a node of its own graph, keep its name, and be listed once: then it can't
@@ -397,9 +407,9 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
     """Let every reader of `old` read `new`; as a graph output, `new` takes over name, type and shape.
 
     Raises:
-        ValueError: `can_replace(old, new)` does not hold.
+        ValueError: `new` can't be what the graph outputs (see `can_replace`).
     """
-    if not can_replace(old, new):
+    if not _can_stand_for(old, new):
         raise ValueError(f"output {old.name!r} needs a node of its own")
     was_output = old.is_graph_output()
     old.replace_all_uses_with(new, replace_graph_outputs=was_output)
@@ -462,7 +472,7 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
     For a new value that means the same as the old one.
 
     Raises:
-        ValueError: `can_replace(old, new)` does not hold.
+        ValueError: `new` can't be what the graph outputs (see `can_replace`).
     """
     replace_value(old, new)
     new.type, new.shape = new.type or old.type, new.shape or old.shape

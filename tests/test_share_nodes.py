@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxcompress import graph
 from onnxcompress.core import Context, Gate
 from onnxcompress.passes.share_nodes import ShareNodes
 from tests.helpers import floats, from_text, op_types, run
@@ -88,3 +89,11 @@ def test_gate_is_asked() -> None:
     model = from_text("g (float[N] x) => (float[N] y) { a = Exp(x) b = Exp(x) y = Sub(a, b) }")
     denied = Gate(denied=frozenset({("share-nodes", "Exp:b")}))
     assert not ShareNodes().run(model, Context(gate=denied))
+
+
+def test_a_reader_with_thousands_of_inputs_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "g (float[N] x) => (float[M] y) { a = Exp(x) b = Exp(x) c = Exp(x) y = Concat<axis=0>(a, b, c) }"
+    monkeypatch.setattr(graph, "_MOST_INPUTS", 2)
+    assert not ShareNodes().run(from_text(text), Context())
+    monkeypatch.setattr(graph, "_MOST_INPUTS", 3)
+    assert len(ShareNodes().run(from_text(text), Context())) == 2
