@@ -15,7 +15,7 @@ from onnxcompress.passes.int8_recovery import refitted
 from onnxcompress.passes.quantize_int8 import QuantizeInt8
 from onnxcompress.passes.quantize_static import QuantizeStatic
 
-from .helpers import floats, from_text, op_types, run
+from .helpers import floats, from_text, op_types, run, with_constants
 
 MODELS = Path(__file__).parent.parent / "models"
 BASE = {"bytes": 1, "size_ratio": 0.3, "latency_ratio": 0.5, "drop": 0.0, "least_sqnr_db": 40.0}
@@ -237,13 +237,7 @@ def words():
     text = """g (int64[n, t] ids, float[600, 256] table, float[256] g, float[256, 256] w, float[256, 64] v)
         => (float[n, t, 64] y) {
         e = Gather(table, ids)  x = Mul(e, g)  a = MatMul(x, w)  b = Add(a, x)  c = Tanh(b)  y = MatMul(c, v) }"""
-    model = from_text(text)
-    for name, array in weights.items():
-        value = next(v for v in model.graph.inputs if v.name == name)
-        model.graph.inputs.remove(value)
-        graph.set_weight(value, array)
-        model.graph.register_initializer(value)
-    return model
+    return with_constants(text, **weights)
 
 
 def _on_words(words, judge):

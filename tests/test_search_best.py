@@ -166,6 +166,11 @@ def test_a_model_whose_multiplications_are_unknown_is_taken_by_its_weights(monke
         assert len(judge.labels) == count
 
 
+def test_samples_may_hold_sequences_of_arrays_of_differing_lengths():
+    feeds = [feed | {"s": [floats(2), floats(3)]} for feed in FEEDS]
+    assert "kept" in _run(_Judge(), feeds=feeds)[0].metadata_props
+
+
 def test_only_the_reductions_that_were_asked_for_are_tried():
     assert "kept" not in _run(_Judge(), reductions=())[0].metadata_props
     assert "kept" not in _run(_Judge(), reductions=("drop-blocks",))[0].metadata_props

@@ -2,7 +2,7 @@
 
     channels cut to .84, .77, .71 ...   |
     blocks dropped to .85 ...           |--allocate--> one level of each kind, or none of it
-    thin layers, .85 ...                |
+    layers made thin to .6 ...          |
 
 Losses of different kinds are taken to add up, and what they leave of size and time to multiply. Both are guesses: what
 comes out is built and measured like anything else.

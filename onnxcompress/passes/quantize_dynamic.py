@@ -85,7 +85,7 @@ class QuantizeDynamic:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite products and LSTMs of every graph of `model`, those with the least rounding error first."""
         changes: list[Change] = []
-        if graph.opset(model) < dynamic_products.OPSET and self._plan(model, context).products:
+        if graph.opset(model) < dynamic_products.OPSET and self.products(model, context):
             why = "DynamicQuantizeLinear needs it"
             changes = raise_opset(model, context, self.name, dynamic_products.OPSET, why)
         decisions = self._decide(model, context, graph.opset(model))
@@ -104,6 +104,10 @@ class QuantizeDynamic:
     def decide(self, model: ir.Model, context: Context) -> list[Decision]:
         """Return what `run` does if the opset can be raised, the least rounding error first, refusals last."""
         return self._decide(model, context, max(graph.opset(model), dynamic_products.OPSET))
+
+    def products(self, model: ir.Model, context: Context) -> tuple[dynamic_products.Product, ...]:
+        """Return the matrix products that `run` would write on integers; no weight is read."""
+        return self._plan(model, context).products
 
     def _decide(self, model: ir.Model, context: Context, opset: int) -> list[Decision]:
         plan = self._plan(model, context)

@@ -338,8 +338,7 @@ def _equalize(model: ir.Model, way: _Way, context: Context) -> list[Change]:
     inner = replace(context, gate=gate, memo=Memo(gate))
     if way.route != "dynamic":
         return Equalize().run(model, inner)
-    dynamic = QuantizeDynamic().decide(model, inner)
-    chosen = {graph.label(node) for each in dynamic if each.product is not None for node in each.product.nodes}
+    chosen = {graph.label(node) for product in QuantizeDynamic().products(model, inner) for node in product.nodes}
     inner = replace(inner, selects=lambda node: context.selects(node) and graph.label(node) in chosen)
     return Equalize(scheme="dynamic-int8", insert=True).run(model, inner)
 

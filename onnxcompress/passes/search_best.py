@@ -17,7 +17,6 @@ from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -64,8 +63,6 @@ cuts lost twice what was expected of them, mixtures four times."""
 _WORTH_MIXING = 0.9
 """Several together are built if they are predicted to cost less than this part of the best alone, and taken if they
 do."""
-
-
 _WORTH_SLOW = 0.9
 """Where int8 takes more than this part of the time, weights of few bits are tried too."""
 
@@ -166,7 +163,7 @@ class _Search:
         counts = stats.count(self.model, largest)
         macs = counts.macs
         if macs is None:  # then every weight counts for every element that is read
-            macs = counts.parameters * max((int(np.size(array)) for array in largest.values()), default=1)
+            macs = counts.parameters * max(1, feed_facts.elements(largest))
         once = macs * len(self.context.feeds)
         if once > self.options.work:
             why = f"{once:.2g} multiplications for all samples are more than {self.options.work:.2g}"
@@ -308,7 +305,7 @@ class _Search:
 
     def _cost(self, start: _Start, trial: Trial) -> float:
         """Return what a reduction leaves of what is to be small; multiplications stand for time."""
-        largest = max(self.context.feeds, key=lambda feed: sum(int(np.size(array)) for array in feed.values()))
+        largest = feed_facts.largest(self.context.feeds)
         before, after = (stats.count(each, largest).macs for each in (self.model, start.built.model))
         time = after / before if before and after else None
         return search.cost(replace(trial, latency_ratio=time), self.judge.prefer)
