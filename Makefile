@@ -44,7 +44,7 @@ test: $(VENV)/.installed-for-tests
 test-lowest:
 	@test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-lowest.txt
-	$(VENV)-lowest/bin/python -m pytest -q -n 2 tests/test_model_io.py tests/test_runtime.py tests/test_cli.py tests/test_isolation.py tests/test_distillation.py
+	$(VENV)-lowest/bin/python -m pytest -q -n 2 tests/io/test_model_io.py tests/runtime/test_session.py tests/cli/test_cli.py tests/runtime/test_isolation.py tests/distillation/test_train.py
 
 lint: $(VENV)/.installed-for-lint
 	$(BIN)/ruff check

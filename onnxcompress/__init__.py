@@ -9,15 +9,15 @@ from .errors import DataError, LimitError, ModelError, OnnxCompressError, UsageE
 
 if TYPE_CHECKING:
     from . import passes
-    from .comparison import compare
-    from .compression import compress
-    from .evaluation import DataOptions
-    from .inspection import inspect
-    from .model_io import load, save
-    from .partition import split
-    from .partitioned import PartitionedModel
+    from .data.evaluation_set import DataOptions
+    from .io.model_io import load, save
+    from .jobs.compare import compare
+    from .jobs.compress import compress
+    from .jobs.distill import distill
+    from .jobs.inspect import inspect
+    from .partition.runner import PartitionedModel
+    from .partition.split import split
     from .recipe import Recipe
-    from .transfer import distill
 
 __version__ = "0.1.0"
 
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DataOptions": "evaluation",
-    "PartitionedModel": "partitioned",
+    "DataOptions": "data.evaluation_set",
+    "PartitionedModel": "partition.runner",
     "Recipe": "recipe",
-    "compare": "comparison",
-    "compress": "compression",
-    "distill": "transfer",
-    "inspect": "inspection",
-    "load": "model_io",
-    "save": "model_io",
-    "split": "partition",
+    "compare": "jobs.compare",
+    "compress": "jobs.compress",
+    "distill": "jobs.distill",
+    "inspect": "jobs.inspect",
+    "load": "io.model_io",
+    "save": "io.model_io",
+    "split": "partition.split",
 }
 
 

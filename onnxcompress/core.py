@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-    from .archive import Archive
-    from .calibration import Store
+    from .activations.calibration import Store
+    from .search.archive import Archive
 
 Feed = dict[str, "np.ndarray"]
 """One set of inputs of a model: input name -> array, batch axis included."""

@@ -18,9 +18,9 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from . import model_io
 from .core import Action, Change, Context, Gate, Memo, Pass
 from .errors import OnnxCompressError, UsageError
+from .io import model_io
 
 log = logging.getLogger(__name__)
 

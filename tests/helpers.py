@@ -10,7 +10,9 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from onnxcompress import graph, model_io, runtime
+from onnxcompress.graph import edit as graph
+from onnxcompress.io import model_io
+from onnxcompress.runtime import session as runtime
 
 
 def from_text(text: str, *, opset: int = 17, ir_version: int = 8) -> ir.Model:

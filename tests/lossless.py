@@ -10,8 +10,9 @@ import onnx.parser
 import onnx.shape_inference
 import onnx_ir as ir
 
-from onnxcompress import graph, runtime
 from onnxcompress.core import Action, Change, Context, Feed, Gate, Pass
+from onnxcompress.graph import edit as graph
+from onnxcompress.runtime import session as runtime
 
 
 def parsed(text: str) -> ir.Model:

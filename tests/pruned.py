@@ -11,8 +11,12 @@ import onnx.parser
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from onnxcompress import channels, cutting, model_io, runtime, stats
-from onnxcompress.channels import Channels
+from onnxcompress.channels import groups as channel_groups
+from onnxcompress.channels import remove as channel_removal
+from onnxcompress.channels.groups import Channels
+from onnxcompress.io import model_io
+from onnxcompress.runtime import session as runtime
+from onnxcompress.shapes import count as counting
 
 from .helpers import floats
 
@@ -67,8 +71,8 @@ def both_ways(
 ) -> tuple[dict[str, Any], dict[str, Any], ir.Model]:
     """Return the outputs after a cut, those after a mask, and the model that was cut."""
     cut, masked = model_io.clone(model), model_io.clone(model)
-    cutting.cut(channels.find_groups(cut, feed), removed)
-    cutting.mask(channels.find_groups(masked, feed), removed)
+    channel_removal.cut(channel_groups.find_groups(cut, feed), removed)
+    channel_removal.mask(channel_groups.find_groups(masked, feed), removed)
     return run(cut, feed), run(masked, feed), cut
 
 
@@ -79,7 +83,7 @@ def check_exact(
 
     Also: what is left is what the tally says, and the zeroing has changed something.
     """
-    found = channels.find_groups(model, feed)
+    found = channel_groups.find_groups(model, feed)
     removed = some_groups(found, seed=seed, share=share)
     assert removed
     left, zeroed, cut = both_ways(model, feed, removed)
@@ -92,5 +96,5 @@ def check_exact(
     tally = found.tally()
     for group in removed:
         tally.remove(group)
-    assert tally.parameters == stats.parameters(cut)
+    assert tally.parameters == counting.parameters(cut)
     return found

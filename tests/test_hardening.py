@@ -19,8 +19,13 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
-from onnxcompress import graph, model_io, runtime, shapes, symbolic, synthetic
+from onnxcompress.data import synthetic
 from onnxcompress.errors import DataError, ModelError
+from onnxcompress.graph import edit as graph
+from onnxcompress.io import model_io
+from onnxcompress.runtime import session as runtime
+from onnxcompress.shapes import infer as shapes
+from onnxcompress.shapes import symbolic_api
 
 ROOT = Path(__file__).parent.parent
 WEIGHT = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
@@ -170,7 +175,7 @@ def test_a_shape_that_its_numbers_do_not_fill():
     numbers = [helper.make_tensor(n, TensorProto.INT64, [3], v) for n, v in (("c", [3, 5, -1]), ("s", [3, 5, 2]))]
     nodes = [helper.make_node("Reshape", ["c", "s"], ["r"]), helper.make_node("Expand", ["x", "r"], ["y"])]
     model = model_io.load(_model(nodes, initializers=numbers))
-    (fact,) = (symbolic.interpret(model, shapes.infer(model)).of(value) for value in model.graph[0].outputs)
+    (fact,) = (symbolic_api.interpret(model, shapes.infer(model)).of(value) for value in model.graph[0].outputs)
     assert fact.content is None
 
 
@@ -183,7 +188,7 @@ def test_the_length_of_a_range_is_known(ends, expected):
     outputs = [("y", 7, None)]
     model = _model([helper.make_node("Range", [*"fld"], ["y"])], initializers=numbers, inputs=[], outputs=outputs)
     model = model_io.load(model)
-    (fact,) = (symbolic.interpret(model, shapes.infer(model)).of(value) for value in model.graph.outputs)
+    (fact,) = (symbolic_api.interpret(model, shapes.infer(model)).of(value) for value in model.graph.outputs)
     assert [size.as_int() for size in fact.dims] == [expected]
 
 
@@ -267,11 +272,12 @@ def product(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from onnxcompress import atomic, compression
+from onnxcompress.base import atomic_files
+from onnxcompress.jobs import compress as job
 def stop(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 {}
-result = compression.compress(sys.argv[1], recipe="fold")
+result = job.compress(sys.argv[1], recipe="fold")
 result.pack(sys.argv[2]) if sys.argv[2].endswith("pack") else result.save(sys.argv[2], force=True)
 """
 
@@ -279,9 +285,9 @@ result.pack(sys.argv[2]) if sys.argv[2].endswith("pack") else result.save(sys.ar
 @pytest.mark.parametrize(
     ("name", "where"),
     [
-        ("out.onnx", "atomic.Pending.commit = stop"),
-        ("out.onnxpack", "atomic.Pending.commit = stop"),
-        ("out.onnxpack", "from onnxcompress import packing; packing.pack = stop"),
+        ("out.onnx", "atomic_files.Pending.commit = stop"),
+        ("out.onnxpack", "atomic_files.Pending.commit = stop"),
+        ("out.onnxpack", "from onnxcompress.pack import archive; archive.pack = stop"),
     ],
 )
 def test_what_a_killed_run_leaves_goes_with_the_next(product, name, where):

@@ -6,9 +6,11 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from onnxcompress import graph, model_io, pipeline
+from onnxcompress import pipeline
 from onnxcompress.core import Action, Change, Context, Gate, Memo, Need
-from onnxcompress.proof import WholeProof
+from onnxcompress.graph import edit as graph
+from onnxcompress.io import model_io
+from onnxcompress.verify.whole import WholeProof
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>

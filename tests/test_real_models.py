@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
-from onnxcompress import model_io, runtime
-
-from .test_fetch_models import tool
+from onnxcompress.io import model_io
+from onnxcompress.runtime import session as runtime
+from tests.tools.test_fetch_models import tool
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 OURS = ("mbv2", "resnet14", "resnet14_bn", "vit")

@@ -53,7 +53,8 @@ def _with_files(name: str) -> cases.Base:
     import numpy as np
     from onnx import helper, numpy_helper
 
-    from onnxcompress import packing, partition
+    from onnxcompress.pack import archive as packing
+    from onnxcompress.partition import split as split_job
 
     rng = np.random.default_rng(len(name))
     width = {"narrow": 8, "wide": 200, "split": 48}[name]
@@ -77,7 +78,7 @@ def _with_files(name: str) -> cases.Base:
         path = Path(folder, "m.onnx")
         onnx.save(model, path, save_as_external_data=name == "split", location="m.data", size_threshold=100)
         packing.pack(path, Path(folder, "m.onnxpack"))
-        partition.split(path, Path(folder, "parts"), parts=2)
+        split_job.split(path, Path(folder, "parts"), parts=2)
         return cases.Base(
             f"net/{name}",
             model.SerializeToString() if name != "split" else onnx.load(path).SerializeToString(),

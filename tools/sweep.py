@@ -90,7 +90,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def write_generated(work: Path, count: int) -> list[corpus.Model]:
     """Write random networks and return them."""
-    from onnxcompress import ops
+    from onnxcompress.ops import table as ops
 
     folder = work / "corpus" / "generated"
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,13 @@ def write_generated(work: Path, count: int) -> list[corpus.Model]:
 
 def judge(path: Path, recorded: Path | None, recipe: str) -> dict[str, str]:
     """Compress one model and judge what came out; called in a process that may be killed."""
-    from onnxcompress import compression, model_io, runtime, synthetic, validate
+    from onnxcompress.data import synthetic
     from onnxcompress.errors import LimitError, OnnxCompressError
+    from onnxcompress.io import model_io
+    from onnxcompress.jobs import compress as compress_job
+    from onnxcompress.quality import equality
     from onnxcompress.recipe import Recipe
+    from onnxcompress.runtime import session as runtime
 
     original = model_io.load(path)
     try:
@@ -118,7 +122,7 @@ def judge(path: Path, recorded: Path | None, recipe: str) -> dict[str, str]:
         return {"outcome": "not run", "detail": str(error)}
     try:
         needs = Recipe.load(recipe).needs_data
-        result = compression.compress(path, recipe=recipe, data=feeds * 2 if needs else None)
+        result = compress_job.compress(path, recipe=recipe, data=feeds * 2 if needs else None)
     except LimitError as error:
         return {"outcome": "over limit", "detail": str(error)}
     except OnnxCompressError as error:
@@ -131,10 +135,10 @@ def judge(path: Path, recorded: Path | None, recipe: str) -> dict[str, str]:
     actions = {change.action.value for change in result.changes}
     for feed, want, twice in zip(feeds, expected, again, strict=True):
         got = after.run(feed)
-        stable = [name for name in want if validate.mismatch({name: want[name]}, {name: twice[name]}) is None]
+        stable = [name for name in want if equality.mismatch({name: want[name]}, {name: twice[name]}) is None]
         kept = {name: want[name] for name in stable}
         found = {name: got.get(name) for name in stable}
-        judges = validate.mismatch if Recipe.load(recipe).lossless else validate.degenerate
+        judges = equality.mismatch if Recipe.load(recipe).lossless else equality.degenerate
         if fault := judges(kept, found):
             return {"outcome": "wrong", "detail": fault[:300]}
     drop = (result.report.quality or {}).get("drop")

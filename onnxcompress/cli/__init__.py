@@ -16,7 +16,7 @@ import typer
 
 from .. import __version__
 from ..errors import OnnxCompressError, one_line
-from ..isolation import Isolation, isolated
+from ..runtime.isolation import Isolation, isolated
 from . import batch, compare, compress, distill, inspect, lists, run, split, unpack
 from .supervised import ChildDiedError, supervised
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..byte_units import parse_bytes
-from ..durations import parse_seconds
+from ..base.durations import parse_seconds
+from ..base.quantities import parse_bytes
 from . import options
 from .options import Prefer, Target, Verify
 
@@ -59,8 +59,8 @@ def batch(
     seconds = None if time_limit is None else parse_seconds(time_limit)
     byte_limit = None if max_bytes is None else parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
-    from ..batch import compress_many
-    from ..batch_jobs import Options
+    from ..jobs.batch import compress_many
+    from ..jobs.batch_worker import Options
     from .samples import data_options
 
     how = Options(
@@ -97,7 +97,7 @@ def batch(
     if json_file == "-":
         console.show_json(found.as_json())
     elif not quiet:
-        from ..report import batched
+        from ..report import tables_batch
 
-        console.show(batched.renderables(found))
+        console.show(tables_batch.renderables(found))
     raise typer.Exit(found.exit_code)

@@ -11,7 +11,7 @@ from ..errors import LimitError
 from . import options
 
 if TYPE_CHECKING:
-    from ..comparison import Comparison
+    from ..jobs.compare import Comparison
 
 EXAMPLE = "Example: onnxcompress compare model.onnx small.onnx --eval test.npz --metric top1 --max-drop 0.01"
 
@@ -41,7 +41,7 @@ def compare(
     path = console.json_path(json_file)
     options.check_file(path, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import comparison
+    from ..jobs import compare as compare_job
     from .samples import data_options
 
     def publish(found: Comparison) -> None:
@@ -50,12 +50,12 @@ def compare(
         if json_file == "-":
             console.show_json(found.as_json())
         elif not quiet:
-            from ..report import compared
+            from ..report import tables_compare
 
-            console.show(compared.renderables(found))
+            console.show(tables_compare.renderables(found))
 
     try:
-        found = comparison.compare(
+        found = compare_job.compare(
             original,
             other,
             data=data,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..byte_units import parse_bytes
-from ..durations import parse_seconds
+from ..base.durations import parse_seconds
+from ..base.quantities import parse_bytes
 from ..errors import LimitError
 from . import options
-from .files import Files
 from .options import Placement, Prefer, Target, Verify
+from .report_files import Files
 
 EXAMPLE = "Example: onnxcompress compress model.onnx -o small.onnx --recipe int8-weights --json report.json"
 
@@ -80,8 +80,8 @@ def compress(
     console.start_log(verbose=verbose, quiet=quiet)
     if pack and place.suffix == ".onnx":
         console.warn(f"{place} will be an archive, no .onnx file: `onnxcompress unpack` makes it one")
-    from ..compression import compress as run_compress
-    from ..compression import located, packed
+    from ..jobs.compress import compress as run_compress
+    from ..jobs.compress import located, packed
     from .samples import data_options
 
     try:
@@ -127,8 +127,8 @@ def compress(
 
 def _check_folders(checkpoint: Path | None, pareto: Path | None, *, force: bool) -> None:
     """Find out before the work starts that a folder can't be written to."""
-    from .. import checkpoint as checkpoints
-    from .. import pareto as fronts
+    from ..jobs import pareto as fronts
+    from ..search import checkpoint as checkpoints
 
     if checkpoint is not None:
         checkpoints.check(checkpoint)

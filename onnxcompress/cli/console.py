@@ -54,18 +54,18 @@ def show(parts: Sequence[RenderableType]) -> None:
 
 def show_json(document: Any) -> None:
     """Print a document to standard output as JSON."""
-    from ..report.json_text import dumps
+    from ..base.json_text import dumps
 
     _write(dumps(document))
 
 
 def write_json(path: Path, document: Any) -> None:
     """Write a document atomically as JSON."""
-    from .. import atomic
-    from ..report.json_text import dumps
+    from ..base import atomic_files
+    from ..base.json_text import dumps
 
     content = dumps(document).encode()
-    atomic.write(path, [content], len(content))
+    atomic_files.write(path, [content], len(content))
 
 
 def json_path(option: str | None) -> Path | None:

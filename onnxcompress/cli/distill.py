@@ -11,7 +11,7 @@ from ..errors import LimitError
 from . import options
 
 if TYPE_CHECKING:
-    from ..transfer import TransferReport
+    from ..jobs.distill import TransferReport
 
 EXAMPLE = "Example: onnxcompress distill small.onnx --teacher large.onnx --data calib.npz -o taught.onnx"
 
@@ -47,7 +47,7 @@ def distill(
     if data is None:
         raise typer.BadParameter("a student learns from samples: give --data")
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import transfer
+    from ..jobs import distill as distill_job
     from .samples import data_options
 
     def publish(found: TransferReport) -> None:
@@ -56,12 +56,12 @@ def distill(
         if json_file == "-":
             console.show_json(found.as_json())
         elif not quiet:
-            from ..report import transferred
+            from ..report import tables_distill
 
-            console.show(transferred.renderables(found, verbose=verbose))
+            console.show(tables_distill.renderables(found, verbose=verbose))
 
     try:
-        result = transfer.distill(
+        result = distill_job.distill(
             student,
             teacher,
             data=data,

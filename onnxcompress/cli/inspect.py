@@ -28,16 +28,16 @@ def inspect(
     path = console.json_path(json_file)
     options.check_file(path, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import inspection
+    from ..jobs import inspect as inspect_job
     from .samples import data_options
 
     options_of_data = data_options(layout, size, scale, mean, state)
-    found = inspection.inspect(model, data=data, data_options=options_of_data, seed=seed, threads=threads)
+    found = inspect_job.inspect(model, data=data, data_options=options_of_data, seed=seed, threads=threads)
     if path is not None:
         console.write_json(path, found.as_json())
     if json_file == "-":
         console.show_json(found.as_json())
     elif not quiet:
-        from ..report import inspected
+        from ..report import tables_inspect
 
-        console.show(inspected.renderables(found, everything=verbose))
+        console.show(tables_inspect.renderables(found, everything=verbose))

@@ -15,10 +15,10 @@ def show_passes(
 ) -> None:
     """List the passes, or explain one with its options."""
     from .. import passes
-    from ..report import listing
+    from ..report import tables_lists
     from .console import show
 
-    show(listing.one_pass(name) if name else listing.passes(list(passes.available())))
+    show(tables_lists.one_pass(name) if name else tables_lists.passes(list(passes.available())))
 
 
 def show_recipes(
@@ -28,7 +28,11 @@ def show_recipes(
 ) -> None:
     """List the recipes that ship, or explain one with its passes and their options."""
     from ..recipe import Recipe, shipped
-    from ..report import listing
+    from ..report import tables_lists
     from .console import show
 
-    show(listing.one_recipe(Recipe.load(name)) if name else listing.recipes([Recipe.load(each) for each in shipped()]))
+    show(
+        tables_lists.one_recipe(Recipe.load(name))
+        if name
+        else tables_lists.recipes([Recipe.load(each) for each in shipped()])
+    )

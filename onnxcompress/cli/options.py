@@ -152,6 +152,6 @@ def check_file(path: Path | None, *, force: bool) -> None:
         ModelError: its folder is not writable.
     """
     if path is not None:
-        from .. import atomic
+        from ..base import atomic_files
 
-        atomic.check_target(path, force=force)
+        atomic_files.check_target(path, force=force)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..byte_units import parse_bytes
+from ..base.quantities import parse_bytes
 from . import options
 
 if TYPE_CHECKING:
@@ -51,25 +51,26 @@ def run(
 
     options.check_file(output, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import evaluation, running
+    from ..data import evaluation_set
+    from ..jobs import run as run_job
     from .samples import data_options
 
     budget = None if max_memory is None else parse_bytes(max_memory, where="--max-memory")
     chosen = data_options(layout, size, scale, mean, state)
-    with running.opened(model, max_memory=budget, data=data, data_options=chosen, threads=threads) as session:
-        samples = evaluation.read(data, session.inputs, chosen)
+    with run_job.opened(model, max_memory=budget, data=data, data_options=chosen, threads=threads) as session:
+        samples = evaluation_set.read(data, session.inputs, chosen)
         for note in samples.notes():
             console.warn(note)
-        arrays = running.run_model(session, samples, progress=console.progress(quiet=quiet))
+        arrays = run_job.run_model(session, samples, progress=console.progress(quiet=quiet))
     if output is not None:
-        running.write_npz(output, arrays)
+        run_job.write_npz(output, arrays)
     if not quiet:
         console.show([_table(arrays, len(samples.feeds), output)])
 
 
 def _table(arrays: Mapping[str, np.ndarray], samples: int, output: Path | None) -> Table:
     """Return the table of what came out."""
-    from ..report.text import cell, grid, number
+    from ..report.tables import cell, grid, number
 
     table = grid(
         "output", "type", "shape", "least", "mean", "greatest", title=f"{number(samples)} samples", numbers=(3, 4, 5)

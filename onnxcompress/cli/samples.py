@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .options import Layout
 
 if TYPE_CHECKING:
-    from ..evaluation import DataOptions
+    from ..data.evaluation_set import DataOptions
 
 
 def data_options(
@@ -18,13 +18,13 @@ def data_options(
     Raises:
         UsageError: an option has another form.
     """
-    from .. import data
-    from ..evaluation import DataOptions
+    from ..data import load as data_loading
+    from ..data.evaluation_set import DataOptions
 
     return DataOptions(
         layout=None if layout is None else layout.value,
         size=size,
-        scale=None if scale is None else data.parse_numbers(scale),
-        mean=None if mean is None else data.parse_numbers(mean),
-        state=data.parse_state(state or ()),
+        scale=None if scale is None else data_loading.parse_numbers(scale),
+        mean=None if mean is None else data_loading.parse_numbers(mean),
+        state=data_loading.parse_state(state or ()),
     )

@@ -53,18 +53,18 @@ def split(
     path = console.json_path(json_file)
     options.check_file(path, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import partition
-    from ..report import parts as tables
+    from ..partition import split as split_job
+    from ..report import tables_split as tables
     from .samples import data_options
 
     samples = data_options(layout, size, scale, mean, state)
     if suggest:
-        places = partition.suggest(model, data=data, data_options=samples, seed=seed)
+        places = split_job.suggest(model, data=data, data_options=samples, seed=seed)
         document, shown = places.as_json(), tables.cuts(places)
     else:
         if output is None:
             raise UsageError("a folder to write is needed", where="--output")
-        found = partition.split(
+        found = split_job.split(
             model,
             output,
             max_memory=max_memory,

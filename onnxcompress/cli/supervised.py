@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from ..isolation import Isolation
+from ..runtime.isolation import Isolation
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS)

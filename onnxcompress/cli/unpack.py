@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..byte_units import parse_bytes
+from ..base.quantities import parse_bytes
 from . import options
 
 EXAMPLE = "Example: onnxcompress unpack small.onnxpack -o small.onnx"
@@ -34,7 +34,7 @@ def unpack(
     options.check_file(path, force=force)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
-    from .. import packing
+    from ..pack import archive as packing
 
     found = packing.unpack(archive, output, force=force, max_bytes=limit)
     if path is not None:
@@ -42,6 +42,6 @@ def unpack(
     if json_file == "-":
         console.show_json(found.as_json())
     elif not quiet:
-        from ..report import text
+        from ..report import tables as report_tables
 
-        console.show([text.unpacked(found)])
+        console.show([report_tables.unpacked(found)])

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .. import graph, shapes
 from ..core import Action, Change, Context
+from ..graph import edit as graph
+from ..shapes import infer as shapes
 
 _MOST_SWEEPS = 64
 

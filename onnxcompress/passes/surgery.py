@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from .. import graph, metrics, model_io
 from ..core import Action, Change, Context, Need
 from ..errors import ModelError, UsageError
+from ..graph import edit as graph
+from ..io import model_io
+from ..quality import metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,11 @@ class Surgery:
         if self.function is None:
             return []
         edit = metrics.load_function(self.function)
-        from .. import surgeon  # slow to import, and most runs have no surgery
+        from ..io import graphsurgeon  # slow to import, and most runs have no surgery
 
         try:
-            carried = surgeon.to_surgeon(model)
-            lost = _lost(model, surgeon.from_surgeon(carried, origin=model))
+            carried = graphsurgeon.to_surgeon(model)
+            lost = _lost(model, graphsurgeon.from_surgeon(carried, origin=model))
         except ModelError as error:
             return [self._change(Action.SKIPPED, f"graphsurgeon can't carry the model: {error}")]
         if lost:
@@ -55,7 +57,7 @@ class Surgery:
                 hint="Return the edited onnx_graphsurgeon.Graph, or nothing after editing in place",
             )
         try:
-            result = surgeon.from_surgeon(edited, origin=model)
+            result = graphsurgeon.from_surgeon(edited, origin=model)
         except ModelError as error:
             return [self._change(Action.SKIPPED, f"what {self.function} returned can't be carried back: {error}")]
         before = model_io.model_bytes(model)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from .view import Point
+from .page_model import Point
 
 _ALLOWED, _REFUSED, _CHOSEN, _ORIGINAL = "#2a78b5", "#a8adb3", "#d1495b", "#444444"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from .. import atomic
+from ..base import atomic_files
+from ..base.json_text import dumps
 from ..errors import UsageError
-from . import Report
-from .json_text import dumps
+from ..jobs.report import Report
 
 _PAGES = (".html", ".htm", ".md")
 _LIBRARIES = ("jinja2", "matplotlib")
@@ -42,8 +42,8 @@ def write(report: Report, path: Path) -> None:
     if suffix == ".json":
         text = dumps(report.as_json())
     else:
-        from . import page
+        from . import html
 
-        text = page.markdown(report) if suffix == ".md" else page.html(report)
+        text = html.markdown(report) if suffix == ".md" else html.html(report)
     data = text.encode("utf-8", "backslashreplace")
-    atomic.write(path, [data], len(data))
+    atomic_files.write(path, [data], len(data))

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from ..errors import UsageError
-from ..numerics.affine_quantization import IntegerGrid
+from ..numerics.quantization.affine_activations import IntegerGrid
 
 _FOLDER = importlib.resources.files(__package__)
 _STRICT = ConfigDict(extra="forbid")

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress import model_io, runtime
 from onnxcompress.core import Context, Pass
+from onnxcompress.io import model_io
 from onnxcompress.passes import build
+from onnxcompress.runtime import session as runtime
 
 LAYERS = ((192, 768), (768, 192), (384, 1536), (1536, 384))
 """Depth and width: the two products of a block of a small language model, and of a sentence encoder."""

@@ -15,10 +15,10 @@ import numpy as np
 import zstandard
 
 from bench.tables import Table
-from onnxcompress import packing
-from onnxcompress.numerics import planes
-from onnxcompress.sources import OpenFile
-from onnxcompress.tensor_ranges import Kind, model_layout
+from onnxcompress.io.sources import OpenFile
+from onnxcompress.numerics import byte_planes
+from onnxcompress.pack import archive as packing
+from onnxcompress.pack.layout import Kind, model_layout
 
 LIMIT = 0.92
 """At least 8% below zip -9."""
@@ -82,9 +82,9 @@ def bound_bytes(model: Path, data: bytes) -> float:
             continue
         mantissa, exponent = _EXPONENTS[segment.kind]
         words = np.frombuffer(piece, f"<u{segment.kind.width}")
-        total += planes.entropy_bytes((words >> mantissa & ((1 << exponent) - 1)).astype(np.int64))
+        total += byte_planes.entropy_bytes((words >> mantissa & ((1 << exponent) - 1)).astype(np.int64))
         total += len(words) * (mantissa + 1) / 8
-    return total + planes.entropy_bytes(np.frombuffer(b"".join(rest), np.uint8))
+    return total + byte_planes.entropy_bytes(np.frombuffer(b"".join(rest), np.uint8))
 
 
 def table(rows: Sequence[Row]) -> Table:

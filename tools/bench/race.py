@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxcompress import runtime
 from onnxcompress.errors import ModelError
+from onnxcompress.runtime import session as runtime
 
 
 def main(samples: Path, model: Path, others: list[Path]) -> None:

@@ -16,7 +16,7 @@ RUNS = 3
 
 def whole(path: str, optimize: str = "on") -> dict[str, Any]:
     """Load and run a model as onnxruntime does by default, on one thread."""
-    from onnxcompress import runtime
+    from onnxcompress.runtime import session as runtime
 
     session = None
 
@@ -58,7 +58,9 @@ def split(path: str, folder: str, budget: str) -> dict[str, Any]:
 def equality(path: str, count: str) -> dict[str, Any]:
     """Split a model into parts and compare their outputs with the whole model's, on inputs of other sizes too."""
     import onnxcompress as oc
-    from onnxcompress import model_io, runtime, synthetic
+    from onnxcompress.data import synthetic
+    from onnxcompress.io import model_io
+    from onnxcompress.runtime import session as runtime
 
     model = model_io.load(path)
     sessions = {on: runtime.open_session(model_io.to_bytes(model), optimize=on) for on in (False, True)}
@@ -91,7 +93,7 @@ def _ids() -> np.ndarray:
 
 
 def _timed(once: Any) -> dict[str, Any]:
-    from onnxcompress.worker import peak_memory_bytes
+    from onnxcompress.runtime.processes import peak_memory_bytes
 
     seconds, outputs = [], []
     for _ in range(1 + RUNS):

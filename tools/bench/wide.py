@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 import onnxcompress as oc
 from bench.corpus import load_eval
-from onnxcompress import observe
+from onnxcompress.activations import observe
 
 _WIDE = (512, 256)
 _POOLS = ("GlobalAveragePool", "ReduceMean")

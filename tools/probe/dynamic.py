@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress import model_io, runtime
 from onnxcompress.core import Context
-from onnxcompress.passes.quantize_dynamic import QuantizeDynamic
+from onnxcompress.io import model_io
+from onnxcompress.passes.quantize.dynamic import QuantizeDynamic
+from onnxcompress.runtime import session as runtime
 
 PRODUCTS = [
     (rows, depth, columns)

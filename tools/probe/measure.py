@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxcompress import runtime
+from onnxcompress.runtime import session as runtime
 
 from .build import Around, Builder, Case, activation_type, feed, float_model, quantized_model
 from .cases import ABSORBED, COMPUTE, MOVES, POINTWISE, SATURATING

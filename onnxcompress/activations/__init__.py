@@ -1,0 +1,1 @@
+"""Record what flows through a model: calibration, layer inputs, partial runs."""

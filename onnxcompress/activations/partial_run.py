@@ -1,0 +1,138 @@
+"""Runs a model on feeds value by value, while the nodes that have yet to run are being edited.
+
+    feeds --nodes up to value 1--> frontier --nodes up to value 2--> frontier ...
+
+The frontier is what later nodes read of what was computed so far, for all feeds. Each node runs once, where the
+frontier fits in memory; where it doesn't, the values wanted next are computed from the last one that did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph import edit as graph
+from ..io import model_io
+from ..runtime import session as runtime
+
+MEMORY_BYTES = 192 << 20
+"""Bytes of a frontier at most."""
+
+_TOO_MUCH = 1 << 62
+"""Counted for what is no array: sequences can't be fed into a part of the model, so no frontier has them."""
+
+
+class Frontier:
+    """The values of a model's main graph on a set of feeds, asked for in the order of its nodes.
+
+    Args:
+        model: whose nodes may be edited where no value asked for so far depends on them.
+        feeds: complete feeds, gone through more than once.
+        threads: threads that one operator may use.
+        memory_bytes: how much of computed values is kept.
+    """
+
+    def __init__(
+        self, model: ir.Model, feeds: Iterable[Mapping[str, Any]], *, threads: int = 1, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self._model = model
+        self._feeds = feeds
+        self._threads = threads
+        self._memory_bytes = memory_bytes
+        self._kept: list[dict[str, Any]] | None = None
+        """The frontier for each feed; None: the feeds are the frontier."""
+        self._done: set[ir.Node] = set()
+        """The nodes before the frontier."""
+
+    def values(self, wanted: Sequence[ir.Value], later: Sequence[ir.Value]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield some values by name for each feed; when all have been taken, the frontier is moved up to them.
+
+        Args:
+            wanted: values of the main graph.
+            later: the values that will be asked for after them.
+
+        Raises:
+            ModelError: the runtime fails.
+        """
+        done = self._done | _cone(wanted)
+        fixed = _fixed(self._model)
+        live = [v for v in _between(done, _cone([*wanted, *later]), [*wanted, *later]) if v not in fixed]
+        names = list(dict.fromkeys(value.name or "" for value in (*wanted, *live)))
+        known = {value.name or "" for value in self._model.graph.inputs}
+        outputs, session = names, None
+        kept: list[dict[str, Any]] = []
+        used = 0
+        for number, source in enumerate(self._feeds if self._kept is None else self._kept):
+            if number == 0:
+                known = known if self._kept is None else set(source)
+                outputs = [name for name in names if name not in known]
+                session = self._open(source, known, outputs) if outputs else None
+            found: dict[str, Any] = {name: np.asarray(source[name]) for name in names if name in source}
+            if session is not None:
+                found |= session.run({spec.name: source[spec.name] for spec in session.inputs}, outputs)
+            used += sum(array.nbytes if isinstance(array, np.ndarray) else _TOO_MUCH for array in found.values())
+            if used <= self._memory_bytes:
+                kept.append(found)
+            else:
+                kept.clear()
+            yield {value.name or "": found[value.name or ""] for value in wanted}
+        if used <= self._memory_bytes:
+            self._kept, self._done = kept, done
+
+    def _open(self, source: Mapping[str, Any], known: set[str], outputs: Sequence[str]) -> runtime.Session:
+        """Load the nodes between what is known and the outputs, as a model of their own."""
+        values = {v.name: v for v in self._model.graph.inputs}
+        values |= {v.name: v for node in self._model.graph for v in node.outputs if v.name}
+        leaves = {value for name, value in values.items() if name in known}
+        nodes = _cone([values[name] for name in outputs], leaves)
+        read = [value for node in nodes for value in graph.reads(node)]
+        given = [value for value in dict.fromkeys(read) if value in leaves and value.name in source]
+        weights = [value for value in dict.fromkeys(read) if value.is_initializer() and value not in leaves]
+        order = {node: place for place, node in enumerate(self._model.graph)}
+        view = ir.GraphView(
+            given,
+            [values[name] for name in outputs],
+            nodes=sorted(nodes, key=order.__getitem__),
+            initializers=weights,
+            opset_imports=dict(self._model.opset_imports),
+            name="segment",
+        )
+        functions = [function.clone() for function in self._model.functions.values()]
+        segment = ir.Model(view.clone(), ir_version=self._model.ir_version, functions=functions)
+        for own, value in zip(segment.graph.inputs, given, strict=True):
+            own.type = ir.TensorType(ir.DataType.from_numpy(np.asarray(source[value.name or ""]).dtype))
+            own.shape = None
+        for own in segment.graph.outputs:
+            own.shape = None
+        return runtime.open_session(model_io.to_bytes(segment), optimize=True, threads=self._threads)
+
+
+def _cone(values: Sequence[ir.Value], leaves: set[ir.Value] | None = None) -> set[ir.Node]:
+    """Return the nodes that values depend on, back to leaves and what no node makes."""
+    found: set[ir.Node] = set()
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        node = None if leaves is not None and value in leaves else value.producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending += graph.reads(node)
+    return found
+
+
+def _between(done: set[ir.Node], needed: set[ir.Node], asked: Sequence[ir.Value]) -> list[ir.Value]:
+    """Return what needed nodes that are not done, or a later question, read of what is done or given."""
+    read = [value for node in needed - done for value in graph.reads(node)]
+    return [v for v in dict.fromkeys([*asked, *read]) if v.producer() in done or v.is_graph_input()]
+
+
+def _fixed(model: ir.Model) -> set[ir.Value]:
+    """Return the values that depend on constants only."""
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        if all(v.is_initializer() or v in found for v in graph.reads(node)):
+            found.update(node.outputs)
+    return found

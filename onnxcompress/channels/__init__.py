@@ -1,0 +1,1 @@
+"""Channel ids: which channels of which weights belong together, and their removal."""

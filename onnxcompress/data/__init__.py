@@ -1,0 +1,1 @@
+"""Samples: loading, fitting to inputs, checking, augmenting, synthesizing."""

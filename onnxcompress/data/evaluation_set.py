@@ -1,0 +1,120 @@
+"""The samples by which original and result are judged: the user's, or made-up ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core import Feed
+from ..errors import DataError
+from . import feed_facts
+from . import load as data_module
+from .feeds import Lazy
+
+if TYPE_CHECKING:
+    from ..runtime.session import TensorSpec
+    from .load import Layout
+
+_LEAST_TO_DIVIDE = 16
+_HELD_OUT_STEP = 4
+_MOST_HELD_OUT = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How data is read: see `data.load_data`."""
+
+    layout: Layout | None = None
+    size: int | None = None
+    scale: Sequence[float] | None = None
+    mean: Sequence[float] | None = None
+    state: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Feeds to judge a model by, and their labels where there are any (one row, or several, for each feed).
+
+    `state` maps an input to the output whose value it gets from the run before.
+    """
+
+    feeds: Sequence[Feed]
+    source: str
+    labels: np.ndarray | None = None
+    state: Mapping[str, str] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
+
+    def stateful(self, last: Mapping[str, Any]) -> Iterator[Feed]:
+        """Yield the feeds with their state from `last`, where the caller leaves the outputs of each run."""
+        for feed in self.feeds:
+            yield feed | {name: last[output] for name, output in self.state.items() if output in last}
+
+    def largest(self) -> Feed:
+        """Return the feed with the most elements, the first of several."""
+        return feed_facts.largest(self.feeds)
+
+    def divided(self) -> tuple[Evaluation, Evaluation]:
+        """Divide the samples in a part to work with and one to judge by, so that no choice can fool itself.
+
+        Every fourth feed is held out, at most 256. Too few feeds to divide, those that carry a state from one to
+        the next, and those with differing numbers of labels, serve for both.
+        """
+        count = len(self.feeds)
+        uneven = self.labels is not None and len(self.labels) % count != 0
+        if count < _LEAST_TO_DIVIDE or self.state or uneven:
+            return self, self
+        step = max(_HELD_OUT_STEP, math.ceil(count / _MOST_HELD_OUT))
+        held = range(step - 1, count, step)
+        rest = [index for index in range(count) if index % step != step - 1]
+        return self._part(rest), self._part(held)
+
+    def _part(self, indices: Sequence[int]) -> Evaluation:
+        labels = self.labels
+        if labels is not None:
+            rows = len(labels) // len(self.feeds)
+            labels = labels.reshape(len(self.feeds), rows, *labels.shape[1:])[list(indices)]
+            labels = labels.reshape(-1, *labels.shape[2:])
+        return replace(self, feeds=Lazy(indices, self.feeds.__getitem__), labels=labels)
+
+    def notes(self) -> list[str]:
+        """Return a line for each sample that was left out."""
+        return [f"{name} is skipped: {reason}" for name, reason in self.skipped]
+
+
+def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions) -> Evaluation:
+    """Read samples and fit them to a model's inputs.
+
+    Raises:
+        DataError: they can't be read, don't fit, or none is finite.
+        UsageError: `state` names an input that there is not.
+    """
+    found = data_module.load_data(
+        source,
+        specs,
+        layout=options.layout,
+        size=options.size,
+        scale=options.scale,
+        mean=options.mean,
+        state=options.state,
+    )
+    labels = None if found.labels is None else _joined(found.labels, found.source)
+    return Evaluation(
+        feeds=found.feeds, source=found.source, labels=labels, state=found.state, skipped=tuple(found.skipped)
+    )
+
+
+def _joined(labels: Sequence[Any], source: str) -> np.ndarray:
+    """Return the labels of all feeds in one array.
+
+    Raises:
+        DataError: their shapes differ.
+    """
+    arrays = [np.atleast_1d(label) for label in labels]
+    if len({array.shape[1:] for array in arrays}) > 1:
+        shapes = sorted({str(list(array.shape)) for array in arrays})
+        raise DataError(f"labels of different shapes: {', '.join(shapes[:3])}", where=source)
+    return np.concatenate(arrays)

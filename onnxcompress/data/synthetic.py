@@ -1,0 +1,467 @@
+"""Seeded feeds for a model without data: shapes filled in, values that make sense, tried in the runtime.
+
+    input_roles.roles --> plans (sizes of dynamic dimensions, kind of values) --> feeds --> the ones that run
+
+Declared shapes of outputs are never believed; those of inputs are, since the runtime enforces them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from ..core import Feed
+from ..errors import ModelError, StuckError
+from ..runtime.run_timeout import run_seconds
+from ..runtime.session import Session
+from .input_semantics import Role, roles
+
+_BATCH_SIZES = (2, 1, 3, 4)
+_LENGTHS = (8, 16, 5, 32, 64, 576, 288, 128, 256, 1, 2, 3, 4, 512, 224, 1024, 4096, 16000)
+_HEIGHTS = (64, 32, 48, 224, 28, 128, 256, 299, 416, 640, 16, 8)
+_WIDTHS = (96, 64, 32, 224, 28, 128, 256, 299, 416, 640, 320, 16, 8)
+_SHAPES_OF_UNKNOWN_RANK: tuple[tuple[int, ...], ...] = ((3,), (2, 3), (2, 3, 4), (2, 3, 8, 8), ())
+
+_MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
+"""Size combinations that are tried for each kind of whole numbers."""
+
+_MANY_ELEMENTS = 10_000
+"""A feed of so many floats is enough for each combination of sizes."""
+
+_MOST_REFUSED_ELEMENTS = 20_000_000
+"""In all feeds that a model does not run: after these no more are tried."""
+
+_MOST_ELEMENTS = 1 << 25
+"""An input of more elements, 128 MiB of floats, is not made up."""
+
+_PlanKey = tuple[Any, ...]
+
+WholeNumbers = Literal["guess", "ones", "zeros"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    """One input to fill: its type, and its dimensions as sizes or as keys of dynamic dimensions."""
+
+    name: str
+    type: ir.TypeProtocol | None
+    dims: tuple[int | str, ...] | None
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Everything that determines a feed."""
+
+    sizes: Mapping[str, int]
+    seed: int
+    numbers: WholeNumbers = "guess"
+    positive_floats: bool = False
+    other_branch: str = ""
+    """The input whose value is to send If nodes the other way."""
+    unknown_rank: tuple[int, ...] = _SHAPES_OF_UNKNOWN_RANK[0]
+
+    @property
+    def key(self) -> _PlanKey:
+        """The same for plans that give the same feed."""
+        rest = (self.seed, self.numbers, self.positive_floats, self.other_branch, self.unknown_rank)
+        return (*sorted(self.sizes.items()), rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A feed that the model ran, and what came out."""
+
+    feed: Feed
+    outputs: Mapping[str, Any]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all outputs that are floats are finite."""
+        floats = [v for v in self.outputs.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+        return all(bool(np.isfinite(value).all()) for value in floats)
+
+
+def synthetic_feeds(model: ir.Model, *, seed: int, sizes: Sequence[int] = (8, 12)) -> list[Feed]:
+    """Return one feed per entry of `sizes`, without running the model.
+
+    Args:
+        model: its graph inputs and what is done with them decide shapes and values.
+        seed: the same seed gives the same feeds.
+        sizes: for each feed the size of the first dynamic dimension that is not a batch; each further one gets
+            one more. The batch is 2 in the first feed, 1 in the second, then 3 and 4.
+
+    Returns:
+        Feeds that hold every input without a default value.
+
+    """
+    inputs = _inputs(model)
+    keys = _dynamic_keys(inputs)
+    lengths = [key for key in keys if not _is_batch(key, inputs)]
+    feeds = []
+    for index, size in enumerate(sizes):
+        chosen = {key: _BATCH_SIZES[index % len(_BATCH_SIZES)] for key in keys}
+        chosen |= {key: size + offset for offset, key in enumerate(lengths)}
+        feeds.append(_feed(inputs, _Plan(sizes=chosen, seed=seed + index)))
+    return feeds
+
+
+def runnable_feeds(
+    model: ir.Model, session: Session, *, seed: int, count: int, max_seconds: float = 60.0
+) -> list[Feed]:
+    """Return feeds that the model runs: two sizes of each dynamic dimension, and both ways of a branch.
+
+    Sizes and values are guessed, tried in the session and changed until they run; inputs that give finite
+    outputs are preferred.
+
+    Args:
+        model: the model that `session` holds.
+        session: runs the candidates.
+        seed: the same seed gives the same feeds.
+        count: feeds wanted. Where branches have to be reached one more is added for each; where each holds
+            thousands of floats there are no more than sizes to try.
+        max_seconds: time to search for the first that runs.
+
+    Raises:
+        ModelError: nothing that was tried runs, with the runtime's reason for the first.
+
+    """
+    return [tried.feed for tried in tried_feeds(model, session, seed=seed, count=count, max_seconds=max_seconds)]
+
+
+def tried_feeds(model: ir.Model, session: Session, *, seed: int, count: int, max_seconds: float = 60.0) -> list[Tried]:
+    """Do as `runnable_feeds` does, and return the outputs too."""
+    return _Search(model, session, seed=seed, max_seconds=max_seconds).feeds(count)
+
+
+class _Search:
+    """Finds plans whose feeds run."""
+
+    def __init__(self, model: ir.Model, session: Session, *, seed: int, max_seconds: float) -> None:
+        self._inputs = _inputs(model)
+        self._keys = _dynamic_keys(self._inputs)
+        self._session = session
+        stored = (value.const_value for value in model.graph.initializers.values())
+        self._weight_bytes = sum(tensor.nbytes for tensor in stored if tensor is not None)
+        self._seed = seed
+        self._deadline = time.monotonic() + max_seconds
+        self._first_error: ModelError | None = None
+        self._refused_elements = 0
+        self._ran: dict[_PlanKey, Tried] = {}
+
+    def feeds(self, count: int) -> list[Tried]:
+        base = self._first()
+        plans = [base, *self._resized(base)]
+        branches = [plan for name in self._branching() if (plan := self._branched(base, name)) is not None]
+        if self._holds_many(base):
+            count = min(count, len(plans))
+        numbered = (
+            replace(plans[index % len(plans)], seed=self._seed + index) for index in range(max(count, len(plans)))
+        )
+        wanted = [*numbered, *(replace(plan, seed=self._seed + count + i) for i, plan in enumerate(branches))]
+        return [tried for plan in wanted if (tried := self._try(plan)) is not None]
+
+    def _first(self) -> _Plan:
+        """Return the first plan that runs, with other floats where they give finite outputs.
+
+        Raises:
+            ModelError: none does.
+
+        """
+        for plan in self._candidates():
+            tried = self._try(plan)
+            if tried is None:
+                if self._is_spent():
+                    break
+                continue
+            if not tried.is_finite:
+                positive = self._try(replace(plan, positive_floats=True))
+                return replace(plan, positive_floats=positive is not None and positive.is_finite)
+            return plan
+        why = self._first_error.message if self._first_error else "no time was given"
+        raise ModelError(
+            f"no synthetic inputs that the model runs were found: {why}",
+            hint="Give it real ones with --data",
+        ) from self._first_error
+
+    def _candidates(self) -> Iterator[_Plan]:
+        rank_unknown = any(item.dims is None for item in self._inputs)
+        for numbers, most in _MOST_ATTEMPTS.items():
+            sizes = itertools.islice(_size_choices(self._keys, self._inputs), most)
+            shapes = _SHAPES_OF_UNKNOWN_RANK if rank_unknown else _SHAPES_OF_UNKNOWN_RANK[:1]
+            for chosen, shape in itertools.product(sizes, shapes):
+                yield _Plan(sizes=chosen, seed=self._seed, numbers=cast("WholeNumbers", numbers), unknown_rank=shape)
+
+    def _resized(self, base: _Plan) -> list[_Plan]:
+        """Return plans with a second size for each dynamic dimension: one plan for all, or one each."""
+        changes = [change for key in self._keys if (change := self._other_sizes(base, [key]))]
+        changed = {key for change in changes for key in change}
+        # An unnamed batch is one dimension to us in every input: such can only change together.
+        for size in sorted(set(base.sizes.values())):
+            tied = [key for key in self._keys if key not in changed and base.sizes[key] == size]
+            if len(tied) > 1 and (change := self._other_sizes(base, tied)):
+                changes.append(change)
+        if not changes:
+            return []
+        together = replace(base, sizes={**base.sizes, **{k: n for change in changes for k, n in change.items()}})
+        if len(changes) == 1 or self._runs(together):
+            return [together]
+        return [replace(base, sizes={**base.sizes, **change}) for change in changes]
+
+    def _other_sizes(self, base: _Plan, keys: Sequence[str]) -> dict[str, int]:
+        """Return one other size for all of `keys` with which the model runs; empty where none is found."""
+        for size in _second_sizes(keys[0], base.sizes[keys[0]], self._inputs):
+            change = dict.fromkeys(keys, size)
+            if self._runs(replace(base, sizes={**base.sizes, **change})):
+                return change
+        return {}
+
+    def _branching(self) -> list[str]:
+        return [item.name for item in self._inputs if item.role.branches]
+
+    def _branched(self, base: _Plan, name: str) -> _Plan | None:
+        """Return a plan in which the If nodes that depend on input `name` go the other way."""
+        plan = replace(base, other_branch=name)
+        if self._runs(plan):
+            return plan
+        for sizes in itertools.islice(_size_choices(self._keys, self._inputs), 60):
+            if self._is_spent():
+                break
+            if self._runs(replace(plan, sizes=sizes)):
+                return replace(plan, sizes=sizes)
+        return None
+
+    def _holds_many(self, plan: _Plan) -> bool:
+        """Say whether a feed is numbers by the thousand, floats all of them: another seed would show nothing new."""
+        tried = self._try(plan)
+        arrays = [] if tried is None else list(tried.feed.values())
+        are_floats = all(isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in arrays)
+        return are_floats and sum(array.size for array in arrays) >= _MANY_ELEMENTS
+
+    def _runs(self, plan: _Plan) -> bool:
+        return self._try(plan) is not None
+
+    def _try(self, plan: _Plan) -> Tried | None:
+        """Return the plan's feed and what came out, None where it doesn't run."""
+        if plan.key not in self._ran:
+            elements = 0
+            try:
+                feed = _feed(self._inputs, plan)
+                elements = sum(np.size(array) for array in feed.values() if isinstance(array, np.ndarray))
+                limit = run_seconds(self._weight_bytes, elements)
+                self._ran[plan.key] = Tried(feed=feed, outputs=self._session.run(feed, max_seconds=limit))
+            except StuckError as error:
+                raise ModelError(f"{error.message} on made-up inputs", hint="Give --data with real ones") from error
+            except ModelError as error:
+                self._first_error = self._first_error or error
+                self._refused_elements += elements
+                return None
+        return self._ran[plan.key]
+
+    def _is_spent(self) -> bool:
+        """Say whether enough was tried that did not run."""
+        return self._refused_elements > _MOST_REFUSED_ELEMENTS or time.monotonic() > self._deadline
+
+
+def _inputs(model: ir.Model) -> list[_Input]:
+    """Return the inputs that a feed must hold; those with a default value are left to it."""
+    known = roles(model)
+    return [
+        _Input(
+            name=value.name or "",
+            type=value.type,
+            dims=_dims(value),
+            role=known.get(value.name or "", Role()),
+        )
+        for value in model.graph.inputs
+        if not value.is_initializer()
+    ]
+
+
+def _dims(value: ir.Value) -> tuple[int | str, ...] | None:
+    """Return sizes, and keys of dynamic dimensions: the same key wherever the size must be the same.
+
+    A dimension without a name gets the key "NAME#AXIS"; the first axes of all inputs share "#batch".
+    """
+    if value.shape is None:
+        return None
+    dims: list[int | str] = []
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            dims.append(dim if dim >= 0 else f"{value.name}#{axis}")
+        elif dim.value and dim.value != "?":
+            dims.append(str(dim.value))
+        else:
+            dims.append("#batch" if axis == 0 else f"{value.name}#{axis}")
+    return tuple(dims)
+
+
+def _dynamic_keys(inputs: Sequence[_Input]) -> list[str]:
+    return list(dict.fromkeys(dim for item in inputs for dim in item.dims or () if isinstance(dim, str)))
+
+
+def _is_batch(key: str, inputs: Sequence[_Input]) -> bool:
+    if "batch" in key.lower():
+        return True
+    return any(item.dims and len(item.dims) > 1 and item.dims[0] == key for item in inputs)
+
+
+def _ladder(key: str, inputs: Sequence[_Input]) -> tuple[int, ...]:
+    """Return the sizes to try for a dynamic dimension, likeliest first."""
+    if _is_batch(key, inputs):
+        return _BATCH_SIZES
+    for item in inputs:
+        if item.dims is None or key not in item.dims:
+            continue
+        spatial = [axis for axis in _spatial_axes(item.dims) if isinstance(item.dims[axis], str)]
+        if item.dims.index(key) in spatial:
+            return _WIDTHS if item.dims.index(key) == spatial[-1] else _HEIGHTS
+    # A dimension without a name beside another input is often that one's batch.
+    return (*_BATCH_SIZES[:1], *_LENGTHS) if "#" in key and len(inputs) > 1 else _LENGTHS
+
+
+def _spatial_axes(dims: Sequence[int | str]) -> tuple[int, ...]:
+    """Return the axes of height and width of an image input, by its number of axes and its channels."""
+    if len(dims) != 4:
+        return ()
+    channels_last = isinstance(dims[3], int) and dims[3] <= 4 and not isinstance(dims[1], int)
+    return (1, 2) if channels_last else (2, 3)
+
+
+def _size_choices(keys: Sequence[str], inputs: Sequence[_Input]) -> Iterator[dict[str, int]]:
+    """Yield sizes for all dynamic dimensions: first every first choice, then ever less likely ones."""
+    ladders = [_ladder(key, inputs) for key in keys]
+    deepest = sum(len(ladder) - 1 for ladder in ladders)
+    for depth in range(deepest + 1):
+        for steps in _steps([len(ladder) for ladder in ladders], depth):
+            yield {key: ladder[step] for key, ladder, step in zip(keys, ladders, steps, strict=True)}
+
+
+def _steps(lengths: Sequence[int], depth: int) -> Iterator[tuple[int, ...]]:
+    """Yield the ways to write `depth` as a sum of one number below each of `lengths`."""
+    if not lengths:
+        if depth == 0:
+            yield ()
+        return
+    for step in range(min(depth, lengths[0] - 1) + 1):
+        for rest in _steps(lengths[1:], depth - step):
+            yield (step, *rest)
+
+
+def _second_sizes(key: str, size: int, inputs: Sequence[_Input]) -> list[int]:
+    """Return sizes to try in place of `size`: near ones and multiples first, they are likeliest to run."""
+    if _is_batch(key, inputs):
+        return [n for n in _BATCH_SIZES if n != size]
+    near = [size + size // 2, size + 32, size * 2, size + 1, max(1, size // 2), size + 64]
+    return list(dict.fromkeys(n for n in (*near, *_ladder(key, inputs)) if n != size))
+
+
+def _feed(inputs: Sequence[_Input], plan: _Plan) -> Feed:
+    """Make the values of all inputs.
+
+    Raises:
+        ModelError: one is too large to make up, or of a type that can't be.
+    """
+    rng = np.random.default_rng([plan.seed, 0x0C])
+    for item in inputs:
+        shape = () if item.dims is None else _shape(item.dims, plan)
+        if math.prod(shape) > _MOST_ELEMENTS:
+            text = f"input {item.name!r} {list(shape)} has {math.prod(shape):,} elements, too many to make up"
+            raise ModelError(text, hint="Give real ones with --data, or check the shape that the model declares")
+    return {item.name: cast("np.ndarray", _value(item, plan, rng)) for item in inputs}
+
+
+def _value(item: _Input, plan: _Plan, rng: np.random.Generator) -> Any:
+    """Return a value for one input: an array, or a list of two arrays where a sequence is wanted."""
+    shape = plan.unknown_rank if item.dims is None else _shape(item.dims, plan)
+    kind = item.type
+    while isinstance(kind, ir.OptionalType):
+        kind = kind.elem_type
+    if isinstance(kind, ir.SequenceType):
+        element = kind.dtype
+        return [_array(element, shape, item, plan, rng) for _ in range(2)]
+    return _array(ir.DataType.FLOAT if kind is None else kind.dtype, shape, item, plan, rng)
+
+
+def _shape(dims: Sequence[int | str], plan: _Plan) -> tuple[int, ...]:
+    return tuple(plan.sizes[dim] if isinstance(dim, str) else dim for dim in dims)
+
+
+def _array(
+    dtype: ir.DataType, shape: tuple[int, ...], item: _Input, plan: _Plan, rng: np.random.Generator
+) -> np.ndarray:
+    if dtype == ir.DataType.STRING:
+        words = np.array(["a", "ab", "b", "some words"], dtype=object)
+        return words[rng.integers(0, len(words), shape)] if shape else words[:1].reshape(())
+    if dtype == ir.DataType.UNDEFINED:
+        raise ModelError(f"input {item.name!r} of type {item.type} can't be made up", hint="Give --data with real ones")
+    numpy_dtype = np.dtype(dtype.numpy())
+    if dtype == ir.DataType.BOOL:
+        return np.full(shape, _truth(item, plan))
+    if dtype.is_floating_point():
+        return _floats(shape, item, plan, rng).astype(numpy_dtype)
+    return _whole(shape, numpy_dtype, item, plan, rng).astype(numpy_dtype)
+
+
+def _truth(item: _Input, plan: _Plan) -> bool:
+    value = True if item.role.value is None else bool(item.role.value.flat[0])
+    return not value if plan.other_branch == item.name else value
+
+
+def _floats(shape: tuple[int, ...], item: _Input, plan: _Plan, rng: np.random.Generator) -> np.ndarray:
+    """Return float64 of `shape`: standard normal, or in [0.05, 1) where only positive ones make sense."""
+    if item.role.mask:
+        return np.ones(shape)
+    needed = _broadcast(item.role.value, shape)
+    if needed is not None:
+        return needed.astype(np.float64)
+    if item.role.positive or plan.positive_floats:
+        return rng.uniform(0.05, 1.0, shape)
+    return np.asarray(rng.standard_normal(shape))
+
+
+def _whole(
+    shape: tuple[int, ...], dtype: np.dtype[Any], item: _Input, plan: _Plan, rng: np.random.Generator
+) -> np.ndarray:
+    """Return whole numbers of `shape` that fit what the input is used for."""
+    role = item.role
+    if role.compared and role.limit is None:
+        return np.full(shape, _compared_value(role.compared, other=plan.other_branch == item.name))
+    if plan.numbers != "guess":
+        return np.full(shape, 1 if plan.numbers == "ones" else 0)
+    if role.mask:
+        return np.ones(shape, np.int64)
+    if role.limit is not None:
+        return np.asarray(rng.integers(0, max(role.limit, 1), shape))
+    needed = _broadcast(role.value, shape)
+    if needed is not None:
+        return needed
+    if dtype.itemsize == 1:
+        info = np.iinfo(dtype) if dtype.kind in "iu" else np.iinfo(np.int8)
+        return np.asarray(rng.integers(max(info.min, -100), info.max, shape))
+    return np.asarray(rng.integers(1, 4, shape))
+
+
+def _compared_value(constants: Sequence[float], *, other: bool) -> int:
+    """Return the constant that an input is compared with, or one that the comparison tells apart from it."""
+    first = int(constants[0])
+    if not other:
+        return first
+    further = [int(constant) for constant in constants if int(constant) != first]
+    return further[0] if further else first // 2 if abs(first) > 1 else first + 1
+
+
+def _broadcast(value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return `value` in `shape`, None where it doesn't fit."""
+    if value is None:
+        return None
+    if value.size == math.prod(shape):
+        return value.reshape(shape)
+    return np.broadcast_to(value, shape).copy() if value.size == 1 else None

@@ -1,0 +1,1 @@
+"""Knowledge transfer: layer targets, reconstruction, gradient training."""

@@ -1,0 +1,210 @@
+"""Refits a changed model, layer by layer, so that it does again what the original did.
+
+The layers are gone through in the order of the graph. The rows of each are what reaches it in the student, whose
+earlier layers are refitted already; its targets are what the layer gives in the teacher. The solution is closed-form
+(`numerics.ridge`), chosen and accepted by feeds that it was not computed from. No labels, no gradients.
+
+A pass that changes weights itself, for instance by rounding, does so within the walk: `finish` gets the refitted
+weights and returns what shall stand in the model, and the layers behind make up for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..activations.partial_run import Frontier
+from ..core import Feed
+from ..graph import edit as graph
+from ..numerics.linear import ridge
+from ..numerics.linear.moments import MOST_COLUMNS, Moments
+from ..numerics.threads import one_thread
+from ..ops.linear import LinearLayer, linear_layer
+from .targets import Goal, Goals, Samples, aims
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerData:
+    """Moments of one layer's rows in the student, with the teacher's outputs as targets."""
+
+    train: Moments
+    held_out: Moments
+
+
+Finish = Callable[[LinearLayer, np.ndarray, "np.ndarray | None", LayerData], "tuple[np.ndarray, np.ndarray | None]"]
+"""(layer, matrix float32 [groups, out, columns], bias float32 [groups * out], data) -> what is written instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitChange:
+    """What became of one layer.
+
+    Args:
+        layer: its label.
+        is_applied: whether weights or bias were changed by the fit.
+        reason: what was done, or why nothing was.
+        rows: rows the solution was chosen from, per group.
+        error_before: error on the held-out feeds as a part of the targets' variance; NaN where it was not measured.
+        error_after: the same with the solution.
+        ratio: the penalty chosen, see `numerics.ridge`; None for the bias alone.
+    """
+
+    layer: str
+    is_applied: bool
+    reason: str
+    rows: int = 0
+    error_before: float = math.nan
+    error_after: float = math.nan
+    ratio: float | None = None
+
+
+def refit(
+    student: ir.Model,
+    teacher: ir.Model,
+    feeds: Sequence[Feed],
+    pairs: Mapping[str, str] | None = None,
+    *,
+    held_out: Sequence[Feed] | None = None,
+    keep: Mapping[str, np.ndarray] | None = None,
+    selects: Callable[[ir.Node], bool] = lambda _: True,
+    finish: Finish | None = None,
+    rows_per_column: int = 64,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
+) -> list[RefitChange]:
+    """Refit the linear layers of `student`, in place, to the outputs of the same layers in `teacher`.
+
+    Args:
+        student: the changed model.
+        teacher: the original.
+        feeds: complete feeds of both, best of one sample each, to solve from.
+        pairs: output of a student's layer (before any activation) -> value of the teacher; others have the same name.
+        held_out: feeds to choose and accept by; None to hold back every fifth of `feeds`.
+        keep: output of a student's layer -> which channels of the teacher's value it still has, in order.
+        selects: False for nodes to leave alone.
+        finish: takes the solution, or the weights as they are where there is none better, and returns what is
+            written; called for every layer whose weights may be changed and for which there are rows and targets.
+        rows_per_column: rows to solve from, for every column of the matrix.
+        seed: of the choice of rows.
+        threads: threads of the runtime.
+        progress: wraps the loop over the layers.
+
+    Returns:
+        one entry for each linear layer of the main graph that `selects` admits, in order.
+
+    Raises:
+        ModelError: the runtime can't run one of the two.
+        DataError: there are fewer than two feeds.
+    """
+    names = graph.Names(student)
+    found = [linear_layer(node) for node in student.graph if selects(node)]
+    layers = [layer for layer in found if isinstance(layer, LinearLayer)]
+    samples = Samples(student, teacher, feeds, held_out)
+    todo = aims(student, layers, pairs or {})
+    goals = Goals(teacher, samples, keep or {}, rows_per_column=rows_per_column, seed=seed, threads=threads)
+    walk = Frontier(student, samples, threads=threads)
+    changes = []
+    with one_thread():
+        for index, aim in enumerate(progress("Refitting", todo)):
+            goal = goals.of(todo[index:])
+            if isinstance(goal, str):
+                changes.append(RefitChange(layer=aim.layer.label, is_applied=False, reason=goal))
+                continue
+            later = [value for each in todo[index + 1 :] for value in each.needs]
+            skip = aim.skip if goals.uses_sum(aim) else None
+            data = _gather(aim.layer, skip, walk.values(aim.needs, later), goal, samples)
+            changes.append(_refit_layer(aim.layer, data, names, finish))
+    return changes
+
+
+def _gather(
+    layer: LinearLayer,
+    skip: ir.Value | None,
+    values: Iterable[Mapping[str, np.ndarray]],
+    goal: Goal,
+    samples: Samples,
+) -> LayerData | str:
+    """Return the moments of a layer's rows and targets, or why they don't belong together.
+
+    Args:
+        layer: the layer.
+        skip: the value that is added to what the layer gives, where the goal is the sum.
+        values: the layer's input, and `skip`, for each joined feed.
+        goal: what the layer is to give, for each joined feed.
+        samples: the joined feeds.
+    """
+    groups, out, columns = layer.shape
+    is_full = _is_free(layer) and columns <= MOST_COLUMNS
+    data = LayerData(
+        train=Moments(groups, columns, out, is_full=is_full), held_out=Moments(groups, columns, out, is_full=is_full)
+    )
+    fault = ""
+    for number, (given, chosen) in enumerate(zip(values, goal, strict=True)):
+        x = given[layer.x.name or ""]
+        wanted = math.prod(chosen.shape) // (groups * out)
+        if layer.count(x.shape) != wanted:
+            fault = f"it has {layer.count(x.shape)} rows where the teacher's output has {wanted}"
+        elif not fault:
+            targets = chosen.targets
+            if skip is not None:
+                targets = targets - layer.targets(np.broadcast_to(given[skip.name or ""], chosen.shape), chosen.at)
+            moments = data.train if number < samples.train_count else data.held_out
+            moments.update(layer.rows(x, chosen.at), targets)
+    return fault or data
+
+
+def _refit_layer(layer: LinearLayer, data: LayerData | str, names: graph.Names, finish: Finish | None) -> RefitChange:
+    if isinstance(data, str):
+        return RefitChange(layer=layer.label, is_applied=False, reason=data)
+    groups, out, _ = layer.shape
+    matrix, bias = layer.matrix(), layer.bias()
+    is_free = _is_free(layer)
+    found = ridge.fit(
+        data.train,
+        data.held_out,
+        matrix,
+        np.zeros((groups, out)) if bias is None else bias.reshape(groups, out),
+        has_bias=bias is not None or (layer.has_bias and not layer.is_fixed),
+        ratios=ridge.RATIOS if is_free else (),
+    )
+    is_better = found.after < found.before
+    if is_better:
+        matrix = found.weights.astype(np.float32)
+        bias = found.bias.astype(np.float32).reshape(-1) if bias is not None or layer.has_bias else None
+    if finish is not None and is_free:
+        matrix, bias = finish(layer, matrix, bias, data)
+    reason = _reason(found, is_free=is_free)
+    if is_better or (finish is not None and is_free):
+        try:
+            layer.with_weights(matrix if is_free else None, bias, names)
+        except ValueError as error:
+            is_better, reason = False, f"{reason}, but {error}"
+    return RefitChange(
+        layer=layer.label,
+        is_applied=is_better,
+        reason=reason,
+        rows=data.train.count,
+        error_before=found.before,
+        error_after=found.after,
+        ratio=found.ratio,
+    )
+
+
+def _is_free(layer: LinearLayer) -> bool:
+    """Say whether the matrix may be changed: stored as floats, and for this layer alone."""
+    return not layer.is_fixed and len(layer.weight.uses()) == 1
+
+
+def _reason(found: ridge.Fit, *, is_free: bool) -> str:
+    if found.after < found.before:
+        what = "bias" if found.ratio is None else "weights"
+        return f"{what} refitted: held-out error {found.before:.3g} to {found.after:.3g} of the variance"
+    if not found.before > ridge.EXACT:
+        return "it gives what the teacher gives"
+    return f"no {'weights' if is_free else 'bias'} lower the held-out error of {found.before:.3g} of the variance"

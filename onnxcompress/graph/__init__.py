@@ -1,0 +1,1 @@
+"""Queries and edits on onnx_ir graphs."""

@@ -1,0 +1,421 @@
+"""Read a ModelProto whose large tensors are references into an onnx_ir model.
+
+onnx_ir's own serde drops or refuses some of what files hold. Here that is kept:
+
+- sparse initializers: a value whose tensor is a SparseTensor;
+- sparse tensor attributes, type attributes and strings that onnx_ir can't express: an `ir.Attr` of the right
+  type whose value is the AttributeProto, or bytes;
+- map and opaque types (`ZipMap` outputs): a RawType;
+- training graphs: bytes in `model.graph.meta`, written back as they came;
+- attributes of old exporters without a `type`: the type follows from the field that is set.
+
+Models that contradict themselves are refused: a value that nothing makes, a tensor whose data do not fill its
+shape, a name that is not UTF-8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import warnings
+from typing import TYPE_CHECKING, TypeVar
+
+import onnx
+import onnx_ir as ir
+from onnx_ir import serde
+
+from ..errors import ModelError
+from ..graph.query import graphs, replace_tensors
+from .serialize import TRAINING_INFO, RawType, refer
+from .tensors import SparseTensor, check_inline, check_sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_SPARSE_LOCATION = "#sparse_initializer"
+_Attribute = onnx.AttributeProto
+_Proto = TypeVar("_Proto", onnx.AttributeProto, onnx.TypeProto)
+_UNSUPPORTED_ATTRIBUTES = frozenset({_Attribute.SPARSE_TENSOR, _Attribute.SPARSE_TENSORS})
+_FIELDS_OF_TYPES = {
+    "f": _Attribute.FLOAT,
+    "i": _Attribute.INT,
+    "s": _Attribute.STRING,
+    "t": _Attribute.TENSOR,
+    "g": _Attribute.GRAPH,
+    "floats": _Attribute.FLOATS,
+    "ints": _Attribute.INTS,
+    "strings": _Attribute.STRINGS,
+    "tensors": _Attribute.TENSORS,
+    "graphs": _Attribute.GRAPHS,
+}
+
+
+def from_proto(
+    proto: onnx.ModelProto, resolve: Callable[[ir.ExternalTensor], ir.TensorProtocol], where: str
+) -> ir.Model:
+    """Return the model in `proto`, which is used up; `resolve` turns a reference into its tensor.
+
+    Raises:
+        ModelError: when `proto` is not a consistent model (`where` names it).
+
+    """
+    try:
+        return _from_proto(proto, resolve, where)
+    except ModelError:
+        raise
+    except (RecursionError, MemoryError) as error:
+        raise ModelError("is nested too deeply or too large to read", where=where) from error
+    except Exception as error:
+        raise ModelError(f"is not a consistent model ({_root_cause(error)})", where=where) from error
+
+
+def _from_proto(
+    proto: onnx.ModelProto, resolve: Callable[[ir.ExternalTensor], ir.TensorProtocol], where: str
+) -> ir.Model:
+    prepared = _Prepared(proto, where)
+    with _quiet():
+        model = serde.deserialize_model(proto)
+    _check_versions(model, where)
+    if prepared.training_info:
+        model.graph.meta[TRAINING_INFO] = prepared.training_info
+
+    def finish(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if isinstance(tensor, ir.ExternalTensor):
+            if str(tensor.location) == _SPARSE_LOCATION:
+                return SparseTensor(prepared.sparse[tensor.offset or 0])
+            return resolve(tensor)
+        if isinstance(tensor, serde.TensorProtoTensor):
+            check_inline(tensor.raw, f"{where}, tensor {tensor.name!r}")
+        if isinstance(tensor, ir.StringTensor) and len(tensor.string_data()) != tensor.size:
+            raise ModelError("strings that do not fill its shape", where=f"{where}, tensor {tensor.name!r}")
+        return tensor
+
+    for graph in graphs(model):
+        replace_tensors(graph, finish)
+        _check_texts(graph, where)
+        _check_values(graph, where)
+        _check_order(graph, where)
+        if prepared.attributes:
+            _restore_attributes(graph, prepared)
+        if prepared.types:
+            _restore_types(graph, prepared)
+        _check_nodes(graph, model, where)
+    _check_inputs(model, where)
+    return model
+
+
+def _check_versions(model: ir.Model, where: str) -> None:
+    """Raise ModelError where a version of operators is no number that onnx counts with."""
+    for imports in (model.opset_imports, *(each.opset_imports for each in model.functions.values())):
+        for domain, version in imports.items():
+            if not 0 <= version <= _MOST_VERSION:
+                raise ModelError(f"imports version {version} of {domain or 'ai.onnx'!r}, which can't be", where=where)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep onnx from warning of external_data keys that it ignores, and onnx_ir of what is refused here."""
+    logger = logging.getLogger(serde.__name__)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _check_values(graph: ir.Graph | ir.Function, where: str) -> None:
+    """Raise ModelError where a node, or the graph as its output, uses a value that nothing makes."""
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and not _is_made(value):
+                name = node.name or node.op_type
+                raise ModelError(f"node {name!r} uses {value.name!r}, which nothing makes", where=where)
+    for value in graph.outputs:
+        if not _is_made(value):
+            raise ModelError(f"output {value.name!r} is made by no node", where=where)
+
+
+def _check_order(graph: ir.Graph | ir.Function, where: str) -> None:
+    """Raise ModelError where nodes depend on each other in a circle; an order other than by dependence is fine."""
+    waiting: dict[ir.Node, int] = {}
+    readers: dict[ir.Node, list[ir.Node]] = {}
+    for node in graph:
+        makers = {maker for maker in _makers(node) if maker.graph is node.graph}
+        waiting[node] = len(makers)
+        for maker in makers:
+            readers.setdefault(maker, []).append(node)
+    ready = [node for node, count in waiting.items() if not count]
+    while ready:
+        for reader in readers.get(ready.pop(), ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    circle = [node.name or node.op_type for node, count in waiting.items() if count]
+    if circle:
+        named = ", ".join(repr(name) for name in circle[:3])
+        raise ModelError(f"nodes that need each other's outputs, {named} among {len(circle)}", where=where)
+
+
+def _makers(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the nodes that make what a node, or a node in its bodies, reads."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        yield from (value.producer() for value in each.inputs if value is not None and value.producer() is not None)  # type: ignore[misc]
+        for attribute in each.attributes.values():
+            bodies = {ir.AttributeType.GRAPH: [attribute.value], ir.AttributeType.GRAPHS: attribute.value}
+            for body in bodies.get(attribute.type, ()) if not attribute.is_ref() else ():
+                pending += list(body)
+                yield from (v.producer() for v in body.outputs if v.producer() is not None)
+
+
+def _check_nodes(graph: ir.Graph | ir.Function, model: ir.Model, where: str) -> None:
+    """Raise ModelError where inputs, outputs and attributes of a node are not those of its operator, as runtimes do."""
+    opsets = graph.opset_imports or model.opset_imports
+    schemas: dict[tuple[str, str], onnx.defs.OpSchema | None] = {}
+    required: dict[tuple[str, str], list[str]] = {}
+    for node in graph:
+        kind = node.domain, node.op_type
+        if kind not in schemas:
+            schema = _schema(*kind, opsets.get(node.domain, model.opset_imports.get(node.domain)))
+            schemas[kind] = schema
+            required[kind] = [] if schema is None else [a.name for a in schema.attributes.values() if a.required]
+        schema = schemas[kind]
+        if any(each.configuration is None for each in getattr(node, "device_configurations", ())):
+            raise ModelError(f"node {node.name or node.op_type!r} is configured for no device by name", where=where)
+        for name, attribute in node.attributes.items():
+            if not name or attribute.type == ir.AttributeType.UNDEFINED:
+                raise ModelError(
+                    f"node {node.name or node.op_type!r} has an attribute without name or type", where=where
+                )
+            wanted = schema.attributes.get(name) if schema is not None else None
+            kind_wanted = None if wanted is None else _kind_name(wanted)
+            if kind_wanted is not None and not attribute.is_ref() and kind_wanted != attribute.type.name:
+                kinds = f"{attribute.type.name}; {node.op_type} has {kind_wanted} there"
+                raise ModelError(f"node {node.name or node.op_type!r} has {name!r} as {kinds}", where=where)
+            if name in _OF_TYPES and kind_wanted == "INT" and not attribute.is_ref() and attribute.value not in _TYPES:
+                raise ModelError(
+                    f"node {node.name or node.op_type!r} has {name!r} as {attribute.value}, which is no type",
+                    where=where,
+                )
+        if schema is None or (node.domain, node.op_type, node.overload) in model.functions:
+            continue
+        for name in required[kind]:
+            if name not in node.attributes:
+                raise ModelError(f"node {node.name or node.op_type!r} has no {name!r}, which it needs", where=where)
+        for what, count, least, most in (
+            ("inputs", len(node.inputs), schema.min_input, schema.max_input),
+            ("outputs", len(node.outputs), schema.min_output, schema.max_output),
+        ):
+            if not least <= count <= most:
+                allowed = f"{least}" if least == most else f"{least} to {most}" if most < _MANY else f"{least} or more"
+                name = node.name or node.op_type
+                raise ModelError(f"node {name!r} has {count} {what}; {node.op_type} has {allowed}", where=where)
+
+
+def _kind_name(attribute: onnx.defs.OpSchema.Attribute) -> str:
+    """Return the type of an attribute as AttributeProto calls it."""
+    name: str = onnx.AttributeProto.AttributeType.Name(int(attribute.type.value))  # type: ignore[attr-defined]
+    return name
+
+
+def _schema(domain: str, op_type: str, version: int | None) -> onnx.defs.OpSchema | None:
+    """Return what onnx knows of an operator in a version, None where nothing."""
+    is_default = domain in ("", "ai.onnx")
+    if not is_default and (version is None or domain != "ai.onnx.ml"):
+        return None
+    newest = onnx.defs.onnx_opset_version()  # what runtimes take for the default domain where it isn't imported
+    try:
+        return onnx.defs.get_schema(op_type, newest if version is None else version, "" if is_default else domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+_MANY = 1 << 30
+_OF_TYPES = ("to", "dtype", "output_dtype")
+_TYPES = frozenset(int(each) for each in ir.DataType)
+_MOST_VERSION = (1 << 31) - 1
+
+
+def _is_made(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
+def _check_inputs(model: ir.Model, where: str) -> None:
+    """Raise ModelError for an input of no type: nothing can be fed to it."""
+    for value in model.graph.inputs:
+        kind = value.type
+        while isinstance(kind, ir.OptionalType | ir.SequenceType):
+            kind = kind.elem_type
+        if isinstance(kind, ir.TensorType | ir.SparseTensorType) and kind.dtype == ir.DataType.UNDEFINED:
+            raise ModelError(f"input {value.name!r} has no type", where=where)
+
+
+def _check_texts(graph: ir.Graph | ir.Function, where: str) -> None:
+    """Raise ModelError for names and records that are not UTF-8, which protobuf hands over as bytes."""
+    holders: list[ir.Node | ir.Value] = list(graph.inputs)
+    if isinstance(graph, ir.Graph):
+        holders += graph.initializers.values()
+    texts: list[object] = [graph.name, graph.doc_string]
+    for node in graph:
+        texts += (node.op_type, node.domain, node.overload, *node.attributes)
+        holders.append(node)
+        holders += node.outputs
+    for holder in holders:
+        texts += (holder.name, holder.doc_string)
+        for pair in holder.metadata_props.items():
+            texts += pair
+    if any(isinstance(text, bytes) for text in texts):
+        wrong = next(text for text in texts if isinstance(text, bytes))
+        raise ModelError(f"a name or record that is not UTF-8: {wrong[:40]!r}", where=where)
+
+
+class _Prepared:
+    """A proto with what onnx_ir can't express hidden in what it can; changes the proto."""
+
+    def __init__(self, proto: onnx.ModelProto, where: str) -> None:
+        self.where = where
+        self.mark = secrets.token_hex(8)  # unguessable, so that no file can hold one
+        self.sparse: list[onnx.SparseTensorProto] = []
+        self.types: list[onnx.TypeProto] = []
+        self.attributes: list[onnx.AttributeProto] = []
+        self.training_info = [info.SerializeToString(deterministic=True) for info in proto.training_info]
+        proto.ClearField("training_info")
+        self._graph(proto.graph)
+        for function in proto.functions:
+            self._values(function.value_info)
+            self._nodes(function.node)
+            for attribute in function.attribute_proto:
+                self._attribute(attribute)
+
+    def _graph(self, graph: onnx.GraphProto) -> None:
+        for values in (graph.input, graph.output, graph.value_info):
+            self._values(values)
+        for sparse in graph.sparse_initializer:
+            self._sparse_initializer(graph, sparse)
+        self._nodes(graph.node)
+
+    def _nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        for node in nodes:
+            for attribute in node.attribute:
+                self._attribute(attribute)
+
+    def _sparse_initializer(self, graph: onnx.GraphProto, sparse: onnx.SparseTensorProto) -> None:
+        if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
+            raise ModelError("a sparse tensor with external data", where=f"{self.where}, {sparse.values.name!r}")
+        for tensor in (sparse.values, sparse.indices):
+            check_inline(tensor, f"{self.where}, sparse tensor {sparse.values.name!r}")
+        check_sparse(sparse, f"{self.where}, sparse tensor {sparse.values.name!r}")
+        dense = graph.initializer.add(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
+        refer(dense, _SPARSE_LOCATION, len(self.sparse), 0)
+        self.sparse.append(sparse)
+
+    def _values(self, values: Sequence[onnx.ValueInfoProto]) -> None:
+        for value in values:
+            if value.HasField("type") and not _is_known(value.type):
+                value.metadata_props.add(key=self.mark, value=str(len(self.types)))
+                self.types.append(_copy(value.type))
+                value.ClearField("type")
+
+    def _attribute(self, attribute: onnx.AttributeProto) -> None:
+        if not attribute.type and not attribute.ref_attr_name:
+            _set_type(attribute)
+        kind = attribute.type
+        if attribute.ref_attr_name:
+            return
+        if kind == _Attribute.GRAPH:
+            self._graph(attribute.g)
+        elif kind == _Attribute.GRAPHS:
+            for graph in attribute.graphs:
+                self._graph(graph)
+        elif kind in _UNSUPPORTED_ATTRIBUTES or not _is_expressible(attribute):
+            for unused in ("t", "g", "tensors", "graphs"):
+                attribute.ClearField(unused)
+            self.attributes.append(_copy(attribute))
+            attribute.Clear()
+            attribute.name = self.attributes[-1].name
+            attribute.type = _Attribute.STRING
+            attribute.s = f"{self.mark}{len(self.attributes) - 1}".encode()
+
+
+def _set_type(attribute: onnx.AttributeProto) -> None:
+    for descriptor, _ in attribute.ListFields():
+        if descriptor.name in _FIELDS_OF_TYPES:
+            attribute.type = _FIELDS_OF_TYPES[descriptor.name]
+            return
+
+
+def _is_known(proto: onnx.TypeProto) -> bool:
+    kind = proto.WhichOneof("value")
+    if kind in ("sequence_type", "optional_type"):
+        element = getattr(proto, kind).elem_type
+        return element.WhichOneof("value") is not None and _is_known(element)
+    return kind in (None, "tensor_type", "sparse_tensor_type")
+
+
+def _is_expressible(attribute: onnx.AttributeProto) -> bool:
+    kind = attribute.type
+    if kind == _Attribute.TYPE_PROTO:
+        return _is_known(attribute.tp)
+    if kind == _Attribute.TYPE_PROTOS:
+        return all(_is_known(proto) for proto in attribute.type_protos)
+    if kind == _Attribute.STRING:
+        return _is_text(attribute.s)
+    if kind == _Attribute.STRINGS:
+        return all(_is_text(text) for text in attribute.strings)
+    return True
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _copy(proto: _Proto) -> _Proto:
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _restore_attributes(graph: ir.Graph | ir.Function, prepared: _Prepared) -> None:
+    holders = [node.attributes for node in graph]
+    if isinstance(graph, ir.Function):
+        holders.append(graph.attributes)
+    for attributes in holders:
+        for name, attribute in list(attributes.items()):
+            if isinstance(attribute.value, str) and attribute.value.startswith(prepared.mark):
+                index = int(attribute.value.removeprefix(prepared.mark))
+                attributes[name] = _raw_attribute(prepared.attributes[index])
+
+
+def _raw_attribute(proto: onnx.AttributeProto) -> ir.Attr:
+    kind = ir.AttributeType(proto.type)
+    if kind == ir.AttributeType.STRING:
+        return ir.Attr(proto.name, kind, proto.s, doc_string=proto.doc_string or None)
+    if kind == ir.AttributeType.STRINGS:
+        return ir.Attr(proto.name, kind, list(proto.strings), doc_string=proto.doc_string or None)
+    if kind == ir.AttributeType.TYPE_PROTOS:
+        return ir.Attr(proto.name, kind, [proto], doc_string=proto.doc_string or None)
+    return ir.Attr(proto.name, kind, proto, doc_string=proto.doc_string or None)
+
+
+def _restore_types(graph: ir.Graph | ir.Function, prepared: _Prepared) -> None:
+    values = {*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)}
+    for value in values:
+        index = value.metadata_props.pop(prepared.mark, None)
+        if index is not None:
+            value.type = RawType(prepared.types[int(index)])
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the first of a chain of errors, in one line: later ones are of the libraries that passed it on."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__

@@ -1,0 +1,1 @@
+"""One job a file: compress, compare, distill, inspect, run, batch."""

@@ -1,0 +1,142 @@
+"""Tries every pass on a copy of a model, for `inspect`: what it could do, and what stands in its way."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from .. import passes
+from ..channels import groups as channel_groups
+from ..core import Action, Change, Context, Feed, Need, Pass
+from ..errors import OnnxCompressError
+from ..io import model_io
+from ..runtime import isolation
+from ..shapes import count as counting
+from . import inspect_reach
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = 3
+
+_BY_PIECES = frozenset({"quantize-dynamic", "quantize-weights", "convert-float16"})
+"""Lossy passes that read a weight piece by piece, and keep none."""
+_MOST_BYTES, _MOST_TENSOR_BYTES = 128 << 20, 64 << 20
+"""Of models, and of single weights, on which the other lossy passes are tried: these take several times as much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocked:
+    """Refusals of a pass for one reason, with the bytes they leave as they are."""
+
+    reason: str
+    count: int
+    bytes: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What a pass did to a copy: rewrites, the bytes it touched, what the file lost, and what stood in the way."""
+
+    pass_name: str
+    rewrites: int
+    reached_bytes: int
+    saved_bytes: int
+    blocked: tuple[Blocked, ...]
+
+
+class Still:
+    """A model put away: a proto without weights takes a fraction of the room of a graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._proto, self._tensors = model_io.detach(model)
+        self._has_many_nodes = counting.node_count(model) > isolation.MANY_NODES
+        largest = max((tensor.nbytes for tensor in self._tensors.values()), default=0)
+        self.is_heavy = largest > _MOST_TENSOR_BYTES or model_io.model_bytes(model) > _MOST_BYTES
+
+    def copy(self) -> ir.Model:
+        """Return the model, to be changed freely."""
+        if self._has_many_nodes:
+            gc.collect()  # graphs are circles: without this several wait for their end
+        return model_io.restore(self._proto, self._tensors)
+
+
+def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> tuple[Reach, ...]:
+    """Run each shipped pass on a copy of its own, after weights and nodes have been brought into a regular form."""
+    found: list[Reach] = []
+    spare: ir.Model | None = None
+    untried: list[str] = []
+    for name in passes.SHIPPED:
+        kind = passes.pass_class(name)
+        if getattr(kind, "command_line_only", None) or (Need.DATA in kind.needs and not context.feeds):
+            continue
+        if start.is_heavy and not kind.lossless and name not in _BY_PIECES:
+            untried.append(name)
+            continue
+        candidate, spare = spare or start.copy(), None
+        try:
+            changes = passes.build(name, {}).run(candidate, replace(context, gate=type(context.gate)()))
+        except Exception as error:  # a pass that fails here fails in `compress` too, and is named there as well
+            log.info("%s failed", name, exc_info=error)
+            notes.append(f"{name} could not be tried: {_told(error)}")
+            continue
+        if not any(change.action is Action.APPLIED for change in changes):
+            spare = candidate  # as it was: the next pass gets it
+            found.append(_reach(name, changes, 0))
+            continue
+        left_bytes = model_io.model_bytes(candidate)
+        found.append(_reach(name, changes, size_bytes - left_bytes))
+        if _prepares(kind):
+            start, size_bytes = Still(candidate), left_bytes
+        del candidate, changes
+    if untried:
+        notes.append(f"weights of this size take too much memory to try {', '.join(untried)}")
+    return tuple(found)
+
+
+def channels_of(start: Still, feed: Feed, context: Context, notes: list[str]) -> channel_groups.Reach | None:
+    """Return what channel pruning could cut, None where that could not be found out."""
+    try:
+        return inspect_reach.reach(start.copy(), feed, context)
+    except Exception as error:  # an inspection goes on without
+        log.info("channels could not be followed", exc_info=error)
+        notes.append(f"channel pruning could not be tried: {_told(error)}")
+        return None
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, OnnxCompressError) else f"internal error: {type(error).__name__}"
+
+
+def _prepares(kind: type[Pass]) -> bool:
+    """Say whether the later passes are tried on what this one leaves, as in every recipe."""
+    return kind.name == "normalize"
+
+
+def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> Reach:
+    applied = [c for c in changes if c.action is Action.APPLIED]
+    refused: defaultdict[str, list[Change]] = defaultdict(list)
+    for change in changes:
+        if change.action is not Action.APPLIED:
+            refused[change.reason].append(change)
+    blocked = [
+        Blocked(
+            reason=reason,
+            count=len(found),
+            bytes=sum(c.bytes_before for c in found),
+            examples=tuple(c.target for c in found[:_EXAMPLES]),
+        )
+        for reason, found in refused.items()
+    ]
+    return Reach(
+        pass_name=name,
+        rewrites=len(applied),
+        reached_bytes=sum(c.bytes_before for c in applied),
+        saved_bytes=saved_bytes,
+        blocked=tuple(sorted(blocked, key=lambda b: (-b.bytes, -b.count, b.reason))),
+    )

@@ -1,0 +1,268 @@
+"""Measures candidates against the original: bytes, score on held-out samples, and paired time.
+
+    candidate --score--> drop, sqnr  \
+              --race---> latency      >-- Trial
+              --bytes--> size        /
+
+Times are recorded under a label, so that a run can be replayed with the times of an earlier one and come to the same
+model, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..core import Feed, Prefer, Trial
+from ..data.evaluation_set import Evaluation
+from ..errors import UsageError
+from ..numerics.threads import one_thread
+from ..quality.estimated_drop import OutputKinds
+from ..quality.expected_drop import SteadyDrop
+from ..runtime import session as runtime
+from ..runtime.loaded_model import Opened
+from ..search.checkpoint import Checkpoint, digest
+from .compare import Runs, measure
+
+_RACE_SECONDS = 2.0
+"""Time of a race between the original and one candidate."""
+
+_KEPT_BYTES = 256 << 20
+"""Outputs of the original that are kept, so that it is not run again for every candidate."""
+
+
+class Timings:
+    """Times of races by label: measured here, or replayed from the report of an earlier run."""
+
+    def __init__(self, replayed: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self._replayed = dict(replayed or {})
+        self.used: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Timings:
+        """Read the times that the report of an earlier run holds.
+
+        Raises:
+            UsageError: the file can't be read, or is no report with times.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = content["timings"]
+            known = {label: runtime.Latency(**latency).as_json() for label, latency in found.items()}
+        except OSError as error:
+            raise UsageError(f"can't read the timings: {error.strerror}", where=str(path)) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(
+                "is no report with timings", where=str(path), hint="Give a file that --json wrote in an earlier run"
+            ) from error
+        return cls(known)
+
+    def knows(self, label: str) -> bool:
+        """Say whether the time for a label is replayed."""
+        return label in self._replayed
+
+    def race(self, label: str, measured: Callable[[], runtime.Latency]) -> runtime.Latency:
+        """Return the time that is to be replayed for a label, or else measure it."""
+        known = self._replayed.get(label)
+        found = measured() if known is None else runtime.Latency(**known)
+        self.used[label] = found.as_json()
+        return found
+
+
+class Races:
+    """Times candidates against the original, by a label; see `core.Context.race`.
+
+    Args:
+        base: the original.
+        feed: what is timed.
+        timings: records and replays.
+        threads: of the runtime.
+    """
+
+    def __init__(self, base: Opened, feed: Feed, *, timings: Timings, threads: int) -> None:
+        self._base = base
+        self._feed = feed
+        self._timings = timings
+        self._threads = threads
+
+    def __call__(self, model: ir.Model, label: str) -> float:
+        """Return the time of a candidate as a part of the original's."""
+
+        def raced() -> runtime.Latency:
+            candidate = Opened(model, threads=self._threads)
+            return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+
+        return self._timings.race(label, raced).ratio
+
+
+class Trials:
+    """The judge of one run of `compress`; see `core.Judge`.
+
+    Args:
+        base: the original.
+        held_out: samples that passes don't see.
+        feed: what is timed.
+        final: says by how much a candidate is over the limit where the user's own samples decide.
+        limit: most that the estimated score may fall.
+        prefer: see `core.Prefer`.
+        kinds: what the outputs are.
+        timed: False where the candidates are meant for another processor than this one.
+        timings: records and replays.
+        threads: of the runtime when it is timed.
+        checkpoint: where what is measured is noted, and read again by a run that goes on.
+        others: samples that passes see; the original's scores on them steady an expected drop.
+    """
+
+    def __init__(
+        self,
+        base: Opened,
+        held_out: Evaluation,
+        feed: Feed,
+        *,
+        final: Callable[[Opened], str | None],
+        limit: float | None,
+        prefer: Prefer,
+        kinds: OutputKinds,
+        timed: bool,
+        timings: Timings,
+        threads: int,
+        checkpoint: Checkpoint | None = None,
+        others: Sequence[Feed] = (),
+    ) -> None:
+        self.limit = limit
+        self.prefer: Prefer = prefer
+        self._base = base
+        self._held_out = held_out
+        self._feed = feed
+        self._final = final
+        self._kinds = kinds
+        self._timed = timed
+        self._timings = timings
+        self._threads = threads
+        self._checkpoint = checkpoint
+        self._original = _Recorded(base.fast, len(held_out.feeds))
+        self._others = others
+        self._on_others: list[dict[str, Any]] | None = None
+
+    def __call__(self, model: ir.Model, label: str) -> Trial:
+        """Score and time a candidate; the label stands for it where times are recorded and replayed."""
+        return self._trial(model, label if self._timed else None, self._held_out)
+
+    def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
+        """Score a candidate, on `most` samples at most, without timing it."""
+        judged = self._held_out if most is None else replace(self._held_out, feeds=self._held_out.feeds[:most])
+        return self._trial(model, None, judged)
+
+    def fault(self, model: ir.Model) -> str | None:
+        """Return by how much a candidate is over the limit where the user's own samples decide, None within it."""
+        return self._final(Opened(model, threads=self._threads))
+
+    def _trial(self, model: ir.Model, label: str | None, judged: Evaluation) -> Trial:
+        candidate = Opened(model, threads=self._threads)
+        noted = self._noted(candidate, label, judged)
+        latency = None
+        if label is not None:
+            latency = self._timings.race(label, lambda: runtime.Latency(**noted["latency"]))
+        return Trial(
+            bytes=candidate.size_bytes,
+            size_ratio=candidate.size_bytes / self._base.size_bytes,
+            latency_ratio=None if latency is None else latency.ratio,
+            drop=noted["drop"],
+            least_sqnr_db=noted["least_sqnr_db"],
+            expected_drop=noted.get("expected_drop"),
+            latency_ms=None if latency is None else latency.compressed_ms,
+        )
+
+    def _noted(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
+        """Return what an interrupted run measured of the same bytes, or measure and note it."""
+        if self._checkpoint is None:
+            return self._measured(candidate, label, judged)
+        name = digest([candidate.data, str(len(judged.feeds)), label or ""])
+        known = self._checkpoint.trial(name)
+        is_timed = label is None or self._timings.knows(label)
+        if known is None or (known["latency"] is None and not is_timed):
+            known = self._measured(candidate, label, judged)
+            self._checkpoint.note_trial(name, known)
+        return known
+
+    def _measured(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
+        self._original.rewind()
+        steady = SteadyDrop(self._kinds, skip=tuple(judged.state.values()))
+        pairs = _Pairs(self._original, candidate.fast, steady)
+        with one_thread():
+            quality = measure(pairs.first, pairs.second, judged, kinds=self._kinds)
+            expected = steady.drop(self._outputs_on_others() if steady.is_wanting else ())
+        levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
+        found = {"drop": quality["drop"], "least_sqnr_db": min(levels, default=None), "latency": None}
+        found["expected_drop"] = expected
+        if label is not None and not self._timings.knows(label):
+            raced = runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+            found["latency"] = raced.as_json()
+        return found
+
+    def _outputs_on_others(self) -> list[dict[str, Any]]:
+        if self._on_others is None:
+            self._on_others = [self._base.fast.run(feed) for feed in self._others]
+        return self._on_others
+
+
+class _Pairs:
+    """Two models that run in turns on the same feeds, and what is told of their outputs."""
+
+    def __init__(self, first: Runs, second: Runs, steady: SteadyDrop) -> None:
+        self.first = _Told(first, self._note)
+        self.second = _Told(second, self._compare)
+        self._steady = steady
+        self._last: dict[str, Any] = {}
+
+    def _note(self, found: dict[str, Any]) -> None:
+        self._last = found
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        self._steady.add(self._last, found)
+
+
+class _Told:
+    """A model whose outputs are told to somebody."""
+
+    def __init__(self, inner: Runs, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._inner = inner
+        self._tell = tell
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return output name -> array."""
+        found = self._inner.run(feed)
+        self._tell(found)
+        return found
+
+
+class _Recorded:
+    """A session whose outputs for a fixed round of feeds are kept from the first round on."""
+
+    def __init__(self, session: runtime.Session, count: int) -> None:
+        self._session = session
+        self._count = count
+        self._kept: list[dict[str, Any]] = []
+        self._kept_bytes = 0
+        self._next = 0
+
+    def rewind(self) -> None:
+        """Begin a round again."""
+        self._next = 0
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outputs for the next feed of the round, which begins again after the last one."""
+        index, self._next = self._next, (self._next + 1) % self._count
+        if index < len(self._kept):
+            return self._kept[index]
+        found = self._session.run(feed)
+        self._kept_bytes += sum(np.asarray(each).nbytes for each in found.values())
+        if index == len(self._kept) and self._kept_bytes <= _KEPT_BYTES:
+            self._kept.append(found)
+        return found

@@ -1,0 +1,1 @@
+"""Linear algebra of compression: least squares, elimination, low rank, moments."""

@@ -1,0 +1,163 @@
+"""Least squares around the weights that are there, the penalty chosen on rows that were not used.
+
+    W' = W + (Y - X W)' X (X'X + lambda I)^-1,    lambda = ratio * trace(X'X) / columns
+
+is ridge regression (Hoerl & Kennard 1970, eq. 2.1) of what the weights W leave of the targets Y: without evidence, they
+stay. Rows and targets are centred, so that the bias is fitted freely. Only moments are needed, of the rows to solve
+from and of other rows to choose the ratio by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from ..threads import one_thread
+from .moments import Moments
+
+RATIOS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+"""Penalties that are tried, as parts of the mean diagonal of X'X: from the strongest on, until they don't help."""
+
+_PATIENCE = 2
+"""Penalties in a row that do no better, after which weaker ones are not tried."""
+
+EXACT = 1e-10
+"""Error, as a part of the targets' variance, below which there is nothing to fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What was found.
+
+    Args:
+        weights: float64 [groups, outputs, columns].
+        bias: float64 [groups, outputs].
+        ratio: the penalty chosen; None where only the bias was fitted.
+        before: error of the weights as they were on the other rows, as a part of the variance of the targets there.
+        after: the same of the solution from the rows to solve from.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    ratio: float | None
+    before: float
+    after: float
+
+
+def fit(
+    train: Moments,
+    held_out: Moments,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    *,
+    has_bias: bool,
+    ratios: Sequence[float] = RATIOS,
+) -> Fit:
+    """Fit weights and bias to the targets, or the bias alone, whichever does best on the held-out rows.
+
+    The choice made, the solution is computed once more from both sets of rows. Where nothing does better than what is
+    there, that is what is returned, with `after` equal to `before`.
+
+    Args:
+        train: moments of the rows to solve from; not full ones give the bias alone.
+        held_out: moments of other rows.
+        weights: [groups, outputs, columns], as they are.
+        bias: [groups, outputs], as it is.
+        has_bias: False to leave the bias as it is.
+        ratios: penalties to try, falling; none to fit the bias alone.
+
+    Raises:
+        ValueError: the held-out moments are not full, while those to solve from are.
+    """
+    weights, bias = weights.astype(np.float64), bias.astype(np.float64)
+    if not train.is_full:
+        return _fit_means(train, held_out, weights, bias, has_bias=has_bias)
+    with one_thread():
+        before = relative_error(held_out, weights, bias)
+        best = Fit(weights=weights, bias=bias, ratio=None, before=before, after=before)
+        if not before > EXACT or train.count < 2:
+            return best  # also where it is not a number
+        failures = 0
+        for ratio in (*((None,) if has_bias else ()), *ratios):
+            try:
+                found = solve(train, weights, bias, ratio=ratio, has_bias=has_bias)
+            except scipy.linalg.LinAlgError:
+                break  # the penalty is too small for these rows
+            after = relative_error(held_out, *found)
+            failures = 0 if after < best.after or ratio is None else failures + 1
+            if after < best.after:
+                best = Fit(weights=found[0], bias=found[1], ratio=ratio, before=before, after=after)
+            if failures == _PATIENCE:
+                break
+        if best.after == before:
+            return best
+        final = solve(train.merge(held_out), weights, bias, ratio=best.ratio, has_bias=has_bias)
+    return Fit(weights=final[0], bias=final[1], ratio=best.ratio, before=before, after=best.after)
+
+
+def solve(
+    moments: Moments, weights: np.ndarray, bias: np.ndarray, *, ratio: float | None, has_bias: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights and the bias of least squared error under one penalty; of None for the bias alone.
+
+    Args:
+        moments: full, with targets.
+        weights: float64 [groups, outputs, columns].
+        bias: float64 [groups, outputs].
+        ratio: the penalty as a part of the mean diagonal of X'X, centred where there is a bias; above 0.
+        has_bias: False to leave the bias as it is.
+
+    Raises:
+        scipy.linalg.LinAlgError: the penalty is too small for rows that don't differ in all their columns.
+    """
+    if ratio is not None:
+        if has_bias:
+            squares, products = moments.covariance(), moments.cross_covariance()
+        else:
+            squares, mean = moments.second(), moments.mean()
+            products = moments.cross_covariance() + mean[:, :, None] * (moments.target_mean() - bias)[:, None, :]
+        left = products - squares @ weights.transpose(0, 2, 1)
+        weights = weights + np.stack([_solve_one(*each, ratio) for each in zip(squares, left, strict=True)])
+    if has_bias:
+        bias = moments.target_mean() - np.einsum("gok,gk->go", weights, moments.mean())
+    return weights, bias
+
+
+def relative_error(moments: Moments, weights: np.ndarray, bias: np.ndarray) -> float:
+    """Return the mean squared error over all outputs as a part of the variance of the targets."""
+    error, variance = moments.error(weights, bias).sum(), moments.target_variance().sum()
+    return float(error / variance) if variance > 0 else float(error > 0)
+
+
+def _solve_one(squares: np.ndarray, left: np.ndarray, ratio: float) -> np.ndarray:
+    """Return the change of one group's weights, [outputs, columns]."""
+    penalty = ratio * np.trace(squares) / len(squares)
+    if penalty <= 0:
+        return np.zeros(left.T.shape)
+    damped = squares.copy()
+    damped[np.diag_indices(len(damped))] += penalty
+    factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
+    found: np.ndarray = scipy.linalg.cho_solve(factor, left, check_finite=False).T
+    return found
+
+
+def _fit_means(train: Moments, held_out: Moments, weights: np.ndarray, bias: np.ndarray, *, has_bias: bool) -> Fit:
+    """Fit the bias where only means are known: by how far the mean outputs are off on the other rows."""
+
+    def missed(of: Moments, with_bias: np.ndarray) -> np.ndarray:
+        off: np.ndarray = of.target_mean() - np.einsum("gok,gk->go", weights, of.mean()) - with_bias
+        return off
+
+    variance = held_out.target_variance().sum()
+    before = float(np.square(missed(held_out, bias)).sum() / variance) if variance > 0 else 0.0
+    if not has_bias or before <= EXACT:
+        return Fit(weights=weights, bias=bias, ratio=None, before=before, after=before)
+    shifted = bias + missed(train, bias)
+    after = float(np.square(missed(held_out, shifted)).sum() / variance)
+    if after >= before:
+        return Fit(weights=weights, bias=bias, ratio=None, before=before, after=before)
+    final = bias + missed(train.merge(held_out), bias)
+    return Fit(weights=weights, bias=final, ratio=None, before=before, after=after)

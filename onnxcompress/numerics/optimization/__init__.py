@@ -1,0 +1,1 @@
+"""Solvers: Adam, allocation, minimum cut, partitioning."""

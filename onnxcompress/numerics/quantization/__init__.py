@@ -1,0 +1,1 @@
+"""Arithmetic of quantization: grids, ranges, rounding, clipping."""

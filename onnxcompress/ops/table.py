@@ -1,0 +1,475 @@
+"""THE operator table: what is true of an operator stands here once.
+
+A row says where the weights are, which axes of them are output and input channels, where the bias is, and how many
+multiply-accumulates (MACs) one run costs. Elsewhere operator names appear only inside a pattern.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from ..channels import rules_blocks as blocks
+from ..channels import rules_layout as moves
+from ..channels import rules_linear as layers
+from ..channels import rules_norms as norms
+from ..graph import edit as graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ..channels.relations import Axis, Step
+
+Dims = tuple[int, ...]
+AxisOf = Callable[["ir.Node", int], int]
+"""(node, rank of the weight) -> axis of the weight."""
+MacsOf = Callable[["ir.Node", Sequence[Dims | None], Sequence[Dims | None]], int | None]
+"""(node, shapes of its inputs, of its outputs; None for one that is absent or unknown) -> MACs, None if unknown."""
+
+Links = Callable[["Step"], "list[list[Axis]]"]
+"""Relates the channels of what a node reads and makes; see `channel_flow`."""
+
+MICROSOFT = "com.microsoft"
+
+
+class Sums(enum.Enum):
+    """Which elements of its data a linear operator sums over, and so which axis of its output numbers channels."""
+
+    WINDOWS = "windows"
+    """Those under a window that moves over the axes behind the channels; channels are axis 1 of data and output."""
+    LAST = "last"
+    """The last axis of data and output."""
+    SECOND_LAST = "second last"
+    """The last axis but one of data and output: a product of matrices with the weight on the left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One port that takes a weight.
+
+    Args:
+        port: the input's index.
+        out_axis: the axis of the weight that numbers output channels.
+        in_axis: the axis that is summed over (None: no axis is; the weight is a table that is looked up).
+        bias: the input's index of the bias with the same output channels, if the operator has one.
+        is_matrix: the operator is a matrix product with the weight on the right, so that a weight of two axes can
+            be stored with output channels last; `transpose_flag` names the attribute that swaps them, "" for none.
+        data: the input's index of what is multiplied by the weight.
+        sums: what each output sums over, if the operator is one plain sum of products (of `alpha` times the weight,
+            and `beta` times the bias, where it has such attributes); None for all others.
+    """
+
+    port: int
+    out_axis: AxisOf
+    in_axis: AxisOf | None
+    bias: int | None = None
+    is_matrix: bool = False
+    transpose_flag: str = ""
+    data: int = 0
+    sums: Sums | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows of the weight are looked up and nothing is summed."""
+        return self.in_axis is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpSpec:
+    """What is true of an operator.
+
+    `macs` is None for operators that multiply nothing worth counting: they cost 0. `links` is None for those whose
+    channels are not followed: what they read is kept as it is.
+    """
+
+    weights: tuple[Weight, ...] = ()
+    macs: MacsOf | None = None
+    links: Links | None = None
+
+    def weight(self, port: int) -> Weight | None:
+        """Return the weight that is read through `port`, None where that is not a weight port."""
+        return next((w for w in self.weights if w.port == port), None)
+
+
+def spec(node: ir.Node) -> OpSpec:
+    """Return the row for a node; an operator without one has an empty row."""
+    domain = "" if node.domain in graph.STANDARD_DOMAINS else node.domain
+    return OPS.get((domain, node.op_type), _NOTHING)
+
+
+def is_nondeterministic(node: ir.Node) -> bool:
+    """Say whether two runs of the node, or two equal nodes, may give different results."""
+    return node.domain in graph.STANDARD_DOMAINS and node.op_type in NONDETERMINISTIC
+
+
+def is_generator(node: ir.Node) -> bool:
+    """Say whether the node can make a big tensor out of small ones, so that folding it may blow up the file."""
+    return node.domain in graph.STANDARD_DOMAINS and node.op_type in GENERATORS
+
+
+def moves_data(node: ir.Node, port: int) -> bool:
+    """Say whether the node only rearranges, cuts or joins what it reads through `port`."""
+    if node.domain not in graph.STANDARD_DOMAINS:
+        return False
+    return node.op_type == "Concat" or (node.op_type in DATA_MOVEMENT and port == 0)
+
+
+ShapeOf = Callable[["ir.Value"], Dims | None]
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of a model, and the nodes whose shapes are not known and which are therefore not in it."""
+
+    total: int
+    uncounted: tuple[str, ...]
+
+
+def data_ports(node: ir.Node) -> tuple[int, ...]:
+    """Return the inputs that a node of the standard domain computes with; others are shapes, axes, conditions."""
+    first, end = DATA_PORTS.get(node.op_type, (0, None))
+    return tuple(port for port, value in enumerate(node.inputs[:end]) if port >= first and value is not None)
+
+
+def total_macs(model: ir.Model, shape_of: ShapeOf) -> Macs:
+    """Count the MACs of one run at the shapes that `shape_of` gives.
+
+    Sub-graphs are included as they stand: each body once, whatever the number of a loop's rounds, and both branches
+    of an If. A local function's body counts once for all its calls, where its shapes are known.
+    """
+    total, uncounted = 0, []
+    for node, macs in node_macs(model, shape_of):
+        if macs is None:
+            uncounted.append(graph.label(node))
+        else:
+            total += macs
+    return Macs(total, tuple(uncounted))
+
+
+def node_macs(model: ir.Model, shape_of: ShapeOf) -> Iterator[tuple[ir.Node, int | None]]:
+    """Yield the nodes that cost MACs with their number, None where it is not known; see `total_macs`."""
+    for node in graph.nodes(model):
+        count = spec(node).macs
+        if count is not None:
+            inputs = [None if v is None else shape_of(v) for v in node.inputs]
+            yield node, count(node, inputs, [shape_of(v) for v in node.outputs])
+
+
+def weight_reads(model: ir.Model) -> Iterator[tuple[ir.Node, Weight, ir.Value]]:
+    """Yield every (node, weight port, value) of the model, in the order of its nodes, constant or not."""
+    for node in graph.nodes(model):
+        for weight in spec(node).weights:
+            value = node.inputs[weight.port] if weight.port < len(node.inputs) else None
+            if value is not None:
+                yield node, weight, value
+
+
+# Axes.
+
+
+def _axis(number: int) -> AxisOf:
+    return lambda _node, rank: number % rank
+
+
+def _gemm_out(node: ir.Node, _rank: int) -> int:
+    return 0 if graph.attribute(node, "transB", 0) else 1
+
+
+def _gemm_in(node: ir.Node, _rank: int) -> int:
+    return 1 if graph.attribute(node, "transB", 0) else 0
+
+
+def _flipped(attribute: str, axis: int) -> AxisOf:
+    """Return `axis`, -1 or -2, of a matrix in the last two axes, or the other one where `attribute` transposes it."""
+    return lambda node, rank: rank + (-3 - axis if graph.attribute(node, attribute, 0) else axis)
+
+
+def _gather_row(node: ir.Node, rank: int) -> int:
+    return int(graph.attribute(node, "axis", 0)) % rank
+
+
+# MACs.
+
+
+def _product(dims: Sequence[int]) -> int:
+    return math.prod(dims)
+
+
+def _at(shapes: Sequence[Dims | None], index: int) -> Dims | None:
+    return shapes[index] if index < len(shapes) else None
+
+
+def _conv_macs(_node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    weight, output = _at(inputs, 1), _at(outputs, 0)
+    if weight is None or output is None:
+        return None
+    return _product(output) * _product(weight[1:])
+
+
+def _conv_transpose_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    data, weight = _at(inputs, 0), _at(inputs, 1)
+    if data is None or weight is None:
+        return None
+    return _product(data) * _product(weight[1:])
+
+
+def _gemm_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    left, output = _at(inputs, 0), _at(outputs, 0)
+    if left is None or output is None or len(left) != 2:
+        return None
+    return _product(output) * left[0 if graph.attribute(node, "transA", 0) else 1]
+
+
+def _stretched(one: Dims, other: Dims) -> Dims:
+    """Return the dimensions to which two operands that go together are stretched."""
+    count = max(len(one), len(other))
+    padded = [(1,) * (count - len(dims)) + dims for dims in (one, other)]
+    return tuple(b if a == 1 else a for a, b in zip(*padded, strict=True))
+
+
+def _matmul_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    left, right, output = _at(inputs, 0), _at(inputs, 1), _at(outputs, 0)
+    if output is None and node.op_type == "MatMul" and left and right and len(left) > 1 and len(right) > 1:
+        output = (*_stretched(left[:-2], right[:-2]), left[-2], right[-1])
+    if not left or output is None:
+        return None
+    swapped = graph.attribute(node, "transA", 0) and len(left) > 1
+    return _product(output) * left[-2 if swapped else -1]
+
+
+def _matmul_nbits_macs(node: ir.Node, _in: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
+    output, depth = _at(outputs, 0), graph.attribute(node, "K")
+    return None if output is None or depth is None else _product(output) * int(depth)
+
+
+def _recurrent_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    data, weight, recurrence = _at(inputs, 0), _at(inputs, 1), _at(inputs, 2)
+    if data is None or weight is None or recurrence is None or len(data) != 3:
+        return None
+    return data[0] * data[1] * (_product(weight) + _product(recurrence))
+
+
+def _attention_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    """Projections of com.microsoft's Attention, and its two products over the sequence."""
+    data, weight = _at(inputs, 0), _at(inputs, 1)
+    if data is None or weight is None or len(data) != 3:
+        return None
+    batch, sequence, _ = data
+    return batch * sequence * _product(weight) + batch * sequence * sequence * (weight[1] // 3) * 2
+
+
+def _einsum_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
+    """Count the product over all letters: what a direct evaluation of the sum costs."""
+    sides = str(graph.attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
+    if len(sides) != len(inputs):
+        return None
+    sizes: dict[str, int] = {}
+    for side, dims in zip(sides, inputs, strict=True):
+        if dims is None or "." in side or len(side) != len(dims):
+            return None
+        for letter, size in zip(side, dims, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return _product(list(sizes.values())) if len(sides) > 1 else 0
+
+
+# Rows.
+
+_CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2, sums=Sums.WINDOWS)
+_GEMM = Weight(
+    port=1, out_axis=_gemm_out, in_axis=_gemm_in, bias=2, is_matrix=True, transpose_flag="transB", sums=Sums.LAST
+)
+_MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), is_matrix=True, sums=Sums.LAST)
+_MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1), data=1, sums=Sums.SECOND_LAST)
+
+
+def _recurrent(gates: int) -> OpSpec:
+    ports = (Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)), Weight(port=2, out_axis=_axis(1), in_axis=_axis(2)))
+    return OpSpec(weights=ports, macs=_recurrent_macs, links=blocks.recurrent(gates))
+
+
+def _linked(links: Links, names: str) -> dict[tuple[str, str], OpSpec]:
+    """Return rows of operators of the standard domain that have links and nothing else."""
+    return {("", name): OpSpec(links=links) for name in names.split()}
+
+
+_FUSED_MATMUL = OpSpec(
+    weights=(
+        Weight(
+            port=1,
+            out_axis=_flipped("transB", -1),
+            in_axis=_flipped("transB", -2),
+            is_matrix=True,
+            transpose_flag="transB",
+        ),
+        Weight(port=0, out_axis=_flipped("transA", -2), in_axis=_flipped("transA", -1)),
+    ),
+    macs=_matmul_macs,
+    links=layers.fused_matmul,
+)
+_NOTHING = OpSpec()
+
+OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
+    {
+        ("", "Conv"): OpSpec(weights=(_CONV,), macs=_conv_macs, links=layers.conv),
+        # A grouped ConvTranspose numbers its output channels within the group: axis 1 has channels / groups entries.
+        ("", "ConvTranspose"): OpSpec(
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
+            macs=_conv_transpose_macs,
+            links=layers.conv_transpose,
+        ),
+        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs, links=layers.gemm),
+        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=_matmul_macs, links=layers.matmul),
+        ("", "Gather"): OpSpec(weights=(Weight(port=0, out_axis=_gather_row, in_axis=None),), links=moves.gather),
+        ("", "LSTM"): _recurrent(4),
+        ("", "GRU"): _recurrent(3),
+        ("", "RNN"): _recurrent(1),
+        ("", "Einsum"): OpSpec(macs=_einsum_macs, links=norms.einsum),
+        ("", "ConvInteger"): OpSpec(macs=_conv_macs),
+        ("", "MatMulInteger"): OpSpec(macs=_matmul_macs),
+        **_linked(
+            layers.unary,
+            "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor "
+            "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu "
+            "Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
+        ),
+        **_linked(
+            layers.elementwise,
+            "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
+            "Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor",
+        ),
+        **_linked(layers.batch_statistics, "BatchNormalization"),
+        **_linked(norms.layer_norm, "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
+        **_linked(norms.instance_norm, "InstanceNormalization"),
+        **_linked(norms.group_norm, "GroupNormalization"),
+        **_linked(norms.unit_norm, "LpNormalization"),
+        **_linked(norms.mean_variance_norm, "MeanVarianceNormalization"),
+        **_linked(norms.neighbours, "LRN"),
+        **_linked(norms.softmax, "Hardmax LogSoftmax Softmax"),
+        **_linked(norms.along_axis, "CumSum TopK"),
+        **_linked(norms.arg_extreme, "ArgMax ArgMin"),
+        **_linked(norms.keep_matrix, "Trilu"),
+        **_linked(norms.pool, "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool"),
+        **_linked(norms.reduce_sum, "ReduceL1 ReduceL2 ReduceSum ReduceSumSquare"),
+        **_linked(norms.reduce_mean, "ReduceMean"),
+        **_linked(norms.reduce_other, "ReduceLogSum ReduceLogSumExp ReduceMax ReduceMin ReduceProd"),
+        **_linked(norms.quantized, "DequantizeLinear QuantizeLinear"),
+        **_linked(moves.concat, "Concat"),
+        **_linked(moves.constant_of_shape, "ConstantOfShape"),
+        **_linked(moves.depth_to_space, "DepthToSpace"),
+        **_linked(moves.expand, "Expand"),
+        **_linked(moves.flatten, "Flatten"),
+        **_linked(moves.pad, "Pad"),
+        **_linked(moves.regions, "RoiAlign"),
+        **_linked(moves.reshape, "Reshape"),
+        **_linked(moves.resize, "Resize Upsample"),
+        **_linked(moves.shape, "Shape"),
+        **_linked(moves.slice_, "Slice"),
+        **_linked(moves.space_to_depth, "SpaceToDepth"),
+        **_linked(moves.split, "Split"),
+        **_linked(moves.squeeze, "Squeeze"),
+        **_linked(moves.tile, "Tile"),
+        **_linked(moves.transpose, "Transpose"),
+        **_linked(moves.unsqueeze, "Unsqueeze"),
+        **_linked(blocks.attention, "Attention"),
+        **_linked(blocks.rotary, "RotaryEmbedding"),
+        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=_conv_macs, links=blocks.fused_conv),
+        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs, links=layers.gemm),
+        (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
+        (MICROSOFT, "Attention"): OpSpec(
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
+            macs=_attention_macs,
+            links=blocks.packed_attention,
+        ),
+        (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=_recurrent_macs),
+        (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=_matmul_macs),
+        (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=_matmul_macs),
+        (MICROSOFT, "MatMulNBits"): OpSpec(macs=_matmul_nbits_macs),
+        **{(MICROSOFT, name): OpSpec(links=layers.unary) for name in ("Gelu", "QuickGelu")},
+        **{(MICROSOFT, name): OpSpec(links=layers.elementwise) for name in ("BiasGelu", "FastGelu")},
+        (MICROSOFT, "MultiHeadAttention"): OpSpec(links=blocks.multi_head_attention),
+        (MICROSOFT, "RotaryEmbedding"): OpSpec(links=blocks.rotary),
+        (MICROSOFT, "SkipLayerNormalization"): OpSpec(links=norms.skip_layer_norm),
+        (MICROSOFT, "SkipSimplifiedLayerNormalization"): OpSpec(links=norms.skip_layer_norm),
+    }
+)
+"""(domain, operator) -> row; the standard domain is ""."""
+
+NONDETERMINISTIC = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Operators of the standard domain that draw random numbers."""
+
+DATA_MOVEMENT = frozenset(
+    {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators of the standard domain that hand their first input on, every element unchanged (Concat: all inputs)."""
+
+ELEMENTWISE = frozenset(
+    {*("Abs", "Cast", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity")}
+    | {*("LeakyRelu", "Log", "Neg", "Not", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt")}
+    | {"Tanh"}
+)
+"""Operators of the standard domain that map each element of one operand; further inputs are numbers (limits)."""
+
+SAME_SHAPE = ELEMENTWISE | frozenset(
+    {*("Acos", "Asin", "Atan", "BatchNormalization", "CastLike", "Celu", "Cos", "CumSum", "DequantizeLinear")}
+    | {*("Dropout", "GroupNormalization", "HardTanh", "InstanceNormalization", "IsInf", "IsNaN", "LRN")}
+    | {*("LayerNormalization", "LogSoftmax", "LpNormalization", "Mish", "QuantizeLinear", "RMSNormalization")}
+    | {*("Selu", "Shrink", "Sin", "Sinh", "Softmax", "Softsign", "Tan", "ThresholdedRelu", "Trilu")}
+)
+"""Operators of the standard domain whose first result has the shape of their first input."""
+
+BROADCASTING = frozenset(
+    {*("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul")}
+    | {*("Or", "Pow", "Sub", "Sum", "Where", "Xor")}
+)
+"""Operators of the standard domain that join elements at the same place of all their inputs, which broadcast."""
+
+NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"})
+"""Operators of the standard domain whose results are never below zero."""
+
+SELECT = DATA_MOVEMENT | {"Cast", "Expand", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Tile"}
+"""Operators of the standard domain whose results lie between elements of their first input (Concat: all inputs)."""
+
+DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("ArgMax", "ArgMin", "Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ReduceMax"),
+                *("ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile"),
+                *("TopK", "Unsqueeze"),
+            ),
+            (0, 1),
+        ),
+        "Where": (1, 3),
+    }
+)
+"""Operator of the standard domain -> its first input with data, and the one after the last; absent: all are."""
+
+UNIT_RANGE = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
+"""Operators of the standard domain whose results lie in [0, 1], whatever they read."""
+
+HOMOGENEOUS = frozenset({"Abs", "Identity", "LeakyRelu", "PRelu", "Relu"})
+"""Operators of the standard domain with f(a x) = a f(x) for every a > 0, element by element of their first input."""
+
+HOMOGENEOUS_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
+"""The same, channel by channel: channels are axis 1."""
+
+ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "Conv": (2,),
+        "ConvTranspose": (2,),
+        "Gemm": (2,),
+        "GRU": (3, 5),
+        "LSTM": (3, 5, 6, 7),
+        "RNN": (3, 5),
+    }
+)
+"""Operator of the standard domain -> optional inputs (bias, initial state) that count as zeros where absent."""
+
+GENERATORS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Range", "Tile"})
+"""Operators of the standard domain whose output can be far bigger than everything they read."""

@@ -1,0 +1,1 @@
+"""Models in parts that run one after another."""

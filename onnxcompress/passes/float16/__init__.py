@@ -1,0 +1,1 @@
+"""Weights and arithmetic in float16."""

@@ -1,0 +1,369 @@
+"""Nodes compute in float16, as far as their values allow; Casts stand where float16 and float32 meet.
+
+    x (float32) -> A -> B -> y (float32)      ->  Cast -> A -> B -> Cast
+
+A value has one Cast at most, however many read it, right behind the node that makes it. Bodies of If, Loop and Scan
+take and give float32; inside of them nodes are converted like all others, and read values from outside in either type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ...activations import observe
+from ...core import Action, Change, Context, Feed
+from ...data import synthetic
+from ...errors import ModelError
+from ...graph import edit as graph
+from ...io import model_io
+from ...numerics.quantization import float16
+from ...ops import table as ops
+from ...runtime import session as runtime
+from ...shapes import infer as shapes
+from . import weights as float16_weights
+
+_HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+_MOST_FEEDS = 64
+_EXACT_INTEGERS = 2048.0
+"""float16 holds every whole number up to this one."""
+_LEAST_NORMAL = 2.0**-14
+_CAST_BYTES = 70
+"""What a Cast takes in the file beside its names."""
+_GROWTH_BYTES = 1024
+_FEW = 16
+"""Constants of so few elements are numbers of a formula, an epsilon say: each of them counts."""
+_KEPT = ops.NONDETERMINISTIC | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+
+
+class _Range:
+    """Collects what float16 makes of one value: the largest magnitude, and signal and noise."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self.signal = self.noise = 0.0
+
+    def update(self, array: np.ndarray) -> None:
+        """Take in the value of one run; infinities stay what they are in float16."""
+        flat = array.reshape(1, -1)
+        finite = np.isfinite(flat)
+        if not finite.all():
+            flat = flat[finite].reshape(1, -1)
+        if flat.size:
+            self.peak = max(self.peak, float(np.abs(flat).max()))
+            signal, noise = float16.row_losses(flat, _HALF.numpy())
+            self.signal += float(signal[0])
+            self.noise += float(noise[0])
+
+    @property
+    def sqnr_db(self) -> float:
+        """What is left of the signal, in decibels."""
+        return float16.worst_db(np.array([self.signal]), np.array([self.noise]))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a node could compute in float16: the ports that would take it, and the outputs that would be it."""
+
+    ports: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Conversion:
+    """Converts one model.
+
+    Args:
+        model: edited in place by `run`.
+        context: its feeds show how large values become; without any, made-up ones do.
+        pass_name: stands in changes and before the gate.
+        headroom: values must be this many times smaller than what float16 can hold.
+    """
+
+    def __init__(self, model: ir.Model, context: Context, *, pass_name: str, headroom: float) -> None:
+        self._model = model
+        self._context = context
+        self._pass_name = pass_name
+        self._limit = float16.FLOAT16_MAX / headroom
+        self._shapes = shapes.infer(model)
+        self._names = graph.Names(model)
+        self._forms: dict[ir.Node, _Form] = {}
+
+    def run(self, *, least_sqnr_db: float) -> list[Change]:
+        """Convert what may be converted and return what was done, and what was refused for its values."""
+        bodies = list(graph.graphs_outside_functions(self._model))
+        candidates = {node: form for body in bodies for node in body if (form := self._form(node)) is not None}
+        for node in self._exact(candidates):
+            candidates.pop(node, None)
+        try:
+            ranges = self._observed(candidates)
+        except ModelError as error:
+            return [self._refusal("graph", f"stays float32: its values can't be observed ({error.message})")]
+        changes: list[Change] = []
+        scores: dict[ir.Node, float] = {}
+        for node, form in candidates.items():
+            if not self._context.selects(node):
+                continue
+            why, scores_db = self._unfit(node, form, ranges, least_sqnr_db)
+            if why:
+                changes.append(self._refusal(graph.label(node), f"stays float32: {why}"))
+            else:
+                scores[node] = scores_db
+        worthwhile = _with_products({node: candidates[node] for node in scores})
+        casts, saved = self._balance(bodies, {node: candidates[node] for node in worthwhile})
+        if casts > saved + _GROWTH_BYTES:
+            reason = f"stays float32: Casts take {casts:,} bytes, weights that nodes read save {saved:,}"
+            return [*changes, self._refusal("graph", reason)]
+        for node in sorted(worthwhile, key=lambda each: -scores[each]):
+            if self._context.gate.admits(self._pass_name, graph.label(node)):
+                self._forms[node] = candidates[node]
+                changes.append(self._applied(node))
+        self._rewrite(bodies)
+        return changes
+
+    def _form(self, node: ir.Node) -> _Form | None:
+        """Return how a node could compute in float16 by the definition of its operator, None where it could not."""
+        if node.domain not in graph.STANDARD_DOMAINS or node.op_type in _KEPT or graph.bodies(node):
+            return None
+        if node.op_identifier() in self._model.functions or graph.is_op(node, "Constant"):
+            return None
+        if graph.attribute(node, "reduction", "none") != "none":  # onnxruntime's Scatter fails when it runs
+            return None
+        try:
+            schema = onnx.defs.get_schema(node.op_type, graph.opset(self._model), "")
+        except onnx.defs.SchemaError:
+            return None
+        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+        bound: set[str] = set()
+        ports, outputs = [], []
+        for port, value in enumerate(node.inputs):
+            if value is None:
+                continue
+            letter = schema.inputs[min(port, len(schema.inputs) - 1)].type_str
+            dtype = self._shapes.dtype(value)
+            if dtype is None:
+                return None
+            if dtype == _SINGLE and letter in allowed:
+                if "tensor(float16)" not in allowed[letter]:
+                    return None
+                bound.add(letter)
+                ports.append(port)
+        for index, value in enumerate(node.outputs):
+            letter = schema.outputs[min(index, len(schema.outputs) - 1)].type_str
+            dtype = self._shapes.dtype(value)
+            if dtype is None and value.name:
+                return None
+            if dtype == _SINGLE:
+                if "tensor(float16)" not in allowed.get(letter, ()) or not (letter in bound or _names_its_type(node)):
+                    return None
+                outputs.append(index)
+        return _Form(tuple(ports), tuple(outputs)) if ports or outputs else None
+
+    def _exact(self, candidates: Mapping[ir.Node, _Form]) -> list[ir.Node]:
+        """Return the nodes whose results become integers: sizes and positions, for which 10 bits are too few."""
+        pending = [n for n in candidates if graph.is_op(n, "Cast") and self._shapes.dtype(n.outputs[0]) != _SINGLE]
+        found: dict[ir.Node, None] = {}
+        while pending:
+            node = pending.pop()
+            if node in found or ops.spec(node).macs is not None:
+                continue
+            found[node] = None
+            for value in node.inputs:
+                producer = None if value is None else value.producer()
+                if producer is not None and producer in candidates:
+                    pending.append(producer)
+        return list(found)
+
+    def _observed(self, candidates: Mapping[ir.Node, _Form]) -> dict[str, _Range]:
+        """Return what is seen of the values that nodes would read or make in float16."""
+        values = {v.name: v for node, form in candidates.items() for v in _touched(node, form)}
+        ranges = {name: _Range() for name, v in values.items() if name and graph.constant_tensor(v) is None}
+        if ranges:
+            refused = observe.observe(self._model, self._feeds(), ranges)
+            for name in refused:
+                del ranges[name]
+        return ranges
+
+    def _feeds(self) -> list[Feed]:
+        if self._context.feeds:
+            return list(self._context.feeds[:_MOST_FEEDS])
+        session = runtime.open_session(model_io.to_bytes(self._model), optimize=True)
+        return [t.feed for t in synthetic.tried_feeds(self._model, session, seed=self._context.seed, count=2)]
+
+    def _unfit(
+        self, node: ir.Node, form: _Form, ranges: Mapping[str, _Range], least_sqnr_db: float
+    ) -> tuple[str, float]:
+        """Return why a node's values don't suit float16 ("" where they do), and the least of their ratios in dB."""
+        least = float("inf")
+        for value in _touched(node, form):
+            tensor = graph.constant_tensor(value)
+            if tensor is not None:
+                why, found = _constant(tensor)
+            elif (seen := ranges.get(value.name or "")) is None:
+                return f"{value.name} can't be observed", 0.0
+            else:
+                why, found = "", seen.sqnr_db
+                if seen.peak > self._limit:
+                    why = f"{value.name} reaches {seen.peak:.4g}"
+                elif graph.is_op(node, "Cast") and seen.peak > _EXACT_INTEGERS:
+                    why = f"{value.name} counts up to {seen.peak:.4g}"
+            if not why and found < least_sqnr_db:
+                why = f"the smallest numbers of {value.name} would vanish ({found:.1f} dB)"
+            if why:
+                return why, 0.0
+            least = min(least, found)
+        return "", least
+
+    def _balance(self, bodies: list[ir.Graph], forms: dict[ir.Node, _Form]) -> tuple[int, int]:
+        """Return the bytes that Casts would add to the file, and those that constants would save."""
+        self._forms = forms
+        casts = saved = 0
+        for value in (value for body in bodies for value in self._read_in_half(body)):
+            tensor = graph.constant_tensor(value)
+            if tensor is not None:
+                saved += tensor.nbytes // 2
+            else:
+                casts += _CAST_BYTES + 3 * len(value.name or "")
+        for node, form in forms.items():
+            for value in (node.outputs[index] for index in form.outputs):
+                if value.is_graph_output() or len(self._half_uses(value)) < len(value.uses()):
+                    casts += _CAST_BYTES + 3 * len(value.name or "")
+        self._forms = {}
+        return casts, saved
+
+    # Edits.
+
+    def _rewrite(self, bodies: list[ir.Graph]) -> None:
+        """Let the chosen nodes read and make float16."""
+        single = [value for body in bodies for value in self._read_in_half(body)]
+        for node, form in self._forms.items():
+            _retype(node)
+            for index in form.outputs:
+                self._keep_single(node, node.outputs[index])
+        for value in single:
+            self._give_half(value)
+
+    def _read_in_half(self, body: ir.Graph) -> Iterator[ir.Value]:
+        """Yield the values of a graph that are float32 and that some chosen node reads."""
+        made = [output for node in body for output in node.outputs if not self._is_made_in_half(output)]
+        for value in dict.fromkeys([*body.inputs, *body.initializers.values(), *made]):
+            if self._half_uses(value):
+                yield value
+
+    def _is_made_in_half(self, value: ir.Value) -> bool:
+        node = value.producer()
+        form = None if node is None else self._forms.get(node)
+        return form is not None and value.index() in form.outputs
+
+    def _half_uses(self, value: ir.Value) -> list[tuple[ir.Node, int]]:
+        uses = [(use.node, use.idx) for use in value.uses()]
+        return [(node, port) for node, port in uses if node in self._forms and port in self._forms[node].ports]
+
+    def _keep_single(self, node: ir.Node, value: ir.Value) -> None:
+        """Make a value float16, and a float32 copy under its name for whoever needs that."""
+        inside = self._half_uses(value)
+        name = value.name or "value"
+        if value.is_graph_output() or len(inside) < len(value.uses()):
+            cast = graph.put_after(node, self._names, "Cast", [value], attributes={"to": int(_SINGLE)}, hint=name)
+            copy = cast.outputs[0]
+            value.replace_all_uses_with(copy, replace_graph_outputs=True)
+            cast.replace_input_with(0, value)
+            for reader, port in inside:
+                reader.replace_input_with(port, value)
+            copy.type, copy.shape = value.type or ir.TensorType(_SINGLE), value.shape
+            value.name = self._names.fresh(f"{name}_float16")
+            copy.name = name
+        value.type = ir.TensorType(_HALF)
+
+    def _give_half(self, value: ir.Value) -> None:
+        """Make a float16 copy of a value for the nodes that compute in it."""
+        uses = self._half_uses(value)
+        name = value.name or "value"
+        tensor = graph.constant_tensor(value)
+        producer = value.producer()
+        home = value.graph if producer is None else producer.graph
+        assert isinstance(home, ir.Graph)
+        if tensor is not None:
+            half = graph.add_initializer(home, self._names, f"{name}_float16", float16_weights.narrowed(tensor, _HALF))
+            assert half.const_value is not None
+            half.const_value.name = half.name
+        else:
+            attributes, hint = {"to": int(_HALF)}, f"{name}_float16"
+            if producer is None:
+                cast = graph.insert_before(
+                    next(iter(home)), self._names, "Cast", [value], attributes=attributes, hint=hint
+                )
+            else:
+                cast = graph.put_after(producer, self._names, "Cast", [value], attributes=attributes, hint=hint)
+            half = cast.outputs[0]
+            half.type, half.shape = ir.TensorType(_HALF), value.shape
+        for reader, port in uses:
+            reader.replace_input_with(port, half)
+        if tensor is not None and not value.uses() and not value.is_graph_output():
+            graph.remove_unread(value)
+
+    def _applied(self, node: ir.Node) -> Change:
+        return Change(
+            pass_name=self._pass_name,
+            target=graph.label(node),
+            action=Action.APPLIED,
+            reason="computes in float16",
+        )
+
+    def _refusal(self, target: str, reason: str) -> Change:
+        return Change(pass_name=self._pass_name, target=target, action=Action.SKIPPED, reason=reason)
+
+
+def _touched(node: ir.Node, form: _Form) -> list[ir.Value]:
+    """Return the values that a node would read or make in float16."""
+    read = [node.inputs[port] for port in form.ports]
+    return [*(value for value in read if value is not None), *(node.outputs[index] for index in form.outputs)]
+
+
+def _names_its_type(node: ir.Node) -> bool:
+    """Say whether an attribute, which `_retype` changes, decides the type of a node's output."""
+    return graph.is_op(node, "Cast", "ConstantOfShape")
+
+
+def _retype(node: ir.Node) -> None:
+    """Change the attribute that names float32 as the type of a node's output."""
+    if graph.is_op(node, "Cast") and graph.attribute(node, "to") == int(_SINGLE):
+        node.attributes["to"] = ir.AttrInt64("to", int(_HALF))
+    elif graph.is_op(node, "ConstantOfShape"):
+        given = graph.attribute(node, "value")
+        array = np.zeros(1, np.float32) if given is None else given.numpy()
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(float16.narrowed(array, _HALF.numpy())))
+
+
+def _constant(tensor: ir.TensorProtocol) -> tuple[str, float]:
+    """Return why a constant does not suit float16 ("" where it does), and its signal-to-noise ratio in dB."""
+    if tensor.size <= _FEW:
+        tiny = [x for x in np.abs(tensor.numpy()).reshape(-1) if 0 < x < _LEAST_NORMAL]
+        if tiny:
+            return f"it reads the constant {tiny[0]:.3g}", 0.0
+    if not tensor.size:
+        return "", float("inf")
+    try:
+        return "", float16_weights.loss_db(tensor, _HALF)
+    except ValueError as error:
+        return f"of a constant, {error}", 0.0
+
+
+def _with_products(forms: Mapping[ir.Node, _Form]) -> list[ir.Node]:
+    """Return the nodes of islands in which something is multiplied: others would gain Casts and nothing else."""
+    island = {node: index for index, node in enumerate(forms)}
+    members = {index: [node] for node, index in island.items()}
+    for node, form in forms.items():
+        for index in form.outputs:
+            for use in node.outputs[index].uses():
+                other = use.node
+                if other in forms and use.idx in forms[other].ports and island[other] != island[node]:
+                    small, large = sorted((island[node], island[other]), key=lambda i: len(members[i]))
+                    for moved in members[small]:
+                        island[moved] = large
+                    members[large] += members.pop(small)
+    useful = {island[node] for node in forms if ops.spec(node).macs is not None}
+    return [node for node in forms if island[node] in useful]

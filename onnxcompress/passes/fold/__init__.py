@@ -1,0 +1,1 @@
+"""Lossless rewrites: folding, fusing, merging, removing."""

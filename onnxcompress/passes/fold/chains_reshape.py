@@ -1,0 +1,170 @@
+"""Reshape, Flatten, Squeeze, Unsqueeze in a row: the elements stay in order, so only the last shape counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ...graph import edit as graph
+from ...shapes.infer import Dim
+from ..rewriting import Rewrite, Scene
+from .chains_common import RESHAPES, before, counted_from_front, merged
+from .noops import same_shape
+
+
+def merge_reshapes(node: ir.Node, scene: Scene) -> Rewrite | None:
+    """Write two nodes that change the shape as the last shape alone."""
+    middle = node.inputs[0]
+    first = None if middle is None else middle.producer()
+    if first is None or middle is None or not graph.is_op(first, *RESHAPES) or first.graph is not node.graph:
+        return None
+    x, out = first.inputs[0], node.outputs[0]
+    if x is None:
+        return None
+    if (_undoes(first, node) or same_shape(scene.shapes.shape(x), scene.shapes.shape(out))) and graph.can_replace(
+        out, x
+    ):
+
+        def drop() -> None:
+            graph.replace_value(out, x)
+            graph.remove_node(node)
+            graph.remove_unread(middle)
+
+        return Rewrite(target=graph.label(node), reason=f"{graph.label(first)} is undone", apply=drop)
+    if graph.sole_consumer(middle) is not node:
+        return None
+    axes = _all_axes(first, node, x, scene)
+    if axes is not None:
+        return merged(node, first, lambda: _set_axes(node, x, axes, scene))
+    goal = _goal(first, node, x, scene) if scene.opset >= 5 else None
+    if goal is None:
+        return None
+    keeps_zero = node.op_type == "Reshape" and bool(graph.attribute(node, "allowzero", 0))
+
+    def reshape() -> None:
+        shape = graph.add_initializer(graph.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
+        graph.turn_into(node, "Reshape", [x, shape], {"allowzero": 1} if keeps_zero else None)
+
+    return merged(node, first, reshape)
+
+
+def moved_ones(node: ir.Node, scene: Scene) -> Rewrite | None:
+    """Write a Transpose that moves only axes of size 1 as a Reshape where it stands beside a node of that family."""
+    x, out = node.inputs[0], node.outputs[0]
+    dims = scene.shapes.shape(x)
+    after = graph.sole_consumer(out)
+    beside = before(node, *RESHAPES) or after
+    if x is None or dims is None or 0 in dims or scene.opset < 5:
+        return None
+    perm = graph.integers(node, "perm", default=range(len(dims))[::-1])
+    if perm is None or beside is None or not graph.is_op(beside, *RESHAPES) or beside.graph is not node.graph:
+        return None
+    kept = [axis for axis in perm if dims[axis] != 1]
+    if kept != sorted(kept):
+        return None
+    goal = [_size(dims[axis], copied=axis == place) for place, axis in enumerate(perm)]
+    if -1 in goal and (goal.count(-1) > 1 or 0 in goal):  # a copied size of 0 leaves the rest undecided
+        return None
+
+    def reshape() -> None:
+        shape = graph.add_initializer(graph.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
+        graph.turn_into(node, "Reshape", [x, shape])
+
+    reason = f"it moves axes of size 1 only, as the {beside.op_type} beside it can ({graph.label(beside)})"
+    return Rewrite(target=graph.label(node), reason=reason, apply=reshape)
+
+
+def _size(dim: Dim, *, copied: bool) -> int:
+    """Return what a Reshape says for an axis: its size, 0 for that of the same axis of the input, -1 for the rest."""
+    return dim if isinstance(dim, int) else 0 if copied else -1
+
+
+def _undoes(first: ir.Node, node: ir.Node) -> bool:
+    """Say whether one squeezes what the other unsqueezed; both count axes of the same, larger rank."""
+    if {first.op_type, node.op_type} != {"Squeeze", "Unsqueeze"}:
+        return False
+    one, other = graph.integers(first, "axes", 1), graph.integers(node, "axes", 1)
+    return bool(one) and other is not None and sorted(one or []) == sorted(other)
+
+
+def _all_axes(first: ir.Node, node: ir.Node, x: ir.Value, scene: Scene) -> list[int] | None:
+    """Return the axes with which one Squeeze or Unsqueeze does the work of two."""
+    if first.op_type != node.op_type or node.op_type not in ("Squeeze", "Unsqueeze"):
+        return None
+    one, two = graph.integers(first, "axes", 1), graph.integers(node, "axes", 1)
+    if not one or not two:
+        return None
+    rank, sign = scene.shapes.rank(x), 1 if node.op_type == "Unsqueeze" else -1
+    ranks = (None, None) if rank is None else (rank + sign * len(one), rank + sign * (len(one) + len(two)))
+    if sign > 0:
+        inner, outer = counted_from_front(one, ranks[0]), counted_from_front(two, ranks[1])
+    else:
+        outer, inner = counted_from_front(one, rank), counted_from_front(two, ranks[0])
+    if inner is None or outer is None:
+        return None
+    span = len(one) + len(two) + max(inner + outer) + 1
+    free = [axis for axis in range(span) if axis not in outer]
+    return sorted([*outer, *(free[axis] for axis in inner)])
+
+
+def _set_axes(node: ir.Node, x: ir.Value, axes: list[int], scene: Scene) -> None:
+    if scene.opset < 13:
+        graph.turn_into(node, node.op_type, [x], {"axes": axes})
+        return
+    value = graph.add_initializer(
+        graph.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64)
+    )
+    graph.turn_into(node, node.op_type, [x, value])
+
+
+def _goal(first: ir.Node, node: ir.Node, x: ir.Value, scene: Scene) -> list[int] | None:
+    """Return the shape input of a Reshape of x that gives the node's output, None if there is none."""
+    source, middle = scene.shapes.shape(x), scene.shapes.shape(node.inputs[0])
+    copied = _copied(first) | _copied(node)
+    if node.op_type != "Reshape":
+        return _written(scene.shapes.shape(node.outputs[0]), source, copied=copied)
+    goal = graph.integers(node, "shape", 1)
+    if goal is None or graph.attribute(node, "allowzero", 0) or 0 not in goal:
+        return goal
+    wanted: list[Dim] = []
+    for axis, size in enumerate(goal):
+        if size != 0:
+            wanted.append(size)
+        elif middle is None or axis >= len(middle):
+            wanted.append(None)
+        else:
+            wanted.append(middle[axis])
+    return _written(wanted, source, copied=copied)
+
+
+def _copied(node: ir.Node) -> set[int]:
+    """Return the axes that a Reshape copies while it infers another size: it fails where one is 0."""
+    if node.op_type != "Reshape" or graph.attribute(node, "allowzero", 0):
+        return set()
+    goal = graph.integers(node, "shape", 1) or []
+    return {axis for axis, size in enumerate(goal) if size == 0} if -1 in goal else set()
+
+
+def _written(wanted: Sequence[Dim] | None, source: Sequence[Dim] | None, *, copied: set[int]) -> list[int] | None:
+    """Write dimensions as a Reshape's input: numbers, 0 for a size kept in its place, -1 for one other.
+
+    0 beside -1 fails on an empty tensor, so only `copied` axes, where that was so before, are.
+    """
+    if wanted is None:
+        return None
+    goal: list[int] = []
+    for axis, dim in enumerate(wanted):
+        if isinstance(dim, int):
+            goal.append(dim)
+        elif dim is not None and source is not None and axis < len(source) and source[axis] == dim:
+            goal.append(0)
+        else:
+            goal.append(-1)
+    if any(dim == 0 for dim in wanted) or goal.count(-1) > 1:
+        return None
+    if goal.count(0) == 1 and -1 not in goal:
+        return [-1 if size == 0 else size for size in goal]
+    kept = {axis for axis, size in enumerate(goal) if size == 0}
+    return goal if -1 not in goal or kept <= copied else None

@@ -1,0 +1,264 @@
+"""Compute at compression time what the model would compute from constants at every run.
+
+A node that depends on constants only is run once in onnxruntime and its result stored, unless that would make the
+file grow: a ConstantOfShape stands for megabytes in a few bytes, a Cast to a wider type doubles a weight. What a
+result costs is held against what becomes free with it: the constants and nodes that nothing else needs, over the
+whole chain that leads to it. DequantizeLinear is never folded: that would undo a quantization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from ...core import Action, Change, Context, Need
+from ...graph import edit as graph
+from ...io import tensors
+from ...ops import table as ops
+from ...shapes import infer as shapes
+from . import constants_run
+
+_BATCH_BYTES = 64 << 20
+"""Nodes are run together until their constants and results take this much memory."""
+
+_PARKED_BYTES = 1 << 20
+"""Results of this size and more wait in a temporary file until the model is saved."""
+
+_MOST_BYTES = 1 << 30
+"""No node is run whose result is larger."""
+
+_NAME_BYTES = 16
+"""What a node or an initializer takes in the file besides its names and data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldConstants:
+    """Replaces nodes that depend on constants only by what they compute."""
+
+    name: ClassVar[str] = "fold-constants"
+    lossless: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    allowance_bytes: Annotated[int, Field(ge=0)] = 128
+    """What a folded node may store beyond the bytes that become free with it; nothing behind a generator."""
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Decide from the last node to the first, so that only the ends of chains are stored; then run those."""
+        changes = list(_fix_types(model, context))
+        candidates = _candidates(model)
+        if not candidates:
+            return changes
+        plan = _plan(candidates, shapes.inferred(model, context), self.allowance_bytes)
+        changes += [
+            Change(pass_name=self.name, target=graph.label(node), action=Action.SKIPPED, reason=reason)
+            for node, reason in plan.refused.items()
+        ]
+        names = graph.Names(model)
+        for batch in _batches(plan.stored):
+            alive = [node for node in batch if node.graph is not None]
+            results = constants_run.compute(model, alive) if alive else {}
+            for node in alive:
+                changes += _store(node, results, plan, names, context)
+        return changes
+
+
+def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
+    """Turn CastLike of a constant into Cast where the wanted type is known.
+
+    A float32 number that becomes float16 stays: onnxruntime computes float16 in float32 on most processors, takes
+    the CastLike out together with the Cast that it inserts there, and would run that Cast for a folded number.
+    """
+    likes = [
+        node
+        for body in graph.graphs_outside_functions(model)
+        for node in body
+        if graph.is_op(node, "CastLike") and graph.constant_tensor(node.inputs[0]) is not None
+    ]
+    known = shapes.inferred(model, context) if likes else None
+    for node in likes:
+        dtype = known.dtype(node.inputs[1]) if known is not None else None
+        if dtype == ir.DataType.FLOAT16 and _is_float32_number(node.inputs[0]):
+            yield Change(
+                pass_name=FoldConstants.name,
+                target=graph.label(node),
+                action=Action.SKIPPED,
+                reason="where float16 is computed in float32 the number is read as it is; in float16 it needs a Cast",
+            )
+            continue
+        if dtype in constants_run.RUNNABLE and context.gate.admits(FoldConstants.name, graph.label(node)):
+            graph.turn_into(node, "Cast", [node.inputs[0]], {"to": int(dtype)})
+            yield Change(
+                pass_name=FoldConstants.name,
+                target=graph.label(node),
+                action=Action.APPLIED,
+                reason=f"the type that it casts to is {dtype.name}",
+            )
+
+
+def _is_float32_number(value: ir.Value | None) -> bool:
+    tensor = graph.constant_tensor(value)
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size == 1
+
+
+def _candidates(model: ir.Model) -> dict[ir.Node, None]:
+    """Return the nodes that depend on constants only, each after those that it reads."""
+    found: dict[ir.Node, None] = {}
+    for body in graph.graphs_outside_functions(model):
+        for node in body:
+            if _is_pure(node) and all(_is_known(value, found) for value in node.inputs if value is not None):
+                found[node] = None
+    return found
+
+
+def _is_pure(node: ir.Node) -> bool:
+    """Say whether a node is a function of its inputs that the runtime may be asked for."""
+    return (
+        node.domain in graph.STANDARD_DOMAINS
+        and any(value is not None for value in node.inputs)
+        and not graph.bodies(node)
+        and not graph.is_op(node, "DequantizeLinear", "Constant")
+        and not ops.is_nondeterministic(node)
+        and not any(attr.is_ref() for attr in node.attributes.values())
+    )
+
+
+def _is_known(value: ir.Value, found: dict[ir.Node, None]) -> bool:
+    tensor = graph.constant_tensor(value)
+    return value.producer() in found if tensor is None else tensor.dtype in constants_run.RUNNABLE
+
+
+@plain_dataclass
+class _Plan:
+    """What is to be stored, with the bytes that become free and those that are stored; what is not, and why."""
+
+    stored: dict[ir.Node, tuple[int, int]]
+    refused: dict[ir.Node, str]
+    sizes: dict[ir.Value, int | None]
+
+
+def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int) -> _Plan:
+    """Choose the nodes whose results are stored."""
+    sizes = {output: _bytes_of(output, known) for node in candidates for output in node.outputs}
+    freed, generated = _freed(candidates)
+    plan = _Plan({}, {}, sizes)
+    gone: set[ir.Node] = set()  # nodes that are stored, or that only such ones read
+    for node in reversed(candidates):
+        needed = [o for o in node.outputs if o.is_graph_output() or any(u.node not in gone for u in o.uses())]
+        if not needed:
+            gone.add(node)
+            continue
+        parts = [sizes[output] for output in needed]
+        stored = sum(part for part in parts if part is not None)
+        if (None in parts and ops.is_generator(node)) or stored > _MOST_BYTES:
+            continue
+        growth = stored + sum(_entry_bytes(o) for o in needed) - freed[node]
+        if growth > (0 if node in generated else allowance):
+            if node not in generated:
+                plan.refused[node] = f"its result takes {stored:,} bytes, what it is computed from {freed[node]:,}"
+            continue
+        gone.add(node)
+        plan.stored[node] = (freed[node], stored)
+    plan.stored = dict(reversed(plan.stored.items()))
+    return plan
+
+
+def _freed(candidates: dict[ir.Node, None]) -> tuple[dict[ir.Node, int], set[ir.Node]]:
+    """Return the bytes that become free with each node's chain, and the nodes behind a generator.
+
+    What has several readers counts in equal parts, what a node that stays reads counts as nothing.
+    """
+    freed: dict[ir.Node, int] = {}
+    generated: set[ir.Node] = set()
+    sharers: dict[ir.Value, int] = {}  # readers of a value that only candidates read, 0 for others
+    for node in candidates:
+        total = _node_bytes(node)
+        for value in dict.fromkeys(v for v in node.inputs if v is not None):
+            maker = value.producer()
+            if maker in generated:
+                generated.add(node)
+            if value not in sharers:
+                readers = {use.node for use in value.uses()}
+                is_free = not value.is_graph_output() and readers <= candidates.keys()
+                sharers[value] = len(readers) if is_free else 0
+            if not sharers[value]:
+                continue
+            whole = freed[maker] if maker in freed else graph.tensor_bytes([value]) + _entry_bytes(value)
+            total += whole // sharers[value]
+        if ops.is_generator(node):
+            generated.add(node)
+        freed[node] = total
+    return freed, generated
+
+
+def _bytes_of(value: ir.Value, known: shapes.Shapes) -> int | None:
+    """Return the bytes of a value, None where its shape or type is not known."""
+    dims, dtype = known.static(value), known.dtype(value)
+    return None if dims is None or dtype is None else tensors.nbytes(dtype, dims)
+
+
+def _node_bytes(node: ir.Node) -> int:
+    """Return about what a node takes in the file."""
+    names = [node.name, node.op_type, *(v.name for v in (*node.inputs, *node.outputs) if v is not None)]
+    attributes = sum(_NAME_BYTES + len(name) for name in node.attributes)
+    return _NAME_BYTES + attributes + sum(len(name or "") + 2 for name in names)
+
+
+def _entry_bytes(value: ir.Value) -> int:
+    """Return about what an initializer takes in the file besides its data."""
+    return _NAME_BYTES + len(value.name or "")
+
+
+def _batches(stored: dict[ir.Node, tuple[int, int]]) -> Iterator[Sequence[ir.Node]]:
+    """Yield nodes in groups that are small enough to be run together."""
+    batch: list[ir.Node] = []
+    size_bytes = 0
+    for node, (freed, result) in stored.items():
+        if batch and size_bytes + freed + result > _BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(node)
+        size_bytes += freed + result
+    if batch:
+        yield batch
+
+
+def _store(
+    node: ir.Node, results: dict[ir.Value, np.ndarray], plan: _Plan, names: graph.Names, context: Context
+) -> list[Change]:
+    """Replace a node by its results, and take out what only led to it."""
+    freed, expected = plan.stored[node]
+    read = [o for o in node.outputs if o.uses() or o.is_graph_output()]
+    if node.graph is None or any(output not in results for output in read):
+        return []  # the runtime has no kernel for it, or it fails at every run: not ours to decide
+    stored = sum(results[output].nbytes for output in read)
+    target = graph.label(node)
+    if any(plan.sizes[output] is None for output in read) and stored > max(expected, freed):
+        reason = f"its result takes {stored:,} bytes, what it is computed from {freed:,}"
+        return [Change(pass_name=FoldConstants.name, target=target, action=Action.SKIPPED, reason=reason)]
+    if not context.gate.admits(FoldConstants.name, target):
+        return []
+    sources = [v for v in dict.fromkeys(node.inputs) if v is not None and not v.is_initializer()]
+    arrays = [_tensor(results.pop(output), output.name) if output in read else None for output in node.outputs]
+    graph.replace_by_constant(node, names, arrays)
+    for value in sources:
+        graph.remove_unread(value)
+    return [
+        Change(
+            pass_name=FoldConstants.name,
+            target=target,
+            action=Action.APPLIED,
+            reason=f"{node.op_type} of constants is stored as its result",
+            bytes_before=freed,
+            bytes_after=stored,
+        )
+    ]
+
+
+def _tensor(array: np.ndarray, name: str | None) -> np.ndarray | ir.TensorProtocol:
+    return tensors.parked(array, name) if array.nbytes >= _PARKED_BYTES else array

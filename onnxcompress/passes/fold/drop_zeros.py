@@ -1,0 +1,90 @@
+"""Optional inputs that are all zeros go where the operator takes zeros for an absent one.
+
+Initial states of recurrent layers are most often such: exporters write ConstantOfShape of the batch, and with it
+goes the arithmetic that computes its shape. Biases of zeros go too.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic.dataclasses import dataclass
+
+from ...core import Action, Change, Context, Need
+from ...graph import edit as graph
+from ...ops import table as ops
+
+_MOVES = ("Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
+"""Operators that only move or repeat elements of their first input: zeros stay zeros."""
+
+_DEPTH = 8
+_MOST_ELEMENTS = 1 << 16
+"""Larger constants are not read: no bias or state is that large."""
+
+_GEMM_BIAS_OPTIONAL_FROM = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropZeros:
+    """Biases and initial states that are all zeros are no longer inputs."""
+
+    name: ClassVar[str] = "drop-zeros"
+    lossless: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Look at every node that has such an input, in every graph outside of local functions."""
+        changes: list[Change] = []
+        opset = graph.opset(model)
+        candidates = (node for body in graph.graphs_outside_functions(model) for node in tuple(body))
+        for node in [n for n in candidates if graph.is_op(n, *ops.ZERO_BY_DEFAULT)]:
+            if graph.is_op(node, "Gemm") and opset < _GEMM_BIAS_OPTIONAL_FROM:
+                continue
+            for port in ops.ZERO_BY_DEFAULT[node.op_type]:
+                value = node.inputs[port] if port < len(node.inputs) else None
+                target = f"{graph.label(node)}:{port}"
+                if value is None or not _is_zero(value) or not context.gate.admits(self.name, target):
+                    continue
+                reason = f"{value.name} is all zeros, which is what {node.op_type} takes without it"
+                size_bytes = graph.tensor_bytes([value])
+                _drop_input(node, port)
+                changes.append(
+                    Change(
+                        pass_name=self.name,
+                        target=target,
+                        action=Action.APPLIED,
+                        reason=reason,
+                        bytes_before=size_bytes,
+                    )
+                )
+        return changes
+
+
+def _is_zero(value: ir.Value) -> bool:
+    """Say whether every element of a value is zero at every run."""
+    for _ in range(_DEPTH):
+        tensor = graph.constant_tensor(value)
+        if tensor is not None:
+            return tensor.size <= _MOST_ELEMENTS and not np.any(tensor.numpy())
+        node = value.producer()
+        if graph.is_op(node, "ConstantOfShape") and node is not None:
+            fill = graph.attribute(node, "value")
+            return "value" not in node.attributes or (fill is not None and not np.any(fill.numpy()))
+        if node is None or not graph.is_op(node, *_MOVES) or node.inputs[0] is None:
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def _drop_input(node: ir.Node, port: int) -> None:
+    """Leave an input out; what only led to it goes, and no absent input stands last."""
+    value = node.inputs[port]
+    node.replace_input_with(port, None)
+    count = len(node.inputs)
+    while count and node.inputs[count - 1] is None:
+        count -= 1
+    node.resize_inputs(count)
+    if value is not None:
+        graph.remove_unread(value)

@@ -1,0 +1,136 @@
+"""Calls of local functions are replaced by the function's nodes; a function that can't be is left, with the reason.
+
+The copying is onnx_ir's; what it can't do is looked for first, so that it never stops half-way:
+outputs that are inputs or listed twice get an Identity, calls that leave outputs out get them back, and opsets
+are compared operator by operator (a function that imports another version of a domain means the same where none
+of its operators changed in between).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from ...core import Action, Change, Context
+from ...graph import edit as graph
+
+Identifier = tuple[str, str, str]
+
+
+def inline_functions(model: ir.Model, context: Context, pass_name: str) -> list[Change]:
+    """Inline every local function that is called and can be, and return what was done and refused."""
+    if not model.functions:
+        return []
+    changes: list[Change] = []
+    chosen: set[Identifier] = set()
+    recursive = _recursive(model)
+    imports = dict(model.opset_imports)
+    called = [identifier for identifier in model.functions if identifier in _calls(model)]
+    for identifier in called:
+        function = model.functions[identifier]
+        target = ":".join(part for part in identifier if part)
+        refusal = "calls itself" if recursive else _refusal(model, function, imports)
+        if refusal is None and context.gate.admits(pass_name, target):
+            chosen.add(identifier)
+            for domain, version in function.opset_imports.items():
+                imports.setdefault(domain, version)
+            changes.append(_change(pass_name, target, Action.APPLIED, "local function inlined"))
+        elif refusal is not None:
+            changes.append(_change(pass_name, target, Action.SKIPPED, f"local function not inlined: it {refusal}"))
+    if chosen:
+        _inline(model, chosen, imports)
+    return changes
+
+
+def _inline(model: ir.Model, chosen: set[Identifier], imports: Mapping[str, int]) -> None:
+    """Inline the chosen functions, which are known to fit."""
+    names = graph.Names(model)
+    for identifier in chosen:
+        function = model.functions[identifier]
+        _own_outputs(function, names)
+        for domain in function.opset_imports:
+            function.opset_imports[domain] = imports[domain]
+    for node in graph.nodes(model):
+        if node.op_identifier() in chosen:
+            function = model.functions[node.op_identifier()]
+            known = len(node.outputs)
+            node.resize_outputs(len(function.outputs))
+            for output in node.outputs[known:]:
+                output.name = names.fresh(f"{graph.label(node)}_out")
+            for output in node.outputs:
+                output.name = output.name or names.fresh(f"{graph.label(node)}_out")
+    InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
+
+
+def _own_outputs(function: ir.Function, names: graph.Names) -> None:
+    """Give each output of a function a node of its own: not an input, not the same value twice."""
+    seen: set[ir.Value] = set()
+    for index, output in enumerate(function.outputs):
+        if output.producer() is None or output in seen:
+            copy = ir.node("Identity", [output], name=names.fresh(f"{output.name}_copy"))
+            copy.outputs[0].name = names.fresh(f"{output.name}_copy")
+            function.append(copy)
+            function.outputs[index] = copy.outputs[0]
+        seen.add(function.outputs[index])
+
+
+def _refusal(model: ir.Model, function: ir.Function, imports: Mapping[str, int]) -> str | None:
+    """Return why a function can't be inlined into this model, None where it can."""
+    for node in _nodes(function):
+        theirs = function.opset_imports.get(node.domain, 0)
+        ours = imports.get(node.domain, theirs)
+        if theirs != ours and node.op_identifier() not in model.functions and not _same(node, theirs, ours):
+            return f"uses {node.op_type} of opset {theirs}, which means something else in the model's opset {ours}"
+    for node in graph.nodes(model):
+        if node.op_identifier() != function.identifier():
+            continue
+        if graph.bodies(node):
+            return "takes a graph as attribute"
+        if len(node.inputs) > len(function.inputs):
+            return f"has {len(function.inputs)} inputs but is called with {len(node.inputs)}"
+        if len(node.outputs) > len(function.outputs):
+            return f"has {len(function.outputs)} outputs but is called for {len(node.outputs)}"
+        filled = dict(zip(function.inputs, node.inputs, strict=False))
+        if any(output in function.inputs and filled.get(output) is None for output in function.outputs):
+            return "returns an input that a call leaves out"
+    return None
+
+
+def _same(node: ir.Node, one: int, other: int) -> bool:
+    """Say whether an operator is defined alike in two opset versions."""
+    try:
+        schemas = [onnx.defs.get_schema(node.op_type, version, node.domain) for version in (one, other)]
+    except onnx.defs.SchemaError:
+        return False
+    return schemas[0].since_version == schemas[1].since_version
+
+
+def _nodes(function: ir.Function) -> Iterator[ir.Node]:
+    yield from function
+    for body in function.subgraphs():
+        yield from body
+
+
+def _calls(model: ir.Model) -> set[Identifier]:
+    return {node.op_identifier() for node in graph.nodes(model)} & set(model.functions)
+
+
+def _recursive(model: ir.Model) -> bool:
+    """Say whether functions call each other in a circle."""
+    calls = {
+        identifier: {n.op_identifier() for n in _nodes(function)} & set(model.functions)
+        for identifier, function in model.functions.items()
+    }
+    try:
+        TopologicalSorter(calls).prepare()
+    except CycleError:
+        return True
+    return False
+
+
+def _change(pass_name: str, target: str, action: Action, reason: str) -> Change:
+    return Change(pass_name=pass_name, target=target, action=action, reason=reason)

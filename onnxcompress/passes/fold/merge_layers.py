@@ -1,0 +1,211 @@
+"""Linear layers in a row, or side by side, become one layer: deep becomes shallow where nothing is lost by it.
+
+    MatMul, Gemm or 1x1 Conv beside a layer without an activation between   ->  one layer      x W1 W2 -> x (W1 W2)
+    Add(Conv(x), Conv(x), scale * x, x)                                     ->  one Conv       as in RepVGG
+    Add(MatMul(x), MatMul(x), x)                                            ->  one MatMul
+    Conv over all of its input, activation, Flatten                         ->  Flatten, Gemm, activation
+
+In a row they become one only where that has no more numbers, and so no more multiplications. Scales and shifts beside a
+layer are `fuse-affine`'s; what lies behind an activation that hardly acts is `linearize`'s.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic.dataclasses import dataclass
+
+from ...core import Change, Context, Need
+from ...graph import edit as graph
+from ...ops import table as ops
+from ...ops.linear import LinearLayer
+from .. import rewriting
+from ..rewriting import Refusal, Rewrite, Scene
+from . import layer_composition
+from .affine_view import Line, read_map
+from .layer_composition import Merged
+
+_LAYERS = ("Conv", "Gemm", "MatMul")
+_SCALES = ("BatchNormalization", "Mul", "Div")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeLayers:
+    """Linear layers in a row or side by side become one layer, exactly, where that is no larger."""
+
+    name: ClassVar[str] = "merge-layers"
+    lossless: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Look at every layer and every sum, in every graph outside of local functions."""
+        functions = {id(function.graph) for function in model.functions.values()}
+        rules = {
+            **{kind: [rewriting.outside(functions, _in_a_row)] for kind in _LAYERS},
+            "Add": [rewriting.outside(functions, _side_by_side)],
+            "Sum": [rewriting.outside(functions, _side_by_side)],
+        }
+        rules["Conv"].append(rewriting.outside(functions, _whole_extent))
+        return rewriting.rewrite(model, context, self.name, rules)
+
+
+def _in_a_row(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+    second = layer_composition.free_layer(node)
+    if second is None or not layer_composition.is_private(second.x):
+        return None
+    first = layer_composition.made_by(second.x)
+    if first is None or first.node.graph is not node.graph:
+        return None
+    merged = layer_composition.merge_chain(first, second)
+    if isinstance(merged, str):
+        return Refusal(target=graph.label(node), reason=f"not merged with the layer before: {merged}")
+    if merged is None:
+        return None
+    return Rewrite(
+        target=graph.label(node),
+        reason=f"merged with {graph.label(first.node)} before it",
+        apply=partial(put_in_a_row, merged, first, scene.names),
+        bytes_before=merged.bytes_before,
+        bytes_after=merged.bytes_after,
+    )
+
+
+def put_in_a_row(merged: Merged, first: LinearLayer, names: graph.Names) -> None:
+    """Let a layer do what the one before it did too, which goes."""
+    between, x = merged.layer.x, first.x
+    layer_composition.write(merged, x, names)
+    graph.remove_unread(between)
+
+
+def _side_by_side(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+    operands = [value for value in node.inputs if value is not None]
+    if len(operands) != len(node.inputs) or len(operands) < 2:
+        return None
+    made = [layer_composition.made_by(value) if layer_composition.is_private(value) else None for value in operands]
+    layers = [layer for layer in made if layer is not None]
+    if not layers or any(layer.node.graph is not node.graph for layer in layers):
+        return None
+    x = layers[0].x
+    if any(layer.x is not x or layer.input_axis != layers[0].input_axis for layer in layers):
+        return None
+    channels = layers[0].shape[0] * layers[0].shape[1]
+    window = layers[0].window
+    rank = scene.shapes.rank(x) if window is None else len(window.kernel) + 2
+    axis = layers[0].input_axis if window is None else 1 - len(window.kernel) - 2
+    line = Line(axis, channels, rank, -axis)
+    scales = [_scale(value, x, line, scene) for value, layer in zip(operands, made, strict=True) if layer is None]
+    known = [scale for scale in scales if scale is not None]
+    if len(known) < len(scales):
+        return None
+    merged = layer_composition.merge_parallel(layers, known)
+    if isinstance(merged, str):
+        return Refusal(target=graph.label(node), reason=f"not merged with what is added: {merged}")
+
+    def apply() -> None:
+        total = node.outputs[0]
+        graph.take_over(total, merged.layer.y)
+        layer_composition.write(merged, x, scene.names)
+
+    others = [graph.label(layer.node) for layer in layers if layer is not merged.layer]
+    return Rewrite(
+        target=graph.label(node),
+        reason=f"{graph.label(merged.layer.node)} does what was added to it too: "
+        + " and ".join([*others, *["a multiple of its input"] * len(known)]),
+        apply=apply,
+        bytes_before=merged.bytes_before,
+        bytes_after=merged.bytes_after,
+    )
+
+
+def _scale(value: ir.Value, x: ir.Value, line: Line, scene: Scene) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return a value as factors of x and summands, float64 [channels] each; None where it is anything else."""
+    channels = line.channels
+    assert channels is not None
+    if value is x:
+        return np.ones(channels), np.zeros(channels)
+    node = value.producer()
+    if node is None or not layer_composition.is_private(value) or x not in node.inputs:
+        return None
+    found = read_map(node, x, line, scene) if graph.is_op(node, *_SCALES) else None
+    if found is None or isinstance(found, str):
+        return None
+    scale, shift = (np.array(np.broadcast_to(each, channels)) for each in (found.scale, found.shift))
+    return scale, shift
+
+
+def _whole_extent(node: ir.Node, scene: Scene) -> Rewrite | None:
+    layer = layer_composition.free_layer(node)
+    if layer is None or layer.window is None or layer.groups > 1:
+        return None
+    dims = scene.shapes.shape(layer.x)
+    kernel = layer.window.kernel
+    is_whole = dims is not None and tuple(dims[2:]) == kernel and layer.window.positions(kernel) == (1,) * len(kernel)
+    if not is_whole or any(max(pair) for pair in layer.window.padding(kernel)):
+        return None
+    between: list[ir.Node] = []
+    value = layer.y
+    while (reader := graph.sole_consumer(value)) is not None and graph.is_op(reader, *ops.ELEMENTWISE):
+        if reader.inputs[0] is not value or graph.is_op(reader, "Cast"):
+            return None
+        between.append(reader)
+        value = reader.outputs[0]
+    if reader is None or not _flattens(reader, value, layer, scene):
+        return None
+    end = reader
+
+    def apply() -> None:
+        _as_gemm(layer, between, end, scene)
+
+    size = graph.tensor_bytes([layer.weight])
+    return Rewrite(
+        target=graph.label(node),
+        reason=f"it sees all of its input at once: a Gemm, and {graph.label(end)} goes before it",
+        apply=apply,
+        bytes_before=size,
+        bytes_after=size,
+    )
+
+
+def _flattens(node: ir.Node, value: ir.Value, layer: LinearLayer, scene: Scene) -> bool:
+    """Say whether a node makes [N, channels] of the layer's [N, channels, 1, ...]."""
+    if node.graph is not layer.node.graph or not node.inputs or node.inputs[0] is not value:
+        return False
+    if graph.is_op(node, "Flatten"):
+        return int(graph.attribute(node, "axis", 1)) == 1
+    if graph.is_op(node, "Reshape"):
+        wanted = graph.small_constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        channels = layer.shape[1]
+        return wanted is not None and wanted.tolist() in ([-1, channels], [0, -1], [0, channels])
+    if graph.is_op(node, "Squeeze"):
+        result = scene.shapes.shape(node.outputs[0])
+        return result is not None and len(result) == 2 and result[1] == layer.shape[1]
+    return False
+
+
+def _as_gemm(layer: LinearLayer, between: list[ir.Node], end: ir.Node, scene: Scene) -> None:
+    node, names = layer.node, scene.names
+    matrix, bias = layer_composition.weight_of(layer), layer.bias()
+    _, out, _ = layer.shape
+    tensor = graph.constant_tensor(layer.weight)
+    assert tensor is not None
+    home, dtype = graph.home(node), tensor.dtype.numpy()
+    weight = graph.add_initializer(home, names, f"{layer.label}_matrix", matrix.reshape(out, -1).astype(dtype))
+    flat = graph.insert_before(node, names, "Flatten", [layer.x], attributes={"axis": 1}, hint=f"{layer.label}_flat")
+    summand = layer.bias_value
+    if summand is None or bias is None or graph.constant_tensor(summand) is None:
+        summand = graph.add_initializer(home, names, f"{layer.label}_bias", np.zeros(out, dtype))
+    value = graph.insert_before(
+        node, names, "Gemm", [flat.outputs[0], weight, summand], attributes={"transB": 1}, hint=f"{layer.label}_gemm"
+    ).outputs[0]
+    for each in between:
+        each.replace_input_with(0, value)
+        value = each.outputs[0]
+        value.shape = None
+        value.name = names.fresh(f"{value.name}_flat")
+    result = end.outputs[0]
+    end.replace_input_with(0, value)
+    graph.take_over(result, value)
+    graph.remove_unread(layer.y)

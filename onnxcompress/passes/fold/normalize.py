@@ -1,0 +1,206 @@
+"""Brings what exporters write into one form, on which the other passes build.
+
+Afterwards: constants are initializers, calls of local functions are their nodes, every name stands for one thing in all
+graphs of the model, nodes are in order, and nothing is declared that inference contradicts. Nodes without a name stay
+without: names would make the file larger, and `graph.label` speaks of them by their type and first output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import onnx_ir as ir
+from pydantic.dataclasses import dataclass
+
+from ...core import Action, Change, Context, Need
+from ...graph import edit as graph
+from ...shapes import infer as shapes
+from .inline_functions import inline_functions
+
+_FIRST_IR_WITH_SEALED_WEIGHTS = 4
+"""Before it, every initializer had to be declared as an input too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalize:
+    """Constant nodes become initializers, local functions are inlined, no-op nodes go, names become unique."""
+
+    name: ClassVar[str] = "normalize"
+    lossless: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Rewrite `model` in place."""
+        steps: tuple[Callable[[ir.Model, Context], list[Change]], ...] = (
+            lambda m, c: inline_functions(m, c, self.name),
+            _sort,
+            _seal,
+            _tell_apart,
+            _store_constants,
+            _remove_copies,
+            _forget_contradicted,
+        )
+        return [change for step in steps for change in step(model, context)]
+
+
+def _change(target: str, reason: str, *, action: Action = Action.APPLIED) -> Change:
+    return Change(pass_name=Normalize.name, target=target, action=action, reason=reason)
+
+
+def _admits(context: Context, target: str) -> bool:
+    return context.gate.admits(Normalize.name, target)
+
+
+def _sort(model: ir.Model, context: Context) -> list[Change]:
+    """Put every node behind those it reads from."""
+    if not any(_unsorted(g) for g in graph.graphs(model)) or not _admits(context, "node order"):
+        return []
+    try:
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+    except ValueError as error:
+        return [_change("node order", f"nodes can't be put in order: {error}", action=Action.SKIPPED)]
+    return [_change("node order", "nodes were not in order")]
+
+
+def _unsorted(body: ir.Graph) -> bool:
+    """Say whether a node, or a body inside of it, reads what a later node of this graph makes."""
+    done: set[ir.Node] = set()
+    for node in body:
+        for reader in _with_inner(node):
+            for value in reader.inputs:
+                made_by = None if value is None else value.producer()
+                if made_by is not None and made_by.graph is body and made_by not in done:
+                    return True
+        done.add(node)
+    return False
+
+
+def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
+    yield node
+    for body in graph.bodies(node):
+        for inner in body:
+            yield from _with_inner(inner)
+
+
+def _seal(model: ir.Model, context: Context) -> list[Change]:
+    """Take weights off the list of inputs: all in old files, which had no other way, else the float ones."""
+    old = model.ir_version is not None and model.ir_version < _FIRST_IR_WITH_SEALED_WEIGHTS
+    changes: list[Change] = []
+    sealed: set[ir.Value] = set()
+    for value in model.graph.inputs:
+        tensor = value.const_value if value.is_initializer() else None
+        if tensor is None or not (old or tensor.dtype.is_floating_point()) or not _admits(context, value.name or ""):
+            continue
+        sealed.add(value)
+        changes.append(
+            _change(value.name or "", "weight was also an input; it can no longer be overridden at run time")
+        )
+    if sealed:
+        kept = [value for value in model.graph.inputs if value not in sealed]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(kept)
+    if old and (sealed or _admits(context, "ir_version")):
+        changes.append(_change("ir_version", f"raised from {model.ir_version}, which knows weights as inputs only"))
+        model.ir_version = _FIRST_IR_WITH_SEALED_WEIGHTS
+    return changes
+
+
+def _tell_apart(model: ir.Model, context: Context) -> list[Change]:
+    """Make the names that nodes have, and value names over all graphs, unique."""
+    changes: list[Change] = []
+    nodes = graph.repeated_nodes(model)
+    if nodes and _admits(context, "repeated node names"):
+        names = graph.Names(model)
+        for node in nodes:
+            node.name = names.fresh(node.name or node.op_type)
+        changes.append(_change("repeated node names", f"{len(nodes)} nodes had another node's name"))
+    values = graph.repeated_values(model)
+    if values and _admits(context, "value names"):
+        names = graph.Names(model)
+        for value in values:
+            value.name = names.fresh(value.name or "value")
+        changes.append(_change("value names", f"{len(values)} values in bodies had another value's name"))
+    return changes
+
+
+def _store_constants(model: ir.Model, context: Context) -> list[Change]:
+    """Turn Constant nodes into initializers of the same graph."""
+    if not any(graph.is_op(node, "Constant") for node in graph.nodes(model)):
+        return []
+    names = graph.Names(model)
+    changes: list[Change] = []
+    for body in graph.graphs_outside_functions(model):
+        for node in tuple(body):
+            if not graph.is_op(node, "Constant"):
+                continue
+            tensor = graph.constant_tensor(node.outputs[0])
+            if tensor is None:
+                kind = ", ".join(node.attributes) or "nothing"
+                reason = f"a Constant of {kind} has no form as an initializer"
+                changes.append(_change(graph.label(node), reason, action=Action.SKIPPED))
+            elif _admits(context, graph.label(node)):
+                changes.append(_change(graph.label(node), "Constant node became an initializer"))
+                graph.replace_by_constant(node, names, [tensor])
+    return changes
+
+
+def _remove_copies(model: ir.Model, context: Context) -> list[Change]:
+    """Take out Identity, and Dropout that drops nothing; one that makes a graph output may have to stay."""
+    changes: list[Change] = []
+    opset = graph.opset(model)
+    for body in graph.graphs_outside_functions(model):
+        for node in tuple(body):
+            source = node.inputs[0] if node.inputs else None
+            if source is None or not (graph.is_op(node, "Identity") or _drops_nothing(node, opset)):
+                continue
+            target = graph.label(node)
+            if graph.can_replace(node.outputs[0], source) and _admits(context, target):
+                graph.replace_value(node.outputs[0], source)
+                graph.remove_node(node)
+                changes.append(_change(target, f"{node.op_type} passed its input on unchanged"))
+    return changes
+
+
+def _drops_nothing(node: ir.Node, opset: int) -> bool:
+    """Say whether a Dropout is certain to be in inference mode, with nobody reading its mask."""
+    if not graph.is_op(node, "Dropout") or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+        return False
+    if opset < 7:
+        return bool(graph.attribute(node, "is_test", 0))
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return graph.scalar(node.inputs[2]) == 0
+    return True
+
+
+def _forget_contradicted(model: ir.Model, context: Context) -> list[Change]:
+    """Drop declared shapes and types of intermediate values that inference contradicts."""
+    declared = [
+        value
+        for body in graph.graphs_outside_functions(model)
+        for node in body
+        for value in node.outputs
+        if value.shape is not None and not value.is_graph_output()
+    ]
+    if not declared:
+        return []
+    known = shapes.inferred(model, context)
+    changes: list[Change] = []
+    for value in declared:
+        dims = known.shape(value)
+        if dims is None or value.shape is None or not _contradicts(value.shape, dims):
+            continue
+        if _admits(context, value.name or ""):
+            reason = f"declared shape {value.shape} contradicts {list(dims)}, which follows from the inputs"
+            value.shape = None
+            changes.append(_change(value.name or "", reason))
+    return changes
+
+
+def _contradicts(declared: ir.Shape, inferred: tuple[shapes.Dim, ...]) -> bool:
+    if len(declared) != len(inferred):
+        return True
+    pairs = zip(declared, inferred, strict=True)
+    return any(isinstance(one, int) and isinstance(other, int) and one != other for one, other in pairs)

@@ -1,0 +1,1 @@
+"""Removal of channels and of single weights."""

@@ -1,0 +1,329 @@
+"""Channel pruning from end to end: rounds of cutting and refitting, then training on what the original gives.
+
+round:  Channels -> curves -> measured curves -> shares that meet the round's budget -> cut -> refit
+end:    distillation, kept where the loss on samples held out falls
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from ...channels import groups as channel_engine
+from ...channels.groups import Channels
+from ...core import Feed
+from ...distillation.reconstruct import refit
+from ...distillation.train import Distilled, affordable, distill
+from ...io import model_io
+from ...numerics.linear.elimination import Curve
+from ...numerics.threads import one_thread
+from ...quality.divergence import Divergence
+from ...shapes import count as counting
+from . import consumers, loss_curves, probe_cuts
+from .budgets import Budgeting, Of
+from .loss_curves import Family, Norm
+
+log = logging.getLogger(__name__)
+
+_PROBES = (24, 256)
+"""Samples on which the outputs are compared."""
+_PROBING_MACS = 2e11
+"""MACs of the original on them for each family and round, summed up: about what is spent on probing, a third of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is wanted; the options of the pass.
+
+    Args:
+        of: what the budget is about.
+        keep: part of it that may be left.
+        criterion: what decides which channels of a family go first.
+        norm: of the criterion magnitude.
+        scope: whether families lose what costs least, or all the same share.
+        min_keep: part of a family that stays at least.
+        multiple: the number of groups of a family that stays is a multiple of this.
+        rounds: cuts, each with a refit after it.
+        refits: whether layers are refitted.
+        steps: of distillation; 0 for none.
+    """
+
+    of: Of
+    keep: float
+    criterion: Literal["reconstruction", "activation", "magnitude"]
+    norm: Norm = "l2"
+    scope: Literal["global", "uniform"] = "global"
+    min_keep: float = 0.1
+    multiple: int = 1
+    rounds: int = 2
+    refits: bool = True
+    steps: int = 400
+
+
+@dataclass(kw_only=True)
+class Pruned:
+    """What came of it.
+
+    Args:
+        model: the pruned model.
+        left: part of the budget's thing that is left.
+        families: (name, channels before, channels after) of those that lost some.
+        predicted: divergence of the outputs that was predicted before the last cut; None where nothing was measured.
+        cut: the same after the last cut, measured.
+        refitted: the same after the refit.
+        final: the same in the end.
+        layers: layers that were refitted.
+        unseen: names of families that no sample came to, and that stay.
+        distilled: how the training went; None where there was none.
+    """
+
+    model: ir.Model
+    left: float
+    families: list[tuple[str, int, int]] = field(default_factory=list)
+    predicted: float | None = None
+    cut: float | None = None
+    refitted: float | None = None
+    final: float | None = None
+    layers: int = 0
+    unseen: list[str] = field(default_factory=list)
+    distilled: Distilled | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    """What it costs to cut a model; the numbers of groups and sites are those of its channels.
+
+    Args:
+        families: that can be cut.
+        unseen: names of those that could be but that no sample came to.
+        curves: of the families.
+        statistics: what reaches the sites; None where only weights are looked at.
+        before: divergence of the model from the original; None where the curves are in other units than that.
+    """
+
+    families: list[Family]
+    unseen: list[str]
+    curves: list[Curve]
+    statistics: consumers.Statistics | None
+    before: float | None
+
+
+class Pruner:
+    """Prunes copies of one model.
+
+    Args:
+        original: not changed.
+        feeds: the user's samples, complete; empty for none.
+        feed: at whose shapes channels are found and MACs counted.
+        plan: what is wanted; its budget is given to `run`.
+        timed: at whose shapes layers are timed, for a budget of time; None for `feed`.
+        state: input -> output whose value it gets from the run before.
+        selects: False for nodes to leave alone.
+        seed: of all random choices.
+        progress: wraps long loops.
+    """
+
+    def __init__(
+        self,
+        original: ir.Model,
+        feeds: Sequence[Feed],
+        feed: Feed,
+        plan: Plan,
+        *,
+        timed: Feed | None = None,
+        state: Mapping[str, str] | None = None,
+        selects: Callable[[ir.Node], bool] = lambda _: True,
+        seed: int = 0,
+        progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
+    ) -> None:
+        self._original = original
+        self._feeds = feeds
+        self._feed = feed
+        self._plan = plan
+        self._state = dict(state or {})
+        self._selects = selects
+        self._seed = seed
+        self._progress = progress
+        channels = channel_engine.find_groups(model_io.clone(original), feed)
+        self._budgeting = Budgeting(plan.of, original, channels, feed if timed is None else timed)
+        families = loss_curves.families(channels, selects)
+        self._has_families = bool(families)
+        count = len(families) * plan.rounds
+        macs = (counting.count(original, feeds[0]).macs or 0) if feeds else 0
+        probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))
+        step = max(1, -(-len(feeds) // probes))
+        self._probes = feeds[:probes] if self._state else feeds[::step]
+        self._from_original = Divergence(original, self._probes, state=self._state) if feeds else None
+        self._first: _Costs | None = None
+
+    def run(self, keep: float, *, is_draft: bool = False) -> Pruned:
+        """Return a pruned copy.
+
+        Args:
+            keep: part of what the budget is about that may be left.
+            is_draft: cut once and mend nothing: to be timed.
+        """
+        found = self.cut(keep, is_draft=is_draft)
+        return found if is_draft else self.finish(found)
+
+    def cut(self, keep: float, *, is_draft: bool = False) -> Pruned:
+        """Return a copy that is cut and refitted but not trained: its shapes are final.
+
+        Args:
+            keep: part of what the budget is about that may be left.
+            is_draft: cut once and mend nothing: to be timed.
+        """
+        plan = dataclasses.replace(self._plan, rounds=1, refits=False, steps=0) if is_draft else self._plan
+        student = model_io.clone(self._original)
+        if self._feeds and plan.criterion == "reconstruction":
+            loss_curves.own_constants(student, self._selects)
+        found = Pruned(model=student, left=1.0)
+        if not self._has_families:
+            return found
+        rounds = plan.rounds if self._feeds and plan.refits else 1
+        kept: dict[str, np.ndarray] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        for number in range(rounds):
+            target = keep ** ((number + 1) / rounds)
+            kept = self._round(student, target, plan, found, kept, sizes)
+        found.families = [(name, before, after) for name, (before, after) in sizes.items()]
+        found.final = found.refitted
+        return found
+
+    def finish(self, found: Pruned) -> Pruned:
+        """Train a copy that is cut, and return it."""
+        if self._feeds and self._plan.steps and found.families and not self._state:
+            steps, batch = affordable(found.model, self._feeds[0], self._plan.steps)
+            found.distilled = distill(
+                found.model,
+                self._original,
+                self._feeds,
+                steps=steps,
+                batch=batch,
+                seed=self._seed,
+                progress=self._progress,
+            )
+            found.final = self._distance(found.model)
+        return found
+
+    def _round(
+        self,
+        student: ir.Model,
+        target: float,
+        plan: Plan,
+        found: Pruned,
+        kept: Mapping[str, np.ndarray],
+        sizes: dict[str, tuple[int, int]],
+    ) -> dict[str, np.ndarray]:
+        """Cut the student once, refit it, and return which of the original's channels are left."""
+        channels = channel_engine.find_groups(student, self._feed)
+        meter = self._budgeting.of(student, channels)
+        sites = consumers.sites(channels)
+        costs = (self._first if not sizes else None) or self._costs(student, channels, sites, plan, sizes)
+        self._first = self._first or costs  # the original's, for there has been no cut before
+        found.unseen = costs.unseen
+        with one_thread():
+            counts = [len(family.groups) for family in costs.families]
+            share = loss_curves.uniform if plan.scope == "uniform" else loss_curves.allocate
+            taken = share(costs.curves, counts, meter, target, multiple=plan.multiple)
+            found.left = meter.left
+            if costs.before is not None:
+                losses = (c.losses[k - 1].sum() for c, k in zip(costs.curves, taken, strict=True) if k)
+                found.predicted = costs.before + float(sum(losses))
+                log.info("%.3f of the %s will be left: predicted loss %.3g", found.left, plan.of, found.predicted)
+            removed = loss_curves.chosen(costs.curves, taken)
+            for family, size, goes in zip(costs.families, counts, taken, strict=True):
+                if goes:
+                    sizes[family.label] = (sizes.get(family.label, (size, size))[0], size - goes)
+            makes_up = costs.statistics if plan.criterion == "reconstruction" else None
+            kept = loss_curves.composed(kept, loss_curves.take_out(channels, removed, sites, makes_up))
+        found.cut = found.refitted = self._distance(student)
+        if found.cut is not None:
+            log.info("measured loss %.3g", found.cut)
+        if self._feeds and plan.refits and not self._state and removed:
+            changes = refit(
+                student,
+                self._original,
+                self._feeds,
+                keep=kept,
+                selects=self._selects,
+                seed=self._seed,
+                progress=self._progress,
+            )
+            found.layers = sum(change.is_applied for change in changes)
+            found.refitted = self._distance(student)
+        return dict(kept)
+
+    def _costs(
+        self,
+        student: ir.Model,
+        channels: Channels,
+        sites: Sequence[consumers.Site],
+        plan: Plan,
+        sizes: Mapping[str, tuple[int, int]],
+    ) -> _Costs:
+        """Find out what it costs to cut a student of which families have been cut before, down to `sizes`."""
+        families = loss_curves.families(channels, self._selects)
+        statistics = None
+        if self._feeds and plan.criterion != "magnitude":
+            read = {index for family in families for index in family.sites}
+            statistics = consumers.gather(
+                student,
+                [sites[index] for index in sorted(read)],
+                self._feeds,
+                state=self._state,
+                seed=self._seed,
+                progress=self._progress,
+            )
+        unseen: list[Family] = []
+        if statistics is not None:
+            seen = {index for family in families for index in family.sites if statistics.is_seen(sites[index])}
+            unseen = [family for family in families if family.sites and not seen.intersection(family.sites)]
+            families = [family for family in families if family not in unseen]
+        before = None
+        with one_thread():
+            whole = {family.label: len(family.groups) for family in families}
+            whole |= {name: size for name, (size, _) in sizes.items() if name in whole}
+            curves = [
+                self._curve(channels, family, sites, statistics, plan, whole[family.label])
+                for family in self._progress("Eliminating channels", families)
+            ]
+            if statistics is not None and plan.criterion == "reconstruction" and plan.scope == "global":
+                before = self._distance(student) or 0.0
+                divergence = Divergence(student, self._probes, state=self._state)
+                curves = probe_cuts.measured(
+                    channels, families, curves, sites, statistics, divergence, self._feed, progress=self._progress
+                )
+        return _Costs(
+            families=families,
+            unseen=[family.label for family in unseen],
+            curves=curves,
+            statistics=statistics,
+            before=before,
+        )
+
+    def _curve(
+        self,
+        channels: Channels,
+        family: Family,
+        sites: Sequence[consumers.Site],
+        statistics: consumers.Statistics | None,
+        plan: Plan,
+        size: int,
+    ) -> Curve:
+        """Return the curve of a family that had `size` groups in the original."""
+        most = max(0, len(family.groups) - max(1, round(plan.min_keep * size)))
+        if statistics is None:
+            return loss_curves.magnitude(channels, family, norm=plan.norm, most=most)
+        if plan.criterion == "activation":
+            return loss_curves.activation(channels, family, sites, statistics, most=most)
+        return loss_curves.reconstruction(channels, family, sites, statistics, most=most)
+
+    def _distance(self, model: ir.Model) -> float | None:
+        return None if self._from_original is None else self._from_original.of(model)

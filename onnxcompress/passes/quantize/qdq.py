@@ -1,0 +1,288 @@
+"""Write a placement: QuantizeLinear and DequantizeLinear around what is to run on integers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from ...graph import constants as float_constants
+from ...graph import edit as graph
+from ...numerics.quantization.affine_activations import LEAST_SPAN, Affine, affine_for, quantize
+from ...shapes.infer import Shapes
+from ...targets import BiasForm, StaticFacts
+from .kernels import Saturation, Unit
+from .placement import Placement, Quantizer
+from .weight_rounding import Rounding, round_weight
+
+Range = tuple[float, float]
+
+_MOST_BIAS = 2.0**31 - 1
+"""The largest magnitude of an int32 bias."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrittenLayer:
+    """What a layer became: the name of its integers, and how well they stand for the weight."""
+
+    unit: Unit
+    integers: str
+    rounding: Rounding
+
+
+class Writer:
+    """Writes one placement into a model, which must not be edited otherwise meanwhile.
+
+    Args:
+        model: at the opset that the target needs.
+        placement: made of this model.
+        ranges: name of each of the placement's sources -> least and greatest value.
+        facts: the target's.
+        shapes: of the model.
+        seven_bits: labels of layers whose weights are to be from -63 to 63.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        placement: Placement,
+        ranges: Mapping[str, Range],
+        facts: StaticFacts,
+        shapes: Shapes,
+        *,
+        seven_bits: Collection[str] = (),
+    ) -> None:
+        self.seven_bits = seven_bits
+        self.model, self.placement, self.ranges, self.facts, self.shapes = model, placement, ranges, facts, shapes
+        self.names = graph.Names(model)
+        self.order = {node: place for place, node in enumerate(graph.nodes(model))}
+        self.grid = facts.grid
+        self.handed = {value for quantizer in placement.quantizers for value in quantizer.made}
+        self.scale_of: dict[ir.Value, np.float32] = {}
+        self.stored: dict[tuple[int, int], tuple[ir.Value, ir.Value]] = {}
+        self.zeros: dict[tuple[int, str, tuple[int, ...], bytes], ir.Value] = {}
+        self.weights: dict[tuple[int, bytes, int], ir.Value] = {}
+
+    def write(self) -> list[WrittenLayer]:
+        """Insert all quantizers and replace the weights; return what became of the layers."""
+        reads = [(unit, unit.inputs) for unit in self.placement.units]
+        for quantizer in self.placement.quantizers:
+            affine = self.parameters(quantizer)
+            for value in (quantizer.source, *quantizer.made):
+                self.scale_of[value] = affine.scale
+            for value, body in quantizer.read:
+                self._quantize_read(value, body, quantizer, affine)
+        for quantizer in self.placement.quantizers:
+            affine = self.parameters(quantizer)
+            for value in quantizer.made:
+                self._quantize_made(value, quantizer, affine)
+        written = []
+        for unit, inputs in reads:
+            if unit.saturation is not None:
+                self._write_saturation(unit, unit.saturation)
+            for port in unit.constants:
+                self._quantize_constant(unit.node, port)
+            if unit.weight is not None:
+                written.append(self._quantize_weight(unit, inputs[0]))
+        return written
+
+    def parameters(self, quantizer: Quantizer) -> Affine:
+        """Return scale and zero point of a group of activations."""
+        if quantizer.saturation is not None:
+            return Affine(self.grid, np.float32(quantizer.saturation.result_scale), self.grid.low)
+        low, high = self.ranges[quantizer.source.name or ""]
+        if quantizer.least is not None:
+            low = max(low, quantizer.least)
+        return affine_for(low, high, self.grid, least_span=max(LEAST_SPAN, self.facts.least_range))
+
+    def _quantize_read(self, value: ir.Value, body: ir.Graph, quantizer: Quantizer, affine: Affine) -> None:
+        """Quantize a float value for the units of one graph that read integers; others go on reading floats."""
+        ports = [
+            (unit.node, port)
+            for unit in self.placement.units
+            if unit.node.graph is body
+            for port in unit.reads
+            if unit.node.inputs[port] is value
+        ]
+        first = min((node for node, _ in ports), key=lambda node: self.order[node])
+        stored = self._parameters(body, quantizer, value, affine)
+        q = graph.insert_before(first, self.names, "QuantizeLinear", [value, *stored], hint=f"{value.name}_q")
+        dq = graph.insert_before(
+            first, self.names, "DequantizeLinear", [q.outputs[0], *stored], hint=f"{value.name}_dq"
+        )
+        for node, port in ports:
+            node.replace_input_with(port, dq.outputs[0])
+
+    def _quantize_made(self, value: ir.Value, quantizer: Quantizer, affine: Affine) -> None:
+        """Let everybody, graph outputs included, read what was rounded to integers."""
+        maker = value.producer()
+        assert maker is not None
+        stored = self._parameters(graph.home(maker), quantizer, value, affine)
+        hint = value.name
+        q = graph.put_after(maker, self.names, "QuantizeLinear", [value, *stored], hint=f"{hint}_q")
+        dq = graph.put_after(q, self.names, "DequantizeLinear", [q.outputs[0], *stored], hint=f"{hint}_dq")
+        graph.move_readers(value, dq.outputs[0], keep={q})
+        if value.name is None:
+            value.name = self.names.fresh(f"{hint}_float")
+
+    def _write_saturation(self, unit: Unit, saturation: Saturation) -> None:
+        """Let a quantizer saturate in place of a hard sigmoid, with another scale before than after it."""
+        node, home = unit.node, graph.home(unit.node)
+        before = Affine(self.grid, np.float32(saturation.scale), saturation.zero_point + self.grid.low)
+        after = Affine(self.grid, np.float32(saturation.result_scale), self.grid.low)
+        stored = [
+            (
+                graph.add_initializer(home, self.names, f"{unit.label}_scale", np.asarray(affine.scale)),
+                self._zero_point(home, np.asarray(affine.zero_point, self.grid.dtype)),
+            )
+            for affine in (before, after)
+        ]
+        x = node.inputs[0]
+        q = graph.insert_before(node, self.names, "QuantizeLinear", [x, *stored[0]], hint=f"{unit.label}_q")
+        dq_inputs = [q.outputs[0], *stored[1]]
+        if saturation.multiplies_input:
+            dq = graph.insert_before(node, self.names, "DequantizeLinear", dq_inputs, hint=f"{unit.label}_dq")
+            graph.turn_into(node, "Mul", [x, dq.outputs[0]])
+        else:
+            graph.turn_into(node, "DequantizeLinear", dq_inputs)
+
+    def _parameters(
+        self, body: ir.Graph, quantizer: Quantizer, value: ir.Value, affine: Affine
+    ) -> tuple[ir.Value, ir.Value]:
+        """Store scale and zero point once for each graph."""
+        key = id(quantizer), id(body)
+        if key not in self.stored:
+            self.stored[key] = (
+                graph.add_initializer(body, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
+                self._zero_point(body, np.asarray(affine.zero_point, self.grid.dtype)),
+            )
+        return self.stored[key]
+
+    def _quantize_constant(self, node: ir.Node, port: int) -> None:
+        """Store a constant operand as integers of the activations' type."""
+        value, home = node.inputs[port], graph.home(node)
+        tensor = float_constants.tensor(value)
+        assert tensor is not None
+        assert value is not None
+        array = tensor.numpy()
+        affine = affine_for(float(array.min(initial=0)), float(array.max(initial=0)), self.grid)
+        integers = quantize(array.reshape(-1), affine).reshape(array.shape)
+        stored = [
+            graph.add_initializer(home, self.names, f"{value.name}_integers", integers),
+            graph.add_initializer(home, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
+            self._zero_point(home, np.asarray(affine.zero_point, self.grid.dtype)),
+        ]
+        dq = graph.insert_before(node, self.names, "DequantizeLinear", stored, hint=f"{value.name}_dq")
+        node.replace_input_with(port, dq.outputs[0])
+        graph.remove_unread(value)
+
+    def _quantize_weight(self, unit: Unit, data: ir.Value) -> WrittenLayer:
+        """Store a layer's weight as integers, and its bias in the form that the target wants."""
+        assert unit.weight is not None
+        node, home = unit.node, graph.home(unit.node)
+        value = node.inputs[unit.weight]
+        tensor = float_constants.tensor(value)
+        assert value is not None
+        assert tensor is not None
+        rounding = round_weight(tensor, unit.axis, clip=False, bits=7 if unit.label in self.seven_bits else 8)
+        stored = None if unit.bias is None else float_constants.tensor(unit.bias[0].inputs[unit.bias[1]])
+        bias = None if stored is None else stored.numpy()
+        scale = _holding(rounding, bias, self.scale_of[data])
+        rounding = dataclasses.replace(rounding, scale=scale)
+        key = id(value), scale.tobytes(), id(home)
+        attributes = {} if unit.axis is None else {"axis": unit.axis}
+        if key not in self.weights:
+            integers = graph.add_initializer(
+                home, self.names, f"{value.name}_int8", rounding.integers(transposed=False)
+            )
+            assert integers.const_value is not None
+            integers.const_value.name = integers.name
+            self.weights[key] = integers
+        integers = self.weights[key]
+        factors = graph.add_initializer(home, self.names, f"{value.name}_scale", scale)
+        form = self._bias_form(unit)
+        zero = (
+            [self._zero_point(home, np.zeros(scale.shape, np.int8))] if unit.facts.zero_point or form == "int32" else []
+        )
+        dq = graph.insert_before(
+            node,
+            self.names,
+            "DequantizeLinear",
+            [integers, factors, *zero],
+            attributes=attributes,
+            hint=f"{value.name}_dq",
+        )
+        node.replace_input_with(unit.weight, dq.outputs[0])
+        graph.remove_unread(value)
+        if unit.bias is not None and bias is not None:
+            self._write_bias(unit.bias, bias, form, self.scale_of[data] * scale)
+        return WrittenLayer(unit=unit, integers=integers.name or "", rounding=rounding)
+
+    def _zero_point(self, home: ir.Graph, zero: np.ndarray) -> ir.Value:
+        """Return a zero point, stored once for each type, shape and value."""
+        key = id(home), zero.dtype.str, zero.shape, zero.tobytes()
+        if key not in self.zeros:
+            self.zeros[key] = graph.add_initializer(home, self.names, "zero_point", zero)
+        return self.zeros[key]
+
+    def _bias_form(self, unit: Unit) -> BiasForm:
+        """Return how the target wants a unit's bias."""
+        if unit.bias is None:
+            return "none"
+        form = unit.facts.bias if unit.outputs[0] in self.handed else unit.facts.bias_float_output
+        rank = self.shapes.rank(unit.node.outputs[0])
+        if form == "spread" and (rank is None or rank < 3):  # a further axis would go through to the sum
+            return "int32"
+        return form
+
+    def _write_bias(self, place: tuple[ir.Node, int], bias: np.ndarray, form: BiasForm, scale: np.ndarray) -> None:
+        node, port = place
+        value = node.inputs[port]
+        assert value is not None
+        rank = self.shapes.rank(node.outputs[0])
+        if form == "spread" and rank is not None:
+            if bias.ndim < rank:
+                wide = bias.reshape((1,) * (rank - bias.ndim) + bias.shape)
+                node.replace_input_with(
+                    port, graph.add_initializer(graph.home(node), self.names, f"{value.name}_spread", wide)
+                )
+        elif form == "int32":
+            scale = scale.astype(np.float32)
+            integers = np.clip(np.rint(bias.reshape(-1).astype(np.float64) / scale), -_MOST_BIAS, _MOST_BIAS)
+            stored = [
+                graph.add_initializer(graph.home(node), self.names, f"{value.name}_int32", integers.astype(np.int32)),
+                graph.add_initializer(graph.home(node), self.names, f"{value.name}_scale", scale),
+            ]
+            attributes = {"axis": 0} if scale.ndim else {}
+            dq = graph.insert_before(
+                node,
+                self.names,
+                "DequantizeLinear",
+                stored,
+                attributes=attributes,
+                hint=f"{value.name}_dq",
+            )
+            node.replace_input_with(port, dq.outputs[0])
+        graph.remove_unread(value)
+
+
+def _holding(rounding: Rounding, bias: np.ndarray | None, input_scale: np.float32) -> np.ndarray:
+    """Return the weight's scales, raised where the bias would not fit into int32 at the scale of input x weight.
+
+    A channel whose weights are all zero needs no scale for them: it gets the least that holds its bias.
+    """
+    scale: np.ndarray = rounding.scale.copy()
+    if bias is None:
+        return scale
+    if scale.ndim and (scale == 1).any():
+        assert rounding.axis is not None
+        weight = np.moveaxis(rounding.tensor.numpy(), rounding.axis, 0)
+        scale[~weight.reshape(len(weight), -1).any(axis=1)] = 0
+    magnitude = np.abs(bias.astype(np.float64)).reshape(-1)
+    if not scale.ndim:
+        magnitude = magnitude.max()
+    least = np.maximum(magnitude / (_MOST_BIAS / 2) / float(input_scale), float(np.finfo(np.float32).tiny))
+    held: np.ndarray = np.maximum(scale, least.astype(np.float32))
+    return held

@@ -1,0 +1,1 @@
+"""Low-rank factors, dropped blocks, linearized activations."""

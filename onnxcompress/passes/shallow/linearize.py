@@ -1,0 +1,200 @@
+"""Activations that hardly act become straight lines, so that the layers on their two sides become one.
+
+    W2 act(W1 x + b1) + b2    ->    W x + b        where act(u) is nearly s u + t for what u takes on the samples
+
+The line of each channel is the one of least squares; how much of the activation's variance it misses is measured, and
+so is what becomes of the outputs once the merged layer is refitted to what the second one gave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from ...activations import observe
+from ...core import Action, Change, Context, Need
+from ...distillation import reconstruct
+from ...graph import edit as graph
+from ...io import model_io
+from ...ops import table as ops
+from ...ops.linear import LinearLayer
+from ...quality.divergence import Divergence
+from ..fold import layer_composition
+from ..fold.merge_layers import put_in_a_row
+
+_TOGETHER = 32
+_SCORED = 256
+"""Samples on which the outputs are compared, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linearize:
+    """Activations that hardly act become lines and the layers beside them one, where that is no larger."""
+
+    name: ClassVar[str] = "linearize"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
+
+    missed: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Part of an activation's variance, over all its channels, that the lines may miss."""
+    divergence: Annotated[float, Field(ge=0)] = 0.01
+    """How much the outputs may diverge in the end (nats for class scores, part of the variance for others)."""
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        """Try the activations between layers of the main graph, those that act least first."""
+        if context.state:
+            return []
+        places = {place.label: place for node in model.graph if (place := _place(node)) and _may(place, context)}
+        if not places:
+            return []
+        lines = _lines(model, list(places.values()), context)
+        changes = []
+        judge = Divergence(model, context.feeds[:: max(1, len(context.feeds) // _SCORED)])
+        original = model_io.clone(model)
+        for label, line in sorted(lines.items(), key=lambda each: each[1].missed):
+            figure = f"a line for each channel misses {line.missed:.2g} of its variance"
+            if line.missed > self.missed:
+                changes.append(self._skipped(label, f"it acts: {figure}"))
+                continue
+            place = next((p for node in model.graph if (p := _place(node)) and p.label == label), None)
+            if place is None or not context.gate.admits(self.name, label):
+                continue  # it went with one before it
+            changes.append(self._merged(model, original, place, line, judge, context))
+        return changes
+
+    def _merged(
+        self, model: ir.Model, original: ir.Model, place: _Place, line: _Line, judge: Divergence, context: Context
+    ) -> Change:
+        """Merge at one place, and take it back where the outputs or the score suffer too much."""
+        made = model_io.clone(model)
+        node = next(node for node in made.graph if graph.label(node) == place.label)
+        there = _place(node)
+        assert there is not None
+        names = graph.Names(made)
+        first, second = _straighten(there, line, names), there.second
+        merged = layer_composition.merge_chain(first, second)
+        assert isinstance(merged, layer_composition.Merged)
+        put_in_a_row(merged, first, names)
+        reconstruct.refit(made, original, context.feeds, selects=lambda each: each is second.node, seed=context.seed)
+        loss = judge.of(made)
+        figure = f"a line for each channel misses {line.missed:.2g} of its variance; the outputs diverge by {loss:.3g}"
+        drop = None if context.judge is None else context.judge.score(made).drop
+        limit = None if context.judge is None else context.judge.limit
+        if not loss <= self.divergence:
+            return self._skipped(place.label, f"{figure}, more than {self.divergence:g}")
+        if drop is not None and limit is not None and drop > limit:
+            return self._skipped(place.label, f"{figure}, the score falls by {drop:.4g}, more than {limit:g}")
+        before = model_io.model_bytes(model)
+        graph.become(model, made)
+        return Change(
+            pass_name=self.name,
+            target=place.label,
+            action=Action.APPLIED,
+            reason=f"it goes, {graph.label(first.node)} and {graph.label(second.node)} become one: {figure}",
+            bytes_before=before,
+            bytes_after=model_io.model_bytes(model),
+            details={"predicted_loss": line.missed, "measured_divergence": loss, "measured_drop": drop},
+        )
+
+    def _skipped(self, target: str, reason: str) -> Change:
+        return Change(pass_name=self.name, target=target, action=Action.SKIPPED, reason=reason)
+
+
+@plain_dataclass(frozen=True)
+class _Place:
+    """An activation between two layers that can become one without it."""
+
+    node: ir.Node
+    first: LinearLayer
+    second: LinearLayer
+
+    @property
+    def label(self) -> str:
+        return graph.label(self.node)
+
+
+@plain_dataclass(frozen=True)
+class _Line:
+    """What an activation nearly is: slope and height of each channel, and the part of its variance that this misses."""
+
+    slope: np.ndarray
+    height: np.ndarray
+    missed: float
+
+
+def _place(node: ir.Node) -> _Place | None:
+    """Return what stands around an activation, None where nothing could be merged."""
+    if not graph.is_op(node, *ops.ELEMENTWISE) or graph.is_op(node, "Cast") or node.inputs[0] is None:
+        return None
+    if any(graph.constant_tensor(value) is None for value in node.inputs[1:] if value is not None):
+        return None
+    value, result = node.inputs[0], node.outputs[0]
+    if not layer_composition.is_private(value) or not layer_composition.is_private(result):
+        return None
+    first = layer_composition.made_by(value)
+    reader = graph.sole_consumer(result)
+    second = layer_composition.free_layer(reader)
+    if first is None or second is None or second.x is not result or first.node.graph is not second.node.graph:
+        return None
+    return (
+        _Place(node, first, second)
+        if isinstance(layer_composition.merge_chain(first, second), layer_composition.Merged)
+        else None
+    )
+
+
+def _may(place: _Place, context: Context) -> bool:
+    return all(context.selects(node) for node in (place.node, place.first.node, place.second.node))
+
+
+def _lines(model: ir.Model, places: list[_Place], context: Context) -> dict[str, _Line]:
+    """Return the best line for each activation, by its label; none for those that no sample reaches."""
+    sums: dict[str, np.ndarray] = {}
+    names = [value.name or "" for place in places for value in (place.node.inputs[0], place.node.outputs[0]) if value]
+    for values in observe.stream(model, observe.batched(model, context.feeds, _TOGETHER), names):
+        for place in places:
+            x, y = (
+                _by_channel(values[name], place.first.channel_axis)
+                for name in (place.first.y.name or "", place.node.outputs[0].name or "")
+            )
+            found = np.stack(
+                [np.full(len(x), x.shape[1]), x.sum(1), y.sum(1), (x * x).sum(1), (x * y).sum(1), (y * y).sum(1)]
+            )
+            sums[place.label] = sums.get(place.label, 0.0) + found
+    return {label: _fitted(found) for label, found in sums.items()}
+
+
+def _by_channel(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return an array's elements by channel: float64 [channels, n]."""
+    moved = np.moveaxis(array.astype(np.float64), axis, 0)
+    return moved.reshape(len(moved), -1)
+
+
+def _fitted(sums: np.ndarray) -> _Line:
+    """Return the line of least squares of each channel from count, sums and sums of products [6, channels]."""
+    count, x, y, xx, xy, yy = sums
+    mean_x, mean_y = x / count, y / count
+    spread = np.maximum(xx / count - mean_x**2, 0.0)
+    shared = xy / count - mean_x * mean_y
+    variance = np.maximum(yy / count - mean_y**2, 0.0)
+    slope = np.where(spread > 0, shared / np.where(spread > 0, spread, 1.0), 0.0)
+    missed = np.maximum(variance - slope * shared, 0.0).sum() / max(variance.sum(), np.finfo(np.float64).tiny)
+    return _Line(slope, mean_y - slope * mean_x, float(missed))
+
+
+def _straighten(place: _Place, line: _Line, names: graph.Names) -> LinearLayer:
+    """Let the first layer give what the line makes of what it gave, and take the activation out; return it as it is."""
+    first = place.first
+    matrix, bias = first.matrix(), first.bias()
+    slope = line.slope.reshape(*matrix.shape[:2], 1)
+    height = line.height + (0.0 if bias is None else bias * line.slope)
+    value, result = place.node.inputs[0], place.node.outputs[0]
+    assert value is not None
+    graph.replace_value(result, value)
+    graph.remove_node(place.node)
+    return first.with_weights((matrix * slope).astype(np.float32), height.astype(np.float32), names)

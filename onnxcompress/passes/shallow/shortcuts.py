@@ -1,0 +1,177 @@
+"""Ways past parts of a model: an earlier value that can stand in for a later one of the same shape.
+
+    x --branch--> Add(x, branch(x)) --> y         y := Add(x, ...) := x            a residual branch goes
+    x --block--> p --block--> q                   q := p                           a block of a chain goes
+
+A residual stream is found by its sums: nodes that add two values which only a run gives. Between two sums stand the
+blocks, down to the last node that keeps the sum's shape. What it costs to go past is for others to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ...activations import observe
+from ...core import Feed
+from ...data import feed_facts
+from ...graph import edit as graph
+from ...ops import table as ops
+from ...ops.linear import LinearLayer, linear_layer
+from ...shapes import count as counting
+
+_LONGEST = 2
+"""Blocks that are gone past at once: attention and what follows it make one layer of a transformer."""
+
+_IDEMPOTENT = ("Relu", "Clip", "Identity")
+"""Operators that do nothing to what they have made already."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut:
+    """A value that another one can take the place of.
+
+    Args:
+        out: the value that goes.
+        through: the earlier value whose shape is the same.
+        nodes: what nobody needs any more then.
+        macs: their multiplications.
+        axis: the axis of both values that numbers channels.
+        shape: their shape.
+    """
+
+    out: ir.Value
+    through: ir.Value
+    nodes: tuple[ir.Node, ...]
+    macs: int
+    axis: int
+    shape: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """The name by which reports speak of it."""
+        maker = self.out.producer()
+        return (self.out.name or "") if maker is None else graph.label(maker)
+
+
+def seen_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the values of the main graph in a run of a feed; empty ones are left out.
+
+    Raises:
+        ModelError: the runtime can't run the model.
+    """
+    names = [v.name for node in model.graph for v in node.outputs if v.name and graph.constant_tensor(v) is None]
+    found = feed_facts.dims({v.name or "": feed[v.name or ""] for v in model.graph.inputs if v.name in feed})
+    return found | {
+        name: array.shape for name, array in observe.Watch(model, names, skip_refused=True).run(feed).items()
+    }
+
+
+def find_shortcuts(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Shortcut]:
+    """Return the shortcuts of the main graph past nodes that multiply, in its order, the shorter first.
+
+    Args:
+        model: its nodes in topological order.
+        shapes: shape of each value at which values are compared and multiplications counted; see `seen_shapes`.
+    """
+    macs = {n: count or 0 for n, count in ops.node_macs(model, counting.shape_lookup(shapes)) if n.graph is model.graph}
+    found: list[Shortcut] = []
+    for out, through in _pairs(model, shapes):
+        dead = _dead(out, through)
+        cost = sum(macs.get(node, 0) for node in dead)
+        if cost:
+            found.append(Shortcut(out, through, dead, cost, _channel_axis(dead), shapes[out.name or ""]))
+    return found
+
+
+def _pairs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Yield (value, earlier value of its shape)."""
+
+    def alike(one: ir.Value, other: ir.Value) -> bool:
+        dims = shapes.get(one.name or "")
+        return dims is not None and len(dims) > 1 and dims == shapes.get(other.name or "")
+
+    points: list[ir.Value] = []
+    for node in model.graph:
+        if not graph.is_op(node, "Add") or any(_is_fixed(v) for v in node.inputs):
+            continue
+        total = node.outputs[0]
+        operands = [v for v in dict.fromkeys(node.inputs) if v is not None]
+        for operand in operands:
+            if len(operands) > 1 and alike(operand, total):
+                yield total, operand
+        skips = [v for v in operands if alike(v, total) and len(v.uses()) > 1]
+        points += [v for v in skips if v not in points]
+        end, changes = _end(total, alike)
+        for start in reversed(points[-_LONGEST:]):
+            if (changes or start not in operands) and alike(start, end) and _depends(end, start):
+                yield end, start
+        if end not in points:
+            points.append(end)
+
+
+def _end(value: ir.Value, alike: Callable[[ir.Value, ir.Value], bool]) -> tuple[ir.Value, bool]:
+    """Follow a sum through nodes that alone read it and keep its shape; say whether they do more than clip."""
+    changes = False
+    while (node := graph.sole_consumer(value)) is not None and len(node.outputs) == 1 and not graph.bodies(node):
+        others = [v for v in node.inputs if v is not None and v is not value]
+        if linear_layer(node) is not None or not all(_is_fixed(v) for v in others):
+            break
+        if not alike(value, node.outputs[0]):
+            break
+        value = node.outputs[0]
+        changes = changes or not graph.is_op(node, *_IDEMPOTENT)
+    return value, changes
+
+
+def _is_fixed(value: ir.Value | None) -> bool:
+    """Say whether a value is a constant, stored as it is or as integers."""
+    if value is None or graph.constant_tensor(value) is not None:
+        return True
+    node = value.producer()
+    return graph.is_op(node, "DequantizeLinear") and node is not None and _is_fixed(node.inputs[0])
+
+
+def _depends(value: ir.Value, on: ir.Value) -> bool:
+    seen: set[ir.Value] = set()
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if one is on:
+            return True
+        node = one.producer()
+        if node is not None and one not in seen:
+            seen.add(one)
+            pending += graph.reads(node)
+    return False
+
+
+def _dead(out: ir.Value, through: ir.Value) -> tuple[ir.Node, ...]:
+    """Return the nodes that nobody needs once the readers of `out` read `through`, the last first."""
+    dead: dict[ir.Node, None] = {}
+    pending = [out]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if node is None or node in dead or value is through:
+            continue
+        needed = any(
+            output.is_graph_output() or any(use.node not in dead for use in output.uses())
+            for output in node.outputs
+            if output is not out
+        )
+        if not needed:
+            dead[node] = None
+            pending += graph.reads(node)
+    return tuple(dead)
+
+
+def _channel_axis(nodes: Iterable[ir.Node]) -> int:
+    """Return the axis that numbers the channels of what nodes give, the last first."""
+    for node in nodes:
+        layer = linear_layer(node)
+        if isinstance(layer, LinearLayer):
+            return layer.channel_axis
+    return -1

@@ -1,0 +1,1 @@
+"""Measures of the loss between an original and a result."""

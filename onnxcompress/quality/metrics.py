@@ -1,0 +1,145 @@
+"""Scores of a model's outputs, higher is better: against labels, or against the original model's outputs.
+
+All take arrays that hold one or more samples along axis 0 and return one number.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+
+Metric = Callable[[Any, Any], float]
+"""(outputs, labels or the original's outputs) -> score."""
+
+
+def top1(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of positions whose highest score is the label's.
+
+    Args:
+        scores: float [..., classes].
+        labels: integers [...].
+
+    """
+    return _top(scores, labels, 1)
+
+
+def top5(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of positions whose label is among the five highest scores; shapes as for `top1`."""
+    return _top(scores, labels, 5)
+
+
+def agreement(scores: np.ndarray, original: np.ndarray) -> float:
+    """Return the share of positions where both models prefer the same class; both float [..., classes]."""
+    return float(np.mean(np.argmax(scores, -1) == np.argmax(original, -1)))
+
+
+def cosine(values: np.ndarray, original: np.ndarray) -> float:
+    """Return the cosine of the angle between two arrays as vectors, 1 where both are zero, NaN never.
+
+    Computed in float64. Elements that are not finite make it 0, unless they are the same in both.
+    """
+    a, b = (np.asarray(array, np.float64).ravel() for array in (values, original))
+    broken = ~(np.isfinite(a) & np.isfinite(b))
+    if broken.any():
+        if not np.array_equal(a[broken], b[broken], equal_nan=True):
+            return 0.0
+        a, b = a[~broken], b[~broken]
+    return cosine_of_moments(float(a @ b), float(a @ a), float(b @ b))
+
+
+def cosine_of_moments(product: float, square_a: float, square_b: float) -> float:
+    """Return the cosine from sum(a*b), sum(a*a) and sum(b*b)."""
+    if square_a == 0 or square_b == 0:
+        return 1.0 if square_a == square_b else 0.0
+    return max(-1.0, min(1.0, product / math.sqrt(square_a) / math.sqrt(square_b)))
+
+
+METRICS: dict[str, Metric] = {"top1": top1, "top5": top5, "cosine": cosine, "agreement": agreement}
+AGAINST_LABELS = frozenset({"top1", "top5"})
+"""Metrics that need labels; a `module:function` does too."""
+
+
+def needs_labels(name: str) -> bool:
+    """Say whether a metric compares with labels rather than with the original's outputs."""
+    return name in AGAINST_LABELS or ":" in name
+
+
+def resolve_metric(name: str) -> Metric:
+    """Return a metric by its name, or the function behind `module:function`.
+
+    Raises:
+        UsageError: there is no such metric, module or function.
+
+    """
+    if name in METRICS:
+        return METRICS[name]
+    if ":" in name:
+        return load_function(name)
+    raise UsageError(f"unknown metric {name!r}", hint=f"Known are {', '.join(sorted(METRICS))} and module:function")
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import the function behind `module:function`; modules in the current folder are found.
+
+    Only for names that the user typed: never for what stands in a model or a recipe.
+
+    Raises:
+        UsageError: the module can't be imported or holds no such function.
+
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = _import_here(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"there is no module {error.name!r} for {name!r}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(f"module {module_name!r} has no function {function_name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def _import_here(module_name: str) -> Any:
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def _classes(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    if labels.dtype.kind not in "biuf" or labels.shape != scores.shape[:-1]:
+        msg = f"labels are {labels.dtype} {list(labels.shape)}, and integers {list(scores.shape[:-1])} are needed"
+        raise ValueError(msg)
+    wrong = labels[~((labels >= 0) & (labels < scores.shape[-1]) & (labels == np.floor(labels)))]
+    if wrong.size:
+        msg = f"label {wrong[0]} is none of the {scores.shape[-1]} classes"
+        raise ValueError(msg)
+    return labels.astype(np.int64)
+
+
+def _top(scores: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """Return the share of labels among the `count` highest scores; ties go to the lower class.
+
+    Raises:
+        ValueError: a label is no class.
+
+    """
+    wanted = _classes(np.asarray(labels), scores)
+    own = np.take_along_axis(scores, wanted[..., None], -1)
+    earlier = np.arange(scores.shape[-1]) < wanted[..., None]
+    better = np.sum((scores > own) | ((scores == own) & earlier), axis=-1)
+    return float(np.mean((better < count) & np.isfinite(own[..., 0])))

@@ -1,0 +1,85 @@
+"""How far an output's values are from the original's, summed up over feeds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from . import metrics
+
+_YES = 0.5
+"""A sigmoid that stays below this on all samples never says yes."""
+
+
+class Difference:
+    """Running sums for one output.
+
+    Args:
+        name: the output's.
+        is_sigmoid: a sigmoid makes it, so that each element p is the chance of a yes and 1 - p that of a no.
+    """
+
+    def __init__(self, name: str, *, is_sigmoid: bool = False) -> None:
+        self._name = name
+        self._is_sigmoid = is_sigmoid
+        self._moments = np.zeros(3)
+        self._answers = np.zeros(3)
+        self._error = self._max_abs = 0.0
+        self._largest = -math.inf
+        self._not_finite = [0, 0]
+
+    def add(self, expected: np.ndarray, got: Any) -> None:
+        """Count one pair of arrays; elements that are not finite in both are counted and left out.
+
+        Raises:
+            ModelError: the second is no array of the same shape.
+        """
+        if not isinstance(got, np.ndarray) or got.shape != expected.shape:
+            shape = list(got.shape) if isinstance(got, np.ndarray) else type(got).__name__
+            raise ModelError(f"output {self._name!r} is {list(expected.shape)} of one and {shape} of the other model")
+        finite = np.isfinite(expected), np.isfinite(got)
+        self._not_finite = [n + int(f.size - f.sum()) for n, f in zip(self._not_finite, finite, strict=True)]
+        fine = finite[0] & finite[1]
+        x, y = expected[fine].astype(np.float64), got[fine].astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as unknown
+            self._moments += _moments(x, y)
+            self._error += float((x - y) @ (x - y))
+            self._max_abs = max(self._max_abs, float(np.abs(x - y).max(initial=0.0)))
+        if self._is_sigmoid:
+            self._largest = max(self._largest, float(x.max(initial=-math.inf)))
+            self._answers += _moments(x, y) + _moments(1 - x, 1 - y)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return max_abs, cosine and sqnr_db (None where they are not defined or infinite) and what was not finite.
+
+        A sigmoid's output that says yes nowhere also gets `cosine_of_answers`, that of p and 1 - p as one vector,
+        and `largest`, its largest value: the direction of nothing but near-zeros means nothing.
+        """
+        square, error = float(self._moments[1]), self._error
+        sqnr_db = 10 * math.log10(square / error) if error and square and math.isfinite(error) else None
+        found = {
+            "max_abs": _finite(self._max_abs),
+            "cosine": _cosine(self._moments),
+            "sqnr_db": _finite(sqnr_db),
+            "not_finite": self._not_finite,
+        }
+        if self._is_sigmoid and self._largest < _YES:
+            found |= {"cosine_of_answers": _cosine(self._answers), "largest": _finite(self._largest)}
+        return found
+
+
+def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return sum(x*y), sum(x*x) and sum(y*y) of two float64 vectors."""
+    return np.array([x @ y, x @ x, y @ y])
+
+
+def _cosine(moments: np.ndarray) -> float | None:
+    return metrics.cosine_of_moments(*map(float, moments)) if np.isfinite(moments).all() else None
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number, None for one that overflowed."""
+    return None if value is None or not math.isfinite(value) else float(value)

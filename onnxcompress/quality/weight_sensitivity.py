@@ -1,0 +1,92 @@
+"""How much noise a change of one weight makes in a model's outputs, for many weights with one session.
+
+Each weight becomes an input that has its old value as default, so that a run gets another value in its place without
+the model being loaded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..activations import observe
+from ..core import Feed
+from ..graph import constants as float_constants
+from ..graph import edit as graph
+from ..io import model_io
+from ..numerics.quantization import affine_weights
+from ..runtime import session as runtime
+
+_TOGETHER = 8
+"""Feeds that are joined at most."""
+
+
+def noises(
+    model: ir.Model,
+    changed: Mapping[str, Callable[[], np.ndarray]],
+    feeds: Sequence[Feed],
+    *,
+    state: Collection[str] = (),
+    threads: int = 1,
+    progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
+) -> dict[str, float]:
+    """Return for each weight the noise that its change makes in the worst output, as a part of the output's power.
+
+    Args:
+        model: left as it is; the names of the weights stand for one constant each in it, bodies included.
+        changed: name of a weight -> makes what it is changed to, in its shape and type.
+        feeds: complete feeds.
+        state: outputs that carry a state to the next run, and don't count.
+        threads: threads of the runtime.
+        progress: wraps the loop over the weights.
+
+    Raises:
+        ModelError: the runtime can't run the model.
+    """
+    joined = feeds if state else list(observe.batched(model, feeds, _TOGETHER))
+    copy = model_io.clone(model)
+    inputs = _opened(copy, changed)
+    session = runtime.open_session(model_io.to_bytes(copy), optimize=True, threads=threads)
+    names = [spec.name for spec in session.outputs if spec.name not in state and spec.dtype is not None]
+    wanted = [name for name in names if _is_float(session, name)]
+    expected = [session.run(feed, wanted) for feed in joined]
+    found: dict[str, float] = {}
+    for name in progress("Measuring sensitivity", list(changed)):
+        array = changed[name]()
+        got = (session.run({**feed, inputs[name]: array}, wanted) for feed in joined)
+        found[name] = _worst(wanted, expected, got)
+    return found
+
+
+def _opened(model: ir.Model, names: Collection[str]) -> dict[str, str]:
+    """Let constants be inputs with a default and return the inputs' names."""
+    fresh = graph.Names(model)
+    found: dict[str, str] = {}
+    constants = [value for body in graph.graphs_outside_functions(model) for value in body.initializers.values()]
+    constants += [node.outputs[0] for node in graph.nodes(model) if len(node.outputs) == 1]
+    for value in constants:
+        name = value.name or ""
+        if name in names and name not in found:
+            made = graph.add_initializer(model.graph, fresh, f"{name}_given", float_constants.read(value))
+            model.graph.inputs.append(made)
+            graph.move_readers(value, made, keep=())
+            found[name] = made.name or ""
+    return found
+
+
+def _is_float(session: runtime.Session, name: str) -> bool:
+    return any(spec.name == name and spec.dtype is not None and spec.dtype.kind == "f" for spec in session.outputs)
+
+
+def _worst(names: Iterable[str], expected: Sequence[Mapping[str, Any]], got: Iterable[Mapping[str, Any]]) -> float:
+    error, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for was, now in zip(expected, got, strict=True):
+        for name in error:
+            error[name] += affine_weights.energy(np.subtract(now[name], was[name], dtype=np.float64))
+            signal[name] += affine_weights.energy(was[name])
+    tiny = float(np.finfo(float).tiny)
+    ratios = [error[name] / max(signal[name], tiny) for name in error if np.isfinite(error[name])]
+    return max(ratios, default=0.0)

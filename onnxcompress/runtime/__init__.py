@@ -1,0 +1,1 @@
+"""onnxruntime sessions, the processes they live in, and their timing."""

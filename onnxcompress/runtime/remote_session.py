@@ -1,0 +1,53 @@
+"""Sessions of the runtime in processes of their own: what crashes or hangs there is an error here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..base import host
+from .remote_objects import Companion
+from .run_timeout import GRACE_SECONDS
+
+LOAD_SECONDS = 600.0
+RUN_SECONDS = 3600.0
+"""Most time for loading and for one run, where nothing else limits it."""
+
+
+class Distant:
+    """A session in a process of its own.
+
+    Args:
+        held: makes what answers there: `specs()`, inputs and outputs as `Node`s, and `run(feed, names, max_seconds=)`.
+        args: its arguments.
+    """
+
+    def __init__(self, held: Callable[..., Any], *args: Any) -> None:
+        self._companion = Companion(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
+        self.inputs, self.outputs = self._companion.call("specs", timeout_seconds=LOAD_SECONDS)
+
+    def get_inputs(self) -> list[Any]:
+        """Describe the inputs as the runtime's own session does."""
+        return list(self.inputs)
+
+    def get_outputs(self) -> list[Any]:
+        """Describe the outputs as the runtime's own session does."""
+        return list(self.outputs)
+
+    def run(self, feed: Mapping[str, Any], names: Sequence[str], max_seconds: float | None) -> dict[str, Any]:
+        """Run once; the process is ended where a run goes on after its time."""
+        limit = RUN_SECONDS if max_seconds is None else max_seconds
+        found: dict[str, Any] = self._companion.call(
+            "run", feed, names, timeout_seconds=limit + GRACE_SECONDS, max_seconds=limit
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class Node:
+    """An input or output as the runtime describes it."""
+
+    name: str
+    type: str
+    shape: list[Any]

@@ -1,0 +1,481 @@
+"""onnxruntime behind one door: sessions, optimised graphs, paired timing and profiles. Its only importer.
+
+Every failure of the runtime becomes a `ModelError` with the runtime's own reason in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from ..base import host
+from ..errors import ModelError, StuckError
+from . import isolation
+from .processes import call_isolated
+from .remote_session import LOAD_SECONDS, RUN_SECONDS, Distant, Node
+from .run_timeout import Watch
+
+PROVIDER = "CPUExecutionProvider"
+
+
+_SILENT = 4
+_MOST_PROFILE_BYTES = 24 << 20
+"""The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
+
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(
+        kind
+        for kind in vars(ort_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception
+    ),
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    UnicodeError,
+)
+
+_NOISE = (
+    re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
+    re.compile(r"^Load model from .*? failed: ?"),
+    # the likes of "/src/core/model.cc:256 onnxruntime::Model::Model(...) Why" and "helper.h:59 Compute Why"
+    re.compile(r"\S+\.(?:cc|h|hpp):\d+ (?:\w+ (?=[A-Z]))?"),
+    re.compile(r"(?:\w[\w:<>&*]* )?onnxruntime::[\w:<>~]+\(.*?\) (?=[A-Z\[])"),
+)
+"""What the runtime puts around its reason: error codes, and the places in its own sources."""
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(bool)": np.dtype(np.bool_),
+    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a model declares about one of its inputs or outputs.
+
+    `dtype` is None for what the runtime's Python interface has no number array for: strings, sequences,
+    optionals, maps, bfloat16, float8 and 4-bit integers; `type` is the runtime's name for it in every case
+    ("tensor(float)"). A dimension is a size, a symbol, or None where nothing is known. A tensor of unknown
+    rank can't be told from a scalar here.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+    type: str
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"'{self.name}' {self.dtype or self.type} [{dims}]"
+
+
+class Session:
+    """A model loaded in onnxruntime on the CPU; made by `open_session`."""
+
+    def __init__(self, session: ort.InferenceSession | Distant, *, threads: int) -> None:
+        self._session = session
+        self.threads = threads
+        self.provider = PROVIDER
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        """The inputs that a feed must hold: weights that are declared as inputs have a value already."""
+        self.slowest_seconds = 0.0
+        """What the longest run so far took."""
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+
+    def run(
+        self, feed: Mapping[str, Any], names: Sequence[str] | None = None, *, max_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Run the model once.
+
+        Args:
+            feed: input name -> array (or list of arrays for a sequence), types and shapes as declared.
+            names: the outputs wanted; None for all.
+            max_seconds: the run is ended after this time, between two nodes or rounds of a loop; None for no limit.
+
+        Returns:
+            output name -> array, or list, dict or None where the model declares a sequence, map or optional.
+
+        Raises:
+            ModelError: the runtime refuses the feed or fails while running it.
+            StuckError: the time is up.
+
+        """
+        wanted = [spec.name for spec in self.outputs] if names is None else list(names)
+        watch, started = Watch(max_seconds, ort.RunOptions), time.perf_counter()
+        try:
+            if isinstance(self._session, Distant):
+                return self._session.run(dict(feed), wanted, max_seconds)
+            values = self._session.run(wanted, dict(feed), watch.options)
+        except _RUNTIME_ERRORS as error:
+            if watch.is_over:
+                raise StuckError(f"a run did not end within {max_seconds:.0f} s") from error
+            raise ModelError(f"onnxruntime can't run the model: {reason(error)}") from error
+        finally:
+            watch.stop()
+            self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - started)
+        return dict(zip(wanted, values, strict=True))
+
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file that the runtime wrote; for `profile` only."""
+        assert not isinstance(self._session, Distant)
+        return Path(self._session.end_profiling())
+
+
+class _Held:
+    """What stands at the other end of a `Distant`."""
+
+    def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
+        self._session = opens(model, **options)
+
+    def specs(self) -> tuple[list[Any], list[Any]]:
+        """Return name, type and shape of the inputs and outputs, as the runtime's own objects do."""
+        sides = (self._session.inputs, self._session.outputs)
+        inputs, outputs = ([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)
+        return inputs, outputs
+
+    def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
+        """Run once."""
+        return self._session.run(feed, names, max_seconds=max_seconds)
+
+
+def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Session:
+    """Load a model on the CPU.
+
+    Args:
+        model: a serialized ModelProto, or the path of one (needed where weights are in external files).
+        optimize: True for the runtime's full optimizations (speed, quality), False for none (equality).
+        threads: threads that one operator may use.
+
+    Raises:
+        ModelError: the runtime can't load the model, with its reason.
+
+    """
+    if isolation.current() == "apart":
+        return Session(Distant(_Held, open_session, model, {"optimize": optimize, "threads": threads}), threads=threads)
+    return Session(_load(model, _options(optimize=optimize, threads=threads)), threads=threads)
+
+
+def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Session:
+    """Load a model whose weights are in data files so that it takes little memory: theirs, and what is alive.
+
+    The weights are mapped from the files. Memory goes back to the system once it is not needed, which an arena
+    would keep, and no block is laid out for all activations of a run.
+
+    Args:
+        path: the model.
+        optimize: as of `open_session`.
+        threads: threads that one operator may use.
+        pack: let the runtime copy matrices into the layout that its kernels like, as it does by default: each copy
+            takes the place of the mapped weight. Without, loading is quick, and results may differ in rounding.
+
+    Raises:
+        ModelError: the runtime can't load the model, with its reason.
+    """
+    if isolation.current() == "apart":
+        given = {"optimize": optimize, "threads": threads, "pack": pack}
+        return Session(Distant(_Held, open_part, path, given), threads=threads)
+    options = _options(optimize=optimize, threads=threads)
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    if not pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return Session(_load(path, options), threads=threads)
+
+
+def array_type(text: str) -> np.dtype[Any] | None:
+    """Return the type of the arrays for what the runtime calls "tensor(float)", None where there are none."""
+    return np.dtype(object) if text == "tensor(string)" else _DTYPES.get(text)
+
+
+@dataclass(frozen=True)
+class OptimizedNode:
+    """A node of the graph that the runtime executes; names that it knows from the file are kept."""
+
+    op_type: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def optimized_graph(model: bytes | Path) -> list[OptimizedNode]:
+    """Return the nodes that the runtime executes, bodies of If, Loop and Scan included.
+
+    Raises:
+        ModelError: the runtime can't load the model.
+
+    """
+    if isolation.current() == "apart":
+        return call_isolated(optimized_graph, model, timeout_seconds=LOAD_SECONDS).value
+    with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+        path = Path(folder, "optimized.onnx")
+        options = _options(optimize=True, threads=1)
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        _load(model, options)
+        graph = onnx.load(path, load_external_data=False).graph
+    return [OptimizedNode(n.op_type, n.name, tuple(n.input), tuple(n.output)) for n in _walk(graph)]
+
+
+def optimized_nodes(model: bytes | Path) -> list[str]:
+    """Return the operator types of the graph that the runtime executes, bodies of If, Loop and Scan included.
+
+    Raises:
+        ModelError: the runtime can't load the model.
+
+    """
+    return [node.op_type for node in optimized_graph(model)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Two sessions timed in turns; the report's `latency` object.
+
+    `ratio` is the median over the paired runs of compressed / original (below 1 is faster), so it need not be
+    the quotient of the two medians in `original_ms` and `compressed_ms`.
+    """
+
+    original_ms: float
+    compressed_ms: float
+    ratio: float
+    runs: int
+    threads: int
+    provider: str
+
+    def as_json(self) -> dict[str, float | int | str]:
+        """Return the report's `latency` object."""
+        return {
+            "original_ms": self.original_ms,
+            "compressed_ms": self.compressed_ms,
+            "ratio": self.ratio,
+            "runs": self.runs,
+            "threads": self.threads,
+            "provider": self.provider,
+        }
+
+
+def race(
+    a: Session,
+    b: Session,
+    feed: Mapping[str, Any],
+    *,
+    rounds: int = 41,
+    least_rounds: int = 3,
+    min_seconds: float = 0.001,
+    max_seconds: float = 4.0,
+    warm_up_runs: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Latency:
+    """Time two sessions on one feed: warm up, then A B A B ..., and take the median of the paired ratios.
+
+    Args:
+        a: the original.
+        b: the compressed model.
+        feed: input name -> array, for both.
+        rounds: pairs at most.
+        least_rounds: pairs that are made however long they take.
+        min_seconds: a measurement repeats the run until the original takes at least this long.
+        max_seconds: no further pair is begun after this time.
+        warm_up_runs: runs of each before the first that is timed.
+        clock: seconds, for tests.
+
+    A model against itself, one session given twice, is timed alone: its ratio is 1.
+
+    Raises:
+        ModelError: one of the two can't run the feed.
+
+    """
+    for session in (a, b) * warm_up_runs:
+        _seconds(session, feed, loops=1, clock=clock)
+
+    def pair(loops: int) -> tuple[float, float]:
+        first = _seconds(a, feed, loops=loops, clock=clock)
+        return first, first if a is b else _seconds(b, feed, loops=loops, clock=clock)
+
+    deadline = clock() + max_seconds
+    pairs = [pair(1)]
+    loops = max(1, min(1000, round(min_seconds / max(pairs[0][0], 1e-7) + 0.5)))
+    if loops > 1:
+        pairs.clear()  # too short to count
+    while len(pairs) < least_rounds or (len(pairs) < rounds and clock() < deadline):
+        pairs.append(pair(loops))
+    return Latency(
+        original_ms=1e3 * statistics.median(first for first, _ in pairs) / loops,
+        compressed_ms=1e3 * statistics.median(second for _, second in pairs) / loops,
+        ratio=statistics.median(second / first for first, second in pairs),
+        runs=len(pairs) * loops,
+        threads=a.threads,
+        provider=a.provider,
+    )
+
+
+class Watched:
+    """A session that notes how long its runs take."""
+
+    def __init__(self, session: Session, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.session = session
+        self.seconds: list[float] = []
+        self._clock = clock
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the model once, as `Session.run` does."""
+        start = self._clock()
+        found = self.session.run(feed)
+        self.seconds.append(self._clock() - start)
+        return found
+
+
+def seen(a: Watched, b: Watched) -> Latency:
+    """Return the times of the feed that took the original longest, of two sessions that have run the same feeds."""
+    first, second = max(zip(a.seconds, b.seconds, strict=True))
+    return Latency(
+        original_ms=1e3 * first,
+        compressed_ms=1e3 * second,
+        ratio=second / first,
+        runs=1,
+        threads=a.session.threads,
+        provider=a.session.provider,
+    )
+
+
+def glance(a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float) -> Latency:
+    """Time two sessions, warm from a run of this feed, as `race` does but within a few seconds or less; see `runs`."""
+    share = max_seconds / 2 / 15
+    return race(
+        a, b, feed, rounds=15, least_rounds=1, min_seconds=min(share, 0.001), max_seconds=max_seconds, warm_up_runs=0
+    )
+
+
+def profile(
+    model: bytes | Path, feed: Mapping[str, Any], *, threads: int = 1, runs: int = 5
+) -> list[tuple[str, str, float]]:
+    """Say where the time goes: (node name, operator type, milliseconds per run), slowest first.
+
+    The nodes are those of the optimised graph: fused ones have the runtime's names. A node in a loop body
+    counts with all its iterations; If, Loop and Scan count without their bodies.
+
+    Raises:
+        ModelError: the model can't be loaded or can't run the feed, or runs too many nodes.
+
+    """
+    if isolation.current() == "apart":
+        limit = host.spare_memory_bytes()
+        isolated = call_isolated(
+            _profile, model, dict(feed), threads, runs, timeout_seconds=RUN_SECONDS, memory_bytes=limit
+        )
+        return isolated.value
+    return _profile(model, feed, threads, runs)
+
+
+def _profile(model: bytes | Path, feed: Mapping[str, Any], threads: int, runs: int) -> list[tuple[str, str, float]]:
+    with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
+        options = _options(optimize=True, threads=threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        session = Session(_load(model, options), threads=threads)
+        for _ in range(runs + 1):
+            session.run(feed)
+        written = session.end_profile()
+        if written.stat().st_size > _MOST_PROFILE_BYTES:
+            raise ModelError("it runs too many nodes to time each of them")
+        events = json.loads(written.read_text(encoding="utf-8"))
+    totals: dict[tuple[str, str], float] = defaultdict(float)
+    for name, op_type, microseconds in _kernel_times(events, skip_runs=1):
+        totals[name, op_type] += microseconds / 1e3 / runs
+    return sorted(((*key, ms) for key, ms in totals.items()), key=lambda row: -row[2])
+
+
+def reason(error: BaseException) -> str:
+    """Return what the runtime says went wrong, in one line and without the file names of its own sources."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for noise in _NOISE:
+        text = noise.sub("", text)
+    return text.strip().rstrip(".")
+
+
+def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    where = "" if isinstance(model, bytes) else str(model)
+    watch = Watch(LOAD_SECONDS, ort.RunOptions) if isolation.current() == "expendable" else None
+    if isinstance(model, Path) and not model.is_file():
+        raise ModelError("no such file", where=where)
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=[PROVIDER], enable_fallback=0)
+    except _RUNTIME_ERRORS as error:
+        raise ModelError(f"onnxruntime can't load the model: {reason(error)}", where=where) from error
+    finally:
+        if watch is not None:
+            watch.stop()
+
+
+def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
+    levels = ort.GraphOptimizationLevel
+    options = ort.SessionOptions()
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SILENT
+    # Two sessions take turns in a race: the idle one must not keep the processor busy.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _spec(node: Any) -> TensorSpec:
+    return TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape or ()), node.type)
+
+
+def _seconds(session: Session, feed: Mapping[str, Any], *, loops: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(loops):
+        session.run(feed)
+    return clock() - start
+
+
+def _walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _walk(body)
+
+
+def _kernel_times(events: Sequence[Mapping[str, Any]], *, skip_runs: int) -> Iterator[tuple[str, str, float]]:
+    """Yield (node name, operator type, own microseconds) of the profile's events after the first runs.
+
+    The runtime's time for a node with a body includes the body's nodes: theirs is taken off.
+    """
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
+    begin = starts[skip_runs] if len(starts) > skip_runs else 0
+    kernels = sorted(
+        (event for event in events if event["name"].endswith("_kernel_time") and event["ts"] >= begin),
+        key=lambda event: (event["ts"], -event["dur"]),
+    )
+    own = [float(event["dur"]) for event in kernels]
+    parents: list[int] = []
+    for index, event in enumerate(kernels):
+        while parents and kernels[parents[-1]]["ts"] + kernels[parents[-1]]["dur"] <= event["ts"]:
+            parents.pop()
+        if parents:
+            own[parents[-1]] -= event["dur"]
+        if event["args"]["op_name"] in {"If", "Loop", "Scan"}:
+            parents.append(index)
+    for event, microseconds in zip(kernels, own, strict=True):
+        yield event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], max(0.0, microseconds)

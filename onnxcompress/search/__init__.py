@@ -1,0 +1,1 @@
+"""Candidates, their archive and checkpoints."""

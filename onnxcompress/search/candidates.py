@@ -1,0 +1,162 @@
+"""Chooses among measured candidates, and leaves out what hurts most until a limit is met.
+
+    candidates --trial--> allowed? --cost--> the least; within 5% of it, the one that loses least
+
+All of it is decided by numbers that a `Judge` measured: nothing here knows what a candidate is made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import onnx_ir as ir
+
+from ..core import Change, Clock, Judge, Prefer, Trial
+
+_SAMPLES = 8
+"""Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
+
+_EQUAL = 1.05
+"""Costs and times that differ by less count as equal: measured times are not sharper."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model that could be the result, and what was done to get it."""
+
+    model: ir.Model
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model that could be the result: what was done to get it, and what was measured of it."""
+
+    label: str
+    model: ir.Model
+    changes: tuple[Change, ...]
+    trial: Trial
+
+
+SomeCandidate = TypeVar("SomeCandidate", bound=Candidate)
+
+
+def cost(trial: Trial, prefer: Prefer) -> float:
+    """Return what is to be least: size ratio times latency ratio, or one of them; a time that is not known is 1."""
+    latency = trial.latency_ratio or 1.0
+    return {"balanced": trial.size_ratio * latency, "speed": latency, "size": trial.size_ratio}[prefer]
+
+
+def objection(trial: Trial, prefer: Prefer, limit: float | None) -> str | None:
+    """Return why a candidate may not be the result, None where it may."""
+    if limit is not None and trial.drop is not None and trial.drop > limit:
+        return f"the score falls by {trial.drop:.4g}, more than {limit:g}"
+    if prefer != "size" and trial.latency_ratio is not None and trial.latency_ratio > _EQUAL:
+        return f"it is slower than the original: {trial.latency_ratio:.2f} times its time"
+    return None
+
+
+def ranked(candidates: Sequence[SomeCandidate], prefer: Prefer, limit: float | None) -> list[SomeCandidate]:
+    """Return the candidates that may be the result, best first.
+
+    Of those whose costs are within 5% of the least, the one with the least drop comes first; of equals, the one that
+    was given first. Where times are wanted and not known, they come in the order in which they were given.
+    """
+    rest = [c for c in candidates if objection(c.trial, prefer, limit) is None]
+    if prefer != "size" and any(c.trial.latency_ratio is None for c in rest):
+        return rest
+    found: list[SomeCandidate] = []
+    while rest:
+        least = min(cost(c.trial, prefer) for c in rest)
+        near = [c for c in rest if cost(c.trial, prefer) <= least * _EQUAL]
+        first = min(near, key=lambda c: (c.trial.drop or 0.0, candidates.index(c)))
+        found.append(first)
+        rest.remove(first)
+    return found
+
+
+Marked = TypeVar("Marked")
+
+
+def front(candidates: Sequence[tuple[Marked, Trial]]) -> list[Marked]:
+    """Return those that no other one beats in size, time or drop without being worse in another of the three.
+
+    Of candidates with the same figures the first is returned. What was not measured counts as no different from the
+    original.
+    """
+    figures = [(t.bytes, t.latency_ratio or 1.0, max(t.drop or 0.0, 0.0)) for _, t in candidates]
+    return [
+        candidates[i][0]
+        for i, mine in enumerate(figures)
+        if not any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and (other != mine or j < i)
+            for j, other in enumerate(figures)
+            if j != i
+        )
+    ]
+
+
+def figures(trial: Trial) -> str:
+    """Return what was measured, in words."""
+    parts = [f"{trial.size_ratio:.3f} of the size"]
+    if trial.latency_ratio is not None:
+        parts.append(f"{trial.latency_ratio:.2f} of the time")
+    if trial.drop is not None:
+        parts.append(f"drop {trial.drop:.4f}")
+    return ", ".join(parts)
+
+
+def noise(trial: Trial) -> float:
+    """Return the power of the error in the worst output, relative to the output's own."""
+    return 0.0 if trial.least_sqnr_db is None else 10 ** (-trial.least_sqnr_db / 10)
+
+
+def least_left_out(
+    build: Callable[[frozenset[str]], ir.Model],
+    sites: Mapping[str, float],
+    judge: Judge,
+    limit: float,
+    *,
+    clock: Clock = Clock(),  # noqa: B008 - without a limit it has no state
+    progress: Callable[[str, Sequence[str]], Iterable[str]] = lambda _, items: items,
+) -> frozenset[str] | None:
+    """Return the sites to leave out so that the score stays within a limit, as few and as cheap ones as it takes.
+
+    The error that each site makes alone is measured on the model's output; those with the most error for what they
+    save are left out first, and how many of them it takes is found by bisection on the score itself.
+
+    Args:
+        build: makes the model with all sites but the given ones.
+        sites: name -> what leaving it in saves (MACs, bytes, microseconds).
+        judge: scores models.
+        limit: most that the score may fall.
+        clock: when it has to end.
+        progress: wraps the loop over sites.
+
+    Returns:
+        the names; None where the limit is not met with one site alone, or the time is over before it is known.
+    """
+    names = list(sites)
+
+    def meets(left_out: frozenset[str]) -> bool:
+        drop = judge.score(build(left_out)).drop
+        return drop is None or drop <= limit
+
+    if meets(frozenset()):
+        return frozenset()
+    errors: dict[str, float] = {}
+    for name in progress("Measuring sensitivity", names):
+        if clock.is_over:
+            return None
+        errors[name] = noise(judge.score(build(frozenset(names) - {name}), most=_SAMPLES))
+    order = sorted(names, key=lambda name: (-errors[name] / max(sites[name], math.ulp(1.0)), names.index(name)))
+    low, high = 0, len(order) - 1
+    if high < 1 or not meets(frozenset(order[:high])):
+        return None
+    while high - low > 1 and not clock.is_over:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(frozenset(order[:middle])) else (middle, high)
+    return frozenset(order[:high])

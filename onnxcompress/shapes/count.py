@@ -1,0 +1,218 @@
+"""What `inspect` and the report count: parameters, nodes, and the shapes at which MACs are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+import onnx_ir as ir
+
+from ..data import feed_facts
+from ..errors import ModelError
+from ..graph import edit as graph
+from ..io import model_io
+from ..ops import table as ops
+from ..runtime import session as runtime
+from . import infer as shapes
+
+Dims = tuple[int, ...]
+
+_INTEGERS = frozenset(
+    {*(ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)}
+    | {*(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)}
+)
+_WEIGHT_TYPES = _INTEGERS | frozenset(
+    dtype for dtype in ir.DataType if dtype.name.startswith(("FLOAT", "BFLOAT", "DOUBLE"))
+)
+
+
+_BLOCKS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+"""Operators that read weights of few bits, packed in bytes, and behind them scales and zero points."""
+_LSTM_SCALES = 8
+"""Input of DynamicQuantizeLSTM from which on there are scales and zero points."""
+
+_RUN_BYTES = 64 << 20
+"""Larger models are not run just to learn the shapes that inference does not know."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The figures that the report gives for a model: `macs` is None where no shape is known."""
+
+    nodes: int
+    parameters: int
+    macs: int | None
+    uncounted: tuple[str, ...] = ()
+    shapes: Mapping[str, Dims] = field(default_factory=dict, repr=False, compare=False)
+    """Value -> dimensions at which MACs were counted, as far as they had to be known."""
+
+
+def count(
+    model: ir.Model,
+    feed: Mapping[str, np.ndarray] | None = None,
+    *,
+    known: Mapping[str, Dims] = MappingProxyType({}),
+) -> Counts:
+    """Count nodes, parameters and MACs, these at the shapes of a feed (without one, where shapes are fixed).
+
+    Args:
+        model: the model.
+        feed: input name -> array.
+        known: value -> dimensions with this feed, of a model in which the same names mean the same.
+    """
+    resolved = dict(known)
+    macs = ops.total_macs(model, shape_lookup(resolved))
+    if macs.uncounted:
+        resolved |= resolve_shapes(model, feed or {})
+        macs = ops.total_macs(model, shape_lookup(resolved))
+    if macs.uncounted and feed and model_io.model_bytes(model) <= _RUN_BYTES:
+        resolved |= _shapes_by_running(model, feed, frozenset(macs.uncounted))
+        macs = ops.total_macs(model, shape_lookup(resolved))
+    is_known = macs.total or not macs.uncounted
+    return Counts(node_count(model), parameters(model), macs.total if is_known else None, macs.uncounted, resolved)
+
+
+def node_count(model: ir.Model) -> int:
+    """Return the number of nodes in all graphs, bodies and local functions included, Constant nodes left out."""
+    return sum(not graph.is_op(node, "Constant") for node in graph.nodes(model))
+
+
+def parameters(model: ir.Model) -> int:
+    """Return the number of weight elements: of float constants, and of integer ones that stand for floats.
+
+    A tensor counts once, however many read it. Integers count when they have 16 bits or fewer, since indices and
+    shapes have more. Scales and zero points of quantized weights don't count: a quantized model has as many
+    parameters as its original.
+    """
+    return sum(count for _, _, count in constants(model))
+
+
+def constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, int]]:
+    """Yield every tensor that is stored, once, with the first value that holds it and how many parameters it counts.
+
+    See `parameters`; no data is read.
+    """
+    seen: dict[int, ir.TensorProtocol] = {}  # kept alive, so that no other can get the same id
+    for value, tensor in _constants(model):
+        if id(tensor) not in seen:
+            is_weight = tensor.dtype in _WEIGHT_TYPES and not _is_scale(value)
+            yield value, tensor, tensor.size * _packed(value) if is_weight else 0
+        seen[id(tensor)] = tensor
+
+
+def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """Yield initializers, also those that callers may override, and the outputs of Constant nodes."""
+    for body in graph.graphs(model):
+        for value in body.initializers.values():
+            if value.const_value is not None:
+                yield value, value.const_value
+        for node in body:
+            tensor = graph.constant_tensor(node.outputs[0]) if graph.is_op(node, "Constant") else None
+            if tensor is not None:
+                yield node.outputs[0], tensor
+
+
+def _is_scale(value: ir.Value) -> bool:
+    """Say whether a constant only scales or shifts quantized weights, all of them or the rows that are looked up."""
+    readers = value.uses()
+    return bool(readers) and all(
+        (graph.is_op(use.node, "Cast") and _is_scale(use.node.outputs[0]))
+        or (use.idx > 1 and use.node.op_type in _BLOCKS)
+        or (use.idx == 1 and graph.is_op(use.node, "Sub") and _casts_integers(use.node.inputs[0]))
+        or (use.idx > 0 and graph.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
+        or _multiplies_integers(use.node, value)
+        or _multiplies_scale(use.node)
+        or (use.idx >= _LSTM_SCALES and use.node.op_type == "DynamicQuantizeLSTM")
+        or (use.idx == 0 and graph.is_op(use.node, "Gather") and _only_multiplies_integers(use.node.outputs[0]))
+        for use in readers
+    )
+
+
+def _multiplies_scale(node: ir.Node) -> bool:
+    """Say whether a node is a Mul by the scale that activations are quantized with in each run."""
+    makers = [None if value is None else value.producer() for value in node.inputs]
+    return graph.is_op(node, "Mul") and any(graph.is_op(maker, "DynamicQuantizeLinear") for maker in makers)
+
+
+def _only_multiplies_integers(value: ir.Value) -> bool:
+    consumer = graph.sole_consumer(value)
+    return consumer is not None and _multiplies_integers(consumer, value)
+
+
+def _multiplies_integers(node: ir.Node, factor: ir.Value) -> bool:
+    """Say whether a node is a Mul of `factor` by integer weights, or rows of them, that a Cast made floats."""
+    if not graph.is_op(node, "Mul"):
+        return False
+    other = next((v for v in node.inputs if v is not None and v is not factor), None)
+    shift = None if other is None else other.producer()
+    return _casts_integers(shift.inputs[0] if shift is not None and graph.is_op(shift, "Sub") else other)
+
+
+def _casts_integers(value: ir.Value | None) -> bool:
+    """Say whether a value is what a Cast makes of integer weights, or of rows of them."""
+    cast = None if value is None else value.producer()
+    source = cast.inputs[0] if cast is not None and graph.is_op(cast, "Cast") else None
+    lookup = source.producer() if source is not None else None
+    if lookup is not None and graph.is_op(lookup, "Gather"):
+        source = lookup.inputs[0]
+    tensor = graph.constant_tensor(source)
+    return tensor is not None and tensor.dtype in _INTEGERS
+
+
+def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str, Dims]:
+    """Return the dimensions of every value by name at the shapes of a feed; what can't be inferred is left out.
+
+    Names that stand for different things in different bodies are left out too.
+    """
+    inferred = shapes.infer_at(model, feed_facts.dims(feed))
+    resolved: dict[str, Dims] = {}
+    for name in inferred.names():
+        sizes = inferred.named(name)
+        if sizes is not None and all(isinstance(size, int) for size in sizes):
+            resolved[name] = tuple(size for size in sizes if isinstance(size, int))
+    return resolved
+
+
+def _shapes_by_running(model: ir.Model, feed: Mapping[str, np.ndarray], labels: frozenset[str]) -> dict[str, Dims]:
+    """Return the dimensions of what nodes of the main graph read and make, seen in a run; nothing if it fails."""
+    watched = model_io.clone(model)
+    wanted = {
+        value.name: value
+        for node in watched.graph
+        if graph.label(node) in labels
+        for value in (*node.inputs, *node.outputs)
+        if value is not None and value.name and value.producer() is not None and graph.constant_tensor(value) is None
+    }
+    if not wanted:
+        return {}
+    watched.graph.outputs.extend(value for value in wanted.values() if not value.is_graph_output())
+    try:
+        session = runtime.open_session(model_io.to_bytes(watched), optimize=False)
+        seen = session.run(feed, list(wanted))
+    except ModelError:
+        return {}
+    return {name: tuple(array.shape) for name, array in seen.items() if isinstance(array, np.ndarray)}
+
+
+def shape_lookup(resolved: Mapping[str, Dims]) -> ops.ShapeOf:
+    """Return the function that `ops.total_macs` wants: constants know their own shape, others are looked up."""
+
+    def shape_of(value: ir.Value) -> Dims | None:
+        tensor = graph.constant_tensor(value)
+        if tensor is not None:
+            return graph.dims(tensor)
+        return resolved.get(value.name or "")
+
+    return shape_of
+
+
+def _packed(value: ir.Value) -> int:
+    """Return how many weights one stored element holds: more than one where an operator packs bits in bytes."""
+    for use in value.uses():
+        if use.node.op_type in _BLOCKS:
+            return int(8 // graph.attribute(use.node, "bits", 4))
+        if graph.is_op(use.node, "Reshape"):
+            return _packed(use.node.outputs[0])
+    return 1

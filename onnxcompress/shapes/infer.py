@@ -1,0 +1,169 @@
+"""What is known of shapes and types without running the model, from its inputs alone.
+
+Declared shapes of outputs and of intermediate values are often wrong in exported files, so none of them is
+believed: they are taken out before inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+from ..graph import edit as graph
+from ..io import model_io
+
+if TYPE_CHECKING:
+    from ..core import Context
+
+Dim = int | str | None
+"""A size, the name of a dynamic dimension, or None where nothing is known."""
+
+
+_Fact = tuple[ir.DataType | None, tuple[Dim, ...] | None]
+
+
+class Shapes:
+    """Inferred shapes and types of a model's values, asked by value; made by `infer`."""
+
+    def __init__(self, known: dict[str, _Fact]) -> None:
+        self._known = known
+
+    def shape(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """Return the dimensions of a value, None where not even the rank is known."""
+        if value is None:
+            return None
+        tensor = graph.constant_tensor(value)
+        if tensor is not None:
+            return graph.dims(tensor)
+        return self._known.get(value.name or "", (None, None))[1]
+
+    def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """Return the dimensions of a value when every one is a known number, None otherwise."""
+        dims = self.shape(value)
+        if dims is None or not all(isinstance(d, int) for d in dims):
+            return None
+        return tuple(d for d in dims if isinstance(d, int))
+
+    def rank(self, value: ir.Value | None) -> int | None:
+        """Return the number of dimensions of a value, None where it is not known."""
+        dims = self.shape(value)
+        return None if dims is None else len(dims)
+
+    def names(self) -> Iterable[str]:
+        """Return the names of all values that something may be known of."""
+        return self._known.keys()
+
+    def named(self, name: str) -> tuple[Dim, ...] | None:
+        """Return the dimensions of the value of that name, None where not even the rank is known."""
+        return self._known.get(name, (None, None))[1]
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        """Return the element type of a tensor value, None where it is not known."""
+        if value is None:
+            return None
+        tensor = graph.constant_tensor(value)
+        if tensor is not None:
+            return tensor.dtype
+        return self._known.get(value.name or "", (None, None))[0]
+
+
+def infer(model: ir.Model) -> Shapes:
+    """Infer shapes and types of all values from the graph's inputs and constants; weights are not read.
+
+    An operator that inference can't handle leaves the values behind it unknown.
+    """
+    return infer_proto(model_io.skeleton(model))
+
+
+def inferred(model: ir.Model, context: Context) -> Shapes:
+    """Do as `infer` does, once between two rewrites; not to be asked between the gate's yes and the edit."""
+    if context.memo is None:
+        return infer(model)
+    found: Shapes = context.memo.get("shapes", lambda: infer(model))
+    return found
+
+
+def infer_at(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """Do as `infer` does, with the shapes of `sizes` for the inputs named there."""
+    proto = model_io.skeleton(model)
+    for info in proto.graph.input:
+        if info.name in sizes and info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.Clear()
+            for size in sizes[info.name]:
+                info.type.tensor_type.shape.dim.add(dim_value=size)
+    return infer_proto(proto)
+
+
+def infer_proto(proto: onnx.ModelProto) -> Shapes:
+    """Do as `infer` does for a skeleton whose input shapes the caller has filled in; `proto` is changed."""
+    _forget(proto.graph)
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
+        return Shapes(dict(_declared(proto.graph.input)))
+    facts: dict[str, list[_Fact]] = {}
+    for body in _all_graphs(proto.graph):
+        own = dict((*_declared(body.input), *_declared(body.value_info), *_declared(body.output)))
+        for name in _defined(body):
+            facts.setdefault(name, []).append(own.get(name, (None, None)))
+    # bodies side by side may use one name for different values: then only what holds for all is known
+    return Shapes({name: found[0] for name, found in facts.items() if all(f == found[0] for f in found)})
+
+
+def _forget(proto: onnx.GraphProto) -> None:
+    """Drop declared shapes of all but the graph's inputs; in bodies those of their inputs too.
+
+    What goes into a body follows from outside, and may change its shape from round to round of a loop.
+    """
+    del proto.value_info[:]
+    for output in proto.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    for body in _bodies(proto):
+        for info in body.input:
+            if info.type.HasField("tensor_type"):
+                info.type.tensor_type.ClearField("shape")
+        _forget(body)
+
+
+def _bodies(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in proto.node:
+        for attr in node.attribute:
+            if attr.type == onnx.AttributeProto.GRAPH:
+                yield attr.g
+            elif attr.type == onnx.AttributeProto.GRAPHS:
+                yield from attr.graphs
+
+
+def _all_graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield proto
+    for body in _bodies(proto):
+        yield from _all_graphs(body)
+
+
+def _defined(proto: onnx.GraphProto) -> set[str]:
+    """Return the names of the values that a graph takes or makes, without those inside its bodies."""
+    made = {output for node in proto.node for output in node.output if output}
+    return made | {info.name for info in proto.input} | {tensor.name for tensor in proto.initializer}
+
+
+def _declared(
+    infos: object,
+) -> Iterator[tuple[str, _Fact]]:
+    for info in infos:  # type: ignore[attr-defined]
+        tensor = info.type.tensor_type
+        if not info.type.HasField("tensor_type"):
+            yield info.name, (None, None)
+            continue
+        dtype = ir.DataType(tensor.elem_type) if tensor.elem_type else None
+        dims = tuple(_dim(d) for d in tensor.shape.dim) if tensor.HasField("shape") else None
+        yield info.name, (dtype, dims)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return dim.dim_param or None

@@ -1,0 +1,1 @@
+"""Proof that a rewrite left the outputs as they were."""

@@ -1,0 +1,351 @@
+"""Proves a model too large to run as a whole: only what changed is run, and only with its own weights.
+
+Values keep their names under rewriting, so the graph before and after share many. Where a shared value is made in
+another way than before, the smallest piece of each graph that makes it is cut out: back to shared floating-point
+values, the graph's inputs and constants. If every such piece gives the same output for the same inputs, the models
+are equal, by induction along the graph.
+
+    before:  x ... h --Relu--MatMul--Add--> y ...          h, y are shared and float
+    after :  x ... h --Relu--Gemm---------> y ...          y is made differently: run both pieces on random h
+
+Inputs of a piece are drawn at random, each by itself. Where two of them depend on each other (y1 = y2 in a graph
+where equal nodes were merged) that asks too much; a piece that fails is grown to the values before, and judged then.
+The pieces run in worker processes, whose time and memory are reported.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..base import host
+from ..core import Feed
+from ..graph import edit as graph
+from ..io import model_io
+from ..io.sources import OpenFile
+from ..io.tensors import StoredTensor
+from ..quality.estimated_drop import sigmoid_values
+from ..runtime import processes
+from ..runtime.remote_objects import Companion
+from .region_model import FLOATS, Side, kind_of
+from .region_worker import Job, Jobs, Stored, Verdict
+from .slices import Making, Part, parts
+from .whole import Structure
+
+_BATCH_BYTES = 256 << 20
+"""Weights that one worker process is given before the next one starts."""
+
+_PART_BYTES = 48 << 20
+"""Weights that are read at a time, in either way, where a region has more than `_BATCH_BYTES` of them."""
+
+_MOST_GROWTHS = 4
+_STORED_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the runs of all pieces took and found; `least_sqnr_db` is None where all outputs were equal."""
+
+    regions: int
+    least_sqnr_db: float | None
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Two pieces that should make the same value, as (nodes, leaves) of the graph before and after."""
+
+    output: str
+    before: tuple[list[ir.Node], list[str]]
+    after: tuple[list[ir.Node], list[str]]
+
+    @property
+    def original(self) -> tuple[str, ...]:
+        """What tells the piece before from other pieces."""
+        return (self.output, *sorted(self.before[1]))
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A region, or a part of one that has very large weights, that is run at once."""
+
+    region: _Region
+    size_bytes: int
+    part: Part | None = None
+
+
+class RegionProof:
+    """Judges a candidate by the pieces in which it differs from the model before; see the module's head."""
+
+    def __init__(self, before: ir.Model, feed: Feed, *, lossless: bool, seed: int = 0) -> None:
+        self._structure = Structure(before)
+        self._before = Side(before, feed)
+        self._feed = feed
+        self._lossless = lossless
+        self._seed = seed
+        self._kinds: set[tuple[Any, ...]] = set()
+        self._runner = _Runner()
+        self._blind: dict[tuple[str, ...], str] = {}
+        """What keeps pieces of the original, by output and leaves, from being run: they are not tried again."""
+        self.measured = Measured(0, None, 0.0, 0)
+        """Figures of the last candidate that was judged."""
+        self.is_blind = False
+        """Whether the last problem is that a piece of the original does not run: nothing is known to be wrong then."""
+
+    def problem(self, candidate: ir.Model) -> str | None:
+        """Return one line that says what is wrong with the candidate, None where it is as good as before."""
+        if fault := self._structure.problem(candidate):
+            return fault
+        after = Side(candidate, self._feed)
+        self._kinds.clear()
+        shared = _shared(self._before, after)
+        pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after, shared)]
+        tally = _Tally()
+        for _ in range(_MOST_GROWTHS):
+            pending, shared, blind = self._beyond_blind(pending, after, shared)
+            self.is_blind = blind is not None
+            if blind:
+                return blind
+            failed = self._judge(pending, after, tally)
+            if not failed:
+                self.measured = tally.total()
+                return None
+            pending = []
+            for region, fault in failed:
+                grown = self._grow(region, after, shared)
+                if grown is None:
+                    self.is_blind = region.original in self._blind
+                    return fault
+                pending.append(grown)
+                shared -= {*region.before[1], *region.after[1]}
+        self.is_blind = failed[0][0].original in self._blind
+        return failed[0][1]
+
+    def excess(self, candidate: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Return None: what a limit is about, the outputs of the whole model, is not known here."""
+        return None
+
+    def _beyond_blind(
+        self, pending: list[_Region], after: Side, shared: frozenset[str]
+    ) -> tuple[list[_Region], frozenset[str], str | None]:
+        """Grow regions whose original is known not to run; a text where that does not help, before anything is run."""
+        for _ in range(_MOST_GROWTHS):
+            blind = [region for region in pending if region.original in self._blind]
+            if not blind:
+                break
+            pending = [region for region in pending if region.original not in self._blind]
+            for region in blind:
+                grown = self._grow(region, after, shared)
+                if grown is None:
+                    return pending, shared, self._blind[region.original]
+                pending.append(grown)
+                shared -= {*region.before[1], *region.after[1]}
+        return pending, shared, None
+
+    def _grow(self, region: _Region, after: Side, shared: frozenset[str]) -> _Region | None:
+        """Cut the region further back; None where it already starts at the graph's inputs."""
+        leaves = {*region.before[1], *region.after[1]} - self._before.inputs
+        return _cut(self._before, after, region.output, shared - leaves) if leaves else None
+
+    def _judge(self, regions: Sequence[_Region], after: Side, tally: _Tally) -> list[tuple[_Region, str]]:
+        """Run regions in workers, a batch of limited size each, and return those that fail with the reason."""
+        failed = [(region, self._blind[region.original]) for region in regions if region.original in self._blind]
+        regions = [region for region in regions if region.original not in self._blind]
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+            running: deque[tuple[list[_Unit], concurrent.futures.Future[processes.Isolated[list[Verdict]]]]] = deque()
+
+            def collect() -> None:
+                batch, future = running.popleft()
+                answer = future.result()
+                tally.add(answer)
+                for region, verdict in zip((unit.region for unit in batch), answer.value, strict=True):
+                    if verdict.problem:
+                        failed.append((region, f"{region.output!r}: {verdict.problem}"))
+                    if verdict.is_blind:
+                        self._blind[region.original] = failed[-1][1]
+
+            for batch in _batches(self._units(regions, after)):  # one batch is written while the one before runs
+                folder = Path(tempfile.mkdtemp(prefix="onnxcompress-"))
+                try:
+                    jobs = [self._job(unit, after, folder, i) for i, unit in enumerate(batch)]
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                running.append((batch, pool.submit(self._runner.run, jobs, folder)))
+                if len(running) > 1:
+                    collect()
+            while running:
+                collect()
+        return failed
+
+    def _units(self, regions: Sequence[_Region], after: Side) -> Iterator[_Unit]:
+        """Yield regions whole, and those with very large weights in parts where that can be."""
+        for region in regions:
+            nodes = (*region.before[0], *region.after[0])
+            size_bytes = graph.tensor_bytes([value for node in nodes for value in graph.reads(node)])
+            found: list[Part] = []
+            if size_bytes > _BATCH_BYTES:
+                ways = [
+                    Making(side_nodes, side.values[region.output], side.dims)
+                    for side, (side_nodes, _) in ((self._before, region.before), (after, region.after))
+                ]
+                found = parts(ways[0], ways[1], most_bytes=_PART_BYTES)
+            yield from (_Unit(region, size_bytes // len(found), part) for part in found)
+            if not found:
+                yield _Unit(region, size_bytes)
+
+    def _job(self, unit: _Unit, after: Side, folder: Path, index: int) -> Job:
+        region = unit.region
+        names = dict.fromkeys((*region.before[1], *region.after[1]))
+        leaves = tuple(self._before.leaf(name, self._feed, unit.part) for name in names)
+        paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
+        stored: dict[str, Stored] = {}
+        for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
+            model = side.piece(region.output, *piece)
+            if unit.part is not None:
+                unit.part.narrow(model)
+            stored |= {weight.name: weight for weight in _feed_stored(model)}
+            model_io.save_scratch(model, path)
+        kind = tuple(kind_of(node) for node in region.after[0])
+        is_new = kind not in self._kinds
+        self._kinds.add(kind)
+        is_sigmoid = bool(sigmoid_values([self._before.values[region.output]]))
+        return Job(
+            *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_sigmoid, is_new, self._seed
+        )
+
+
+class _Runner:
+    """Runs jobs in a worker process, the same one for job after job until its weights would add up to too many."""
+
+    def __init__(self) -> None:
+        self._companion: Companion | None = None
+        self._used_bytes = 0
+
+    def run(self, jobs: Sequence[Job], folder: Path) -> processes.Isolated[list[Verdict]]:
+        """Run jobs and remove their files.
+
+        Raises:
+            ModelError: the process crashed or hung.
+        """
+        try:
+            size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+            size_bytes += sum(stored.size_bytes for job in jobs for stored in job.stored)
+            if self._companion is None or self._used_bytes + size_bytes > _BATCH_BYTES:
+                self._companion = None  # one process at a time
+                spare_bytes = host.spare_memory_bytes()
+                self._companion = Companion(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
+                self._used_bytes = 0
+            self._used_bytes += size_bytes
+            answer: processes.Isolated[list[Verdict]] = self._companion.call(
+                "run", jobs, timeout_seconds=_TIMEOUT_SECONDS
+            )
+            return answer
+        except BaseException:
+            self._companion = None
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Tally:
+    """Adds up what the workers report."""
+
+    def __init__(self) -> None:
+        self._regions = 0
+        self._least: float | None = None
+        self._seconds = 0.0
+        self._peak = 0
+
+    def add(self, answer: processes.Isolated[list[Verdict]]) -> None:
+        self._regions += len(answer.value)
+        self._seconds += answer.seconds
+        self._peak = max(self._peak, answer.peak_memory_bytes)
+        found = [v.sqnr_db for v in answer.value if v.sqnr_db is not None and v.problem is None]
+        self._least = min([*found, *([] if self._least is None else [self._least])], default=None)
+
+    def total(self) -> Measured:
+        return Measured(self._regions, self._least, self._seconds, self._peak)
+
+
+def _feed_stored(piece: ir.Model) -> list[Stored]:
+    """Turn the large weights of a piece that lie in a file as plain numbers into inputs, and return where they are.
+
+    A name says which bytes it stands for, so that both pieces of a region can share a feed.
+    """
+    found = []
+    for name, value in list(piece.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _STORED_BYTES or tensor.dtype not in FLOATS or value.is_graph_output():
+            continue
+        place = tensor.stored if isinstance(tensor, StoredTensor) else None
+        path = None if place is None or not isinstance(place.source, OpenFile) else place.source.reachable_path()
+        if place is None or path is None:
+            continue
+        del piece.graph.initializers[name]
+        value.const_value = None
+        value.name = f"{name}@{path}:{place.offset}"
+        value.shape, value.type = ir.Shape(place.shape), ir.TensorType(place.dtype)
+        piece.graph.inputs.append(value)
+        found.append(Stored(value.name, path, place.offset, place.dtype.numpy().name, place.shape))
+    return found
+
+
+def _shared(before: Side, after: Side) -> frozenset[str]:
+    """Return the values at which both graphs may be cut: made by a node in both, float, of one known shape."""
+    return frozenset(
+        name
+        for name in after.made
+        if name in before.made
+        and before.is_float(name)
+        and after.is_float(name)
+        and before.shapes.static(before.made[name]) == after.shapes.static(after.made[name])
+    )
+
+
+def _changed(before: Side, after: Side, shared: frozenset[str]) -> list[str]:
+    """Return the values that have to be checked, in the order of the graph after.
+
+    Whole numbers, and what has no known shape, are not among them unless they are outputs: there is no cut at them, so
+    what became of them shows in the first values behind them at which there is one.
+    """
+    found: dict[str, None] = {}
+    other: set[str] = set()  # made in another way, or from such, without a cut in between
+    for name in (*after.made, *sorted(after.outputs)):
+        if name in after.made and name in before.made and before.key(name) == after.key(name):
+            node = after.made[name].producer()
+            if node is None or not other.intersection(str(value.name) for value in graph.reads(node)):
+                continue
+        if name not in shared:
+            other.add(name)
+        if name in before.made and (name in after.outputs or before.is_float(name)):
+            found[name] = None
+    return list(found)
+
+
+def _cut(before: Side, after: Side, output: str, cuts: frozenset[str]) -> _Region:
+    return _Region(output, before.cone(output, cuts), after.cone(output, cuts))
+
+
+def _batches(units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
+    """Group what is run so that the weights of each group stay below `_BATCH_BYTES`, or of a single one."""
+    batch: list[_Unit] = []
+    size_bytes = 0
+    for unit in units:
+        if batch and size_bytes + unit.size_bytes > _BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(unit)
+        size_bytes += unit.size_bytes
+    if batch:
+        yield batch

@@ -1,0 +1,126 @@
+"""Candidates are scored on held-out samples and timed; times of an earlier run are replayed."""
+
+import json
+
+import numpy as np
+import pytest
+
+import onnxcompress as oc
+from onnxcompress.data.evaluation_set import Evaluation
+from onnxcompress.jobs.judge import Races, Timings, Trials
+from onnxcompress.quality.estimated_drop import OutputKinds
+from onnxcompress.runtime.loaded_model import Opened
+from tests.helpers import floats, from_text
+
+TEXT = "g (float[n, 4] x) => (float[n, 4] y) <float[4] a = {{{a}}}> {{ y = Add(x, a) }}"
+LATENCY = {"original_ms": 2.0, "compressed_ms": 1.0, "ratio": 0.5, "runs": 3, "threads": 1, "provider": "p"}
+
+
+def _model(a="1, 2, 3, 4"):
+    return from_text(TEXT.format(a=a))
+
+
+def _trials(*, timings=None, timed=True, final=lambda _: None, count=3, checkpoint=None):
+    feeds = [{"x": floats(2, 4, seed=seed)} for seed in range(count)]
+    return Trials(
+        Opened(_model()),
+        Evaluation(feeds=feeds, source="test"),
+        feeds[0],
+        final=final,
+        limit=0.01,
+        prefer="balanced",
+        kinds=OutputKinds(),
+        timed=timed,
+        timings=timings or Timings(),
+        threads=1,
+        checkpoint=checkpoint,
+    )
+
+
+def test_the_original_itself_loses_nothing_and_another_model_does():
+    judge = _trials()
+    same, other = judge.score(_model()), judge.score(_model("1, 2, 3, 9"))
+    assert (same.drop, same.size_ratio, same.latency_ratio, same.least_sqnr_db) == (0, 1, None, None)
+    assert other.drop > 0.01
+    assert other.least_sqnr_db < 20
+
+
+def test_a_candidate_that_fails_does_not_disturb_the_next_one():
+    judge = _trials()
+    broken = from_text(
+        "g (float[n, 4] x) => (float[n, 4] y) <float[3, 4] a = {1,1,1,1,1,1,1,1,1,1,1,1}> { y = Add(x, a) }"
+    )
+    with pytest.raises(oc.ModelError):
+        judge.score(broken)
+    assert judge.score(_model()).drop == 0
+
+
+def test_times_are_recorded_and_replayed_by_label():
+    timings = Timings({"known": LATENCY})
+    judge = _trials(timings=timings)
+    assert judge(_model(), "known").latency_ratio == 0.5
+    assert 0 < judge(_model(), "new").latency_ratio < 100
+    assert set(timings.used) == {"known", "new"}
+    assert timings.used["known"] == LATENCY
+
+
+def test_what_is_meant_for_another_processor_is_not_timed():
+    assert _trials(timed=False)(_model(), "any").latency_ratio is None
+
+
+def test_the_users_own_samples_have_the_last_word():
+    judge = _trials(final=lambda opened: f"{opened.size_bytes > 0}")
+    assert judge.fault(_model()) == "True"
+
+
+def test_timings_are_read_from_a_report(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"timings": {"result": LATENCY}}))
+    assert Timings.read(path).race("result", lambda: pytest.fail("measured")).ratio == 0.5
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"timings": {"a": {"ratio": 1}}}', '{"timings": 3}'])
+def test_other_files_than_reports_are_refused(tmp_path, text):
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(oc.UsageError, match="no report with timings"):
+        Timings.read(path)
+    with pytest.raises(oc.UsageError, match="can't read the timings"):
+        Timings.read(tmp_path / "missing.json")
+
+
+def test_samples_are_divided_with_their_labels():
+    feeds = [{"x": np.full((1, 4), i, np.float32)} for i in range(40)]
+    whole = Evaluation(feeds=feeds, source="test", labels=np.repeat(np.arange(40), 2))
+    work, held = whole.divided()
+    assert (len(work.feeds), len(held.feeds)) == (30, 10)
+    numbers = [int(feed["x"][0, 0]) for feed in held.feeds]
+    assert held.labels.tolist() == np.repeat(numbers, 2).tolist()
+    assert {int(feed["x"][0, 0]) for feed in work.feeds[:]} | set(numbers) == set(range(40))
+
+
+def test_most_of_many_samples_are_worked_with():
+    held = Evaluation(feeds=[{}] * 5000, source="test").divided()[1]
+    assert len(held.feeds) == 250
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        Evaluation(feeds=[{}] * 8, source="few"),
+        Evaluation(feeds=[{}] * 100, source="state", state={"a": "b"}),
+        Evaluation(feeds=[{}] * 100, source="labels", labels=np.zeros(101)),
+    ],
+    ids=lambda e: e.source,
+)
+def test_samples_that_cannot_be_divided_serve_for_both(whole):
+    assert whole.divided() == (whole, whole)
+
+
+def test_races_time_candidates_without_scoring_them():
+    timings = Timings({"known": LATENCY})
+    feed = {"x": floats(2, 4)}
+    race = Races(Opened(_model()), feed, timings=timings, threads=1)
+    assert race(_model("1, 2, 3, 9"), "known") == 0.5
+    assert 0 < race(_model("1, 2, 3, 9"), "new") < 100
+    assert set(timings.used) == {"known", "new"}
