@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
-if TYPE_CHECKING:
-    import numpy as np
-    import onnx_ir as ir
+import numpy as np
+import onnx_ir as ir
 
-    from .activations.calibration import Store
-    from .search.archive import Archive
+from .base.gate import Gate, Memo
 
-Feed = dict[str, "np.ndarray"]
+T = TypeVar("T")
+
+Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
+"""Wraps a loop in a progress display: (title, items) -> items."""
+
+Feed = dict[str, np.ndarray]
 """One set of inputs of a model: input name -> array, batch axis included."""
 
 
@@ -94,52 +97,6 @@ class Clock:
         return max(0.0, self._end - self._now())
 
 
-class Gate:
-    """Numbers the rewrites of a run in the order they are made and says which may be made.
-
-    A run with the same gate makes the same rewrites, so a wrong one is found by bisection: `limit` admits
-    only the first so many, and `denied` shuts out those that were found wrong.
-    """
-
-    def __init__(self, *, limit: int | None = None, denied: frozenset[tuple[str, str]] = frozenset()) -> None:
-        self.limit = limit
-        self.denied = denied
-        self.admitted: list[tuple[str, str]] = []
-
-    def admits(self, pass_name: str, target: str) -> bool:
-        """Say whether the rewrite (pass, target) may be made now, and count it if so."""
-        if (pass_name, target) in self.denied:
-            return False
-        if self.limit is not None and len(self.admitted) >= self.limit:
-            return False
-        self.admitted.append((pass_name, target))
-        return True
-
-
-class Memo:
-    """What has been found out about the one model that passes edit; it holds until the next rewrite."""
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-        self._found: dict[str, tuple[int, Any]] = {}
-
-    @property
-    def version(self) -> int:
-        """The rewrites made so far: whoever edits a model asks the gate first."""
-        return len(self._gate.admitted)
-
-    def get(self, key: str, find: Callable[[], Any]) -> Any:
-        """Return what `find` found, anew only when the model has been rewritten since.
-
-        Not to be asked between the gate's yes and the edit.
-        """
-        version, found = self._found.get(key, (-1, None))
-        if version != self.version:
-            found = find()
-            self._found[key] = self.version, found
-        return found
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """What was measured of a candidate against the original, on samples that passes don't see.
@@ -190,6 +147,78 @@ class Judge(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model that could be the result, and what was done to get it."""
+
+    model: ir.Model
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model that could be the result: what was done to get it, and what was measured of it."""
+
+    label: str
+    model: ir.Model
+    changes: tuple[Change, ...]
+    trial: Trial
+
+
+class DataFor:
+    """`needs` of a pass: data, where an option of the instance has one of some values; else data if there are any.
+
+    Args:
+        option: name of the option.
+        values: those that need data.
+    """
+
+    def __init__(self, option: str, *values: str) -> None:
+        self._option = option
+        self._values = values
+
+    def __get__(self, instance: Any, owner: type[Any]) -> frozenset[Need]:
+        """Return the needs of an instance, or of the class with its defaults."""
+        is_needed = instance is not None and getattr(instance, self._option) in self._values
+        return frozenset({Need.DATA if is_needed else Need.DATA_IF_GIVEN})
+
+
+class CandidateLog(Protocol):
+    """Takes the candidates of a run and hands back those that an interrupted run had built, see `search.archive`."""
+
+    def has(self, label: str) -> bool:
+        """Say whether an earlier, interrupted run has built a candidate."""
+        ...
+
+    def built(self, label: str, build: Callable[[], Built]) -> Built:
+        """Return what was built under a label, or build it."""
+        ...
+
+    def offer(self, candidate: Candidate, *, prefer: Prefer, limit: float | None, place: str = "") -> None:
+        """Take a measured candidate into the report."""
+        ...
+
+    def within(self, place: str) -> CandidateLog:
+        """Return a log for a pass that makes a part of candidates: it can't choose the result."""
+        ...
+
+    def choose(self, candidate: Candidate, *, place: str = "") -> None:
+        """Note that a candidate of a pass became the model."""
+        ...
+
+
+class Cache(Protocol[T]):
+    """Values by key, see `activations.calibration.CalibrationCache`."""
+
+    def get(self, key: str) -> T:
+        """Return the value of a key, an empty one where nothing is known."""
+        ...
+
+    def put(self, key: str, value: T, /) -> None:
+        """Keep a value under a key."""
+        ...
+
+
 def any_node(node: ir.Node) -> bool:  # noqa: ARG001 - as its signature is wanted
     """Select every node; can be pickled."""
     return True
@@ -209,7 +238,7 @@ class Context:
     """The user's data, already fitted to the model's inputs; empty without `--data`."""
     state: Mapping[str, str] = field(default_factory=dict)
     """Input -> output whose value it gets from the run before, for `feeds` that are steps of a recurrent model."""
-    calibrations: Store | None = None
+    calibrations: Cache[Any] | None = None
     """What activations were found to take, kept through all attempts of a run."""
     memo: Memo | None = None
     """Set by the pipeline, for the model that it lets the passes edit."""
@@ -217,7 +246,7 @@ class Context:
     target: str = "cpu"
     judge: Judge | None = None
     """Measures candidates; None where the whole model can't be run or nothing is to be measured (a plan)."""
-    archive: Archive | None = None
+    archive: CandidateLog | None = None
     """Where passes that measure several candidates hand them over; None where nothing is measured."""
     is_plan: bool = False
     """Whether only what would be done is asked for, so that nothing that takes long has to be done."""

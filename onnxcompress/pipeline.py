@@ -18,7 +18,8 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from .core import Action, Change, Context, Gate, Memo, Pass
+from .base.gate import Gate, Memo
+from .core import Action, Change, Context, Pass
 from .errors import OnnxCompressError, UsageError
 from .io import model_io
 

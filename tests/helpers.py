@@ -10,7 +10,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session as runtime
 
@@ -35,7 +35,7 @@ def with_constants(text: str, *, opset: int = 17, **arrays: np.ndarray) -> ir.Mo
 
 def op_types(model: ir.Model) -> list[str]:
     """Return the operator types of all nodes, bodies included, sorted."""
-    return sorted(node.op_type for node in graph.nodes(model))
+    return sorted(node.op_type for node in query.nodes(model))
 
 
 def run(model: ir.Model, feed: Mapping[str, Any], *, optimize: bool = False) -> dict[str, Any]:

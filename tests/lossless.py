@@ -10,8 +10,9 @@ import onnx.parser
 import onnx.shape_inference
 import onnx_ir as ir
 
-from onnxcompress.core import Action, Change, Context, Feed, Gate, Pass
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Change, Context, Feed, Pass
+from onnxcompress.graph import query
 from onnxcompress.runtime import session as runtime
 
 
@@ -39,7 +40,7 @@ def proto_of(model: ir.Model) -> onnx.ModelProto:
 
 def kinds(model: ir.Model) -> list[str]:
     """Return the operators of all nodes of all graphs, without Constant, in order."""
-    return [node.op_type for node in graph.nodes(model) if node.op_type != "Constant"]
+    return [node.op_type for node in query.nodes(model) if node.op_type != "Constant"]
 
 
 def run_plain(model: ir.Model, feed: Feed) -> dict[str, np.ndarray]:

@@ -21,11 +21,11 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 import onnxcompress as oc
 from onnxcompress.data import synthetic
 from onnxcompress.errors import DataError, ModelError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session as runtime
 from onnxcompress.shapes import infer as shapes
-from onnxcompress.shapes import symbolic_api
+from onnxcompress.shapes import symbolic
 
 ROOT = Path(__file__).parent.parent
 WEIGHT = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
@@ -146,7 +146,7 @@ def test_a_body_in_any_order_is_one_node(tmp_path):
     rounds = helper.make_tensor("n", TensorProto.INT64, [], [3])
     nodes = [helper.make_node("Loop", ["n", "", "x"], ["l"], body=body), helper.make_node("Neg", ["l"], ["y"])]
     model = model_io.load(_model(nodes, initializers=[rounds]))
-    assert [value.name for value in graph.reads(model.graph[0])] == ["n", "x", "x"]
+    assert [value.name for value in query.reads(model.graph[0])] == ["n", "x", "x"]
     oc.compress(model, recipe="fold", verify="regions")
 
 
@@ -175,7 +175,7 @@ def test_a_shape_that_its_numbers_do_not_fill():
     numbers = [helper.make_tensor(n, TensorProto.INT64, [3], v) for n, v in (("c", [3, 5, -1]), ("s", [3, 5, 2]))]
     nodes = [helper.make_node("Reshape", ["c", "s"], ["r"]), helper.make_node("Expand", ["x", "r"], ["y"])]
     model = model_io.load(_model(nodes, initializers=numbers))
-    (fact,) = (symbolic_api.interpret(model, shapes.infer(model)).of(value) for value in model.graph[0].outputs)
+    (fact,) = (symbolic.interpret(model, shapes.infer(model)).of(value) for value in model.graph[0].outputs)
     assert fact.content is None
 
 
@@ -188,7 +188,7 @@ def test_the_length_of_a_range_is_known(ends, expected):
     outputs = [("y", 7, None)]
     model = _model([helper.make_node("Range", [*"fld"], ["y"])], initializers=numbers, inputs=[], outputs=outputs)
     model = model_io.load(model)
-    (fact,) = (symbolic_api.interpret(model, shapes.infer(model)).of(value) for value in model.graph.outputs)
+    (fact,) = (symbolic.interpret(model, shapes.infer(model)).of(value) for value in model.graph.outputs)
     assert [size.as_int() for size in fact.dims] == [expected]
 
 

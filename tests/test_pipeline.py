@@ -7,8 +7,9 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from onnxcompress import pipeline
-from onnxcompress.core import Action, Change, Context, Gate, Memo, Need
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate, Memo
+from onnxcompress.core import Action, Change, Context, Need
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.verify.whole import WholeProof
 
@@ -42,10 +43,10 @@ class Rename:
                 continue
             if self.crash:
                 raise KeyError(name)
-            array = graph.constant(value) + (0.5 if name == self.spoil else 0)
-            new = graph.add_initializer(model.graph, graph.Names(model), f"done_{name}", array.astype(np.float32))
-            graph.replace_value(value, new)
-            graph.remove_initializer(value)
+            array = query.constant(value) + (0.5 if name == self.spoil else 0)
+            new = edit.add_initializer(model.graph, edit.Names(model), f"done_{name}", array.astype(np.float32))
+            edit.replace_value(value, new)
+            edit.remove_initializer(value)
             changes.append(Change(pass_name=self.name, target=name, action=Action.APPLIED, reason="copied"))
         return changes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..base import atomic_files
-from ..core import Action, Change
-from ..data import feed_facts
+from ..core import Action, Cache, Change, Progress
+from ..data import feeds as feed_facts
 from ..errors import DataError
 from ..io import model_io
 from ..io.tensors import chunks
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from ..core import Feed
 
-Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
 
 _JOINED = 16
 """Samples that are run together where the model allows it: more takes memory and no time off."""
@@ -91,7 +90,7 @@ class Calibration:
         ]
 
 
-class Store:
+class CalibrationCache:
     """Calibrations by the hashes of model and samples: in memory, and in files where a folder is given."""
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -126,7 +125,7 @@ def calibrate(
     names: Iterable[str],
     *,
     state: Mapping[str, str] | None = None,
-    store: Store | None = None,
+    store: Cache[Calibration] | None = None,
     threads: int = 1,
     memory_bytes: int = MEMORY_BYTES,
     progress: Progress = lambda _, items: iter(items),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import edit, query
 from ..io import model_io
 from ..shapes import infer as shapes
 
@@ -49,7 +49,7 @@ def expose(model: ir.Model, names: Iterable[str], *, keep: Iterable[str] = ()) -
         ModelError: the model has an If of an old opset, and can't be converted to a newer one.
     """
     copy = model_io.clone(model)
-    if graph.opset(copy) < _UNION_OPSET and any(graph.is_op(node, "If") for node in graph.nodes(copy)):
+    if query.opset(copy) < _UNION_OPSET and any(query.is_op(node, "If") for node in query.nodes(copy)):
         copy = model_io.convert_opset(copy, _UNION_OPSET)
     return _Exposer(copy).expose(list(dict.fromkeys(names)), frozenset(keep))
 
@@ -61,13 +61,13 @@ class _RefusedError(Exception):
 class _Exposer:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        self._names = graph.Names(model)
+        self._names = edit.Names(model)
         self._shapes: shapes.Shapes | None = None
         self._parents: dict[int, ir.Node] = {}
         self._found: dict[str, list[tuple[ir.Value, ir.Graph]]] = {}
-        for body in graph.graphs_outside_functions(model):
+        for body in query.graphs_outside_functions(model):
             for node in body:
-                self._parents.update({id(inner): node for inner in graph.bodies(node)})
+                self._parents.update({id(inner): node for inner in query.bodies(node)})
             values = [*body.inputs, *(output for node in body for output in node.outputs)]
             for value in values:
                 if value.name:
@@ -96,16 +96,16 @@ class _Exposer:
         if not found:
             raise _RefusedError("no such value outside of local functions")
         value, home = found[0]
-        if graph.constant_tensor(value) is not None:
+        if query.constant_tensor(value) is not None:
             raise _RefusedError("it is a constant")
         if home is self.model.graph and value.is_graph_input():
             raise _RefusedError("it is an input")
         sometimes = False
         while home is not self.model.graph:
             node = self._parents[id(home)]
-            if graph.is_op(node, "If"):
+            if query.is_op(node, "If"):
                 value, sometimes = self._through_if(node, home, value, name), True
-            elif not graph.is_op(node, "Loop", "Scan"):
+            elif not query.is_op(node, "Loop", "Scan"):
                 raise _RefusedError(f"it is in a body of {node.op_type}")
             elif sometimes:
                 raise _RefusedError("not every round of a loop computes it")
@@ -121,7 +121,7 @@ class _Exposer:
         dtype = self._shapes.dtype(value) or self._shapes.dtype(self._found[name][0][0])
         if dtype is None:
             raise _RefusedError("its type is not known, which the branch without it needs")
-        for body in graph.bodies(node):
+        for body in query.bodies(node):
             if body is home:
                 body.outputs.append(self._own(body, value))
             else:
@@ -135,7 +135,7 @@ class _Exposer:
     def _through_loop(self, node: ir.Node, home: ir.Graph, value: ir.Value) -> ir.Value:
         home.outputs.append(self._own(home, value))
         for name in ("scan_output_axes", "scan_output_directions"):
-            axes = graph.attribute(node, name)
+            axes = query.attribute(node, name)
             if axes is not None:
                 node.attributes[name] = ir.AttrInt64s(name, [*axes, 0])
         return self._new_output(node, value)
@@ -164,4 +164,4 @@ class _Exposer:
         outputs.extend(wanted)
         for value in before:
             if value not in wanted:
-                graph.remove_unread(value)
+                edit.remove_unread(value)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core import Progress
 from ..numerics.linear.patches import choose
 from ..numerics.quantization.histograms import ChannelExtremes
-from .observe import Progress, observe
+from .observe import observe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,7 +59,7 @@ class LayerRows:
         return np.concatenate(self._rows, axis=1)
 
 
-class _All:
+class _AllRows:
     """Hands a value on to every layer that reads it."""
 
     def __init__(self) -> None:
@@ -90,8 +91,8 @@ def sample_rows(
     step = max(1, -(-len(feeds) // _SAMPLES))
     chosen = [feeds[index] for index in range(0, len(feeds), step)]
     found = {id(layer.node): LayerRows(layer, runs=len(chosen), seed=seed) for layer in layers}
-    by_value: dict[str, _All] = {}
+    by_value: dict[str, _AllRows] = {}
     for taker in found.values():
-        by_value.setdefault(taker.layer.x.name or "", _All()).takers.append(taker)
+        by_value.setdefault(taker.layer.x.name or "", _AllRows()).takers.append(taker)
     observe(model, chosen, by_value, state=state, progress=progress)
     return found

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from ..data import feed_facts
+from ..core import Progress
+from ..data import feeds as feed_facts
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
 from ..runtime import session as runtime
 from ..shapes import count as counting
@@ -27,7 +28,6 @@ from . import expose
 if TYPE_CHECKING:
     from ..core import Feed
 
-Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
 
 MEMORY_BYTES = 512 << 20
 """Values of one feed that are taken out in one run, at most, where they can be taken out in turns."""
@@ -44,7 +44,7 @@ class Collector(Protocol):
         ...
 
 
-class Watch:
+class ActivationTap:
     """A model opened in the runtime so that a run gives some of its inner values.
 
     Args:
@@ -126,7 +126,7 @@ def stream(
     Raises:
         ModelError: a value can't be observed, or the runtime fails.
     """
-    watch = Watch(model, names, state=state, threads=threads)
+    watch = ActivationTap(model, names, state=state, threads=threads)
     for feed in progress("Observing", feeds) if isinstance(feeds, Sequence) else feeds:
         yield watch.run(feed)
 
@@ -156,7 +156,7 @@ def observe(
         feeds = list(feeds)
     refused: dict[str, str] = {}
     for names in parts:
-        watch = Watch(model, names, state=state, threads=threads, skip_refused=True)
+        watch = ActivationTap(model, names, state=state, threads=threads, skip_refused=True)
         refused.update(watch.refused)
         for feed in progress("Observing", feeds) if isinstance(feeds, Sequence) else feeds:
             for name, array in watch.run(feed).items():
@@ -205,7 +205,7 @@ def divided(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], memory
     if feeds:
         largest = feed_facts.largest(feeds)
         sizes = {name: 4 * math.prod(dims) for name, dims in counting.resolve_shapes(model, largest).items()}
-    order = {output.name: place for place, node in enumerate(graph.nodes(model)) for output in node.outputs}
+    order = {output.name: place for place, node in enumerate(query.nodes(model)) for output in node.outputs}
     unknown = max((sizes[name] for name in names if name in sizes), default=0)
     groups: list[list[str]] = [[]]
     filled = 0

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
 from ..runtime import session as runtime
 
@@ -88,7 +88,7 @@ class Frontier:
         values |= {v.name: v for node in self._model.graph for v in node.outputs if v.name}
         leaves = {value for name, value in values.items() if name in known}
         nodes = _cone([values[name] for name in outputs], leaves)
-        read = [value for node in nodes for value in graph.reads(node)]
+        read = [value for node in nodes for value in query.reads(node)]
         given = [value for value in dict.fromkeys(read) if value in leaves and value.name in source]
         weights = [value for value in dict.fromkeys(read) if value.is_initializer() and value not in leaves]
         order = {node: place for place, node in enumerate(self._model.graph)}
@@ -119,13 +119,13 @@ def _cone(values: Sequence[ir.Value], leaves: set[ir.Value] | None = None) -> se
         node = None if leaves is not None and value in leaves else value.producer()
         if node is not None and node not in found:
             found.add(node)
-            pending += graph.reads(node)
+            pending += query.reads(node)
     return found
 
 
 def _between(done: set[ir.Node], needed: set[ir.Node], asked: Sequence[ir.Value]) -> list[ir.Value]:
     """Return what needed nodes that are not done, or a later question, read of what is done or given."""
-    read = [value for node in needed - done for value in graph.reads(node)]
+    read = [value for node in needed - done for value in query.reads(node)]
     return [v for v in dict.fromkeys([*asked, *read]) if v.producer() in done or v.is_graph_input()]
 
 
@@ -133,6 +133,6 @@ def _fixed(model: ir.Model) -> set[ir.Value]:
     """Return the values that depend on constants only."""
     found: set[ir.Value] = set()
     for node in model.graph:
-        if all(v.is_initializer() or v in found for v in graph.reads(node)):
+        if all(v.is_initializer() or v in found for v in query.reads(node)):
             found.update(node.outputs)
     return found

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from .relations import Axis, Ids, Pin
 from .solve import incidences
+from .types import Axis, Ids, Pin
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Amount:
         return [axis for axis in self.axes if not isinstance(axis, Pin)]
 
 
-class Tally:
+class ChannelCount:
     """Counts down parameters and MACs as groups are taken out; made by `Channels.tally`.
 
     Args:

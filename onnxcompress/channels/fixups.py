@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import edit, query
 
 if TYPE_CHECKING:
-    from .relations import Ids
+    from .types import Ids
 
 Keeps = Callable[["Ids"], np.ndarray]
 """ids int64 [n] -> bool [n]: whether each index stays."""
@@ -26,7 +26,7 @@ class Edits:
     """What a fix works with: which ids stay, and unique names for what it adds."""
 
     keeps: Keeps
-    names: graph.Names
+    names: edit.Names
 
     def is_cut(self, ids: Ids) -> bool:
         """Say whether one of the ids goes."""
@@ -38,13 +38,13 @@ class Edits:
 
     def set_input(self, node: ir.Node, port: int, numbers: np.ndarray) -> None:
         """Give a node whole numbers of its own as a constant input; others may read what it read before."""
-        hint = f"{graph.label(node)}_{port}"
-        _set_input(node, port, graph.add_initializer(graph.home(node), self.names, hint, numbers))
+        hint = f"{query.label(node)}_{port}"
+        _set_input(node, port, edit.add_initializer(query.home(node), self.names, hint, numbers))
 
     def overwrite(self, node: ir.Node, port: int, numbers: Mapping[int, int], length: int) -> None:
         """Put numbers into places of a vector of `length` that a node reads: a constant of its own, or a Where."""
         value = node.inputs[port]
-        known = graph.constant(value)
+        known = query.constant(value)
         if known is not None:
             vector = known.copy()
             vector[list(numbers)] = list(numbers.values())
@@ -52,7 +52,7 @@ class Edits:
         elif length == len(numbers):
             self.set_input(node, port, np.array([numbers[place] for place in range(length)], np.int64))
         else:
-            where = graph.insert_before(node, self.names, "Where", [*_overwrite(node, numbers, length, self), value])
+            where = edit.insert_before(node, self.names, "Where", [*_overwrite(node, numbers, length, self), value])
             _set_input(node, port, where.outputs[0])
 
 
@@ -63,7 +63,7 @@ def _set_input(node: ir.Node, port: int, value: ir.Value | None) -> None:
     old = node.inputs[port]
     node.replace_input_with(port, value)
     if old is not None:
-        graph.remove_unread(old)
+        edit.remove_unread(old)
 
 
 class Fix(Protocol):
@@ -132,9 +132,9 @@ def _overwrite(node: ir.Node, numbers: Mapping[int, int], length: int, edits: Ed
     mask, others = np.zeros(length, bool), np.zeros(length, np.int64)
     for place, number in numbers.items():
         mask[place], others[place] = True, number
-    hint, owner = graph.label(node), graph.home(node)
+    hint, owner = query.label(node), query.home(node)
     return [
-        graph.add_initializer(owner, edits.names, f"{hint}_{name}", array)
+        edit.add_initializer(owner, edits.names, f"{hint}_{name}", array)
         for name, array in (("is_cut", mask), ("sizes", others))
     ]
 
@@ -156,13 +156,13 @@ class Frozen:
         if not cut or not uses:
             return
         inputs = [*_overwrite(self.node, cut, self.length, edits), output]
-        where = graph.put_after(self.node, edits.names, "Where", inputs)
+        where = edit.put_after(self.node, edits.names, "Where", inputs)
         for use in uses:
             use.node.replace_input_with(use.idx, where.outputs[0])
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class PartSizes:
     """A Split: the lengths of its outputs."""
 
     node: ir.Node
@@ -183,7 +183,7 @@ class Parts:
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
+class WindowSizes:
     """A Slice takes the indices from `start` to `stop` of an axis; `place` of `count` in its vectors is that axis's."""
 
     node: ir.Node
@@ -201,7 +201,7 @@ class Window:
         for port, (name, until) in enumerate({"starts": self.start, "ends": self.stop}.items(), start=1):
             number = int(stays[:until].sum())
             if name in self.node.attributes:
-                old = graph.integers(self.node, name) or []
+                old = query.integers(self.node, name) or []
                 self.node.attributes[name] = ir.AttrInt64s(name, [*old[:place], number, *old[place + 1 :]])
             else:
                 edits.overwrite(self.node, port, {place: number}, count)
@@ -223,12 +223,12 @@ class Picks:
             return
         position = np.cumsum(stays) - 1
         left = position[self.picks[stays[self.picks]]] if self.picks.ndim else position[self.picks]
-        if graph.is_op(self.node, "Gather"):
+        if query.is_op(self.node, "Gather"):
             edits.set_input(self.node, 1, np.asarray(left, np.int64))
             return
-        hint = f"{graph.label(self.node)}_indices"
-        indices = graph.add_initializer(graph.home(self.node), edits.names, hint, np.asarray(left, np.int64))
-        graph.turn_into(self.node, "Gather", [self.node.inputs[0], indices], {"axis": self.axis})
+        hint = f"{query.label(self.node)}_indices"
+        indices = edit.add_initializer(query.home(self.node), edits.names, hint, np.asarray(left, np.int64))
+        edit.turn_into(self.node, "Gather", [self.node.inputs[0], indices], {"axis": self.axis})
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
-from ..graph import edit as graph
+from ..graph import query
 from ..ops import table as ops
 from ..shapes import count as counting
 from . import trace
-from .count import Amount, Tally
-from .relations import Axis, Cost, Flow, Ids, Made, Pin, Read
+from .count import Amount, ChannelCount
+from .relations import Relations
 from .solve import Solved, solve
+from .types import Axis, Cost, Ids, Made, Pin, Read
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -59,7 +60,7 @@ class Use:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class ChannelGroup:
     """What goes together.
 
     Args:
@@ -93,7 +94,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Reach:
+class Prunable:
     """How much of a model channel pruning can reach, one group or many; `kept` says what keeps the rest.
 
     Args:
@@ -118,7 +119,7 @@ class Reach:
 class Channels:
     """The groups of one model; made by `find_groups`. It holds until the model is edited."""
 
-    def __init__(self, model: ir.Model, flow: Flow, solved: Solved) -> None:
+    def __init__(self, model: ir.Model, flow: Relations, solved: Solved) -> None:
         self.model = model
         self._flow = flow
         self._solved = solved
@@ -145,7 +146,7 @@ class Channels:
         return (axis for axes in self.constants.values() for axis in axes if not isinstance(axis, Pin))
 
     @property
-    def flow(self) -> Flow:
+    def flow(self) -> Relations:
         """What the walk has collected: fixes, reads, axes of every value."""
         return self._flow
 
@@ -173,7 +174,7 @@ class Channels:
         return [(int(groups[start]), part) for start, part in zip(starts, np.split(indices, starts[1:]), strict=False)]
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ChannelGroup]:
         """All groups, in the order of the graph."""
         count = len(self)
         slices: list[list[Slice]] = [[] for _ in range(count)]
@@ -194,7 +195,7 @@ class Channels:
                 inexact[group][node] = None
         parameters, macs = self._alone(self._sizes), self._alone(self._costs)
         return [
-            Group(
+            ChannelGroup(
                 id=i,
                 slices=tuple(slices[i]),
                 reads=tuple(reads[i]),
@@ -236,14 +237,14 @@ class Channels:
             of_node.setdefault(cost.node, []).append(cost)
         found: list[Amount] = []
         for node, macs in ops.node_macs(self.model, self._flow.dims):
-            where = graph.label(node)
+            where = query.label(node)
             if node not in of_node:
                 pin = Pin(where, f"the channels of {node.op_type} are not followed")
                 found.append(Amount(where, macs or 0, (pin,)))
             found += [Amount(where, (macs or 0) * c.share, (*c.axes, *c.pins)) for c in of_node.get(node, ())]
         return found
 
-    def tally(self, *, weigh: Callable[[str], float] | None = None) -> Tally:
+    def tally(self, *, weigh: Callable[[str], float] | None = None) -> ChannelCount:
         """Return a count of what is left, from which groups can be taken one after the other.
 
         Args:
@@ -253,7 +254,7 @@ class Channels:
         if weigh is not None:
             costs = [Amount(each.where, each.number * weigh(each.where), each.axes) for each in costs]
         axes = [axis for found in self._flow.axes.values() for axis in found if not isinstance(axis, Pin)]
-        return Tally(self.members, self._solved.classes, axes, self._sizes, costs)
+        return ChannelCount(self.members, self._solved.classes, axes, self._sizes, costs)
 
     def empties(self, removed: Collection[int]) -> list[str]:
         """Return the values of which an axis would have no index left when these groups go."""
@@ -266,7 +267,7 @@ class Channels:
         }
         return [str(value.name) for axis, value in arrays.values() if not keeps(axis).any()]
 
-    def reach(self) -> Reach:
+    def reach(self) -> Prunable:
         """Say how much of the model channel pruning can reach, and what keeps the rest."""
         inexact = np.zeros(len(self), bool)
         for ids, _ in self._flow.inexact:
@@ -294,7 +295,7 @@ class Channels:
             for reason, found in kept.items()
         ]
         (parameters, cut, sure), (macs, macs_cut, macs_sure) = totals
-        return Reach(
+        return Prunable(
             parameters=round(parameters),
             parameters_cut=round(cut),
             parameters_exact=round(sure),

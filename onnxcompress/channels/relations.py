@@ -15,91 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..graph import edit as graph
+from ..graph import query
+from .types import FIRST_WHERE, ITSELF, Axis, Cost, Ids, Made, Pin, Product, Read, UnfollowedError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..shapes.symbolic_api import Facts
+    from ..shapes.facts import Facts
     from .fixups import Fix
 
 
-@dataclass(frozen=True, eq=False)
-class Pin:
-    """Why indices of an axis can't be cut, and the node (or graph input) where that was found.
-
-    `by_nature`: such an axis is never cut, in any graph (positions, kernels, a single index).
-    """
-
-    where: str
-    reason: str
-    by_nature: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
-
-
-Ids = np.ndarray
-"""int64 [n]: the channel id of each index of an axis."""
-Axis = Ids | Pin
-
-FIRST_WHERE = 9
-"""Opset from which a computed number can be overwritten."""
-
-ITSELF = -1
-"""The port of a `Read` of what the node has made itself: the state of a recurrent layer, queries and keys."""
-
-
-class UnfollowedError(Exception):
-    """A node whose channels can't be followed; the message is the reason, for a report."""
-
-
-@dataclass(frozen=True, eq=False)
-class Read:
-    """A node sums over an axis of what it reads through `port`; `weight` is the constant that it multiplies with.
-
-    `weight` is None where that is a computed value; `weight_axis` is the axis of it that is summed over.
-    """
-
-    node: ir.Node
-    port: int
-    axis: int
-    ids: Ids
-    weight: ir.Value | None = None
-    weight_axis: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Made:
-    """A node makes the channels of an axis of its first output; see `Read` for `weight`."""
-
-    node: ir.Node
-    axis: int
-    ids: Ids
-    weight: ir.Value | None = None
-    weight_axis: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """Each id of `flat` goes if one of the ids beside it in `factors` goes; all are int64 [n]."""
-
-    flat: Ids
-    factors: tuple[Ids, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Cost:
-    """A share of a node's MACs that is proportional to the number of indices left in each of the axes."""
-
-    node: ir.Node
-    share: float
-    axes: tuple[Ids, ...]
-    pins: tuple[Pin, ...] = ()
-
-
 @dataclass(eq=False)
-class Flow:
+class Relations:
     """Everything that the walk over a graph collects.
 
     Args:
@@ -157,11 +84,11 @@ class Flow:
         """
         if value in self.axes:
             return self.axes[value]
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is None:
             return None
         single = Pin(str(value.name), "has one index", by_nature=True)
-        axes: list[Axis] = [single if n < 2 else self.fresh(n) for n in graph.dims(tensor)]
+        axes: list[Axis] = [single if n < 2 else self.fresh(n) for n in query.dims(tensor)]
         self.axes[value] = self.constants[value] = axes
         return axes
 
@@ -187,14 +114,14 @@ class Flow:
         return one
 
 
-class Step:
+class NodeContext:
     """One node, as its link function sees it.
 
     A link function asks for the axes of each input that it follows, relates them, and returns the axes of the
     outputs. Inputs that it does not ask for are pinned.
     """
 
-    def __init__(self, node: ir.Node, flow: Flow) -> None:
+    def __init__(self, node: ir.Node, flow: Relations) -> None:
         self.node = node
         self.flow = flow
         self.followed: set[int] = set()
@@ -218,7 +145,7 @@ class Step:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Return an attribute's value."""
-        return graph.attribute(self.node, name, default)
+        return query.attribute(self.node, name, default)
 
     def text(self, name: str, default: str) -> str:
         """Return an attribute that is a string."""
@@ -262,7 +189,7 @@ class Step:
             content = self.flow.always.content(self.node.inputs[port])
             found = None if content is None else content.numbers()
         else:
-            found = graph.integers(self.node, name, default=default)
+            found = query.integers(self.node, name, default=default)
         if found is None:
             raise UnfollowedError(f"{name} are computed at run time")
         return found
@@ -323,11 +250,11 @@ class Step:
     def constant(self, port: int) -> ir.Value | None:
         """Return an input that no run changes, None for all others."""
         value = self.value(port)
-        return value if graph.constant_tensor(value) is not None else None
+        return value if query.constant_tensor(value) is not None else None
 
     def pinned(self, reason: str, *, by_nature: bool = False) -> Pin:
         """Return a pin with this node as its place."""
-        return Pin(graph.label(self.node), reason, by_nature)
+        return Pin(query.label(self.node), reason, by_nature)
 
     def single(self) -> Pin:
         """Return what stands for an axis of one index."""

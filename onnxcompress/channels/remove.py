@@ -11,10 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import OnnxCompressError
-from ..graph import edit as graph
+from ..graph import edit, query
 from .fixups import Edits, Keeps
 from .groups import Channels
-from .relations import Axis, Pin, Read
+from .types import Axis, Pin, Read
 
 
 def cut(channels: Channels, removed: Collection[int]) -> None:
@@ -33,9 +33,9 @@ def cut(channels: Channels, removed: Collection[int]) -> None:
             hint="Ask Tally.allows before each group",
         )
     keeps = channels.keeps(removed)
-    edits = Edits(keeps, graph.Names(channels.model))
+    edits = Edits(keeps, edit.Names(channels.model))
     for value, axes in channels.flow.axes.items():
-        if graph.constant_tensor(value) is None and not value.is_graph_input() and _is_cut(axes, keeps):
+        if query.constant_tensor(value) is None and not value.is_graph_input() and _is_cut(axes, keeps):
             value.shape = None
     for value, axes in channels.constants.items():
         _compress(value, axes, keeps)
@@ -49,7 +49,7 @@ def mask(channels: Channels, removed: Collection[int]) -> None:
     Where a group's `inexact` is empty, the outputs are those of the model after `cut`.
     """
     keeps = channels.keeps(removed)
-    edits = Edits(keeps, graph.Names(channels.model))
+    edits = Edits(keeps, edit.Names(channels.model))
     inputs = [None if read.weight is not None else read.node.inputs[read.port] for read in channels.flow.reads]
     for read, value in zip(channels.flow.reads, inputs, strict=True):
         if read.weight is not None:
@@ -67,7 +67,7 @@ def _is_cut(axes: list[Axis], keeps: Keeps) -> bool:
 def _compress(value: ir.Value, axes: list[Axis], keeps: Keeps) -> None:
     """Take out of a constant what goes of each of its axes."""
     stays = {place: keeps(axis) for place, axis in enumerate(axes) if not isinstance(axis, Pin)}
-    array = None if all(mask.all() for mask in stays.values()) else graph.constant(value)
+    array = None if all(mask.all() for mask in stays.values()) else query.constant(value)
     if array is None:
         return
     for place, mask in stays.items():
@@ -76,7 +76,7 @@ def _compress(value: ir.Value, axes: list[Axis], keeps: Keeps) -> None:
 
 
 def _zero(value: ir.Value, axis: int, stays: np.ndarray) -> None:
-    array = graph.constant(value)
+    array = query.constant(value)
     if array is None:
         return
     shape = [1] * array.ndim
@@ -88,7 +88,7 @@ def _store(value: ir.Value, array: np.ndarray) -> None:
     """Replace the data of a constant, whether an initializer or the output of a Constant node."""
     node = value.producer()
     if node is None:
-        graph.set_weight(value, array)
+        edit.set_weight(value, array)
         return
     tensor = ir.tensor(array, name=value.name)
     node.attributes.clear()
@@ -100,11 +100,11 @@ def _insert_mask(read: Read, value: ir.Value, channels: Channels, edits: Edits) 
     """Multiply what stands at an input, once `value`, by one for what stays and by zero for what goes along an axis."""
     rank, dtype = channels.flow.rank(value), channels.flow.dtype(value)
     if rank is None or dtype is None:
-        raise OnnxCompressError(f"the type of {value.name} is not known", where=graph.label(read.node))
+        raise OnnxCompressError(f"the type of {value.name} is not known", where=query.label(read.node))
     shape = [1] * rank
     shape[read.axis] = -1
     factor = edits.keeps(read.ids).astype(dtype).reshape(shape)
-    hint = f"{graph.label(read.node)}_mask"
-    made = graph.add_initializer(graph.home(read.node), edits.names, hint, factor)
-    product = graph.insert_before(read.node, edits.names, "Mul", [read.node.inputs[read.port], made], hint=hint)
+    hint = f"{query.label(read.node)}_mask"
+    made = edit.add_initializer(query.home(read.node), edits.names, hint, factor)
+    product = edit.insert_before(read.node, edits.names, "Mul", [read.node.inputs[read.port], made], hint=hint)
     read.node.replace_input_with(read.port, product.outputs[0])

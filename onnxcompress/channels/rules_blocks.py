@@ -8,14 +8,15 @@ from collections.abc import Callable
 import numpy as np
 
 from .fixups import Attribute, Count, Default
-from .relations import Axis, Pin, Step, UnfollowedError
+from .relations import NodeContext
 from .rules_linear import Outs, broadcast, conv
+from .types import Axis, Pin, UnfollowedError
 
 
-def recurrent(gates: int) -> Callable[[Step], Outs]:
+def recurrent(gates: int) -> Callable[[NodeContext], Outs]:
     """Return the links of LSTM, GRU or RNN: a unit goes from every gate, every direction, state and bias."""
 
-    def links(step: Step) -> Outs:
+    def links(step: NodeContext) -> Outs:
         if step.attribute("layout", 0):
             raise UnfollowedError("its batch comes first")
         data, weight, recurrence = (step.ranked(port, 3) for port in range(3))
@@ -43,7 +44,7 @@ def recurrent(gates: int) -> Callable[[Step], Outs]:
     return links
 
 
-def fused_conv(step: Step) -> Outs:
+def fused_conv(step: NodeContext) -> Outs:
     """com.microsoft's FusedConv: a Conv, what is added to it, and an activation."""
     [out] = conv(step)
     if step.has(3):
@@ -55,7 +56,7 @@ def fused_conv(step: Step) -> Outs:
 class _Heads:
     """Queries, keys and values cut up into heads: whole heads go from all three, and dimensions from two at a time."""
 
-    def __init__(self, step: Step, heads: int, shared: int) -> None:
+    def __init__(self, step: NodeContext, heads: int, shared: int) -> None:
         self.step = step
         self.sizes = (shared, heads // shared)
 
@@ -72,7 +73,7 @@ class _Heads:
             self.step.fix(Count(self.step.node, name, axis))
 
 
-def attention(step: Step) -> Outs:
+def attention(step: NodeContext) -> Outs:
     """Attention: heads go from queries, keys and values; queries that share keys go with them."""
     node = step.node
     if step.has(4) or step.has(5) or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
@@ -114,12 +115,12 @@ def attention(step: Step) -> Outs:
     return [[q[0], head, q[2], v_inner]]
 
 
-def _keep_scale(step: Step, inner: Axis, depth: int) -> None:
+def _keep_scale(step: NodeContext, inner: Axis, depth: int) -> None:
     if not isinstance(inner, Pin) and not step.attribute("scale", 0.0):
         step.fix(Default(step.node, "scale", 1.0 / math.sqrt(depth), inner))
 
 
-def multi_head_attention(step: Step) -> Outs:
+def multi_head_attention(step: NodeContext) -> Outs:
     """com.microsoft's MultiHeadAttention, with queries, keys and values [batch, sequence, channels] of their own."""
     if not step.has(2) or step.has(6) or step.has(7) or len(step.node.outputs) > 1:
         raise UnfollowedError("it packs keys and values, or keeps those of the past")
@@ -142,7 +143,9 @@ def multi_head_attention(step: Step) -> Outs:
     return [[q[0], q[1], flat[2]]]
 
 
-def _own_heads(step: Step, heads: int, axes: tuple[Axis, Axis, Axis], widths: list[int]) -> tuple[Axis, Axis, Axis]:
+def _own_heads(
+    step: NodeContext, heads: int, axes: tuple[Axis, Axis, Axis], widths: list[int]
+) -> tuple[Axis, Axis, Axis]:
     """Relate queries, keys and values where each head has its own; return heads, dimensions, and the output."""
     cut = _Heads(step, heads, heads)
     of_q, q_inner = cut.others(axes[0], widths[0] // heads)
@@ -155,7 +158,7 @@ def _own_heads(step: Step, heads: int, axes: tuple[Axis, Axis, Axis], widths: li
     return of_q, q_inner, step.merged([of_q, v_inner], (heads, widths[2] // heads))
 
 
-def packed_attention(step: Step) -> Outs:
+def packed_attention(step: NodeContext) -> Outs:
     """com.microsoft's Attention, whose weight makes queries, keys and values at once."""
     if step.has(4) or len(step.node.outputs) > 1 or step.attribute("do_rotary", 0):
         raise UnfollowedError("it keeps keys and values of the past, or rotates")
@@ -181,7 +184,7 @@ def packed_attention(step: Step) -> Outs:
     return [[data[0], data[1], made]]
 
 
-def rotary(step: Step) -> Outs:
+def rotary(step: NodeContext) -> Outs:
     """RotaryEmbedding: heads pass, the dimensions within them are turned in pairs and kept."""
     axes, dims = list(step.axes(0)), step.dims(0)
     if len(axes) == 4:

@@ -7,23 +7,24 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..graph import edit as graph
+from ..graph import query
 from ..numerics.polynomials import Size
-from .fixups import Frozen, Parts, Picks, Sizes, Window
-from .relations import FIRST_WHERE, Axis, Ids, Pin, Step, UnfollowedError
+from .fixups import Frozen, PartSizes, Picks, Sizes, WindowSizes
+from .relations import NodeContext
 from .rules_linear import Outs
+from .types import FIRST_WHERE, Axis, Ids, Pin, UnfollowedError
 
 LAST_SPLIT_ATTRIBUTE = 12
 
 
-def transpose(step: Step) -> Outs:
+def transpose(step: NodeContext) -> Outs:
     """Transpose: the axes in another order."""
     axes = step.axes(0)
     order = step.attribute("perm") or range(len(axes))[::-1]
     return [[axes[place] for place in order]]
 
 
-def concat(step: Step) -> Outs:
+def concat(step: NodeContext) -> Outs:
     """Concat: ids one after the other along the axis, the other axes united."""
     ports = [port for port in range(len(step.node.inputs)) if step.has(port)]
     out, parts = list(step.axes(ports[0])), []
@@ -38,7 +39,7 @@ def concat(step: Step) -> Outs:
     return [out]
 
 
-def joined(step: Step, parts: Sequence[tuple[Axis, int]]) -> Axis:
+def joined(step: NodeContext, parts: Sequence[tuple[Axis, int]]) -> Axis:
     """Return ids one after the other; each part is (axis, length)."""
     pins = [axis for axis, _ in parts if isinstance(axis, Pin)]
     if len(pins) == len(parts):
@@ -46,7 +47,7 @@ def joined(step: Step, parts: Sequence[tuple[Axis, int]]) -> Axis:
     return np.concatenate([step.array(axis, count) for axis, count in parts if count])
 
 
-def split(step: Step) -> Outs:
+def split(step: NodeContext) -> Outs:
     """Split: each output takes its indices; their numbers follow a cut."""
     axes, node = step.axes(0), step.node
     axis = step.positive(int(step.attribute("axis", 0)), len(axes))
@@ -54,15 +55,15 @@ def split(step: Step) -> Outs:
     ids = axes[axis]
     if isinstance(ids, Pin):
         return [axes for _ in node.outputs]
-    if step.has(1) and graph.constant_tensor(node.inputs[1]) is None:
+    if step.has(1) and query.constant_tensor(node.inputs[1]) is None:
         raise UnfollowedError("its lengths are computed at run time")
     ends = np.cumsum(lengths)
     parts = [ids[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-    step.fix(Parts(node, parts, step.flow.opset <= LAST_SPLIT_ATTRIBUTE))
+    step.fix(PartSizes(node, parts, step.flow.opset <= LAST_SPLIT_ATTRIBUTE))
     return [[*axes[:axis], part, *axes[axis + 1 :]] for part in parts]
 
 
-def slice_(step: Step) -> Outs:
+def slice_(step: NodeContext) -> Outs:
     """Slice: the indices that it takes; start and end follow a cut, and a stride becomes a list of positions."""
     axes, dims = list(step.axes(0)), step.dims(0)
     starts, ends = step.elements("starts", 1), step.elements("ends", 2)
@@ -82,7 +83,7 @@ def slice_(step: Step) -> Outs:
             raise UnfollowedError("it takes nothing")
         axes[axis] = ids[picks]
         if stride == 1:
-            step.fix(Window(step.node, (place, len(places)), ids, int(picks[0]), int(picks[-1]) + 1))
+            step.fix(WindowSizes(step.node, (place, len(places)), ids, int(picks[0]), int(picks[-1]) + 1))
         else:
             step.fix(Picks(step.node, axis, ids, picks))
     return [axes]
@@ -92,14 +93,14 @@ def _number(size: Size | None) -> int | None:
     return None if size is None else size.as_int()
 
 
-def gather(step: Step) -> Outs:
+def gather(step: NodeContext) -> Outs:
     """Gather: constant positions follow a cut of the axis; with computed ones the axis is kept."""
     axes, dims = step.axes(0), step.dims(0)
     axis = step.positive(int(step.attribute("axis", 0)), len(axes))
     ids = axes[axis]
     rank = len(step.dims(1))
     inner: list[Axis]
-    picks = graph.small_constant(step.node.inputs[1], most=1 << 20)
+    picks = query.small_constant(step.node.inputs[1], most=1 << 20)
     if isinstance(ids, Pin) or picks is None or picks.ndim > 1:
         pin = step.pin(ids, "its indices are looked up", by_nature=True)
         inner = [pin] * rank if picks is not None else list(step.axes(1))
@@ -116,7 +117,7 @@ def gather(step: Step) -> Outs:
     return [[*axes[:axis], *inner, *axes[axis + 1 :]]]
 
 
-def shape(step: Step) -> Outs:
+def shape(step: NodeContext) -> Outs:
     """Shape: what is computed from sizes stays as it is."""
     axes = step.axes(0)
     start, end = int(step.attribute("start", 0)), int(step.attribute("end", len(axes)))
@@ -130,7 +131,7 @@ def shape(step: Step) -> Outs:
     return [[step.pinned("is a shape")]]
 
 
-def squeeze(step: Step) -> Outs:
+def squeeze(step: NodeContext) -> Outs:
     """Squeeze: axes of one index go."""
     axes, dims = step.axes(0), step.dims(0)
     numbers = step.numbers("axes", 1, default=[])
@@ -142,7 +143,7 @@ def squeeze(step: Step) -> Outs:
     return [[axis for place, axis in enumerate(axes) if place not in gone]]
 
 
-def unsqueeze(step: Step) -> Outs:
+def unsqueeze(step: NodeContext) -> Outs:
     """Unsqueeze: axes of one index are put in."""
     axes = step.axes(0)
     numbers = step.numbers("axes", 1)
@@ -152,7 +153,7 @@ def unsqueeze(step: Step) -> Outs:
     return [[step.single() if place in new else next(left) for place in range(rank)]]
 
 
-def flatten(step: Step) -> Outs:
+def flatten(step: NodeContext) -> Outs:
     """Flatten: the axes before and behind `axis` are merged."""
     axes, dims = step.axes(0), step.dims(0)
     axis = int(step.attribute("axis", 1))
@@ -160,7 +161,7 @@ def flatten(step: Step) -> Outs:
     return [[step.merged(axes[:axis], dims[:axis]), step.merged(axes[axis:], dims[axis:])]]
 
 
-def reshape(step: Step) -> Outs:
+def reshape(step: NodeContext) -> Outs:
     """Reshape: runs of axes that hold the same elements before and after are merged, split, or both."""
     axes, dims, out_dims = step.axes(0), step.dims(0), step.out_dims()
     runs = list(_runs(dims, out_dims))
@@ -204,7 +205,7 @@ def _is_same(old: Sequence[Size], new: Sequence[Size]) -> bool:
     return math.prod(old, start=one) == math.prod(new, start=one)
 
 
-def _sized(step: Step, port: int, out: list[Axis], copied: Sequence[Axis]) -> None:
+def _sized(step: NodeContext, port: int, out: list[Axis], copied: Sequence[Axis]) -> None:
     """Let the sizes in input `port` follow the output's axes.
 
     -1 and 1 speak for themselves, and so does 0 where the axis of that place comes from `copied`.
@@ -225,7 +226,7 @@ def _sized(step: Step, port: int, out: list[Axis], copied: Sequence[Axis]) -> No
         step.fix(Sizes(step.node, port, entries, len(out)))
 
 
-def expand(step: Step) -> Outs:
+def expand(step: NodeContext) -> Outs:
     """Expand: axes that are stretched get ids of their own, and the target follows."""
     axes, dims, out_dims = step.axes(0), step.dims(0), step.out_dims()
     offset = len(out_dims) - len(axes)
@@ -239,7 +240,7 @@ def expand(step: Step) -> Outs:
     return [out]
 
 
-def constant_of_shape(step: Step) -> Outs:
+def constant_of_shape(step: NodeContext) -> Outs:
     """ConstantOfShape: its axes go with whatever they meet, and the sizes follow."""
     out = [_stretched(step, place, n) for place, n in enumerate(step.out_dims())]
     step.followed.add(0)
@@ -247,13 +248,13 @@ def constant_of_shape(step: Step) -> Outs:
     return [out]
 
 
-def _stretched(step: Step, place: int, count: int) -> Axis:
+def _stretched(step: NodeContext, place: int, count: int) -> Axis:
     if count < 2 or not step.is_static(step.node.outputs[0], place):
         return step.pinned("its size is computed at run time")
     return step.flow.fresh(count)
 
 
-def _sized_from_the_end(step: Step, port: int, out: list[Axis]) -> None:
+def _sized_from_the_end(step: NodeContext, port: int, out: list[Axis]) -> None:
     """Do as `_sized` does where the vector may be shorter than the output's shape."""
     [length] = step.dims(port)
     offset = len(out) - length
@@ -271,7 +272,7 @@ def _sized_from_the_end(step: Step, port: int, out: list[Axis]) -> None:
         step.fix(Sizes(step.node, port, entries, length))
 
 
-def tile(step: Step) -> Outs:
+def tile(step: NodeContext) -> Outs:
     """Tile: ids once more for every repetition."""
     out = list(step.axes(0))
     for place, (axis, times) in enumerate(zip(out, step.elements("repeats", 1), strict=True)):
@@ -282,7 +283,7 @@ def tile(step: Step) -> Outs:
     return [out]
 
 
-def pad(step: Step) -> Outs:
+def pad(step: NodeContext) -> Outs:
     """Pad: indices that are added stay; the others pass where the added ones don't copy them."""
     out = list(step.axes(0))
     numbers = step.elements("pads", 1)
@@ -300,7 +301,7 @@ def pad(step: Step) -> Outs:
     return [out]
 
 
-def resize(step: Step) -> Outs:
+def resize(step: NodeContext) -> Outs:
     """Resize: axes that keep their size pass."""
     odd = step.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     if odd or step.text("keep_aspect_ratio_policy", "stretch") != "stretch":
@@ -322,7 +323,7 @@ def resize(step: Step) -> Outs:
     return [out]
 
 
-def regions(step: Step) -> Outs:
+def regions(step: NodeContext) -> Outs:
     """RoiAlign: the channels of the image pass."""
     axes = step.axes(0)
     for axis in axes[2:]:
@@ -331,7 +332,7 @@ def regions(step: Step) -> Outs:
     return [[pin, axes[1], pin, pin]]
 
 
-def depth_to_space(step: Step) -> Outs:
+def depth_to_space(step: NodeContext) -> Outs:
     """DepthToSpace: blocks of the channel axis go to positions; a channel goes from all of them."""
     axes, dims, block = step.ranked(0, 4), step.dims(0), int(step.attribute("blocksize", 1)) ** 2
     channels = dims[1] // block
@@ -343,7 +344,7 @@ def depth_to_space(step: Step) -> Outs:
     return [[axes[0], made, *[step.pin(axis, "positions are regrouped") for axis in axes[2:]]]]
 
 
-def space_to_depth(step: Step) -> Outs:
+def space_to_depth(step: NodeContext) -> Outs:
     """SpaceToDepth: each channel comes once for every position of a block."""
     axes, dims, block = step.ranked(0, 4), step.dims(0), int(step.attribute("blocksize", 1)) ** 2
     made = step.merged([step.pinned("these were positions"), axes[1]], (block, dims[1]))

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .fixups import Count
-from .relations import Axis, Ids, Step, UnfollowedError
+from .relations import NodeContext
+from .types import Axis, Ids, UnfollowedError
 
 Outs = list[list[Axis]]
 """The axes of each output."""
 
 
-def broadcast(step: Step, dims: Sequence[int], operands: Iterable[tuple[Sequence[Axis], Sequence[int]]]) -> list[Axis]:
+def broadcast(
+    step: NodeContext, dims: Sequence[int], operands: Iterable[tuple[Sequence[Axis], Sequence[int]]]
+) -> list[Axis]:
     """Unite the axes of operands that are stretched to `dims`, numpy's way; each is (axes, sizes)."""
     found: list[Axis | None] = [None] * len(dims)
     for axes, sizes in operands:
@@ -27,18 +30,18 @@ def broadcast(step: Step, dims: Sequence[int], operands: Iterable[tuple[Sequence
     return [step.single() if axis is None else axis for axis in found]
 
 
-def elementwise(step: Step) -> Outs:
+def elementwise(step: NodeContext) -> Outs:
     """Unite the axes of all operands."""
     ports = [port for port in range(len(step.node.inputs)) if step.has(port)]
     return [broadcast(step, step.out_dims(), [(step.axes(p), step.dims(p)) for p in ports])]
 
 
-def unary(step: Step) -> Outs:
+def unary(step: NodeContext) -> Outs:
     """Hand the axes of the first input on; further inputs are numbers for the whole tensor."""
     return [step.axes(0)]
 
 
-def batch_statistics(step: Step) -> Outs:
+def batch_statistics(step: NodeContext) -> Outs:
     """BatchNormalization: scale, bias, mean and variance go with the channels."""
     if len([o for o in step.node.outputs if o.uses() or o.is_graph_output()]) > 1 or step.attribute("spatial", 1) == 0:
         raise UnfollowedError("it is in training mode, or normalises each position by itself")
@@ -53,7 +56,7 @@ def batch_statistics(step: Step) -> Outs:
 # Layers.
 
 
-def conv(step: Step) -> Outs:
+def conv(step: NodeContext) -> Outs:
     """Conv: new channels by axis 0 of the weight; depthwise and grouped ones tie blocks of both sides."""
     dims = step.dims(1)
     data, weight = step.ranked(0, len(dims)), step.axes(1)
@@ -73,7 +76,7 @@ def conv(step: Step) -> Outs:
     return [[data[0], made, *_window(step, len(data) - 2)]]
 
 
-def conv_transpose(step: Step) -> Outs:
+def conv_transpose(step: NodeContext) -> Outs:
     """ConvTranspose: new channels by axis 1 of the weight, which numbers them within a group."""
     dims = step.dims(1)
     data, weight = step.ranked(0, len(dims)), step.axes(1)
@@ -107,11 +110,11 @@ def conv_transpose(step: Step) -> Outs:
     return [[data[0], made, *_window(step, len(data) - 2)]]
 
 
-def _window(step: Step, count: int) -> list[Axis]:
+def _window(step: NodeContext, count: int) -> list[Axis]:
     return [step.pinned("a kernel slides over it", by_nature=True)] * count
 
 
-def _grouped(step: Step, data: Axis, out: Axis, inside: Axis, sizes: tuple[int, int, int]) -> Axis:
+def _grouped(step: NodeContext, data: Axis, out: Axis, inside: Axis, sizes: tuple[int, int, int]) -> Axis:
     """Relate the sides of a grouped Conv and return the output's channels.
 
     Either whole groups go, and their number falls, or the same places within every group: what makes smaller units.
@@ -133,14 +136,14 @@ def _grouped(step: Step, data: Axis, out: Axis, inside: Axis, sizes: tuple[int, 
     return made.reshape(-1)
 
 
-def _tied(step: Step, ids: Ids) -> Ids:
+def _tied(step: NodeContext, ids: Ids) -> Ids:
     """Unite the ids int64 [n, m] of each row and return one for each row."""
     for column in range(1, ids.shape[1]):
         step.unite(ids[:, 0], ids[:, column])
     return ids[:, 0]
 
 
-def gemm(step: Step) -> Outs:
+def gemm(step: NodeContext) -> Outs:
     """Gemm: rows of the left matrix and columns of the right one, summed over what they share."""
     left = 0 if step.attribute("transA", 0) else 1
     right = 1 if step.attribute("transB", 0) else 0
@@ -155,12 +158,12 @@ def gemm(step: Step) -> Outs:
     return [broadcast(step, dims, operands)]
 
 
-def matmul(step: Step) -> Outs:
+def matmul(step: NodeContext) -> Outs:
     """MatMul: batch axes united, the last axis of the left summed over with the last but one of the right."""
     return [_matmul(step, swap_left=False, swap_right=False)]
 
 
-def fused_matmul(step: Step) -> Outs:
+def fused_matmul(step: NodeContext) -> Outs:
     """com.microsoft's FusedMatMul: as `matmul`, either side transposed."""
     if step.attribute("transBatchA", 0) or step.attribute("transBatchB", 0):
         raise UnfollowedError("it transposes the batch")
@@ -168,7 +171,7 @@ def fused_matmul(step: Step) -> Outs:
     return [_matmul(step, swap_left=left, swap_right=right)]
 
 
-def _matmul(step: Step, *, swap_left: bool, swap_right: bool) -> list[Axis]:
+def _matmul(step: NodeContext, *, swap_left: bool, swap_right: bool) -> list[Axis]:
     a, b = step.axes(0), step.axes(1)
     row, left = _matrix_axes(len(a), swapped=swap_left)
     first, last = _matrix_axes(len(b), swapped=swap_right)
@@ -187,7 +190,7 @@ def _matmul(step: Step, *, swap_left: bool, swap_right: bool) -> list[Axis]:
     return [*batch, *kept, *made]
 
 
-def _both(step: Step) -> list[tuple[list[Axis], tuple[int, ...]]]:
+def _both(step: NodeContext) -> list[tuple[list[Axis], tuple[int, ...]]]:
     return [(step.axes(port), step.dims(port)) for port in (0, 1)]
 
 
@@ -198,7 +201,7 @@ def _matrix_axes(rank: int, *, swapped: bool) -> tuple[int | None, int]:
     return (rank - 1, rank - 2) if swapped else (rank - 2, rank - 1)
 
 
-def contract(step: Step, one: tuple[int, int], other: tuple[int, int]) -> None:
+def contract(step: NodeContext, one: tuple[int, int], other: tuple[int, int]) -> None:
     """Sum over two axes, each (input, axis): what goes from one goes from the other."""
     if step.constant(one[0]) is not None and step.constant(other[0]) is None:
         one, other = other, one

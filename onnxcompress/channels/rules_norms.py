@@ -6,13 +6,14 @@ A normalised axis may lose channels, but then the statistics of the others chang
 from __future__ import annotations
 
 from .fixups import Count
-from .relations import Axis, Step, UnfollowedError
+from .relations import NodeContext
 from .rules_linear import Outs, broadcast, contract
+from .types import Axis, UnfollowedError
 
 LAST_FLATTENING_SOFTMAX = 12
 
 
-def layer_norm(step: Step) -> Outs:
+def layer_norm(step: NodeContext) -> Outs:
     """LayerNormalization and RMSNormalization: scale and bias go with the normalised axes."""
     axes, dims = list(step.axes(0)), step.dims(0)
     first = step.positive(int(step.attribute("axis", -1)), len(axes))
@@ -22,7 +23,7 @@ def layer_norm(step: Step) -> Outs:
     return [axes, *[statistics] * (len(step.node.outputs) - 1)]
 
 
-def skip_layer_norm(step: Step) -> Outs:
+def skip_layer_norm(step: NodeContext) -> Outs:
     """com.microsoft's SkipLayerNormalization (and the simplified one): the sum of two inputs, normalised."""
     simplified = step.node.op_type.startswith("SkipSimplified")
     out = broadcast(step, step.dims(0), [(step.axes(port), step.dims(port)) for port in (0, 1)])
@@ -33,7 +34,7 @@ def skip_layer_norm(step: Step) -> Outs:
 
 
 def _normalised(
-    step: Step, axes: list[Axis], dims: tuple[int, ...], first: int, *, ports: tuple[int, ...]
+    step: NodeContext, axes: list[Axis], dims: tuple[int, ...], first: int, *, ports: tuple[int, ...]
 ) -> list[Axis]:
     operands = [(axes[first:], dims[first:])]
     operands += [(step.axes(port), step.dims(port)) for port in ports if step.has(port)]
@@ -43,7 +44,7 @@ def _normalised(
     return found
 
 
-def instance_norm(step: Step) -> Outs:
+def instance_norm(step: NodeContext) -> Outs:
     """InstanceNormalization: each channel by itself, over all positions."""
     axes = step.axes(0)
     for port in (1, 2):
@@ -53,7 +54,7 @@ def instance_norm(step: Step) -> Outs:
     return [axes]
 
 
-def group_norm(step: Step) -> Outs:
+def group_norm(step: NodeContext) -> Outs:
     """GroupNormalization: whole groups go, and their number falls."""
     axes, dims = list(step.axes(0)), step.dims(0)
     groups = int(step.attribute("num_groups", 1))
@@ -71,14 +72,14 @@ def group_norm(step: Step) -> Outs:
     return [axes]
 
 
-def unit_norm(step: Step) -> Outs:
+def unit_norm(step: NodeContext) -> Outs:
     """LpNormalization: channels that are zero take no part in the norm."""
     axes = step.axes(0)
     step.read(0, step.positive(int(step.attribute("axis", -1)), len(axes)))
     return [axes]
 
 
-def mean_variance_norm(step: Step) -> Outs:
+def mean_variance_norm(step: NodeContext) -> Outs:
     """MeanVarianceNormalization: as LayerNormalization over the axes that it names."""
     axes = step.axes(0)
     for number in step.attribute("axes", [0, 2, 3]):
@@ -86,7 +87,7 @@ def mean_variance_norm(step: Step) -> Outs:
     return [axes]
 
 
-def softmax(step: Step) -> Outs:
+def softmax(step: NodeContext) -> Outs:
     """Softmax and its kin: the axis that they compare along is kept, the others pass."""
     axes = step.axes(0)
     flattens = step.flow.opset <= LAST_FLATTENING_SOFTMAX
@@ -95,7 +96,7 @@ def softmax(step: Step) -> Outs:
     return [_kept(step, axes, range(first, until))]
 
 
-def along_axis(step: Step) -> Outs:
+def along_axis(step: NodeContext) -> Outs:
     """Keep the one axis that the operator works along, by default 0; the others pass to every output."""
     axes = step.axes(0)
     number = step.numbers("axis", 1) if step.node.op_type == "CumSum" else [int(step.attribute("axis", -1))]
@@ -103,7 +104,7 @@ def along_axis(step: Step) -> Outs:
     return [out] * len(step.node.outputs)
 
 
-def arg_extreme(step: Step) -> Outs:
+def arg_extreme(step: NodeContext) -> Outs:
     """ArgMax and ArgMin: the axis that is searched is kept and goes."""
     axes = step.axes(0)
     axis = step.positive(int(step.attribute("axis", 0)), len(axes))
@@ -111,23 +112,23 @@ def arg_extreme(step: Step) -> Outs:
     return [out if step.attribute("keepdims", 1) else out[:axis] + out[axis + 1 :]]
 
 
-def keep_matrix(step: Step) -> Outs:
+def keep_matrix(step: NodeContext) -> Outs:
     """Trilu: the last two axes are counted, the others pass."""
     axes = step.axes(0)
     return [_kept(step, axes, range(len(axes) - 2, len(axes)))]
 
 
-def neighbours(step: Step) -> Outs:
+def neighbours(step: NodeContext) -> Outs:
     """LRN: each channel is divided by its neighbours."""
     return [_kept(step, step.axes(0), [1])]
 
 
-def _kept(step: Step, axes: list[Axis], places: range | list[int]) -> list[Axis]:
+def _kept(step: NodeContext, axes: list[Axis], places: range | list[int]) -> list[Axis]:
     reason = f"{step.node.op_type} works along this axis"
     return [step.pin(axis, reason) if place in places else axis for place, axis in enumerate(axes)]
 
 
-def pool(step: Step) -> Outs:
+def pool(step: NodeContext) -> Outs:
     """Pooling: channels pass, positions are kept."""
     if len(step.node.outputs) > 1 and step.node.outputs[1].uses():
         raise UnfollowedError("its second output numbers positions across channels")
@@ -135,22 +136,22 @@ def pool(step: Step) -> Outs:
     return [_kept(step, axes, range(2, len(axes)))]
 
 
-def reduce_sum(step: Step) -> Outs:
+def reduce_sum(step: NodeContext) -> Outs:
     """Reduce to sums of values, magnitudes or squares: a channel that is zero adds nothing."""
     return _reduce(step, "sum")
 
 
-def reduce_mean(step: Step) -> Outs:
+def reduce_mean(step: NodeContext) -> Outs:
     """ReduceMean: the mean over fewer channels is another one."""
     return _reduce(step, "mean")
 
 
-def reduce_other(step: Step) -> Outs:
+def reduce_other(step: NodeContext) -> Outs:
     """Reductions in which a zero counts: the axis is kept."""
     return _reduce(step, "other")
 
 
-def _reduce(step: Step, kind: str) -> Outs:
+def _reduce(step: NodeContext, kind: str) -> Outs:
     axes = step.axes(0)
     numbers = step.numbers("axes", 1, default=[])
     reduced = {step.positive(number, len(axes)) for number in numbers}
@@ -172,7 +173,7 @@ def _reduce(step: Step, kind: str) -> Outs:
     return [out]
 
 
-def quantized(step: Step) -> Outs:
+def quantized(step: NodeContext) -> Outs:
     """QuantizeLinear and DequantizeLinear: scales and zero points of an axis go with it."""
     if step.attribute("block_size", 0):
         raise UnfollowedError("its scales are those of blocks")
@@ -186,7 +187,7 @@ def quantized(step: Step) -> Outs:
     return [axes]
 
 
-def einsum(step: Step) -> Outs:
+def einsum(step: NodeContext) -> Outs:
     """Einsum: axes of one letter are one; letters that the result lacks are summed over."""
     equation = step.text("equation", "").replace(" ", "")
     sides, _, result = equation.partition("->")

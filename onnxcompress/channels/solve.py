@@ -14,7 +14,8 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from .relations import Flow, Ids, Pin
+from .relations import Relations
+from .types import Ids, Pin
 
 _MOST_ROUNDS = 32
 """Products of products deeper than this are kept as they are."""
@@ -42,7 +43,7 @@ class Solved:
         return self.reasons[int(self.pins[index])]
 
 
-def solve(flow: Flow) -> Solved:
+def solve(flow: Relations) -> Solved:
     """Return which ids go together and which are kept, with the reason."""
     classes = _components(np.arange(flow.count), flow.unions)
     flat, factors = _stacked(flow)
@@ -84,7 +85,7 @@ def _components(classes: Ids, pairs: Sequence[tuple[Ids, Ids]]) -> Ids:
     return np.take(labels, classes)
 
 
-def _stacked(flow: Flow) -> tuple[Ids, Ids]:
+def _stacked(flow: Relations) -> tuple[Ids, Ids]:
     """Return all products as flat int64 [n] and factors int64 [n, k], -1 where there are fewer."""
     width = max((len(product.factors) for product in flow.products), default=0)
     flat = _joined([product.flat for product in flow.products])
@@ -150,7 +151,7 @@ def _without(goes: sparse.csr_array, columns: np.ndarray) -> sparse.csr_array:
     return sparse.csr_array((np.ones(int(left.sum()), bool), (entries.row[left], entries.col[left])), shape=goes.shape)
 
 
-def _whole_axes(flow: Flow, classes: Ids, goes: sparse.csr_array) -> tuple[Ids, list[Pin]]:
+def _whole_axes(flow: Relations, classes: Ids, goes: sparse.csr_array) -> tuple[Ids, list[Pin]]:
     """Return the atoms that are all of some axis, with which nothing would be left of it, and the reasons."""
     arrays = {
         id(axis): (axis, value) for value, axes in flow.axes.items() for axis in axes if not isinstance(axis, Pin)

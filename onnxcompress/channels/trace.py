@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from ..activations import observe
-from ..data import feed_facts
+from ..data import feeds as feed_facts
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
-from ..ops import table as ops
-from ..runtime.run_timeout import run_seconds
+from ..runtime.isolation import run_seconds
 from ..shapes import infer as shapes
-from ..shapes import symbolic_api
-from .relations import Axis, Flow, Pin, Step, UnfollowedError
+from ..shapes import symbolic
+from . import rules
+from .relations import NodeContext, Relations
+from .types import Axis, Pin, UnfollowedError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,15 +30,15 @@ RUN_BYTES = 64 << 20
 BRANCHES = ("then_branch", "else_branch")
 
 
-def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Flow:
+def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Relations:
     """Relate the channels of all values of the main graph and its bodies at the shapes of a feed.
 
     Names of values must be unique across bodies (`normalize` sees to that); what is not known pins.
     """
-    always = symbolic_api.interpret(model, shapes.infer(model))
+    always = symbolic.interpret(model, shapes.infer(model))
     sizes = feed_facts.dims(feed)
-    at = symbolic_api.interpret(model, shapes.infer_at(model, sizes)) if sizes else always
-    flow = Flow(at=at, always=always, opset=graph.opset(model))
+    at = symbolic.interpret(model, shapes.infer_at(model, sizes)) if sizes else always
+    flow = Relations(at=at, always=always, opset=query.opset(model))
     if feed and model_io.model_bytes(model) <= RUN_BYTES:
         _look(model, feed, flow)
     for value in model.graph.inputs:
@@ -48,7 +49,7 @@ def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Flow:
     return flow
 
 
-def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
+def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Relations) -> None:
     """Run the model once where shapes can't be inferred, to see those of the values that the run computes."""
     rounds = dict(_inner_values(model.graph, 0))
     unknown = {str(v.name): depth for v, depth in rounds.items() if depth < 2 and flow.dims(v) is None}
@@ -56,7 +57,7 @@ def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
         return
     limit = run_seconds(model_io.model_bytes(model), feed_facts.elements(feed))
     try:
-        seen = observe.Watch(model, unknown, skip_refused=True).run(feed, max_seconds=limit)
+        seen = observe.ActivationTap(model, unknown, skip_refused=True).run(feed, max_seconds=limit)
     except ModelError as error:
         log.info("shapes that can't be inferred stay unknown: %s", error)
         return
@@ -66,35 +67,35 @@ def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Flow) -> None:
 def _inner_values(body: ir.Graph, depth: int) -> Iterator[tuple[ir.Value, int]]:
     """Yield what nodes make, and in how many loops: in one, a run shows it with all rounds along a first axis."""
     for node in body:
-        if not graph.is_op(node, "Constant"):
+        if not query.is_op(node, "Constant"):
             yield from ((value, depth) for value in node.outputs if value.name)
-        for inner in graph.bodies(node):
-            yield from _inner_values(inner, depth if graph.is_op(node, "If") else depth + 1)
+        for inner in query.bodies(node):
+            yield from _inner_values(inner, depth if query.is_op(node, "If") else depth + 1)
 
 
-def _set_pinned(flow: Flow, value: ir.Value, pin: Pin) -> None:
+def _set_pinned(flow: Relations, value: ir.Value, pin: Pin) -> None:
     rank = flow.rank(value)
     if rank is not None:
         flow.axes[value] = [pin] * rank
 
 
-def _walk(body: ir.Graph, flow: Flow) -> None:
+def _walk(body: ir.Graph, flow: Relations) -> None:
     for node in body:
-        if not graph.is_op(node, "Constant"):
+        if not query.is_op(node, "Constant"):
             _step(node, flow)
 
 
-def _step(node: ir.Node, flow: Flow) -> None:
-    step = Step(node, flow)
+def _step(node: ir.Node, flow: Relations) -> None:
+    step = NodeContext(node, flow)
     refusal = "its channels are not followed"
     found: Sequence[list[Axis] | None] = []
     try:
-        if graph.is_op(node, "If"):
+        if query.is_op(node, "If"):
             found = _branches(step)
-        elif graph.bodies(node):
+        elif query.bodies(node):
             _loop(node, flow)
         else:
-            links = ops.spec(node).links
+            links = rules.rule(node)
             if links is None:
                 raise UnfollowedError(f"the channels of {node.op_type} are not followed")
             found = links(step)
@@ -102,7 +103,7 @@ def _step(node: ir.Node, flow: Flow) -> None:
     except UnfollowedError as error:
         refusal, found = str(error), []
         step.followed.clear()
-    pin = Pin(graph.label(node), refusal)
+    pin = Pin(query.label(node), refusal)
     for port, value in enumerate(node.inputs):
         if value is not None and port not in step.followed:
             flow.pin_value(value, pin)
@@ -114,7 +115,7 @@ def _step(node: ir.Node, flow: Flow) -> None:
             _set_pinned(flow, output, pin)
 
 
-def _check(node: ir.Node, found: Sequence[list[Axis] | None], flow: Flow) -> None:
+def _check(node: ir.Node, found: Sequence[list[Axis] | None], flow: Relations) -> None:
     """Refuse axes that are not as long as the node's outputs are at the feed."""
     for output, axes in zip(node.outputs, found, strict=False):
         dims = flow.dims(output)
@@ -125,11 +126,11 @@ def _check(node: ir.Node, found: Sequence[list[Axis] | None], flow: Flow) -> Non
             raise UnfollowedError(f"{output.name} has another shape than follows from its inputs")
 
 
-def _loop(node: ir.Node, flow: Flow) -> NoReturn:
+def _loop(node: ir.Node, flow: Relations) -> NoReturn:
     """Follow what a Loop or Scan computes inside; what goes in and out from round to round is kept."""
-    state = Pin(graph.label(node), f"state of a {node.op_type}")
-    for body in graph.bodies(node):
-        if graph.is_op(node, "Loop"):
+    state = Pin(query.label(node), f"state of a {node.op_type}")
+    for body in query.bodies(node):
+        if query.is_op(node, "Loop"):
             _carry_shapes(node, body, flow)
         for value in body.inputs:
             _set_pinned(flow, value, state)
@@ -139,7 +140,7 @@ def _loop(node: ir.Node, flow: Flow) -> NoReturn:
     raise UnfollowedError(state.reason)
 
 
-def _carry_shapes(node: ir.Node, body: ir.Graph, flow: Flow) -> None:
+def _carry_shapes(node: ir.Node, body: ir.Graph, flow: Relations) -> None:
     """Note the shapes of a Loop's state, where the feed's run has shown that it keeps them from round to round."""
     for first, state, last in zip(node.inputs[2:], body.inputs[2:], body.outputs[1:], strict=False):
         dims, dtype = flow.dims(first), None if last is None else flow.dtype(last)
@@ -147,7 +148,7 @@ def _carry_shapes(node: ir.Node, body: ir.Graph, flow: Flow) -> None:
             flow.seen[str(state.name)] = (dims, dtype)
 
 
-def _branches(step: Step) -> list[list[Axis] | None]:
+def _branches(step: NodeContext) -> list[list[Axis] | None]:
     """Unite what the two branches of an If give; a branch whose result no run can use is left out."""
     node, flow = step.node, step.flow
     bodies = [node.attributes[name].as_graph() for name in BRANCHES]
@@ -171,7 +172,7 @@ def _branches(step: Step) -> list[list[Axis] | None]:
     return found
 
 
-def _united(step: Step, given: list[tuple[ir.Value, list[Axis]]]) -> list[Axis]:
+def _united(step: NodeContext, given: list[tuple[ir.Value, list[Axis]]]) -> list[Axis]:
     """Return the axes of what one branch gives, or those of both united."""
     if len(given) == 1:
         return given[0][1]

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..base.durations import parse_seconds
-from ..base.quantities import parse_bytes
+from ..base.quantities import parse_bytes, parse_seconds
 from . import options
 from .options import Prefer, Target, Verify
 

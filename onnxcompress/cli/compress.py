@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..base.durations import parse_seconds
-from ..base.quantities import parse_bytes
+from ..base.quantities import parse_bytes, parse_seconds
 from ..errors import LimitError
 from . import options
-from .options import Placement, Prefer, Target, Verify
+from .options import ExternalData, Prefer, Target, Verify
 from .report_files import Files
 
 EXAMPLE = "Example: onnxcompress compress model.onnx -o small.onnx --recipe int8-weights --json report.json"
@@ -54,8 +53,8 @@ def compress(
     seed: options.Seed = 0,
     threads: options.Threads = 1,
     external_data: Annotated[
-        Placement, typer.Option(help="Large tensors beside the model; auto: only over 2 GiB.")
-    ] = Placement.AUTO,
+        ExternalData, typer.Option(help="Large tensors beside the model; auto: only over 2 GiB.")
+    ] = ExternalData.AUTO,
     keep_node_metadata: options.KeepNodeMetadata = False,
     pack: Annotated[
         bool, typer.Option("--pack", help="Write one lossless archive for delivery; `unpack` restores the model.")

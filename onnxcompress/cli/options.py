@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 
-class Placement(enum.StrEnum):
+class ExternalData(enum.StrEnum):
     """Where large tensors go."""
 
     AUTO = "auto"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core import Feed
-from . import feed_facts
+from . import feeds as feed_facts
 
 ENOUGH = 512
 """Samples from which on none are added."""

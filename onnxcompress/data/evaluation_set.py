@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core import Feed
 from ..errors import DataError
-from . import feed_facts
+from . import feeds as feed_facts
 from . import load as data_module
 from .feeds import Lazy
 

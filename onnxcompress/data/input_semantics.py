@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import query
 
 _UNKNOWN_TABLE = 2
 """Rows taken for granted in a table whose size can't be read from the graph."""
@@ -112,8 +112,8 @@ def _carried(model: ir.Model, node: ir.Node, port: int) -> list[ir.Value]:
     function = model.functions.get(node.op_identifier())
     if function is not None:
         return [function.inputs[port]] if port < len(function.inputs) else []
-    if graph.is_op(node, "Loop", "Scan") and (port >= 2 or node.op_type == "Scan"):
-        return [body.inputs[port] for body in graph.bodies(node) if port < len(body.inputs)]
+    if query.is_op(node, "Loop", "Scan") and (port >= 2 or node.op_type == "Scan"):
+        return [body.inputs[port] for body in query.bodies(node) if port < len(body.inputs)]
     if port not in _CARRIED_PORTS.get(node.op_type, ()):
         return []
     return list(node.outputs)
@@ -128,11 +128,11 @@ def _learn(role: Role, node: ir.Node, port: int) -> None:
         limit = _axis_length(*table) or _UNKNOWN_TABLE
         role.limit = limit if role.limit is None else min(role.limit, limit)
     elif node.op_type in _COMPARISONS and len(node.inputs) == 2:
-        constant = graph.scalar(node.inputs[1 - port])
+        constant = query.scalar(node.inputs[1 - port])
         if constant is not None:
             role.compared.append(constant)
             role.branches = True
-    elif node.op_type == "Sub" and port == 1 and graph.scalar(node.inputs[0]) == 1:
+    elif node.op_type == "Sub" and port == 1 and query.scalar(node.inputs[0]) == 1:
         role.mask = True
     elif node.op_type == "If":
         role.branches = True
@@ -146,24 +146,24 @@ def _table(node: ir.Node, port: int) -> tuple[ir.Value | None, int] | None:
         return node.inputs[_EMBEDDING_PORTS[port]], 0
     if node.op_type not in _INDEX_PORTS or port != _INDEX_PORTS[node.op_type][0]:
         return None
-    axis = graph.attribute(node, "axis", graph.attribute(node, "gather_axis", 0))
+    axis = query.attribute(node, "axis", query.attribute(node, "gather_axis", 0))
     return node.inputs[_INDEX_PORTS[node.op_type][1]], int(axis)
 
 
 def _axis_length(value: ir.Value | None, axis: int) -> int | None:
     """Return the size of a table along `axis`: of a constant, also behind DequantizeLinear and its like."""
     while value is not None:
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is not None:
-            return graph.dims(tensor)[axis] if tensor.shape.rank() else None
+            return query.dims(tensor)[axis] if tensor.shape.rank() else None
         node = value.producer()
         if node is None:
             dims = _declared(value)
             return dims[axis] if dims and -len(dims) <= axis < len(dims) else None
-        if graph.is_op(node, "Transpose"):
-            perm = graph.attribute(node, "perm")
+        if query.is_op(node, "Transpose"):
+            perm = query.attribute(node, "perm")
             axis = perm[axis] if perm else -1 - axis
-        elif not graph.is_op(node, "DequantizeLinear", "Cast", "Identity"):
+        elif not query.is_op(node, "DequantizeLinear", "Cast", "Identity"):
             return None
         value = node.inputs[0]
     return None
@@ -192,12 +192,12 @@ def _output_shape(node: ir.Node) -> np.ndarray | None:
 
 def _output_axis(node: ir.Node) -> np.ndarray | None:
     dims = _declared(node.outputs[0])
-    axis = int(graph.attribute(node, "axis", -1))
+    axis = int(query.attribute(node, "axis", -1))
     return np.array(dims[axis] if dims and -len(dims) <= axis < len(dims) else 1, np.int64)
 
 
 def _splits(node: ir.Node) -> np.ndarray | None:
-    axis = int(graph.attribute(node, "axis", 0))
+    axis = int(query.attribute(node, "axis", 0))
     shapes = [_declared(output) for output in node.outputs]
     known = [dims for dims in shapes if dims and -len(dims) <= axis < len(dims)]
     return np.array([dims[axis] for dims in known], np.int64) if len(known) == len(shapes) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..graph import edit as graph
+from ..graph import query
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -109,12 +109,12 @@ def _divisor(value: ir.Value) -> float:
     found = set()
     for use in value.uses():
         node = use.node
-        if graph.is_op(node, "Cast", "Transpose", "Identity", "Reshape", "Unsqueeze"):
+        if query.is_op(node, "Cast", "Transpose", "Identity", "Reshape", "Unsqueeze"):
             found.add(_divisor(node.outputs[0]))
-        elif graph.is_op(node, "Div", "Mul") and use.idx in (0, 1):
-            factor = graph.small_constant(node.inputs[1 - use.idx])
+        elif query.is_op(node, "Div", "Mul") and use.idx in (0, 1):
+            factor = query.small_constant(node.inputs[1 - use.idx])
             typical = 0.0 if factor is None or factor.dtype.kind != "f" else float(np.abs(factor).mean())
             found.add(typical if node.op_type == "Div" and use.idx == 0 else 1 / typical if typical else 0.0)
         else:
-            found.add(0.0 if graph.is_op(node, "Sub", "Add", "BatchNormalization", "InstanceNormalization") else 1.0)
+            found.add(0.0 if query.is_op(node, "Sub", "Add", "BatchNormalization", "InstanceNormalization") else 1.0)
     return found.pop() if len(found) == 1 else 0.0

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..base.user_code import load_function
 from ..core import Feed
 from ..errors import DataError, UsageError
-from ..quality.metrics import load_function
 from .feeds import Lazy
 from .fit import Scaling, fit, non_finite, zeros
 
@@ -97,7 +97,7 @@ def load_data(
         raise UsageError(f"the model has no input {unknown[0]!r} to carry state into", hint=_inputs_hint(specs))
     source = str(spec) if isinstance(spec, str | Path) else "data"
     samples = _samples(spec, specs, layout=layout, size=size, optional=frozenset(state))
-    reader = _Reader(specs=specs, scaling=_scaling(specs, layout, scale, mean), state=state)
+    reader = _DataReader(specs=specs, scaling=_scaling(specs, layout, scale, mean), state=state)
     return _checked(samples, reader, source=source)
 
 
@@ -131,7 +131,7 @@ def parse_state(pairs: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reader:
+class _DataReader:
     """Makes a fitted feed and its label of what a sample holds."""
 
     specs: Sequence[TensorSpec]
@@ -162,7 +162,7 @@ class _Reader:
         return fitted if scaling is None else scaling.apply(fitted).astype(spec.dtype)
 
 
-def _checked(samples: Sequence[_Sample], reader: _Reader, *, source: str) -> Dataset:
+def _checked(samples: Sequence[_Sample], reader: _DataReader, *, source: str) -> Dataset:
     """Read every sample once: what doesn't fit is an error, what isn't finite is skipped."""
     kept: list[_Sample] = []
     labels: list[Any] = []

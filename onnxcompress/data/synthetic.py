@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from ..core import Feed
 from ..errors import ModelError, StuckError
-from ..runtime.run_timeout import run_seconds
+from ..runtime.isolation import run_seconds
 from ..runtime.session import Session
 from .input_semantics import Role, roles
 
@@ -57,7 +57,7 @@ class _Input:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _InputPlan:
     """Everything that determines a feed."""
 
     sizes: Mapping[str, int]
@@ -76,7 +76,7 @@ class _Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
+class TriedInput:
     """A feed that the model ran, and what came out."""
 
     feed: Feed
@@ -109,7 +109,7 @@ def synthetic_feeds(model: ir.Model, *, seed: int, sizes: Sequence[int] = (8, 12
     for index, size in enumerate(sizes):
         chosen = {key: _BATCH_SIZES[index % len(_BATCH_SIZES)] for key in keys}
         chosen |= {key: size + offset for offset, key in enumerate(lengths)}
-        feeds.append(_feed(inputs, _Plan(sizes=chosen, seed=seed + index)))
+        feeds.append(_feed(inputs, _InputPlan(sizes=chosen, seed=seed + index)))
     return feeds
 
 
@@ -136,12 +136,14 @@ def runnable_feeds(
     return [tried.feed for tried in tried_feeds(model, session, seed=seed, count=count, max_seconds=max_seconds)]
 
 
-def tried_feeds(model: ir.Model, session: Session, *, seed: int, count: int, max_seconds: float = 60.0) -> list[Tried]:
+def tried_feeds(
+    model: ir.Model, session: Session, *, seed: int, count: int, max_seconds: float = 60.0
+) -> list[TriedInput]:
     """Do as `runnable_feeds` does, and return the outputs too."""
-    return _Search(model, session, seed=seed, max_seconds=max_seconds).feeds(count)
+    return _InputSearch(model, session, seed=seed, max_seconds=max_seconds).feeds(count)
 
 
-class _Search:
+class _InputSearch:
     """Finds plans whose feeds run."""
 
     def __init__(self, model: ir.Model, session: Session, *, seed: int, max_seconds: float) -> None:
@@ -154,9 +156,9 @@ class _Search:
         self._deadline = time.monotonic() + max_seconds
         self._first_error: ModelError | None = None
         self._refused_elements = 0
-        self._ran: dict[_PlanKey, Tried] = {}
+        self._ran: dict[_PlanKey, TriedInput] = {}
 
-    def feeds(self, count: int) -> list[Tried]:
+    def feeds(self, count: int) -> list[TriedInput]:
         base = self._first()
         plans = [base, *self._resized(base)]
         branches = [plan for name in self._branching() if (plan := self._branched(base, name)) is not None]
@@ -168,7 +170,7 @@ class _Search:
         wanted = [*numbered, *(replace(plan, seed=self._seed + count + i) for i, plan in enumerate(branches))]
         return [tried for plan in wanted if (tried := self._try(plan)) is not None]
 
-    def _first(self) -> _Plan:
+    def _first(self) -> _InputPlan:
         """Return the first plan that runs, with other floats where they give finite outputs.
 
         Raises:
@@ -191,15 +193,17 @@ class _Search:
             hint="Give it real ones with --data",
         ) from self._first_error
 
-    def _candidates(self) -> Iterator[_Plan]:
+    def _candidates(self) -> Iterator[_InputPlan]:
         rank_unknown = any(item.dims is None for item in self._inputs)
         for numbers, most in _MOST_ATTEMPTS.items():
             sizes = itertools.islice(_size_choices(self._keys, self._inputs), most)
             shapes = _SHAPES_OF_UNKNOWN_RANK if rank_unknown else _SHAPES_OF_UNKNOWN_RANK[:1]
             for chosen, shape in itertools.product(sizes, shapes):
-                yield _Plan(sizes=chosen, seed=self._seed, numbers=cast("WholeNumbers", numbers), unknown_rank=shape)
+                yield _InputPlan(
+                    sizes=chosen, seed=self._seed, numbers=cast("WholeNumbers", numbers), unknown_rank=shape
+                )
 
-    def _resized(self, base: _Plan) -> list[_Plan]:
+    def _resized(self, base: _InputPlan) -> list[_InputPlan]:
         """Return plans with a second size for each dynamic dimension: one plan for all, or one each."""
         changes = [change for key in self._keys if (change := self._other_sizes(base, [key]))]
         changed = {key for change in changes for key in change}
@@ -215,7 +219,7 @@ class _Search:
             return [together]
         return [replace(base, sizes={**base.sizes, **change}) for change in changes]
 
-    def _other_sizes(self, base: _Plan, keys: Sequence[str]) -> dict[str, int]:
+    def _other_sizes(self, base: _InputPlan, keys: Sequence[str]) -> dict[str, int]:
         """Return one other size for all of `keys` with which the model runs; empty where none is found."""
         for size in _second_sizes(keys[0], base.sizes[keys[0]], self._inputs):
             change = dict.fromkeys(keys, size)
@@ -226,7 +230,7 @@ class _Search:
     def _branching(self) -> list[str]:
         return [item.name for item in self._inputs if item.role.branches]
 
-    def _branched(self, base: _Plan, name: str) -> _Plan | None:
+    def _branched(self, base: _InputPlan, name: str) -> _InputPlan | None:
         """Return a plan in which the If nodes that depend on input `name` go the other way."""
         plan = replace(base, other_branch=name)
         if self._runs(plan):
@@ -238,17 +242,17 @@ class _Search:
                 return replace(plan, sizes=sizes)
         return None
 
-    def _holds_many(self, plan: _Plan) -> bool:
+    def _holds_many(self, plan: _InputPlan) -> bool:
         """Say whether a feed is numbers by the thousand, floats all of them: another seed would show nothing new."""
         tried = self._try(plan)
         arrays = [] if tried is None else list(tried.feed.values())
         are_floats = all(isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in arrays)
         return are_floats and sum(array.size for array in arrays) >= _MANY_ELEMENTS
 
-    def _runs(self, plan: _Plan) -> bool:
+    def _runs(self, plan: _InputPlan) -> bool:
         return self._try(plan) is not None
 
-    def _try(self, plan: _Plan) -> Tried | None:
+    def _try(self, plan: _InputPlan) -> TriedInput | None:
         """Return the plan's feed and what came out, None where it doesn't run."""
         if plan.key not in self._ran:
             elements = 0
@@ -256,7 +260,7 @@ class _Search:
                 feed = _feed(self._inputs, plan)
                 elements = sum(np.size(array) for array in feed.values() if isinstance(array, np.ndarray))
                 limit = run_seconds(self._weight_bytes, elements)
-                self._ran[plan.key] = Tried(feed=feed, outputs=self._session.run(feed, max_seconds=limit))
+                self._ran[plan.key] = TriedInput(feed=feed, outputs=self._session.run(feed, max_seconds=limit))
             except StuckError as error:
                 raise ModelError(f"{error.message} on made-up inputs", hint="Give --data with real ones") from error
             except ModelError as error:
@@ -363,7 +367,7 @@ def _second_sizes(key: str, size: int, inputs: Sequence[_Input]) -> list[int]:
     return list(dict.fromkeys(n for n in (*near, *_ladder(key, inputs)) if n != size))
 
 
-def _feed(inputs: Sequence[_Input], plan: _Plan) -> Feed:
+def _feed(inputs: Sequence[_Input], plan: _InputPlan) -> Feed:
     """Make the values of all inputs.
 
     Raises:
@@ -378,7 +382,7 @@ def _feed(inputs: Sequence[_Input], plan: _Plan) -> Feed:
     return {item.name: cast("np.ndarray", _value(item, plan, rng)) for item in inputs}
 
 
-def _value(item: _Input, plan: _Plan, rng: np.random.Generator) -> Any:
+def _value(item: _Input, plan: _InputPlan, rng: np.random.Generator) -> Any:
     """Return a value for one input: an array, or a list of two arrays where a sequence is wanted."""
     shape = plan.unknown_rank if item.dims is None else _shape(item.dims, plan)
     kind = item.type
@@ -390,12 +394,12 @@ def _value(item: _Input, plan: _Plan, rng: np.random.Generator) -> Any:
     return _array(ir.DataType.FLOAT if kind is None else kind.dtype, shape, item, plan, rng)
 
 
-def _shape(dims: Sequence[int | str], plan: _Plan) -> tuple[int, ...]:
+def _shape(dims: Sequence[int | str], plan: _InputPlan) -> tuple[int, ...]:
     return tuple(plan.sizes[dim] if isinstance(dim, str) else dim for dim in dims)
 
 
 def _array(
-    dtype: ir.DataType, shape: tuple[int, ...], item: _Input, plan: _Plan, rng: np.random.Generator
+    dtype: ir.DataType, shape: tuple[int, ...], item: _Input, plan: _InputPlan, rng: np.random.Generator
 ) -> np.ndarray:
     if dtype == ir.DataType.STRING:
         words = np.array(["a", "ab", "b", "some words"], dtype=object)
@@ -410,12 +414,12 @@ def _array(
     return _whole(shape, numpy_dtype, item, plan, rng).astype(numpy_dtype)
 
 
-def _truth(item: _Input, plan: _Plan) -> bool:
+def _truth(item: _Input, plan: _InputPlan) -> bool:
     value = True if item.role.value is None else bool(item.role.value.flat[0])
     return not value if plan.other_branch == item.name else value
 
 
-def _floats(shape: tuple[int, ...], item: _Input, plan: _Plan, rng: np.random.Generator) -> np.ndarray:
+def _floats(shape: tuple[int, ...], item: _Input, plan: _InputPlan, rng: np.random.Generator) -> np.ndarray:
     """Return float64 of `shape`: standard normal, or in [0.05, 1) where only positive ones make sense."""
     if item.role.mask:
         return np.ones(shape)
@@ -428,7 +432,7 @@ def _floats(shape: tuple[int, ...], item: _Input, plan: _Plan, rng: np.random.Ge
 
 
 def _whole(
-    shape: tuple[int, ...], dtype: np.dtype[Any], item: _Input, plan: _Plan, rng: np.random.Generator
+    shape: tuple[int, ...], dtype: np.dtype[Any], item: _Input, plan: _InputPlan, rng: np.random.Generator
 ) -> np.ndarray:
     """Return whole numbers of `shape` that fit what the input is used for."""
     role = item.role

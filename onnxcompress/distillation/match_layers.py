@@ -118,13 +118,13 @@ _Match = tuple[str, By, "np.ndarray | None", float]
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _SimilarityRows:
     """Some rows of a value, float32 [n, channels], and how many all samples have."""
 
     chosen: np.ndarray
     count: int
 
-    def fits(self, other: _Rows) -> bool:
+    def fits(self, other: _SimilarityRows) -> bool:
         """Say whether the other one has as many rows, and a channel for each."""
         return other.count == self.count and other.chosen.shape[1] >= self.chosen.shape[1]
 
@@ -153,7 +153,9 @@ def _numbers(layer: LinearLayer) -> list[np.ndarray]:
     return list(rows if bias is None else np.column_stack([rows, bias]))
 
 
-def _named(name: str, rows: _Rows, known: Mapping[str, _Rows], cut_from: np.ndarray | None) -> _Match | None:
+def _named(
+    name: str, rows: _SimilarityRows, known: Mapping[str, _SimilarityRows], cut_from: np.ndarray | None
+) -> _Match | None:
     other = known.get(name)
     if other is None or not rows.fits(other):
         return None
@@ -164,7 +166,7 @@ def _named(name: str, rows: _Rows, known: Mapping[str, _Rows], cut_from: np.ndar
     return name, "name" if cut_from is None else "weights", channels, _mean(table, channels)
 
 
-def _most_alike(rows: _Rows, known: Mapping[str, _Rows]) -> _Match | None:
+def _most_alike(rows: _SimilarityRows, known: Mapping[str, _SimilarityRows]) -> _Match | None:
     best: _Match | None = None
     for name, other in known.items():
         if rows.fits(other):
@@ -176,7 +178,7 @@ def _most_alike(rows: _Rows, known: Mapping[str, _Rows]) -> _Match | None:
     return best
 
 
-def _unnamed(rows: _Rows, known: Mapping[str, _Rows], placed: str | None) -> _Match | None:
+def _unnamed(rows: _SimilarityRows, known: Mapping[str, _SimilarityRows], placed: str | None) -> _Match | None:
     """Return what is most alike; where that is not sure, what stands at the same place, unless that is less alike."""
     best = _most_alike(rows, known)
     other = None if placed is None else known.get(placed)
@@ -207,11 +209,11 @@ def _has(model: ir.Model, name: str) -> bool:
     return any(output.name == name for node in model.graph for output in node.outputs)
 
 
-def _rows(model: ir.Model, feeds: Sequence[Feed], axes: Mapping[str, int], seed: int) -> dict[str, _Rows]:
+def _rows(model: ir.Model, feeds: Sequence[Feed], axes: Mapping[str, int], seed: int) -> dict[str, _SimilarityRows]:
     """Return the same rows, by sample and position, of all values that have as many rows."""
     parts: dict[str, list[np.ndarray]] = {}
     counts: dict[str, int] = {}
-    watch = observe.Watch(model, axes, skip_refused=True)
+    watch = observe.ActivationTap(model, axes, skip_refused=True)
     for number, feed in enumerate(feeds):
         for name, array in watch.run(feed).items():
             last = np.moveaxis(array, axes[name], -1)
@@ -219,7 +221,7 @@ def _rows(model: ir.Model, feeds: Sequence[Feed], axes: Mapping[str, int], seed:
             at = choose(count, math.ceil(_ROWS / len(feeds)), np.random.default_rng([seed, number, count]))
             parts.setdefault(name, []).append(last.reshape(count, -1)[at])
             counts[name] = counts.get(name, 0) + count
-    return {name: _Rows(np.concatenate(each), counts[name]) for name, each in parts.items()}
+    return {name: _SimilarityRows(np.concatenate(each), counts[name]) for name, each in parts.items()}
 
 
 def channels_kept(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:

@@ -20,12 +20,12 @@ import onnx_ir as ir
 
 from ..activations.partial_run import Frontier
 from ..core import Feed
-from ..graph import edit as graph
+from ..graph import edit
 from ..numerics.linear import ridge
 from ..numerics.linear.moments import MOST_COLUMNS, Moments
 from ..numerics.threads import one_thread
 from ..ops.linear import LinearLayer, linear_layer
-from .targets import Goal, Goals, Samples, aims
+from .targets import Goal, Samples, TeacherTargets, aims
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +102,12 @@ def refit(
         ModelError: the runtime can't run one of the two.
         DataError: there are fewer than two feeds.
     """
-    names = graph.Names(student)
+    names = edit.Names(student)
     found = [linear_layer(node) for node in student.graph if selects(node)]
     layers = [layer for layer in found if isinstance(layer, LinearLayer)]
     samples = Samples(student, teacher, feeds, held_out)
     todo = aims(student, layers, pairs or {})
-    goals = Goals(teacher, samples, keep or {}, rows_per_column=rows_per_column, seed=seed, threads=threads)
+    goals = TeacherTargets(teacher, samples, keep or {}, rows_per_column=rows_per_column, seed=seed, threads=threads)
     walk = Frontier(student, samples, threads=threads)
     changes = []
     with one_thread():
@@ -159,7 +159,7 @@ def _gather(
     return fault or data
 
 
-def _refit_layer(layer: LinearLayer, data: LayerData | str, names: graph.Names, finish: Finish | None) -> RefitChange:
+def _refit_layer(layer: LinearLayer, data: LayerData | str, names: edit.Names, finish: Finish | None) -> RefitChange:
     if isinstance(data, str):
         return RefitChange(layer=layer.label, is_applied=False, reason=data)
     groups, out, _ = layer.shape
@@ -201,7 +201,7 @@ def _is_free(layer: LinearLayer) -> bool:
     return not layer.is_fixed and len(layer.weight.uses()) == 1
 
 
-def _reason(found: ridge.Fit, *, is_free: bool) -> str:
+def _reason(found: ridge.RidgeFit, *, is_free: bool) -> str:
     if found.after < found.before:
         what = "bias" if found.ratio is None else "weights"
         return f"{what} refitted: held-out error {found.before:.3g} to {found.after:.3g} of the variance"

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ..activations import observe
 from ..core import Feed
 from ..errors import DataError
-from ..graph import edit as graph
+from ..graph import query
 from ..numerics.linear.moments import rows_wanted
 from ..numerics.linear.patches import choose
 from ..ops.linear import LinearLayer
@@ -65,7 +65,7 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
+class LayerTarget:
     """A layer of the student and what it is to give.
 
     Where its output only goes into a sum with what is there already, the layer is to give what the teacher's sum still
@@ -94,7 +94,7 @@ class Aim:
         return [self.layer.x] if self.skip is None else [self.layer.x, self.skip]
 
 
-def aims(student: ir.Model, layers: Sequence[LinearLayer], pairs: Mapping[str, str]) -> list[Aim]:
+def aims(student: ir.Model, layers: Sequence[LinearLayer], pairs: Mapping[str, str]) -> list[LayerTarget]:
     """Return what layers of the main graph are to give.
 
     Args:
@@ -108,17 +108,17 @@ def aims(student: ir.Model, layers: Sequence[LinearLayer], pairs: Mapping[str, s
         name = layer.y.name or ""
         added = _added(layer, position)
         if added is None:
-            found.append(Aim(layer, pairs.get(name, name)))
+            found.append(LayerTarget(layer, pairs.get(name, name)))
         else:
             both, skip = added
-            found.append(Aim(layer, pairs.get(name, name), pairs.get(both, both), skip))
+            found.append(LayerTarget(layer, pairs.get(name, name), pairs.get(both, both), skip))
     return found
 
 
 def _added(layer: LinearLayer, position: Mapping[ir.Node, int]) -> tuple[str, ir.Value] | None:
     """Return the sum that alone reads a layer's output, and what else goes into it, if that is refitted before it."""
-    adder = graph.sole_consumer(layer.y)
-    if adder is None or not graph.is_op(adder, "Add") or adder not in position:
+    adder = query.sole_consumer(layer.y)
+    if adder is None or not query.is_op(adder, "Add") or adder not in position:
         return None
     skip = next((v for v in adder.inputs if v is not None and v is not layer.y), None)
     if skip is None:
@@ -129,7 +129,7 @@ def _added(layer: LinearLayer, position: Mapping[ir.Node, int]) -> tuple[str, ir
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SampledRows:
     """Rows of one output.
 
     Args:
@@ -143,11 +143,11 @@ class Chosen:
     targets: np.ndarray
 
 
-Goal = list[Chosen]
+Goal = list[SampledRows]
 """What one layer is to give, for each joined feed."""
 
 
-class Goals:
+class TeacherTargets:
     """The teacher's outputs for the layers of a student, asked for in order.
 
     Args:
@@ -178,7 +178,7 @@ class Goals:
         self._found: dict[str, Goal | str] = {}
         self._looked_at: dict[str, _Look | str] | None = None
 
-    def of(self, upcoming: Sequence[Aim]) -> Goal | str:
+    def of(self, upcoming: Sequence[LayerTarget]) -> Goal | str:
         """Return what the first of these layers is to give, or why that is not known.
 
         The others are those that will be asked for after it: as many of them as fit in memory are found out with it.
@@ -193,16 +193,16 @@ class Goals:
             self._find(upcoming)
         return self._found.pop(name)
 
-    def uses_sum(self, aim: Aim) -> bool:
+    def uses_sum(self, aim: LayerTarget) -> bool:
         """Say whether the goal of an aim is the sum: not where the sum spreads the layer's output over more."""
         assert self._looked_at is not None
         look = self._looked_at[aim.name]
         return isinstance(look, _Look) and look.is_sum
 
-    def _look_at(self, upcoming: Sequence[Aim]) -> dict[str, _Look | str]:
+    def _look_at(self, upcoming: Sequence[LayerTarget]) -> dict[str, _Look | str]:
         """Return each layer's goal in the first joined feed, or why there is none."""
         wanted = [name for aim in upcoming for name in (aim.plain, aim.sum) if name is not None]
-        watch = observe.Watch(self._teacher, wanted, threads=self._threads, skip_refused=True)
+        watch = observe.ActivationTap(self._teacher, wanted, threads=self._threads, skip_refused=True)
         values = watch.run(next(iter(self._samples)))
         found: dict[str, _Look | str] = {}
         for aim in upcoming:
@@ -221,10 +221,10 @@ class Goals:
             )
         return found
 
-    def _find(self, upcoming: Sequence[Aim]) -> None:
+    def _find(self, upcoming: Sequence[LayerTarget]) -> None:
         assert self._looked_at is not None
         parts: dict[str, float] = {}
-        chosen: list[tuple[Aim, str]] = []
+        chosen: list[tuple[LayerTarget, str]] = []
         kept_bytes = 0.0
         for aim in upcoming:
             look = self._looked_at[aim.name]
@@ -244,7 +244,7 @@ class Goals:
         if chosen:
             self._found.update(self._run(chosen, parts))
 
-    def _run(self, chosen: Sequence[tuple[Aim, str]], parts: Mapping[str, float]) -> dict[str, Goal | str]:
+    def _run(self, chosen: Sequence[tuple[LayerTarget, str]], parts: Mapping[str, float]) -> dict[str, Goal | str]:
         found: dict[str, Goal | str] = {}
         goals: dict[str, Goal] = {aim.name: [] for aim, _ in chosen}
         sources = [source for _, source in chosen]
@@ -260,7 +260,7 @@ class Goals:
                 targets = aim.layer.targets(y, at, keep=self._keep.get(aim.name)).astype(np.float32)
                 shape = list(y.shape)
                 shape[axis] = targets.shape[0] * targets.shape[2]
-                goals[aim.name].append(Chosen(shape=tuple(shape), at=at, targets=targets))
+                goals[aim.name].append(SampledRows(shape=tuple(shape), at=at, targets=targets))
         return goals | found
 
 

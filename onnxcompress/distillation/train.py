@@ -24,17 +24,17 @@ from scipy.special import softmax
 
 from ..activations import observe
 from ..core import Feed
-from ..data import feed_facts
+from ..data import feeds as feed_facts
 from ..data.feeds import Lazy
 from ..errors import ModelError
 from ..graph import constants as float_constants
-from ..graph import edit as graph
+from ..graph import edit, query
 from ..io import model_io
 from ..numerics.optimization.adam import Adam, falling
 from ..ops import table as ops
 from ..ops.linear import linear_layers
 from ..quality import divergence
-from ..quality.divergence import Kind
+from ..quality.divergence import DivergenceKind
 from ..runtime import session as runtime
 from ..shapes import count as counting
 
@@ -159,9 +159,9 @@ def distill(
         return Distilled(is_applied=False, reason=f"no gain: {figures}", before=before, after=before, steps=taken)
     for name, array in kept.items():
         value = student.graph.initializers[name]
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         assert tensor is not None
-        graph.set_weight(value, float_constants.cast(array, tensor.dtype.numpy()))
+        edit.set_weight(value, float_constants.cast(array, tensor.dtype.numpy()))
     return Distilled(is_applied=True, reason=figures, before=before, after=best, steps=taken)
 
 
@@ -196,7 +196,7 @@ def affordable(model: ir.Model, feed: Feed, steps: int) -> tuple[int, int]:
     """
     shape_of = counting.shape_lookup(counting.resolve_shapes(model, feed))
     work = sum(
-        (macs or 0) * (_GROUPED if int(graph.attribute(node, "group", 1)) > 1 else 1)
+        (macs or 0) * (_GROUPED if int(query.attribute(node, "group", 1)) > 1 else 1)
         for node, macs in ops.node_macs(model, shape_of)
     )
     batch = min(max(int(_TRAINING_MACS / max(1, work) / steps), _BATCHES[0]), _BATCHES[1])
@@ -213,10 +213,10 @@ class _Teacher:
     def __init__(self, model: ir.Model, *, threads: int) -> None:
         self._model = model
         self._session = runtime.open_session(model_io.to_bytes(model), optimize=True, threads=threads)
-        self._kinds: dict[str, Kind] | None = None
+        self._kinds: dict[str, DivergenceKind] | None = None
 
     @property
-    def kinds(self) -> dict[str, Kind]:
+    def kinds(self) -> dict[str, DivergenceKind]:
         """The outputs that can be learnt from; known after the first run."""
         return self._kinds or {}
 
@@ -226,7 +226,9 @@ class _Teacher:
         if self._kinds is None:
             self._kinds = divergence.kinds(self._model, found)
         return {
-            name: np.asarray(softmax(found[name], axis=-1) if kind is Kind.LOGITS else found[name], np.float32)
+            name: np.asarray(
+                softmax(found[name], axis=-1) if kind is DivergenceKind.LOGITS else found[name], np.float32
+            )
             for name, kind in self._kinds.items()
         }
 
@@ -238,7 +240,7 @@ class _Trainer:
         self,
         student: ir.Model,
         weights: Mapping[str, np.ndarray],
-        kinds: Mapping[str, Kind],
+        kinds: Mapping[str, DivergenceKind],
         feed: Feed,
         targets: Mapping[str, np.ndarray],
         *,
@@ -284,7 +286,7 @@ class _Trainer:
         for feed, targets in tests:
             loss = float(np.sum(self._loss.run(self._fed(feed, targets), [_LOSS])[_LOSS]))
             for name, kind in self._kinds.items():
-                if kind is not Kind.NUMBERS:
+                if kind is not DivergenceKind.NUMBERS:
                     p = targets[name].astype(np.float64)
                     rows = p.size // p.shape[-1]
                     loss += float((p * np.log(p + _SMALL)).sum()) / rows / len(self._kinds)
@@ -305,7 +307,7 @@ def _weights(model: ir.Model, selects: Callable[[ir.Node], bool]) -> dict[str, n
         for value in (layer.weight if layer.groups == 1 else None, layer.bias_value):
             name = "" if value is None else value.name or ""
             held = model.graph.initializers.get(name)
-            tensor = graph.constant_tensor(value)
+            tensor = query.constant_tensor(value)
             if value is not None and held is value and tensor is not None and tensor.dtype == ir.DataType.FLOAT:
                 found[name] = np.array(float_constants.read(value), np.float32)
     return found
@@ -313,13 +315,13 @@ def _weights(model: ir.Model, selects: Callable[[ir.Node], bool]) -> dict[str, n
 
 def _with_loss(
     student: ir.Model,
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, DivergenceKind],
     feed: Feed,
     targets: Mapping[str, np.ndarray],
     weights: Mapping[str, np.ndarray],
 ) -> onnx.ModelProto:
     """Return the student at a batch's shapes, with weights and targets as inputs and the loss as its only output."""
-    if graph.opset(student) < _LOSS_OPSET:
+    if query.opset(student) < _LOSS_OPSET:
         student = model_io.convert_opset(student, _LOSS_OPSET)
     proto = onnx.ModelProto.FromString(model_io.to_bytes(student))
     body = proto.graph
@@ -345,7 +347,9 @@ def _with_loss(
     return onnx.shape_inference.infer_shapes(proto)
 
 
-def _append_loss(body: onnx.GraphProto, name: str, number: int, kind: Kind, target: np.ndarray, weight: float) -> str:
+def _append_loss(
+    body: onnx.GraphProto, name: str, number: int, kind: DivergenceKind, target: np.ndarray, weight: float
+) -> str:
     """Append the loss of one output, a scalar, and return its name."""
     at = f"{_PREFIX}{number}_"
 
@@ -358,12 +362,12 @@ def _append_loss(body: onnx.GraphProto, name: str, number: int, kind: Kind, targ
         return f"{at}{hint}"
 
     axes = constant("axes", np.arange(target.ndim, dtype=np.int64))
-    if kind is Kind.NUMBERS:
+    if kind is DivergenceKind.NUMBERS:
         missed = node("Sub", [name, _target(name)], "missed")
         terms = node("Mul", [missed, missed], "terms")
         factor = weight / max(float(np.var(target)), _SMALL) / target.size
     else:
-        if kind is Kind.LOGITS:
+        if kind is DivergenceKind.LOGITS:
             logs = node("LogSoftmax", [name], "logs", axis=-1)
         else:
             logs = node(

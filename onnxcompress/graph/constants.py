@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from . import edit as graph
+from . import edit, query
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -15,17 +15,17 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 def _quantized(value: ir.Value) -> ir.Node | None:
     """Return the DequantizeLinear of constants that makes a value, None where there is none."""
     node = value.producer()
-    if node is None or not graph.is_op(node, "DequantizeLinear"):
+    if node is None or not query.is_op(node, "DequantizeLinear"):
         return None
-    return node if all(v is None or graph.constant_tensor(v) is not None for v in node.inputs) else None
+    return node if all(v is None or query.constant_tensor(v) is not None for v in node.inputs) else None
 
 
 def is_cast(value: ir.Value | None) -> bool:
     """Say whether a value is a constant of one float type that a Cast turns into another one."""
     node = None if value is None else value.producer()
-    if node is None or not graph.is_op(node, "Cast") or ir.DataType(graph.attribute(node, "to", 0)) not in _FLOATS:
+    if node is None or not query.is_op(node, "Cast") or ir.DataType(query.attribute(node, "to", 0)) not in _FLOATS:
         return False
-    stored = graph.constant_tensor(node.inputs[0])
+    stored = query.constant_tensor(node.inputs[0])
     return stored is not None and stored.dtype in _FLOATS
 
 
@@ -35,28 +35,28 @@ def tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     None for all other values.
     """
     if value is None or not is_cast(value):
-        return graph.constant_tensor(value)
+        return query.constant_tensor(value)
     node = value.producer()
     assert node is not None
-    stored, dtype = graph.constant_tensor(node.inputs[0]), ir.DataType(graph.attribute(node, "to", 0))
+    stored, dtype = query.constant_tensor(node.inputs[0]), ir.DataType(query.attribute(node, "to", 0))
     assert stored is not None
 
     def read() -> ir.TensorProtocol:
         with np.errstate(over="ignore"):  # infinities are found by who reads them
             return ir.tensor(stored.numpy().astype(dtype.numpy()), dtype)
 
-    return ir.LazyTensor(read, dtype, ir.Shape(graph.dims(stored)), name=value.name)
+    return ir.LazyTensor(read, dtype, ir.Shape(query.dims(stored)), name=value.name)
 
 
 def stored_bytes(value: ir.Value) -> int:
     """Return the bytes that such a constant takes in the file, 0 where it is none."""
     node = value.producer()
-    return graph.tensor_bytes(node.inputs[:1] if node is not None and is_cast(value) else [value])
+    return query.tensor_bytes(node.inputs[:1] if node is not None and is_cast(value) else [value])
 
 
 def is_float(value: ir.Value | None) -> bool:
     """Say whether a value is a constant that can be read as floats."""
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     if tensor is not None:
         return tensor.dtype in _FLOATS
     return value is not None and _quantized(value) is not None
@@ -64,18 +64,18 @@ def is_float(value: ir.Value | None) -> bool:
 
 def dims(value: ir.Value) -> tuple[int, ...]:
     """Return the shape of such a constant."""
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     if tensor is None:
         node = _quantized(value)
         assert node is not None
-        tensor = graph.constant_tensor(node.inputs[0])
+        tensor = query.constant_tensor(node.inputs[0])
     assert tensor is not None
-    return graph.dims(tensor)
+    return query.dims(tensor)
 
 
 def read(value: ir.Value) -> np.ndarray:
     """Return the numbers of a constant, or of a DequantizeLinear of constants: float32 for all but float64."""
-    array = graph.constant(value)
+    array = query.constant(value)
     if array is not None:
         return array if array.dtype == np.float64 else array.astype(np.float32)
     integers, scale, zero = _quantization(value)
@@ -86,11 +86,11 @@ def _quantization(value: ir.Value) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the integers behind a DequantizeLinear, and scale and zero point as float32 that broadcast to them."""
     node = _quantized(value)
     assert node is not None
-    integers, scale, zero = (None if v is None else graph.constant(v) for v in (*node.inputs, None)[:3])
+    integers, scale, zero = (None if v is None else query.constant(v) for v in (*node.inputs, None)[:3])
     assert integers is not None
     assert scale is not None
-    axis = int(graph.attribute(node, "axis", 1))
-    block = int(graph.attribute(node, "block_size", 0))
+    axis = int(query.attribute(node, "axis", 1))
+    block = int(query.attribute(node, "block_size", 0))
 
     def spread(each: np.ndarray) -> np.ndarray:
         each = each.astype(np.float32)
@@ -116,7 +116,7 @@ def cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return stored
 
 
-def write(node: ir.Node, port: int, array: np.ndarray, names: graph.Names) -> None:
+def write(node: ir.Node, port: int, array: np.ndarray, names: edit.Names) -> None:
     """Replace the constant that a node reads through a port, for this reader alone, stored as it was.
 
     Integers behind a DequantizeLinear keep their scale and zero point.
@@ -126,7 +126,7 @@ def write(node: ir.Node, port: int, array: np.ndarray, names: graph.Names) -> No
     """
     value = node.inputs[port]
     assert value is not None
-    if graph.constant_tensor(value) is None:
+    if query.constant_tensor(value) is None:
         dequantize = _quantized(value)
         assert dequantize is not None
         integers, scale, zero = _quantization(value)
@@ -135,16 +135,16 @@ def write(node: ir.Node, port: int, array: np.ndarray, names: graph.Names) -> No
         if wanted.size and (wanted.min() < limits.min or wanted.max() > limits.max):
             raise ValueError(f"a number is beyond the {integers.dtype.name} it is stored as")
         if len(value.uses()) > 1 or value.is_graph_output():
-            dequantize = graph.copy_before(dequantize, names)
+            dequantize = edit.copy_before(dequantize, names)
             node.replace_input_with(port, dequantize.outputs[0])
         write(dequantize, 0, wanted.astype(integers.dtype), names)
         return
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     assert tensor is not None
     stored = cast(array, tensor.dtype.numpy())
     if value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output():
-        graph.set_weight(value, stored)
+        edit.set_weight(value, stored)
         return
-    made = graph.add_initializer(graph.home(node), names, value.name or f"{graph.label(node)}_weight", stored)
+    made = edit.add_initializer(query.home(node), names, value.name or f"{query.label(node)}_weight", stored)
     node.replace_input_with(port, made)
-    graph.remove_unread(value)
+    edit.remove_unread(value)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from . import edit as graph
+from . import query
 
 Typed = Callable[[ir.Value], tuple[ir.TypeProtocol | None, ir.Shape | None]]
 """value -> its type and shape as far as they are known."""
@@ -34,7 +34,7 @@ def extract(
         typed: gives what the inputs and outputs declare; an unknown type of an output is left to the runtime.
         name: of the graph.
     """
-    weights = {value.name: value for node in nodes for value in graph.reads(node) if value.is_initializer()}
+    weights = {value.name: value for node in nodes for value in query.reads(node) if value.is_initializer()}
     weights |= {value.name: value for value in (*inputs, *outputs) if value.is_initializer()}
     view = ir.GraphView(
         inputs,
@@ -48,7 +48,7 @@ def extract(
     try:
         body = view.clone()
     except RuntimeError:  # onnx_ir copies only what is in order
-        for inner in (inner for node in nodes for inner in graph.bodies(node)):
+        for inner in (inner for node in nodes for inner in query.bodies(node)):
             inner.sort()
         body = view.clone()
     piece = ir.Model(body, ir_version=model.ir_version, functions=functions)
@@ -65,7 +65,7 @@ def _called(model: ir.Model, nodes: Sequence[ir.Node]) -> list[ir.Function]:
     pending = list(nodes)
     while pending:
         node = pending.pop()
-        pending += [inner for body in graph.bodies(node) for inner in body]
+        pending += [inner for body in query.bodies(node) for inner in body]
         identifier = node.op_identifier()
         if identifier in model.functions and identifier not in found:
             found[identifier] = model.functions[identifier]

@@ -99,7 +99,7 @@ def save_scratch(model: ir.Model, path: Path) -> None:
         ) from error
 
 
-def _save_inline(skeleton: Skeleton, plan: wire.Plan, target: Path) -> SavedFile:
+def _save_inline(skeleton: Skeleton, plan: wire.StreamPlan, target: Path) -> SavedFile:
     content = plan.chunks(lambda reference: chunks(skeleton.tensors[reference.offset]))
     pending = Pending(target, content, plan.size)
     try:

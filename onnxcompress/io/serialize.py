@@ -85,7 +85,7 @@ def to_proto(model: ir.Model, *, large_bytes: int = LARGE_BYTES) -> Skeleton:
     """
     skeleton = Skeleton(onnx.ModelProto())
     try:
-        _Writer(skeleton, model.ir_version, large_bytes).model(model)
+        _ModelWriter(skeleton, model.ir_version, large_bytes).model(model)
     except UnicodeError as error:
         raise ModelError(f"a text that is not UTF-8 ({error})", where=model.graph.name or "") from error
     return skeleton
@@ -99,7 +99,7 @@ def refer(proto: onnx.TensorProto, location: str, offset: int, length: int) -> N
         proto.external_data.add(key=key, value=value)
 
 
-class _Writer:
+class _ModelWriter:
     """Writes a model into a skeleton, metadata in the order in which it was inserted."""
 
     def __init__(self, skeleton: Skeleton, ir_version: int, large_bytes: int) -> None:

@@ -244,11 +244,11 @@ def cut(tensor: ir.TensorProtocol, axis: int, where: slice) -> ir.TensorProtocol
     index = (slice(None),) * axis + (where,)
     if not isinstance(tensor, StoredTensor):
         return ir.tensor(tensor.numpy()[index], name=tensor.name)
-    source = _Cut(tensor.stored, axis, *where.indices(tensor.stored.shape[axis])[:2])
+    source = _TensorSlice(tensor.stored, axis, *where.indices(tensor.stored.shape[axis])[:2])
     return StoredTensor(ByteRange(source, 0, source.size, tensor.stored.dtype, source.shape), name=tensor.name)
 
 
-class _Cut:
+class _TensorSlice:
     """The bytes of a part of a stored tensor."""
 
     def __init__(self, whole: ByteRange, axis: int, start: int, stop: int) -> None:

@@ -40,7 +40,7 @@ _HEADER_BYTES: Final = 20  # a tag and a length, ten bytes each at most
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-class _Kind(Enum):
+class _FieldKind(Enum):
     MODEL = auto()
     GRAPH = auto()
     NODE = auto()
@@ -49,12 +49,12 @@ class _Kind(Enum):
     TENSOR = auto()
 
 
-_CHILDREN: Final[dict[_Kind, dict[int, _Kind]]] = {
-    _Kind.MODEL: {7: _Kind.GRAPH, 25: _Kind.FUNCTION},
-    _Kind.GRAPH: {1: _Kind.NODE, 5: _Kind.TENSOR},
-    _Kind.NODE: {5: _Kind.ATTRIBUTE},
-    _Kind.ATTRIBUTE: {5: _Kind.TENSOR, 6: _Kind.GRAPH, 10: _Kind.TENSOR, 11: _Kind.GRAPH},
-    _Kind.FUNCTION: {7: _Kind.NODE, 11: _Kind.ATTRIBUTE},
+_CHILDREN: Final[dict[_FieldKind, dict[int, _FieldKind]]] = {
+    _FieldKind.MODEL: {7: _FieldKind.GRAPH, 25: _FieldKind.FUNCTION},
+    _FieldKind.GRAPH: {1: _FieldKind.NODE, 5: _FieldKind.TENSOR},
+    _FieldKind.NODE: {5: _FieldKind.ATTRIBUTE},
+    _FieldKind.ATTRIBUTE: {5: _FieldKind.TENSOR, 6: _FieldKind.GRAPH, 10: _FieldKind.TENSOR, 11: _FieldKind.GRAPH},
+    _FieldKind.FUNCTION: {7: _FieldKind.NODE, 11: _FieldKind.ATTRIBUTE},
 }
 _GRAPH_FIELD: Final = 7
 _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
@@ -113,7 +113,7 @@ class _Edit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StreamPlan:
     """A skeleton with its tensors' places known.
 
     Args:
@@ -152,7 +152,7 @@ def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
             holds more than protobuf's 2 GiB outside of its tensors.
 
     """
-    reader = _Reader(source)
+    reader = _WireReader(source)
     graphs = sum(1 for number, wire, *_ in _fields(reader, 0, source.size) if (number, wire) == (_GRAPH_FIELD, _BYTES))
     if graphs != 1:
         many = f"holds {graphs} graphs where one is allowed" if graphs else "is not an ONNX model: it holds no graph"
@@ -161,7 +161,7 @@ def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
     def is_large(start: int, end: int) -> bool:
         return end - start >= large_bytes
 
-    edit = _rewrite(_Rewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes)), _Kind.MODEL)
+    edit = _rewrite(_WireRewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes)), _FieldKind.MODEL)
     if edit is None:
         edit = _Edit()
         edit.copy(0, source.size)
@@ -171,7 +171,7 @@ def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
     return b"".join(source.read(p[0], p[1] - p[0]) if isinstance(p, tuple) else _as_bytes(p) for p in edit.pieces)
 
 
-def plan(skeleton: bytes) -> Plan:
+def plan(skeleton: bytes) -> StreamPlan:
     """Return how to stream `skeleton` with its tensors put back.
 
     Raises:
@@ -184,13 +184,13 @@ def plan(skeleton: bytes) -> Plan:
         at = bisect.bisect_left(marks, start)
         return at < len(marks) and marks[at] < end
 
-    reader = _Reader(InMemory(skeleton, "skeleton"))
-    edit = _rewrite(_Rewrite(reader, is_marked, lambda a, b: _put_back(reader, a, b)), _Kind.MODEL)
+    reader = _WireReader(InMemory(skeleton, "skeleton"))
+    edit = _rewrite(_WireRewrite(reader, is_marked, lambda a, b: _put_back(reader, a, b)), _FieldKind.MODEL)
     if edit is None:
         edit = _Edit()
         edit.copy(0, len(skeleton))
     references = tuple(piece for piece in edit.pieces if isinstance(piece, Reference))
-    return Plan(edit.size, references, skeleton, tuple(edit.pieces))
+    return StreamPlan(edit.size, references, skeleton, tuple(edit.pieces))
 
 
 def _as_bytes(piece: bytes | Reference) -> bytes:
@@ -207,7 +207,7 @@ def _measured(reference: Reference, chunks: Iterable[bytes | memoryview]) -> Ite
         raise ModelError(f"a tensor gave {count} bytes where {reference.length} were announced")
 
 
-class _Reader:
+class _WireReader:
     """A source with its last window of bytes kept."""
 
     def __init__(self, source: ByteSource) -> None:
@@ -233,15 +233,17 @@ class _Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rewrite:
+class _WireRewrite:
     """What to do with a message: which parts to look into, and how to rewrite a tensor (None: leave it)."""
 
-    reader: _Reader
+    reader: _WireReader
     wanted: Callable[[int, int], bool]
     tensor: Callable[[int, int], _Edit | None]
 
 
-def _rewrite(rules: _Rewrite, kind: _Kind, start: int = 0, end: int | None = None, depth: int = 0) -> _Edit | None:
+def _rewrite(
+    rules: _WireRewrite, kind: _FieldKind, start: int = 0, end: int | None = None, depth: int = 0
+) -> _Edit | None:
     """Return the message of `kind` at [start, end) rewritten, None where nothing in it changes."""
     if end is None:
         end = rules.reader.source.size
@@ -254,7 +256,7 @@ def _rewrite(rules: _Rewrite, kind: _Kind, start: int = 0, end: int | None = Non
         child = children.get(number)
         if child is None or wire != _BYTES or not rules.wanted(first, after):
             continue
-        is_tensor = child is _Kind.TENSOR
+        is_tensor = child is _FieldKind.TENSOR
         inner = rules.tensor(first, after) if is_tensor else _rewrite(rules, child, first, after, depth + 1)
         if inner is not None:
             edit.copy(kept, at)
@@ -266,7 +268,7 @@ def _rewrite(rules: _Rewrite, kind: _Kind, start: int = 0, end: int | None = Non
     return edit
 
 
-def _take_out(reader: _Reader, start: int, end: int, large_bytes: int) -> _Edit | None:
+def _take_out(reader: _WireReader, start: int, end: int, large_bytes: int) -> _Edit | None:
     """Return the TensorProto at [start, end) with its one large payload replaced by a reference."""
     data_type = 0
     payloads: list[tuple[int, int, int, int]] = []
@@ -290,7 +292,7 @@ def _take_out(reader: _Reader, start: int, end: int, large_bytes: int) -> _Edit 
     return edit
 
 
-def _put_back(reader: _Reader, start: int, end: int) -> _Edit | None:
+def _put_back(reader: _WireReader, start: int, end: int) -> _Edit | None:
     """Return the TensorProto at [start, end) with its reference replaced by the payload."""
     entries: dict[str, str] = {}
     edit = _Edit()
@@ -317,7 +319,7 @@ def _external_data(reference: Reference) -> bytes:
     return b"".join(parts) + _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
 
 
-def _fields(reader: _Reader, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+def _fields(reader: _WireReader, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield (field number, wire type, where the field begins, where its content begins, where it ends)."""
     position = start
     buffer, base = b"", start

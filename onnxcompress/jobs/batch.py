@@ -24,9 +24,9 @@ from ..io import wire
 from ..io.sources import OpenFile
 from ..recipe import Recipe
 from ..runtime import executors
-from ..runtime.executors import Cluster, Processes
+from ..runtime.executors import DaskCluster, Processes
 from . import batch_worker
-from .batch_worker import Answer, Options, Shipped
+from .batch_worker import BatchAnswer, Options, Shipped
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def compress_many(
     left: dict[Path, str] = {}
     for source, target in plan.items():
         key = hashlib.sha256("\n".join([_model_fingerprint(source), *given]).encode()).hexdigest()
-        state = _State.read(target)
+        state = _BatchState.read(target)
         if not force and state is not None and state.holds(key, target):
             found[source] = Item(source=str(source), target=str(target), resumed=True, **state.told)
             done(found[source])
@@ -136,7 +136,7 @@ def compress_many(
     with executors.opened(workers=workers, scheduler=scheduler) as executor:
         for item in _run(executor, {source: plan[source] for source in left}, options):
             source = Path(item.source)
-            _State.write(item, left[source])
+            _BatchState.write(item, left[source])
             found[source] = item
             done(item)
     return Batch(items=tuple(found[source] for source in plan))
@@ -170,7 +170,7 @@ def targets(sources: Iterable[str | os.PathLike[str]], folder: Path) -> dict[Pat
     return plan
 
 
-def _run(executor: Processes | Cluster, plan: dict[Path, Path], options: Options) -> Iterable[Item]:
+def _run(executor: Processes | DaskCluster, plan: dict[Path, Path], options: Options) -> Iterable[Item]:
     """Yield models as they are done; one whose worker was lost gets a second try."""
     if not plan:
         return
@@ -179,7 +179,7 @@ def _run(executor: Processes | Cluster, plan: dict[Path, Path], options: Options
     pending = list(plan)
     while pending:
         shared = None if shipped is None else executor.share(shipped)
-        futures: dict[Future[Answer], Path] = {}
+        futures: dict[Future[BatchAnswer], Path] = {}
         for source in pending:
             tries[source] += 1
             plan[source].parent.mkdir(parents=True, exist_ok=True)
@@ -202,19 +202,19 @@ def _run(executor: Processes | Cluster, plan: dict[Path, Path], options: Options
                 yield _failed(source, plan[source], error)
 
 
-def _is_far(executor: Processes | Cluster) -> bool:
-    return isinstance(executor, Cluster)
+def _is_far(executor: Processes | DaskCluster) -> bool:
+    return isinstance(executor, DaskCluster)
 
 
 def _submit(
-    executor: Processes | Cluster, source: Path, target: Path, options: Options, shared: Shipped | None
-) -> Future[Answer]:
+    executor: Processes | DaskCluster, source: Path, target: Path, options: Options, shared: Shipped | None
+) -> Future[BatchAnswer]:
     if shared is None:
         return executor.submit(batch_worker.here, str(source), str(target), options)
     return executor.submit(batch_worker.elsewhere, str(source), batch_worker.message(source), options, shared)
 
 
-def _done(source: Path, target: Path, answer: Answer) -> Item:
+def _done(source: Path, target: Path, answer: BatchAnswer) -> Item:
     report = answer.report
     if answer.model is not None:
         atomic_files.write(target, [answer.model], len(answer.model))
@@ -232,7 +232,7 @@ def _failed(source: Path, target: Path, error: Exception) -> Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _State:
+class _BatchState:
     """The file beside a result that says how it came about."""
 
     key: str
@@ -242,7 +242,7 @@ class _State:
     report: dict[str, Any] | None
 
     @classmethod
-    def read(cls, target: Path) -> _State | None:
+    def read(cls, target: Path) -> _BatchState | None:
         """Return the state of a result, None where there is none that can be read."""
         try:
             found = json.loads(_state_path(target).read_text(encoding="utf-8"))

@@ -104,21 +104,21 @@ def pack(*paths: str | Path | None) -> Shipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class BatchAnswer:
     """What became of a model: the JSON report, and the model itself where it was not written by the worker."""
 
     report: dict[str, Any]
     model: bytes | None = None
 
 
-def here(source: str, target: str, options: Options) -> Answer:
+def here(source: str, target: str, options: Options) -> BatchAnswer:
     """Compress a model and write the result; for a process of this machine."""
     result = options.run(source)
     path = result.save(target, force=True)
-    return Answer(report=located(result.report, path).as_json())
+    return BatchAnswer(report=located(result.report, path).as_json())
 
 
-def elsewhere(name: str, model: bytes, options: Options, shipped: Shipped) -> Answer:
+def elsewhere(name: str, model: bytes, options: Options, shipped: Shipped) -> BatchAnswer:
     """Compress a model that was sent, with data that was sent, and send the result back.
 
     Raises:
@@ -133,7 +133,7 @@ def elsewhere(name: str, model: bytes, options: Options, shipped: Shipped) -> An
     )
     result = mine.run(onnx.load_model_from_string(model))
     report = replace(result.report, input=replace(result.report.input, path=name))
-    return Answer(report=report.as_json(), model=model_io.to_bytes(result.model))
+    return BatchAnswer(report=report.as_json(), model=model_io.to_bytes(result.model))
 
 
 def message(path: Path) -> bytes:

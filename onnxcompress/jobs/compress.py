@@ -18,35 +18,36 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import pipeline, targets
-from ..activations.calibration import Store
+from ..activations.calibration import CalibrationCache
 from ..base.versions import versions
-from ..core import Action, Change, Clock, Context, Prefer, Trial, Workers
+from ..core import Action, Candidate, Change, Clock, Context, Prefer, Progress, Trial, Workers
 from ..data import evaluation_set
+from ..data import input_specs as specs_module
 from ..data.evaluation_set import DataOptions, Evaluation
 from ..data.lint import oddities
 from ..errors import ModelError, UsageError
 from ..io import model_io
 from ..pack import archive as packing
 from ..quality import ablation, metrics
-from ..quality.ablation import Leaning
+from ..quality.ablation import LayerAblation
+from ..quality.compare_outputs import measure, silent_outputs
 from ..quality.estimated_drop import OutputKinds
 from ..recipe import Recipe
 from ..runtime import executors
 from ..runtime import session as runtime
-from ..runtime.loaded_model import Opened
+from ..runtime.loaded_model import LoadedModel, path_of
 from ..runtime.processes import peak_memory_bytes
 from ..search.archive import Archive
-from ..search.candidates import Candidate
 from ..search.checkpoint import Checkpoint, digest
 from ..shapes import count as counting
+from ..shapes.count import ModelFacts, facts
 from ..verify.regions import RegionProof
 from ..verify.whole import WholeProof
 from . import pareto, setup
-from .compare import Progress, facts, measure, path_of, silent_outputs
 from .judge import Races, Timings, Trials
 from .limits import LatencyLimit, check_limits, excess
 from .node_selector import selector
-from .report import ModelFacts, Report
+from .report import Report
 from .setup import Verify
 
 if TYPE_CHECKING:
@@ -185,11 +186,11 @@ def compress(
     path = path_of(source)
     selects = selector(original, only, skip)
     unfed: tuple[str, ...] = ()
-    base = Opened(original, source, threads=threads)
+    base = LoadedModel(original, source, threads=threads)
     session = None if setup.by_regions(base, verify) else setup.open_whole(base, verify)
     if session is None and (max_drop is not None or max_latency is not None):
         raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
-    specs = setup.declared_inputs(original) if session is None else session.inputs
+    specs = specs_module.declared_inputs(original) if session is None else session.inputs
     given = None if data is None else evaluation_set.read(data, specs, data_options)
     working, held_out = (given, given) if given is None or not chosen.uses_data else given.divided()
     judged = held_out if eval_data is None else evaluation_set.read(eval_data, specs, data_options)
@@ -207,7 +208,7 @@ def compress(
     judge_limit = chosen.max_drop if max_drop is None else max_drop
     own_limit = None if chosen.max_drop is None else judge_limit
 
-    def over(candidate: Opened, limit: float | None) -> str | None:
+    def over(candidate: LoadedModel, limit: float | None) -> str | None:
         if limit is None:
             return None
         quality = measure(base.fast, candidate.fast, judged, metric=metric, kinds=kinds)
@@ -242,7 +243,7 @@ def compress(
     context = Context(
         feeds=working.feeds if working else (),
         state=working.state if working else {},
-        calibrations=Store(),
+        calibrations=CalibrationCache(),
         seed=seed,
         target=target,
         judge=judge,
@@ -290,14 +291,14 @@ def compress(
     latency = None
     is_same = result is start and not first
     proved = [p.proved for p in whole_proofs if p.proved is not None and p.proved.model is result]
-    other = base if is_same else (proved[0] if proved else Opened(result, threads=threads))
+    other = base if is_same else (proved[0] if proved else LoadedModel(result, threads=threads))
     if plan:
         quality, verification = None, {"mode": "none"}
     elif session is None:
         quality, verification = _region_figures(region_proofs)
     else:
-        before = runtime.Watched(base.fast)
-        after = before if other is base else runtime.Watched(other.fast)
+        before = runtime.TimedSession(base.fast)
+        after = before if other is base else runtime.TimedSession(other.fast)
         quality = measure(before, after, judged, metric=metric, kinds=kinds, progress=progress)
         if chosen.lossless and max_latency is None:
             latency = runtime.seen(before, after)
@@ -354,7 +355,7 @@ def compress(
     return Result(result, report)
 
 
-def _key(base: Opened, given: Evaluation | None, judged: Evaluation, options: Sequence[object]) -> str:
+def _key(base: LoadedModel, given: Evaluation | None, judged: Evaluation, options: Sequence[object]) -> str:
     """Return a digest of everything that findings depend on."""
     shown = json.dumps([options, versions()], sort_keys=True, default=str)
     samples = [] if given is None else [given]
@@ -364,7 +365,7 @@ def _key(base: Opened, given: Evaluation | None, judged: Evaluation, options: Se
 
 def _leans(
     original: ir.Model, result: ir.Model, samples: Evaluation, executor: Workers | None
-) -> tuple[tuple[Leaning, ...], tuple[str, ...]]:
+) -> tuple[tuple[LayerAblation, ...], tuple[str, ...]]:
     """Return what the model leans on, or a line that says why that is not known."""
     try:
         return ablation.before_and_after(original, result, samples.feeds, executor=executor), ()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from ..core import Context, Feed
+from ..core import Context, Feed, Progress
 from ..data import evaluation_set
 from ..data.evaluation_set import DataOptions
 from ..distillation import match_layers, reconstruct, train
@@ -24,13 +24,14 @@ from ..distillation.match_layers import Pair
 from ..distillation.reconstruct import RefitChange
 from ..distillation.train import Distilled
 from ..errors import ModelError, UsageError
-from ..graph import edit as graph
+from ..graph import edit
 from ..io import model_io
 from ..passes.fold.normalize import Normalize
 from ..quality.divergence import Divergence
 from ..runtime import session as runtime
 from . import compare as compare_job
-from .compare import Comparison, Progress
+from . import limits
+from .compare import Comparison
 
 if TYPE_CHECKING:
     import onnx
@@ -188,7 +189,7 @@ def distill(
             compressed=replace(compared.compressed, path="student"),
         ),
     )
-    compare_job.check_drop(report.comparison.quality, max_drop, report)
+    limits.check_drop(report.comparison.quality, max_drop, report)
     return Transferred(result, report)
 
 
@@ -232,7 +233,7 @@ def _with_names_of(student: ir.Model, teacher: ir.Model) -> ir.Model:
             )
     renamed = model_io.clone(teacher)
     values = {v.name: v for v in renamed.graph.inputs} | {v.name: v for n in renamed.graph for v in n.outputs}
-    names = graph.Names(renamed)
+    names = edit.Names(renamed)
     for _, ours, theirs in kinds:
         for new, old in zip(ours, theirs, strict=True) if set(ours) != set(theirs) else ():
             if new in values:

@@ -18,17 +18,18 @@ import onnx_ir as ir
 
 from ..channels import groups as channel_groups
 from ..core import Context, Feed
-from ..data import evaluation_set, feed_facts, synthetic
+from ..data import evaluation_set, synthetic
+from ..data import feeds as feed_facts
 from ..data.evaluation_set import DataOptions
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
 from ..ops import table as ops
 from ..partition import value_sizes
 from ..runtime import isolation
 from ..runtime import session as runtime
 from ..shapes import count as counting
-from .inspect_passes import Reach, Still, channels_of, tried
+from .inspect_passes import PassPotential, Still, channels_of, tried
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +72,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredBytes:
     """Constants of one type."""
 
     tensors: int
@@ -102,14 +103,14 @@ class Inspection:
     weights_in_nodes: int
     weights_in_nodes_bytes: int
     weight_port_bytes: int
-    dtypes: Mapping[str, Stored]
+    dtypes: Mapping[str, StoredBytes]
     operators: tuple[Share, ...]
     layers: tuple[Share, ...]
     ms: float | None = None
     time_by_type: tuple[Share, ...] = ()
     slowest: tuple[Share, ...] = ()
-    passes: tuple[Reach, ...] | None = None
-    channels: channel_groups.Reach | None = None
+    passes: tuple[PassPotential, ...] | None = None
+    channels: channel_groups.Prunable | None = None
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def inspect(
     found = Inspection(
         path=os.fspath(source) if isinstance(source, str | os.PathLike) else None,
         bytes=size_bytes,
-        nodes=counting.node_count(model),
+        nodes=query.node_count(model),
         parameters=shares.parameters,
         macs=shares.macs,
         shapes_of_macs=feed_facts.dims(feed),
@@ -167,7 +168,7 @@ def inspect(
         opsets=dict(sorted(model.opset_imports.items())),
         producer=" ".join(part for part in (model.producer_name, model.producer_version) if part),
         functions=len(model.functions),
-        subgraphs=sum(1 for _ in graph.graphs(model)) - 1 - len(model.functions),
+        subgraphs=sum(1 for _ in query.graphs(model)) - 1 - len(model.functions),
         inputs=tuple(_described(v) for v in model.graph.inputs if not v.is_initializer()),
         outputs=tuple(_described(v) for v in model.graph.outputs),
         dynamic=tuple(_dynamic(model)),
@@ -200,7 +201,7 @@ def _runnable(model: ir.Model, size_bytes: int, notes: list[str]) -> Iterator[by
         yield None
         return
     is_large = size_bytes > _APART_BYTES
-    with isolation.roomy(counting.node_count(model), is_large=is_large):
+    with isolation.roomy(query.node_count(model), is_large=is_large):
         if not is_large:
             yield model_io.to_bytes(model)
             return
@@ -261,7 +262,7 @@ class _Shares:
         self.notes: list[str] = []
         self.parameters = 0
         self.tensors: list[tuple[ir.Value, ir.TensorProtocol]] = []
-        self._nodes = [node for node in graph.nodes(model) if not graph.is_op(node, "Constant")]
+        self._nodes = [node for node in query.nodes(model) if not query.is_op(node, "Constant")]
         self._bytes: Counter[ir.Node | None] = Counter()
         self._parameters: Counter[ir.Node | None] = Counter()
         self._macs: Counter[ir.Node | None] = Counter()
@@ -278,7 +279,7 @@ class _Shares:
         unknown: list[str] = []
         for node, macs in ops.node_macs(model, counting.shape_lookup(counting.resolve_shapes(model, feed))):
             if macs is None:
-                unknown.append(graph.label(node))
+                unknown.append(query.label(node))
             else:
                 self._macs[node] += macs
         if unknown:
@@ -287,13 +288,13 @@ class _Shares:
         total = sum(self._macs.values())
         self.macs = total if total or not unknown else None
 
-    def dtypes(self) -> dict[str, Stored]:
+    def dtypes(self) -> dict[str, StoredBytes]:
         """Return what is stored in each type, the largest first."""
         found: defaultdict[str, list[ir.TensorProtocol]] = defaultdict(list)
         for _, tensor in self.tensors:
             found[_type_name(tensor.dtype)].append(tensor)
         stored = {
-            name: Stored(tensors=len(ts), elements=sum(t.size for t in ts), bytes=sum(t.nbytes for t in ts))
+            name: StoredBytes(tensors=len(ts), elements=sum(t.size for t in ts), bytes=sum(t.nbytes for t in ts))
             for name, ts in found.items()
         }
         return dict(sorted(stored.items(), key=lambda item: (-item[1].bytes, item[0])))
@@ -302,7 +303,7 @@ class _Shares:
         """Return the kinds of operators, those with the most bytes first."""
         found: dict[str, Share] = {}
         for node in self._nodes:
-            kind = node.op_type if node.domain in graph.STANDARD_DOMAINS else f"{node.domain}:{node.op_type}"
+            kind = node.op_type if node.domain in query.STANDARD_DOMAINS else f"{node.domain}:{node.op_type}"
             was, one = found.get(kind), self._share(node)
             found[kind] = (
                 replace(one, name=kind)
@@ -327,7 +328,7 @@ class _Shares:
 
     def _share(self, node: ir.Node) -> Share:
         return Share(
-            name=graph.label(node),
+            name=query.label(node),
             op_type=node.op_type,
             bytes=self._bytes[node],
             parameters=self._parameters[node],
@@ -339,7 +340,7 @@ def _reader(value: ir.Value) -> ir.Node | None:
     """Return the first node that computes with a constant, None where nobody reads it."""
     while True:
         node = next((use.node for use in value.uses()), None)
-        if node is None or not graph.is_op(node, *_STORAGE_OPS) or not node.outputs[0].uses():
+        if node is None or not query.is_op(node, *_STORAGE_OPS) or not node.outputs[0].uses():
             return node
         value = node.outputs[0]
 
@@ -353,8 +354,8 @@ def _timed(
     notes: list[str],
 ) -> dict[str, Any]:
     """Return the times of the inspection: all, by operator and by node, of the graph as the runtime optimises it."""
-    loops = any(graph.is_op(node, "Loop", "Scan") for node in graph.nodes(model))
-    many = loops or counting.node_count(model) > _MANY_NODES
+    loops = any(query.is_op(node, "Loop", "Scan") for node in query.nodes(model))
+    many = loops or query.node_count(model) > _MANY_NODES
     runs = 1 if many else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
     try:
         rows = runtime.profile(runnable, feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))

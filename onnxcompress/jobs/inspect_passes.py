@@ -5,19 +5,27 @@ from __future__ import annotations
 import gc
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from .. import passes
+from ..base.gate import Gate
 from ..channels import groups as channel_groups
 from ..core import Action, Change, Context, Feed, Need, Pass
 from ..errors import OnnxCompressError
+from ..graph import query
 from ..io import model_io
+from ..recipe import Recipe
 from ..runtime import isolation
-from ..shapes import count as counting
-from . import inspect_reach
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from ..channels.groups import Prunable
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +48,7 @@ class Blocked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reach:
+class PassPotential:
     """What a pass did to a copy: rewrites, the bytes it touched, what the file lost, and what stood in the way."""
 
     pass_name: str
@@ -55,7 +63,7 @@ class Still:
 
     def __init__(self, model: ir.Model) -> None:
         self._proto, self._tensors = model_io.detach(model)
-        self._has_many_nodes = counting.node_count(model) > isolation.MANY_NODES
+        self._has_many_nodes = query.node_count(model) > isolation.MANY_NODES
         largest = max((tensor.nbytes for tensor in self._tensors.values()), default=0)
         self.is_heavy = largest > _MOST_TENSOR_BYTES or model_io.model_bytes(model) > _MOST_BYTES
 
@@ -66,9 +74,9 @@ class Still:
         return model_io.restore(self._proto, self._tensors)
 
 
-def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> tuple[Reach, ...]:
+def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> tuple[PassPotential, ...]:
     """Run each shipped pass on a copy of its own, after weights and nodes have been brought into a regular form."""
-    found: list[Reach] = []
+    found: list[PassPotential] = []
     spare: ir.Model | None = None
     untried: list[str] = []
     for name in passes.SHIPPED:
@@ -99,10 +107,10 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
     return tuple(found)
 
 
-def channels_of(start: Still, feed: Feed, context: Context, notes: list[str]) -> channel_groups.Reach | None:
+def channels_of(start: Still, feed: Feed, context: Context, notes: list[str]) -> channel_groups.Prunable | None:
     """Return what channel pruning could cut, None where that could not be found out."""
     try:
-        return inspect_reach.reach(start.copy(), feed, context)
+        return reach(start.copy(), feed, context)
     except Exception as error:  # an inspection goes on without
         log.info("channels could not be followed", exc_info=error)
         notes.append(f"channel pruning could not be tried: {_told(error)}")
@@ -118,7 +126,7 @@ def _prepares(kind: type[Pass]) -> bool:
     return kind.name == "normalize"
 
 
-def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> Reach:
+def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> PassPotential:
     applied = [c for c in changes if c.action is Action.APPLIED]
     refused: defaultdict[str, list[Change]] = defaultdict(list)
     for change in changes:
@@ -133,10 +141,21 @@ def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> Reach:
         )
         for reason, found in refused.items()
     ]
-    return Reach(
+    return PassPotential(
         pass_name=name,
         rewrites=len(applied),
         reached_bytes=sum(c.bytes_before for c in applied),
         saved_bytes=saved_bytes,
         blocked=tuple(sorted(blocked, key=lambda b: (-b.bytes, -b.count, b.reason))),
     )
+
+
+def reach(model: ir.Model, feed: Mapping[str, np.ndarray], context: Context) -> Prunable:
+    """Fold a model; return what can be cut of it then, at the shapes of a feed, and what keeps the rest.
+
+    Raises:
+        OnnxCompressError: a pass of the recipe `fold` fails.
+    """
+    for one in Recipe.load("fold").active:
+        one.run(model, replace(context, gate=Gate(), memo=None))
+    return channel_groups.find_groups(model, feed).reach()

@@ -23,12 +23,12 @@ from ..core import Feed, Prefer, Trial
 from ..data.evaluation_set import Evaluation
 from ..errors import UsageError
 from ..numerics.threads import one_thread
+from ..quality.compare_outputs import Runs, measure
 from ..quality.estimated_drop import OutputKinds
 from ..quality.expected_drop import SteadyDrop
 from ..runtime import session as runtime
-from ..runtime.loaded_model import Opened
+from ..runtime.loaded_model import LoadedModel
 from ..search.checkpoint import Checkpoint, digest
-from .compare import Runs, measure
 
 _RACE_SECONDS = 2.0
 """Time of a race between the original and one candidate."""
@@ -85,7 +85,7 @@ class Races:
         threads: of the runtime.
     """
 
-    def __init__(self, base: Opened, feed: Feed, *, timings: Timings, threads: int) -> None:
+    def __init__(self, base: LoadedModel, feed: Feed, *, timings: Timings, threads: int) -> None:
         self._base = base
         self._feed = feed
         self._timings = timings
@@ -95,7 +95,7 @@ class Races:
         """Return the time of a candidate as a part of the original's."""
 
         def raced() -> runtime.Latency:
-            candidate = Opened(model, threads=self._threads)
+            candidate = LoadedModel(model, threads=self._threads)
             return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
         return self._timings.race(label, raced).ratio
@@ -121,11 +121,11 @@ class Trials:
 
     def __init__(
         self,
-        base: Opened,
+        base: LoadedModel,
         held_out: Evaluation,
         feed: Feed,
         *,
-        final: Callable[[Opened], str | None],
+        final: Callable[[LoadedModel], str | None],
         limit: float | None,
         prefer: Prefer,
         kinds: OutputKinds,
@@ -161,10 +161,10 @@ class Trials:
 
     def fault(self, model: ir.Model) -> str | None:
         """Return by how much a candidate is over the limit where the user's own samples decide, None within it."""
-        return self._final(Opened(model, threads=self._threads))
+        return self._final(LoadedModel(model, threads=self._threads))
 
     def _trial(self, model: ir.Model, label: str | None, judged: Evaluation) -> Trial:
-        candidate = Opened(model, threads=self._threads)
+        candidate = LoadedModel(model, threads=self._threads)
         noted = self._noted(candidate, label, judged)
         latency = None
         if label is not None:
@@ -179,7 +179,7 @@ class Trials:
             latency_ms=None if latency is None else latency.compressed_ms,
         )
 
-    def _noted(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
+    def _noted(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> dict[str, Any]:
         """Return what an interrupted run measured of the same bytes, or measure and note it."""
         if self._checkpoint is None:
             return self._measured(candidate, label, judged)
@@ -191,7 +191,7 @@ class Trials:
             self._checkpoint.note_trial(name, known)
         return known
 
-    def _measured(self, candidate: Opened, label: str | None, judged: Evaluation) -> dict[str, Any]:
+    def _measured(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> dict[str, Any]:
         self._original.rewind()
         steady = SteadyDrop(self._kinds, skip=tuple(judged.state.values()))
         pairs = _Pairs(self._original, candidate.fast, steady)

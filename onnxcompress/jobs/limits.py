@@ -9,7 +9,6 @@ from typing import Any
 
 from ..core import Trial
 from ..errors import LimitError, UsageError
-from .compare import check_drop
 from .report import Report
 
 
@@ -56,3 +55,11 @@ def check_limits(report: Report, latency_limit: LatencyLimit | None) -> None:
     if latency_limit is not None and report.latency and (fault := latency_limit.fault(report.latency)):
         raise LimitError(fault, report=report)
     check_drop(report.quality or {}, report.limits["max_drop"], report)
+
+
+def check_drop(quality: Mapping[str, Any], max_drop: float | None, report: object) -> None:
+    """Raise LimitError, with the report, where the metric falls by more than it may."""
+    drop = quality.get("drop")
+    if max_drop is not None and drop is not None and drop > max_drop:
+        text = f"{quality['metric']} falls by {drop:.4g}, more than --max-drop {max_drop:g} allows"
+        raise LimitError(text, report=report)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ..core import any_node
 from ..errors import UsageError
-from ..graph import edit as graph
+from ..graph import query
 
 _OPERATOR = "op:"
 _MOST_CANDIDATES = 5000
@@ -29,17 +29,17 @@ def selector(model: ir.Model, only: Iterable[str] = (), skip: Iterable[str] = ()
         UsageError: a pattern matches no node of `model`; the nearest name is in the hint.
     """
     wanted, unwanted = _Patterns(only), _Patterns(skip)
-    nodes = list(graph.nodes(model))
+    nodes = list(query.nodes(model))
     for option, patterns in (("--only", wanted), ("--skip", unwanted)):
         for text in patterns.texts:
             one = _Patterns([text])
             if not any(one.match(node) for node in nodes):
                 raise UsageError(f"{option} {text!r} matches no node", hint=_nearest(text, nodes))
-    return _Choice(wanted, unwanted) if wanted.texts or unwanted.texts else any_node
+    return _Selection(wanted, unwanted) if wanted.texts or unwanted.texts else any_node
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _Selection:
     """Says which nodes may be touched; can be pickled."""
 
     wanted: _Patterns
@@ -63,7 +63,7 @@ class _Patterns:
 
     def match(self, node: ir.Node) -> bool:
         """Say whether any of the patterns matches a node."""
-        name = graph.label(node)
+        name = query.label(node)
         return name in self._exact or bool(self._names.match(name) or self._types.match(node.op_type))
 
 
@@ -78,7 +78,7 @@ def _nearest(text: str, nodes: Sequence[ir.Node]) -> str:
         if close:
             return f"The nearest is {_OPERATOR + close[0]!r}"
         return f"The model has {', '.join(_OPERATOR + each for each in types[:20])}"
-    names = list(dict.fromkeys(graph.label(node) for node in nodes))[:_MOST_CANDIDATES]
+    names = list(dict.fromkeys(query.label(node) for node in nodes))[:_MOST_CANDIDATES]
     plain = re.sub(r"[*?\[\]]", "", text)
     close = difflib.get_close_matches(plain, names, n=1, cutoff=0.2)
     if close:

@@ -12,8 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from ..base import atomic_files
+from ..core import Candidate
 from ..io import model_io
-from ..search.candidates import Candidate
 from .report import Report
 
 INDEX = "front.json"

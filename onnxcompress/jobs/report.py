@@ -8,31 +8,11 @@ from typing import Any
 
 from ..core import Change
 from ..pack.archive import Packed
-from ..quality.ablation import Leaning
-from ..search.archive import Tried
+from ..quality.ablation import LayerAblation
+from ..search.archive import TriedCandidate
+from ..shapes.count import ModelFacts
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """The size of a model: bytes of its file(s), nodes, weight elements, multiply-accumulates (None: unknown)."""
-
-    path: str | None
-    bytes: int
-    nodes: int
-    parameters: int
-    macs: int | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the report's `input` or `output` object."""
-        return {
-            "path": self.path,
-            "bytes": self.bytes,
-            "nodes": self.nodes,
-            "parameters": self.parameters,
-            "macs": self.macs,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +35,10 @@ class Report:
     notes: tuple[str, ...] = field(default=())
     packed: Packed | None = None
     """The archive that was written instead of a model."""
-    candidates: tuple[Tried, ...] = ()
+    candidates: tuple[TriedCandidate, ...] = ()
     """What was measured before one of them was chosen."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    sensitivity: tuple[Leaning, ...] = ()
+    sensitivity: tuple[LayerAblation, ...] = ()
     """What the model leans on, before and after; empty where no page was asked for."""
     command: str | None = None
     """The words that the user typed; None where the library was called."""

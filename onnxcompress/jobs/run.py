@@ -20,8 +20,8 @@ from ..errors import ModelError, UsageError
 from ..io import model_io
 from ..partition import split as split_job
 from ..partition.runner import PartitionedModel
+from ..runtime import loaded_model
 from ..runtime import session as runtime
-from . import compare as compare_job
 
 if TYPE_CHECKING:
     from ..data.evaluation_set import DataOptions, Evaluation
@@ -45,7 +45,7 @@ class Runnable(Protocol):
         ...
 
 
-class _Parts:
+class _PartsModel:
     """A split model, run as a session is."""
 
     def __init__(self, model: PartitionedModel) -> None:
@@ -77,15 +77,15 @@ def opened(
     """
     if path.is_dir():
         with PartitionedModel(path, max_memory=max_memory, threads=threads) as parts:
-            yield _Parts(parts)
+            yield _PartsModel(parts)
     elif max_memory is None:
-        yield compare_job.open_one(model_io.load(path), path, optimize=True, threads=threads)
+        yield loaded_model.open_one(model_io.load(path), path, optimize=True, threads=threads)
     else:
         with tempfile.TemporaryDirectory(prefix="onnxcompress-") as name:
             folder = Path(name, "parts")
             split_job.split(path, folder, max_memory=max_memory, data=data, data_options=data_options)
             with PartitionedModel(folder, max_memory=max_memory, threads=threads) as parts:
-                yield _Parts(parts)
+                yield _PartsModel(parts)
 
 
 def run_model(

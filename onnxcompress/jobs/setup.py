@@ -11,10 +11,9 @@ from ..core import Feed
 from ..data import synthetic
 from ..data.evaluation_set import Evaluation
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
 from ..runtime import session as runtime
-from ..runtime.loaded_model import Opened
-from .compare import LARGEST_BYTES
+from ..runtime.loaded_model import LARGEST_BYTES, LoadedModel
 
 Verify = Literal["auto", "full", "regions"]
 
@@ -25,12 +24,12 @@ WHOLE_BYTES = 256 << 20
 """Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
 
 
-def by_regions(model: Opened, verify: Verify) -> bool:
+def by_regions(model: LoadedModel, verify: Verify) -> bool:
     """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
     return verify == "regions" or (verify == "auto" and model.size_bytes > WHOLE_BYTES)
 
 
-def open_whole(model: Opened, verify: Verify) -> runtime.Session | None:
+def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
     """Load the whole model in the runtime; None where operators that it doesn't know leave regions as the only way.
 
     Raises:
@@ -45,27 +44,13 @@ def open_whole(model: Opened, verify: Verify) -> runtime.Session | None:
     try:
         return model.plain
     except ModelError:
-        known = {*graph.STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"}
+        known = {*query.STANDARD_DOMAINS, "ai.onnx.ml", "com.microsoft"}
         functions = model.model.functions
         if verify == "full" or all(
-            node.domain in known or node.op_identifier() in functions for node in graph.nodes(model.model)
+            node.domain in known or node.op_identifier() in functions for node in query.nodes(model.model)
         ):
             raise
         return None
-
-
-def declared_inputs(model: ir.Model) -> tuple[runtime.TensorSpec, ...]:
-    """Return what a model declares about the inputs that a feed must hold, without loading it in the runtime."""
-    specs = []
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
-        dims = () if value.shape is None else tuple(value.shape)
-        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in dims)
-        numbers = value.dtype not in (None, ir.DataType.STRING, ir.DataType.UNDEFINED)
-        dtype = value.dtype.numpy() if numbers and value.dtype is not None else None
-        specs.append(runtime.TensorSpec(value.name or "", dtype, shape, str(value.type)))
-    return tuple(specs)
 
 
 def proof_feeds(

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph import constants as float_constants
-from ..graph import edit as graph
+from ..graph import edit, query
 from ..numerics.linear.patches import Window, patches
 from . import table as ops
 
@@ -42,7 +42,7 @@ class LinearLayer:
     @property
     def label(self) -> str:
         """The name by which reports speak of the layer: its node's."""
-        return graph.label(self.node)
+        return query.label(self.node)
 
     @property
     def x(self) -> ir.Value:
@@ -70,7 +70,7 @@ class LinearLayer:
     @property
     def is_fixed(self) -> bool:
         """Whether the matrix is stored as integers, so that only the bias can be written."""
-        return graph.constant_tensor(self.weight) is None
+        return query.constant_tensor(self.weight) is None
 
     @property
     def has_bias(self) -> bool:
@@ -97,7 +97,7 @@ class LinearLayer:
     def matrix(self) -> np.ndarray:
         """Read the weight: float32 [groups, out, columns], Gemm's alpha included."""
         stored = float_constants.read(self.weight)
-        return (self.flat(stored) * np.float32(graph.attribute(self.node, "alpha", 1.0))).astype(np.float32)
+        return (self.flat(stored) * np.float32(query.attribute(self.node, "alpha", 1.0))).astype(np.float32)
 
     def bias(self) -> np.ndarray | None:
         """Read the bias: float32 [groups * out], Gemm's beta included; None where there is none."""
@@ -105,7 +105,7 @@ class LinearLayer:
         if value is None:
             return None
         groups, out, _ = self.shape
-        beta = 1.0 if self.addition is not None else float(graph.attribute(self.node, "beta", 1.0))
+        beta = 1.0 if self.addition is not None else float(query.attribute(self.node, "beta", 1.0))
         stored = float_constants.read(value).astype(np.float32).reshape(-1) * np.float32(beta)
         return np.array(np.broadcast_to(stored, groups * out))
 
@@ -116,7 +116,7 @@ class LinearLayer:
 
     def stored(self, weight: np.ndarray) -> np.ndarray:
         """Return a weight [groups, out, in, *kernel] of any sizes as this layer's operator stores it, without alpha."""
-        alpha = float(graph.attribute(self.node, "alpha", 1.0))
+        alpha = float(query.attribute(self.node, "alpha", 1.0))
         return self._laid_out(weight / alpha if alpha != 1 else weight, weight.shape[3:])
 
     def count(self, x_shape: Sequence[int]) -> int:
@@ -153,7 +153,7 @@ class LinearLayer:
             flat = flat[:, keep]
         return np.ascontiguousarray(flat.reshape(len(flat), self.groups, -1).transpose(1, 0, 2))
 
-    def with_weights(self, matrix: np.ndarray | None, bias: np.ndarray | None, names: graph.Names) -> LinearLayer:
+    def with_weights(self, matrix: np.ndarray | None, bias: np.ndarray | None, names: edit.Names) -> LinearLayer:
         """Write a matrix and a bias into the model and return the layer as it is then.
 
         A constant that others read too is left to them. A bias where there was none takes the free port, or a new
@@ -168,14 +168,14 @@ class LinearLayer:
             ValueError: a number is beyond the stored type, or the bias is stored as integers and is beyond these.
         """
         if matrix is not None and not self.is_fixed:
-            alpha = float(graph.attribute(self.node, "alpha", 1.0))
+            alpha = float(query.attribute(self.node, "alpha", 1.0))
             stored = self._laid_out(matrix / np.float32(alpha), self._kernel)
             float_constants.write(self.node, self.facts.port, stored, names)
         if bias is None:
             return self
         return self._with_bias(bias, names)
 
-    def _with_bias(self, bias: np.ndarray, names: graph.Names) -> LinearLayer:
+    def _with_bias(self, bias: np.ndarray, names: edit.Names) -> LinearLayer:
         holder, port, value = self.node, self.facts.bias, self.bias_value
         if self.addition is not None:
             holder, port = self.addition, list(self.addition.inputs).index(value)
@@ -187,10 +187,10 @@ class LinearLayer:
             fits = math.prod(dims) == bias.size
             float_constants.write(holder, port, bias.reshape(dims if fits else self._bias_shape(bias)), names)
             return self
-        tensor = graph.constant_tensor(self.weight)
+        tensor = query.constant_tensor(self.weight)
         dtype = np.dtype(np.float32) if tensor is None else tensor.dtype.numpy()
-        made = graph.add_initializer(
-            graph.home(self.node),
+        made = edit.add_initializer(
+            query.home(self.node),
             names,
             f"{self.label}_bias",
             float_constants.cast(bias.reshape(self._bias_shape(bias)), dtype),
@@ -204,7 +204,7 @@ class LinearLayer:
             self.facts,
             self.groups,
             self.window,
-            graph.insert_after(self.node.outputs[0], names, "Add", made),
+            edit.insert_after(self.node.outputs[0], names, "Add", made),
         )
 
     def _bias_shape(self, bias: np.ndarray) -> tuple[int, ...]:
@@ -230,7 +230,7 @@ class LinearLayer:
 
 def linear_layers(model: ir.Model) -> list[LinearLayer]:
     """Return the linear layers of the model, bodies of If/Loop/Scan included, in the order of its nodes."""
-    found = (linear_layer(node) for body in graph.graphs_outside_functions(model) for node in body)
+    found = (linear_layer(node) for body in query.graphs_outside_functions(model) for node in body)
     return [layer for layer in found if isinstance(layer, LinearLayer)]
 
 
@@ -250,10 +250,10 @@ def linear_layer(node: ir.Node) -> LinearLayer | str | None:
 def _read_layer(node: ir.Node, facts: ops.Weight) -> LinearLayer | str:
     if facts.sums is None:
         return f"{node.op_type} is not one plain matrix product"
-    if graph.attribute(node, "activation"):
+    if query.attribute(node, "activation"):
         return "an activation is fused into it"
-    if graph.attribute(node, "transA", 0) or graph.attribute(node, "alpha", 1.0) == 0:
-        return "its input is transposed" if graph.attribute(node, "transA", 0) else "its alpha is 0"
+    if query.attribute(node, "transA", 0) or query.attribute(node, "alpha", 1.0) == 0:
+        return "its input is transposed" if query.attribute(node, "transA", 0) else "its alpha is 0"
     weight = node.inputs[facts.port]
     if weight is None or not float_constants.is_float(weight):
         return "its weight is not constant"
@@ -261,7 +261,7 @@ def _read_layer(node: ir.Node, facts: ops.Weight) -> LinearLayer | str:
     is_window = facts.sums is ops.Sums.WINDOWS
     if (len(dims) < 3) if is_window else (len(dims) != 2):
         return f"its weight of shape {list(dims)} is not one matrix"
-    groups = int(graph.attribute(node, "group", 1)) if is_window else 1
+    groups = int(query.attribute(node, "group", 1)) if is_window else 1
     if facts.bias is not None and facts.bias < len(node.inputs) and node.inputs[facts.bias] is not None:
         bias, channels = node.inputs[facts.bias], dims[facts.out_axis(node, len(dims))]
         if bias is None or not float_constants.is_float(bias) or not _is_bias(float_constants.dims(bias), channels, -1):
@@ -272,13 +272,13 @@ def _read_layer(node: ir.Node, facts: ops.Weight) -> LinearLayer | str:
 
 def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window:
     ones = (1,) * len(kernel)
-    auto = graph.attribute(node, "auto_pad", "NOTSET")
-    flat = [int(n) for n in graph.attribute(node, "pads", (0, 0) * len(kernel))]
+    auto = query.attribute(node, "auto_pad", "NOTSET")
+    flat = [int(n) for n in query.attribute(node, "pads", (0, 0) * len(kernel))]
     pairs = tuple(zip(flat[: len(kernel)], flat[len(kernel) :], strict=True))
     return Window(
         kernel=kernel,
-        strides=tuple(int(n) for n in graph.attribute(node, "strides", ones)),
-        dilations=tuple(int(n) for n in graph.attribute(node, "dilations", ones)),
+        strides=tuple(int(n) for n in query.attribute(node, "strides", ones)),
+        dilations=tuple(int(n) for n in query.attribute(node, "dilations", ones)),
         pads={"NOTSET": pairs, "VALID": ((0, 0),) * len(kernel)}.get(auto),
         is_upper=auto != "SAME_LOWER",
     )
@@ -286,8 +286,8 @@ def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window:
 
 def _addition(node: ir.Node, facts: ops.Weight, dims: tuple[int, ...]) -> ir.Node | None:
     """Return the Add of a constant per output channel that alone reads the node, None where there is none."""
-    consumer = graph.sole_consumer(node.outputs[0])
-    if consumer is None or not graph.is_op(consumer, "Add") or consumer.graph is not node.graph:
+    consumer = query.sole_consumer(node.outputs[0])
+    if consumer is None or not query.is_op(consumer, "Add") or consumer.graph is not node.graph:
         return None
     other = next((v for v in consumer.inputs if v is not node.outputs[0]), None)
     axis = -1 if facts.sums is ops.Sums.LAST else -2

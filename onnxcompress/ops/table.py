@@ -13,25 +13,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ..channels import rules_blocks as blocks
-from ..channels import rules_layout as moves
-from ..channels import rules_linear as layers
-from ..channels import rules_norms as norms
-from ..graph import edit as graph
+from ..graph import query
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..channels.relations import Axis, Step
 
 Dims = tuple[int, ...]
 AxisOf = Callable[["ir.Node", int], int]
 """(node, rank of the weight) -> axis of the weight."""
 MacsOf = Callable[["ir.Node", Sequence[Dims | None], Sequence[Dims | None]], int | None]
 """(node, shapes of its inputs, of its outputs; None for one that is absent or unknown) -> MACs, None if unknown."""
-
-Links = Callable[["Step"], "list[list[Axis]]"]
-"""Relates the channels of what a node reads and makes; see `channel_flow`."""
 
 MICROSOFT = "com.microsoft"
 
@@ -82,13 +74,11 @@ class Weight:
 class OpSpec:
     """What is true of an operator.
 
-    `macs` is None for operators that multiply nothing worth counting: they cost 0. `links` is None for those whose
-    channels are not followed: what they read is kept as it is.
+    `macs` is None for operators that multiply nothing worth counting: they cost 0.
     """
 
     weights: tuple[Weight, ...] = ()
     macs: MacsOf | None = None
-    links: Links | None = None
 
     def weight(self, port: int) -> Weight | None:
         """Return the weight that is read through `port`, None where that is not a weight port."""
@@ -97,23 +87,23 @@ class OpSpec:
 
 def spec(node: ir.Node) -> OpSpec:
     """Return the row for a node; an operator without one has an empty row."""
-    domain = "" if node.domain in graph.STANDARD_DOMAINS else node.domain
+    domain = "" if node.domain in query.STANDARD_DOMAINS else node.domain
     return OPS.get((domain, node.op_type), _NOTHING)
 
 
 def is_nondeterministic(node: ir.Node) -> bool:
     """Say whether two runs of the node, or two equal nodes, may give different results."""
-    return node.domain in graph.STANDARD_DOMAINS and node.op_type in NONDETERMINISTIC
+    return node.domain in query.STANDARD_DOMAINS and node.op_type in NONDETERMINISTIC
 
 
 def is_generator(node: ir.Node) -> bool:
     """Say whether the node can make a big tensor out of small ones, so that folding it may blow up the file."""
-    return node.domain in graph.STANDARD_DOMAINS and node.op_type in GENERATORS
+    return node.domain in query.STANDARD_DOMAINS and node.op_type in GENERATORS
 
 
 def moves_data(node: ir.Node, port: int) -> bool:
     """Say whether the node only rearranges, cuts or joins what it reads through `port`."""
-    if node.domain not in graph.STANDARD_DOMAINS:
+    if node.domain not in query.STANDARD_DOMAINS:
         return False
     return node.op_type == "Concat" or (node.op_type in DATA_MOVEMENT and port == 0)
 
@@ -144,7 +134,7 @@ def total_macs(model: ir.Model, shape_of: ShapeOf) -> Macs:
     total, uncounted = 0, []
     for node, macs in node_macs(model, shape_of):
         if macs is None:
-            uncounted.append(graph.label(node))
+            uncounted.append(query.label(node))
         else:
             total += macs
     return Macs(total, tuple(uncounted))
@@ -152,7 +142,7 @@ def total_macs(model: ir.Model, shape_of: ShapeOf) -> Macs:
 
 def node_macs(model: ir.Model, shape_of: ShapeOf) -> Iterator[tuple[ir.Node, int | None]]:
     """Yield the nodes that cost MACs with their number, None where it is not known; see `total_macs`."""
-    for node in graph.nodes(model):
+    for node in query.nodes(model):
         count = spec(node).macs
         if count is not None:
             inputs = [None if v is None else shape_of(v) for v in node.inputs]
@@ -161,7 +151,7 @@ def node_macs(model: ir.Model, shape_of: ShapeOf) -> Iterator[tuple[ir.Node, int
 
 def weight_reads(model: ir.Model) -> Iterator[tuple[ir.Node, Weight, ir.Value]]:
     """Yield every (node, weight port, value) of the model, in the order of its nodes, constant or not."""
-    for node in graph.nodes(model):
+    for node in query.nodes(model):
         for weight in spec(node).weights:
             value = node.inputs[weight.port] if weight.port < len(node.inputs) else None
             if value is not None:
@@ -176,20 +166,20 @@ def _axis(number: int) -> AxisOf:
 
 
 def _gemm_out(node: ir.Node, _rank: int) -> int:
-    return 0 if graph.attribute(node, "transB", 0) else 1
+    return 0 if query.attribute(node, "transB", 0) else 1
 
 
 def _gemm_in(node: ir.Node, _rank: int) -> int:
-    return 1 if graph.attribute(node, "transB", 0) else 0
+    return 1 if query.attribute(node, "transB", 0) else 0
 
 
 def _flipped(attribute: str, axis: int) -> AxisOf:
     """Return `axis`, -1 or -2, of a matrix in the last two axes, or the other one where `attribute` transposes it."""
-    return lambda node, rank: rank + (-3 - axis if graph.attribute(node, attribute, 0) else axis)
+    return lambda node, rank: rank + (-3 - axis if query.attribute(node, attribute, 0) else axis)
 
 
 def _gather_row(node: ir.Node, rank: int) -> int:
-    return int(graph.attribute(node, "axis", 0)) % rank
+    return int(query.attribute(node, "axis", 0)) % rank
 
 
 # MACs.
@@ -221,7 +211,7 @@ def _gemm_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[D
     left, output = _at(inputs, 0), _at(outputs, 0)
     if left is None or output is None or len(left) != 2:
         return None
-    return _product(output) * left[0 if graph.attribute(node, "transA", 0) else 1]
+    return _product(output) * left[0 if query.attribute(node, "transA", 0) else 1]
 
 
 def _stretched(one: Dims, other: Dims) -> Dims:
@@ -237,12 +227,12 @@ def _matmul_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence
         output = (*_stretched(left[:-2], right[:-2]), left[-2], right[-1])
     if not left or output is None:
         return None
-    swapped = graph.attribute(node, "transA", 0) and len(left) > 1
+    swapped = query.attribute(node, "transA", 0) and len(left) > 1
     return _product(output) * left[-2 if swapped else -1]
 
 
 def _matmul_nbits_macs(node: ir.Node, _in: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
-    output, depth = _at(outputs, 0), graph.attribute(node, "K")
+    output, depth = _at(outputs, 0), query.attribute(node, "K")
     return None if output is None or depth is None else _product(output) * int(depth)
 
 
@@ -264,7 +254,7 @@ def _attention_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequenc
 
 def _einsum_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
     """Count the product over all letters: what a direct evaluation of the sum costs."""
-    sides = str(graph.attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
+    sides = str(query.attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
     if len(sides) != len(inputs):
         return None
     sizes: dict[str, int] = {}
@@ -286,16 +276,10 @@ _MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), is_matrix=
 _MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1), data=1, sums=Sums.SECOND_LAST)
 
 
-def _recurrent(gates: int) -> OpSpec:
-    ports = (Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)), Weight(port=2, out_axis=_axis(1), in_axis=_axis(2)))
-    return OpSpec(weights=ports, macs=_recurrent_macs, links=blocks.recurrent(gates))
-
-
-def _linked(links: Links, names: str) -> dict[tuple[str, str], OpSpec]:
-    """Return rows of operators of the standard domain that have links and nothing else."""
-    return {("", name): OpSpec(links=links) for name in names.split()}
-
-
+_RECURRENT = OpSpec(
+    weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)), Weight(port=2, out_axis=_axis(1), in_axis=_axis(2))),
+    macs=_recurrent_macs,
+)
 _FUSED_MATMUL = OpSpec(
     weights=(
         Weight(
@@ -308,92 +292,37 @@ _FUSED_MATMUL = OpSpec(
         Weight(port=0, out_axis=_flipped("transA", -2), in_axis=_flipped("transA", -1)),
     ),
     macs=_matmul_macs,
-    links=layers.fused_matmul,
 )
 _NOTHING = OpSpec()
 
 OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
     {
-        ("", "Conv"): OpSpec(weights=(_CONV,), macs=_conv_macs, links=layers.conv),
+        ("", "Conv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
         # A grouped ConvTranspose numbers its output channels within the group: axis 1 has channels / groups entries.
         ("", "ConvTranspose"): OpSpec(
             weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
             macs=_conv_transpose_macs,
-            links=layers.conv_transpose,
         ),
-        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs, links=layers.gemm),
-        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=_matmul_macs, links=layers.matmul),
-        ("", "Gather"): OpSpec(weights=(Weight(port=0, out_axis=_gather_row, in_axis=None),), links=moves.gather),
-        ("", "LSTM"): _recurrent(4),
-        ("", "GRU"): _recurrent(3),
-        ("", "RNN"): _recurrent(1),
-        ("", "Einsum"): OpSpec(macs=_einsum_macs, links=norms.einsum),
+        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
+        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=_matmul_macs),
+        ("", "Gather"): OpSpec(weights=(Weight(port=0, out_axis=_gather_row, in_axis=None),)),
+        ("", "LSTM"): _RECURRENT,
+        ("", "GRU"): _RECURRENT,
+        ("", "RNN"): _RECURRENT,
+        ("", "Einsum"): OpSpec(macs=_einsum_macs),
         ("", "ConvInteger"): OpSpec(macs=_conv_macs),
         ("", "MatMulInteger"): OpSpec(macs=_matmul_macs),
-        **_linked(
-            layers.unary,
-            "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor "
-            "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu "
-            "Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu",
-        ),
-        **_linked(
-            layers.elementwise,
-            "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
-            "Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor",
-        ),
-        **_linked(layers.batch_statistics, "BatchNormalization"),
-        **_linked(norms.layer_norm, "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
-        **_linked(norms.instance_norm, "InstanceNormalization"),
-        **_linked(norms.group_norm, "GroupNormalization"),
-        **_linked(norms.unit_norm, "LpNormalization"),
-        **_linked(norms.mean_variance_norm, "MeanVarianceNormalization"),
-        **_linked(norms.neighbours, "LRN"),
-        **_linked(norms.softmax, "Hardmax LogSoftmax Softmax"),
-        **_linked(norms.along_axis, "CumSum TopK"),
-        **_linked(norms.arg_extreme, "ArgMax ArgMin"),
-        **_linked(norms.keep_matrix, "Trilu"),
-        **_linked(norms.pool, "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool"),
-        **_linked(norms.reduce_sum, "ReduceL1 ReduceL2 ReduceSum ReduceSumSquare"),
-        **_linked(norms.reduce_mean, "ReduceMean"),
-        **_linked(norms.reduce_other, "ReduceLogSum ReduceLogSumExp ReduceMax ReduceMin ReduceProd"),
-        **_linked(norms.quantized, "DequantizeLinear QuantizeLinear"),
-        **_linked(moves.concat, "Concat"),
-        **_linked(moves.constant_of_shape, "ConstantOfShape"),
-        **_linked(moves.depth_to_space, "DepthToSpace"),
-        **_linked(moves.expand, "Expand"),
-        **_linked(moves.flatten, "Flatten"),
-        **_linked(moves.pad, "Pad"),
-        **_linked(moves.regions, "RoiAlign"),
-        **_linked(moves.reshape, "Reshape"),
-        **_linked(moves.resize, "Resize Upsample"),
-        **_linked(moves.shape, "Shape"),
-        **_linked(moves.slice_, "Slice"),
-        **_linked(moves.space_to_depth, "SpaceToDepth"),
-        **_linked(moves.split, "Split"),
-        **_linked(moves.squeeze, "Squeeze"),
-        **_linked(moves.tile, "Tile"),
-        **_linked(moves.transpose, "Transpose"),
-        **_linked(moves.unsqueeze, "Unsqueeze"),
-        **_linked(blocks.attention, "Attention"),
-        **_linked(blocks.rotary, "RotaryEmbedding"),
-        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=_conv_macs, links=blocks.fused_conv),
-        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs, links=layers.gemm),
+        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
+        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
         (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
         (MICROSOFT, "Attention"): OpSpec(
             weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
             macs=_attention_macs,
-            links=blocks.packed_attention,
         ),
         (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=_recurrent_macs),
         (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=_matmul_macs),
         (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=_matmul_macs),
         (MICROSOFT, "MatMulNBits"): OpSpec(macs=_matmul_nbits_macs),
-        **{(MICROSOFT, name): OpSpec(links=layers.unary) for name in ("Gelu", "QuickGelu")},
-        **{(MICROSOFT, name): OpSpec(links=layers.elementwise) for name in ("BiasGelu", "FastGelu")},
-        (MICROSOFT, "MultiHeadAttention"): OpSpec(links=blocks.multi_head_attention),
-        (MICROSOFT, "RotaryEmbedding"): OpSpec(links=blocks.rotary),
-        (MICROSOFT, "SkipLayerNormalization"): OpSpec(links=norms.skip_layer_norm),
-        (MICROSOFT, "SkipSimplifiedLayerNormalization"): OpSpec(links=norms.skip_layer_norm),
     }
 )
 """(domain, operator) -> row; the standard domain is ""."""

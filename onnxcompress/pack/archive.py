@@ -32,7 +32,7 @@ from ..io.save import save
 from ..io.sources import ByteSource, OpenFile, read_chunks
 from ..io.tensors import open_beside
 from .blocks import BLOCK_BYTES, Decoder, Encoder, damaged
-from .layout import Kind, Segment, model_layout, segments
+from .layout import RangeKind, Segment, model_layout, segments
 
 SUFFIX = ".onnxpack"
 MAGIC = b"ONNXPACK"
@@ -65,7 +65,7 @@ class _File(pydantic.BaseModel, extra="forbid", frozen=True):
     name: Annotated[str, pydantic.AfterValidator(_safe)]
     size: Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]
     sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
-    segments: tuple[tuple[Kind, pydantic.PositiveInt], ...]
+    segments: tuple[tuple[RangeKind, pydantic.PositiveInt], ...]
 
     @pydantic.model_validator(mode="after")
     def _add_up(self) -> _File:
@@ -140,7 +140,7 @@ def pack(model: str | os.PathLike[str], target: str | os.PathLike[str], *, force
     layout = model_layout(source)
     name = Path(model).name
     sources: dict[str, tuple[ByteSource, tuple[Segment, ...]]] = {name: (source, layout.segments)}
-    places: dict[str, list[tuple[int, int | None, Kind]]] = {}
+    places: dict[str, list[tuple[int, int | None, RangeKind]]] = {}
     for location, found in layout.external.items():
         places.setdefault(os.path.normpath(location), []).extend(found)
     for location, found in places.items():
@@ -243,9 +243,9 @@ def _packed(header: _Header, sources: Sequence[ByteSource]) -> Iterator[bytes]:
             yield encoder.encode(b"".join(source.read(*piece) for piece in pieces), kind)
 
 
-def _blocks(file: _File) -> Iterator[tuple[Kind, list[tuple[int, int]]]]:
+def _blocks(file: _File) -> Iterator[tuple[RangeKind, list[tuple[int, int]]]]:
     """Yield the blocks of a file in order: the kind, and (offset, length) of the pieces in it."""
-    short: dict[Kind, list[tuple[int, int]]] = {}
+    short: dict[RangeKind, list[tuple[int, int]]] = {}
     at = 0
     for kind, length in file.segments:
         if length < _OWN_BYTES:

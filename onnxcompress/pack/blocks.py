@@ -25,7 +25,7 @@ import zstandard
 
 from ..errors import ModelError
 from ..numerics import byte_planes
-from .layout import Kind
+from .layout import RangeKind
 
 BLOCK_BYTES = 4 << 20
 _SAMPLE_BYTES = 128 << 10
@@ -77,7 +77,7 @@ class Encoder:
             )
         )
 
-    def encode(self, data: bytes, kind: Kind) -> bytes:
+    def encode(self, data: bytes, kind: RangeKind) -> bytes:
         """Return the block of `data`: at most `BLOCK_BYTES` bytes, a whole number of words of `kind`."""
         words = np.frombuffer(data, f"<u{kind.width}")
         if kind.width == 1:
@@ -89,7 +89,7 @@ class Encoder:
         blocks = (self._block(words, kind, transform) for _, transform in tried)
         return next(block for block in blocks if block is not None)  # PLAIN always is one
 
-    def _block(self, words: byte_planes.Words, kind: Kind, transform: _Transform) -> bytes | None:
+    def _block(self, words: byte_planes.Words, kind: RangeKind, transform: _Transform) -> bytes | None:
         streams = _streams(words, kind, transform)
         return None if streams is None else self._written(transform, streams)
 
@@ -123,7 +123,7 @@ class Decoder:
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
 
-    def decode(self, read: Read, length: int, kind: Kind) -> bytes:
+    def decode(self, read: Read, length: int, kind: RangeKind) -> bytes:
         """Return the next block, `length` bytes of one kind.
 
         Raises:
@@ -149,7 +149,7 @@ class Decoder:
             raise damaged(f"transform {transform} is unknown")
         return words.tobytes()
 
-    def _planes(self, read: Read, kind: Kind, count: int, *, rotate: bool) -> byte_planes.Words:
+    def _planes(self, read: Read, kind: RangeKind, count: int, *, rotate: bool) -> byte_planes.Words:
         taken = [np.frombuffer(self._exactly(read, count), np.uint8) for _ in range(kind.width)]
         return byte_planes.join(np.stack(taken), rotate=rotate)
 
@@ -180,7 +180,7 @@ def damaged(why: str) -> ModelError:
     return ModelError(f"the archive is damaged: {why}", hint="Download or make it again")
 
 
-def _streams(words: byte_planes.Words, kind: Kind, transform: _Transform) -> list[np.ndarray] | None:
+def _streams(words: byte_planes.Words, kind: RangeKind, transform: _Transform) -> list[np.ndarray] | None:
     """Return what a transform makes of words, None where it is not for them."""
     if transform is _Transform.PLAIN:
         return [words]

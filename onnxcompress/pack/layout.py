@@ -15,7 +15,7 @@ from ..io import wire
 from ..io.sources import ByteSource
 
 
-class Kind(enum.StrEnum):
+class RangeKind(enum.StrEnum):
     """How numbers are laid out: what matters for taking them apart."""
 
     BYTES = "bytes"
@@ -37,23 +37,23 @@ class Kind(enum.StrEnum):
     @property
     def rotates(self) -> bool:
         """Whether the exponent only fills a byte once the sign is out of its way."""
-        return self in (Kind.BFLOAT16, Kind.FLOAT32, Kind.FLOAT64)
+        return self in (RangeKind.BFLOAT16, RangeKind.FLOAT32, RangeKind.FLOAT64)
 
 
 _TYPES = onnx.TensorProto
-_KINDS: Mapping[int, Kind] = {
-    _TYPES.FLOAT16: Kind.FLOAT16,
-    _TYPES.BFLOAT16: Kind.BFLOAT16,
-    _TYPES.FLOAT: Kind.FLOAT32,
-    _TYPES.COMPLEX64: Kind.FLOAT32,
-    _TYPES.DOUBLE: Kind.FLOAT64,
-    _TYPES.COMPLEX128: Kind.FLOAT64,
-    _TYPES.INT16: Kind.INT16,
-    _TYPES.UINT16: Kind.INT16,
-    _TYPES.INT32: Kind.INT32,
-    _TYPES.UINT32: Kind.INT32,
-    _TYPES.INT64: Kind.INT64,
-    _TYPES.UINT64: Kind.INT64,
+_KINDS: Mapping[int, RangeKind] = {
+    _TYPES.FLOAT16: RangeKind.FLOAT16,
+    _TYPES.BFLOAT16: RangeKind.BFLOAT16,
+    _TYPES.FLOAT: RangeKind.FLOAT32,
+    _TYPES.COMPLEX64: RangeKind.FLOAT32,
+    _TYPES.DOUBLE: RangeKind.FLOAT64,
+    _TYPES.COMPLEX128: RangeKind.FLOAT64,
+    _TYPES.INT16: RangeKind.INT16,
+    _TYPES.UINT16: RangeKind.INT16,
+    _TYPES.INT32: RangeKind.INT32,
+    _TYPES.UINT32: RangeKind.INT32,
+    _TYPES.INT64: RangeKind.INT64,
+    _TYPES.UINT64: RangeKind.INT64,
 }
 
 
@@ -61,7 +61,7 @@ _KINDS: Mapping[int, Kind] = {
 class Segment:
     """A run of bytes of one kind; a file is a sequence of them without gaps."""
 
-    kind: Kind
+    kind: RangeKind
     length: int
 
 
@@ -75,7 +75,7 @@ class FileLayout:
     """
 
     segments: tuple[Segment, ...]
-    external: dict[str, list[tuple[int, int | None, Kind]]]
+    external: dict[str, list[tuple[int, int | None, RangeKind]]]
 
 
 def model_layout(source: ByteSource) -> FileLayout:
@@ -88,8 +88,8 @@ def model_layout(source: ByteSource) -> FileLayout:
         if type(error).__name__ != "DecodeError":
             raise
         return FileLayout(segments((), source.size), {})
-    inside: list[tuple[int, int | None, Kind]] = []
-    external: dict[str, list[tuple[int, int | None, Kind]]] = {}
+    inside: list[tuple[int, int | None, RangeKind]] = []
+    external: dict[str, list[tuple[int, int | None, RangeKind]]] = {}
     for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -103,7 +103,7 @@ def model_layout(source: ByteSource) -> FileLayout:
     return FileLayout(segments(inside, source.size), external)
 
 
-def segments(places: Iterable[tuple[int, int | None, Kind]], size: int) -> tuple[Segment, ...]:
+def segments(places: Iterable[tuple[int, int | None, RangeKind]], size: int) -> tuple[Segment, ...]:
     """Return the segments of a file of `size` bytes with tensors at some places; what is impossible is left out."""
     found: list[Segment] = []
     at = 0
@@ -112,16 +112,16 @@ def segments(places: Iterable[tuple[int, int | None, Kind]], size: int) -> tuple
         if offset < at or end > size or end <= offset or (end - offset) % kind.width:
             continue
         if offset > at:
-            found.append(Segment(Kind.BYTES, offset - at))
+            found.append(Segment(RangeKind.BYTES, offset - at))
         found.append(Segment(kind, end - offset))
         at = end
     if size > at:
-        found.append(Segment(Kind.BYTES, size - at))
+        found.append(Segment(RangeKind.BYTES, size - at))
     return tuple(found)
 
 
-def _kind(tensor: onnx.TensorProto) -> Kind:
-    return _KINDS.get(tensor.data_type, Kind.BYTES)
+def _kind(tensor: onnx.TensorProto) -> RangeKind:
+    return _KINDS.get(tensor.data_type, RangeKind.BYTES)
 
 
 def _number(entries: dict[str, str], key: str) -> int | None:

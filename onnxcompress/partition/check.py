@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
 from ..ops import table as ops
 from ..runtime import isolation
@@ -61,7 +61,7 @@ def _by_running(whole: ir.Model, folder: Path, most_bytes: int, feed: Feed, *, i
             if fits or not is_made_up:
                 raise
             return [f"the parts were not run: made-up inputs don't fit ({error.message}); --data gives real ones"]
-    if not fits or any(ops.is_nondeterministic(node) for node in graph.nodes(whole)):
+    if not fits or any(ops.is_nondeterministic(node) for node in query.nodes(whole)):
         return []
     with value_sizes.opened(whole) as session:
         expected = session.run(feed, names)

@@ -11,19 +11,19 @@ import numpy as np
 import onnx_ir as ir
 
 from ..base.quantities import show_bytes
+from ..data import input_specs as specs
 from ..errors import LimitError, ModelError, UsageError
-from ..graph import edit as graph
+from ..graph import query
 from ..numerics.optimization import partition_dp as numeric
 from ..ops import table as ops
 from . import steps as split_steps
-from . import value_types
-from .value_types import Fact
+from .value_types import ValueSize
 
 _MOST_CUTS = 1200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class CutPoint:
     """A value at which a model may be cut in two, as `--at` does.
 
     Args:
@@ -61,7 +61,7 @@ class Suggestions:
         sizes: input -> shape, of the feed that all bytes are for.
     """
 
-    cuts: Sequence[Cut]
+    cuts: Sequence[CutPoint]
     input_bytes: int
     sizes: Mapping[str, Sequence[int]]
 
@@ -85,7 +85,7 @@ class Bounds:
         notes: what is to be said about it.
     """
 
-    plan: Plan
+    plan: SplitPlan
     cuts: Sequence[int]
     notes: tuple[str, ...] = ()
 
@@ -94,7 +94,7 @@ class Bounds:
         return list(zip(self.cuts, self.cuts[1:], strict=False))
 
 
-class Plan:
+class SplitPlan:
     """A flow with the sizes of one feed.
 
     Args:
@@ -105,7 +105,7 @@ class Plan:
         ModelError: there is nothing to cut.
     """
 
-    def __init__(self, found: split_steps.Flow, facts: Mapping[ir.Value, Fact]) -> None:
+    def __init__(self, found: split_steps.SplitSteps, facts: Mapping[ir.Value, ValueSize]) -> None:
         if not found.steps:
             raise ModelError("has no node that depends on its inputs: nothing to split")
         self.flow = found
@@ -151,9 +151,9 @@ class Plan:
             done |= dict.fromkeys(step for step in self.flow.steps if step in needed)
             cuts.append(len(done))
         if cuts[-1] == self.steps.count:
-            raise UsageError(f"nothing comes after {graph.label(chosen[-1])!r}", where="--at")
+            raise UsageError(f"nothing comes after {query.label(chosen[-1])!r}", where="--at")
         done |= dict.fromkeys(self.flow.steps)
-        plan = Plan(self.flow.reordered(list(done)), self.facts)
+        plan = SplitPlan(self.flow.reordered(list(done)), self.facts)
         for cut in cuts[1:]:
             plan.check_cut(cut)
         return Bounds(plan=plan, cuts=[*cuts, self.steps.count])
@@ -164,7 +164,7 @@ class Plan:
             if self._made.get(value, position) < position <= last and not self._flows(value):
                 raise UsageError(f"{value.name or 'an unnamed value'!r} can't be handed over there", where="--at")
 
-    def suggestions(self, most: int) -> list[Cut]:
+    def suggestions(self, most: int) -> list[CutPoint]:
         """Return the place to cut in each of `most` stretches of equal work at which least is handed over."""
         possible = self._possible()[1:-1]
         if not len(possible):
@@ -195,14 +195,14 @@ class Plan:
 
     def _flows(self, value: ir.Value) -> bool:
         fact = self.facts.get(value)
-        return bool(value.name) and fact is not None and fact.dtype is not None and bool(value_types.text(fact.dtype))
+        return bool(value.name) and fact is not None and fact.dtype is not None and bool(specs.dtype_text(fact.dtype))
 
     def _last_made(self, position: int) -> ir.Value | None:
         """Return the value that was made last among those that are handed over at a step."""
         crossing = [v for v, last in self._last_read.items() if self._made.get(v, position) < position <= last]
         return max(crossing, key=self._made.__getitem__, default=None)
 
-    def _cut(self, value: ir.Value) -> Cut | None:
+    def _cut(self, value: ir.Value) -> CutPoint | None:
         """Return what a cut after a value costs; None where nothing comes after it, or something can't be sent."""
         producer = value.producer()
         assert producer is not None
@@ -224,7 +224,7 @@ class Plan:
             )
             for side in (True, False)
         ]
-        return Cut(
+        return CutPoint(
             name=value.name or "",
             sent=tuple(each.name or "" for each in sent),
             sent_bytes=round(sum(self.facts[each].bytes for each in sent if each in self.facts)),
@@ -269,7 +269,7 @@ class Plan:
         heaviest = start + int(np.argmax((own + alive)[start:end]))
         node = self.flow.steps[heaviest]
         return LimitError(
-            f"no parts keep {show_bytes(budget)}: {node.op_type} node {graph.label(node)!r} sets the smallest "
+            f"no parts keep {show_bytes(budget)}: {node.op_type} node {query.label(node)!r} sets the smallest "
             f"reachable budget, {show_bytes(least)} ({round(least)} bytes): {show_bytes(own[heaviest])} of weights "
             f"and {show_bytes(least - own[heaviest])} of values that are alive beside it",
             hint=f"Give --max-memory {int(np.ceil(least))}, or make the weights smaller first (int8-weights)",
@@ -278,20 +278,20 @@ class Plan:
 
 def _is_quantized_next(value: ir.Value, *, through_clip: bool = True) -> bool:
     """Say whether all that happens to a value is that it is quantized, clipped before or not."""
-    reader = graph.sole_consumer(value)
+    reader = query.sole_consumer(value)
     if reader is None or reader.op_type == "QuantizeLinear":
         return reader is not None
-    is_clip = through_clip and graph.is_op(reader, "Relu", "Clip")
+    is_clip = through_clip and query.is_op(reader, "Relu", "Clip")
     return is_clip and _is_quantized_next(reader.outputs[0], through_clip=False)
 
 
-def _macs(node: ir.Node, facts: Mapping[ir.Value, Fact]) -> int | None:
+def _macs(node: ir.Node, facts: Mapping[ir.Value, ValueSize]) -> int | None:
     """Return the multiply-accumulates of a step, its bodies included; None where a shape is not known."""
 
     def dims(value: ir.Value) -> tuple[int, ...] | None:
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         fact = facts.get(value)
-        return graph.dims(tensor) if tensor is not None else None if fact is None else fact.dims
+        return query.dims(tensor) if tensor is not None else None if fact is None else fact.dims
 
     total = 0
     for each in (node, *_inside(node)):
@@ -309,5 +309,5 @@ def _macs(node: ir.Node, facts: Mapping[ir.Value, Fact]) -> int | None:
 
 def _inside(node: ir.Node) -> list[ir.Node]:
     """Return the nodes in the bodies of a node, at any depth."""
-    found = [inner for body in graph.bodies(node) for inner in body]
+    found = [inner for body in query.bodies(node) for inner in body]
     return [*found, *(deeper for inner in found for deeper in _inside(inner))]

@@ -19,21 +19,22 @@ import onnx_ir as ir
 
 from ..base import atomic_files
 from ..base.quantities import parse_bytes
-from ..data import feed_facts
+from ..data import feeds as feed_facts
+from ..data import input_specs as specs
 from ..data.evaluation_set import DataOptions
 from ..errors import UsageError
-from ..graph import edit as graph
+from ..graph import query
 from ..graph.extract import extract
 from ..io import model_io
-from ..jobs import compare as compare_job
 from ..numerics.optimization import partition_dp as numeric
+from ..runtime import loaded_model
 from ..shapes import infer as shapes
 from . import check, value_sizes
 from . import manifest as manifests
 from . import steps as split_steps
 from . import write as part_writer
 from .manifest import Manifest, Part, StoredFile, Tensor
-from .plan import Bounds, Plan, Suggestions
+from .plan import Bounds, SplitPlan, Suggestions
 from .write import PartFiles
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def split(
     elif parts is not None:
         bounds = plan.into(parts)
     assert bounds is not None
-    path = compare_job.path_of(model)
+    path = loaded_model.path_of(model)
     work = _Writing(bounds, feed, name=Path(path).name if path else "")
     pending = atomic_files.PendingFolder(target)
     try:
@@ -156,9 +157,9 @@ def _sizes(feed: Feed) -> dict[str, list[int]]:
     return {name: [int(size) for size in dims] for name, dims in feed_facts.dims(feed).items()}
 
 
-def _plan(model: ir.Model, feed: Feed) -> Plan:
+def _plan(model: ir.Model, feed: Feed) -> SplitPlan:
     facts = value_sizes.facts_of(model, feed)
-    return Plan(split_steps.flow(model, facts), facts)
+    return SplitPlan(split_steps.flow(model, facts), facts)
 
 
 class _Writing:
@@ -255,7 +256,7 @@ class _Writing:
         fact = self._plan.facts.get(value)
         return Tensor(
             name=value.name or "",
-            type=value_sizes.type_text(kind) or str(kind),
+            type=specs.type_text(kind) or str(kind),
             shape=None if shape is None else [_size(d) for d in shape],
             bytes=None if fact is None else round(fact.bytes),
         )
@@ -273,14 +274,14 @@ def _is_packed(node: ir.Node) -> bool:
 
     That is so for all but plain float matrices: operators of the runtime's own, quantized weights, bodies.
     """
-    if node.domain not in graph.STANDARD_DOMAINS or graph.bodies(node):
+    if node.domain not in query.STANDARD_DOMAINS or query.bodies(node):
         return True
-    tensors = [tensor for value in node.inputs if (tensor := graph.constant_tensor(value)) is not None]
+    tensors = [tensor for value in node.inputs if (tensor := query.constant_tensor(value)) is not None]
     return any(tensor.nbytes > _SMALL_BYTES and tensor.dtype != ir.DataType.FLOAT for tensor in tensors)
 
 
 def _check_not_inside(model: Any, target: Path) -> None:
     """Raise UsageError where replacing the folder would remove the model itself."""
-    path = compare_job.path_of(model)
+    path = loaded_model.path_of(model)
     if path is not None and target.is_dir() and Path(path).resolve().is_relative_to(target.resolve()):
         raise UsageError("holds the model that is to be split", where=os.fspath(target), hint="Give another folder")

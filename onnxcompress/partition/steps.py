@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
+from ..graph.query import topological
 from ..numerics.optimization.partition_dp import Steps
 from ..ops import table as ops
-from .value_types import Fact
+from .value_types import ValueSize
 
 SMALL_BYTES = 1024
 """Shape arithmetic up to this size is made anew in each part; larger results are handed over."""
@@ -45,7 +45,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Flow:
+class SplitSteps:
     """The steps of a model in order.
 
     Args:
@@ -62,9 +62,9 @@ class Flow:
     companions: Mapping[ir.Node, Needs]
     position: Mapping[ir.Node, int] = field(repr=False)
 
-    def reordered(self, steps: Sequence[ir.Node]) -> Flow:
+    def reordered(self, steps: Sequence[ir.Node]) -> SplitSteps:
         """Return the same flow in another order of its steps, which must be topological too."""
-        return Flow(self.model, list(steps), self.needs, self.companions, self.position)
+        return SplitSteps(self.model, list(steps), self.needs, self.companions, self.position)
 
     def ancestors(self, node: ir.Node) -> set[ir.Node]:
         """Return the steps that a step needs, itself included."""
@@ -99,7 +99,7 @@ class Flow:
         return sorted((*helpers, *chosen), key=self.position.__getitem__)
 
 
-def flow(model: ir.Model, facts: Mapping[ir.Value, Fact]) -> Flow:
+def flow(model: ir.Model, facts: Mapping[ir.Value, ValueSize]) -> SplitSteps:
     """Return the flow of a model; `facts` are the sizes by which shape arithmetic counts as small.
 
     Raises:
@@ -111,7 +111,7 @@ def flow(model: ir.Model, facts: Mapping[ir.Value, Fact]) -> Flow:
     companions: dict[ir.Node, Needs] = {}
     needs: dict[ir.Node, Needs] = {}
     for node in order:
-        read = graph.reads(node)
+        read = query.reads(node)
         own = _needs(read, companions)
         if _may_accompany(node, read, inputs, companions, outputs) and (
             not own.values
@@ -121,10 +121,10 @@ def flow(model: ir.Model, facts: Mapping[ir.Value, Fact]) -> Flow:
             companions[node] = own
         else:
             needs[node] = own
-    return Flow(model, list(needs), needs, companions, {node: index for index, node in enumerate(order)})
+    return SplitSteps(model, list(needs), needs, companions, {node: index for index, node in enumerate(order)})
 
 
-def steps_of(found: Flow, facts: Mapping[ir.Value, Fact]) -> Steps:
+def steps_of(found: SplitSteps, facts: Mapping[ir.Value, ValueSize]) -> Steps:
     """Return the arrays of a flow at the sizes of one feed, by which it is cut."""
     count = len(found.steps)
     last, made = found.last_wanted(), found.made()
@@ -150,38 +150,6 @@ def steps_of(found: Flow, facts: Mapping[ir.Value, Fact]) -> Steps:
     )
 
 
-def topological(body: ir.Graph) -> list[ir.Node]:
-    """Return the nodes of a graph so that each follows what it reads, near the order in which they stand.
-
-    Raises:
-        ModelError: they need each other in a circle.
-    """
-    done: set[ir.Node] = set()
-    entered: set[ir.Node] = set()
-    order: list[ir.Node] = []
-    for root in body:
-        pending = [root]
-        while pending:
-            node = pending[-1]
-            if node in done:
-                pending.pop()
-                continue
-            missing = [
-                producer
-                for value in graph.reads(node)
-                if (producer := value.producer()) is not None and producer.graph is body and producer not in done
-            ]
-            if missing and node in entered:
-                raise ModelError("needs its own result", where=f"node {graph.label(node)!r}")
-            entered.add(node)
-            if not missing:
-                pending.pop()
-                done.add(node)
-                order.append(node)
-            pending += missing
-    return order
-
-
 def _may_accompany(
     node: ir.Node,
     read: Sequence[ir.Value],
@@ -189,10 +157,10 @@ def _may_accompany(
     companions: Mapping[ir.Node, Needs],
     outputs: set[ir.Value],
 ) -> bool:
-    is_known = node.domain in graph.STANDARD_DOMAINS or node.op_type == "DequantizeLinear"
-    if not is_known or ops.is_nondeterministic(node) or graph.bodies(node) or not outputs.isdisjoint(node.outputs):
+    is_known = node.domain in query.STANDARD_DOMAINS or node.op_type == "DequantizeLinear"
+    if not is_known or ops.is_nondeterministic(node) or query.bodies(node) or not outputs.isdisjoint(node.outputs):
         return False
-    if graph.is_op(node, "Shape", "Size") and read and read[0] in inputs and not read[0].is_initializer():
+    if query.is_op(node, "Shape", "Size") and read and read[0] in inputs and not read[0].is_initializer():
         return True
     known = read[1:] if node.op_type == "DequantizeLinear" else read
     return all(value not in inputs and _is_decided(value, companions) for value in known)
@@ -202,7 +170,7 @@ def _is_decided(value: ir.Value, companions: Mapping[ir.Node, Needs]) -> bool:
     """Say whether constants or the shapes of inputs decide a value, and not the numbers that are fed."""
     maker = value.producer()
     if maker is None or maker not in companions:
-        return graph.constant_tensor(value) is not None
+        return query.constant_tensor(value) is not None
     return maker.op_type != "DequantizeLinear" or not companions[maker].values
 
 
@@ -226,71 +194,71 @@ def _needs(read: Iterable[ir.Value], companions: Mapping[ir.Node, Needs]) -> Nee
     return Needs(frozenset(values), frozenset(constants), frozenset(helpers))
 
 
-_UNKNOWN = Fact(None, math.inf, None)
+_UNKNOWN = ValueSize(None, math.inf, None)
 _NONE = Needs()
 
 
-def _value_bytes(value: ir.Value, facts: Mapping[ir.Value, Fact]) -> float:
+def _value_bytes(value: ir.Value, facts: Mapping[ir.Value, ValueSize]) -> float:
     """Return the bytes of what is fed or made; outputs that nobody names, and defaults of inputs, are none."""
     known = facts.get(value, _UNKNOWN).bytes
     return known if math.isfinite(known) and not value.is_initializer() else 0.0
 
 
-def _constant_bytes(value: ir.Value, facts: Mapping[ir.Value, Fact]) -> float:
+def _constant_bytes(value: ir.Value, facts: Mapping[ir.Value, ValueSize]) -> float:
     """Return what a constant takes in memory: a stored one its bytes, a made one what it is made into."""
-    tensor = value.const_value if value.is_initializer() else graph.constant_tensor(value)
+    tensor = value.const_value if value.is_initializer() else query.constant_tensor(value)
     if tensor is not None:
         return float(tensor.nbytes)
     known = facts.get(value, _UNKNOWN).bytes
     return known if math.isfinite(known) else 0.0
 
 
-def _anew_bytes(node: ir.Node, found: Flow, facts: Mapping[ir.Value, Fact]) -> float:
+def _anew_bytes(node: ir.Node, found: SplitSteps, facts: Mapping[ir.Value, ValueSize]) -> float:
     """Return the bytes of what companions make of values for a step, and not of constants alone."""
     made = [
         value
-        for value in graph.reads(node)
+        for value in query.reads(node)
         if (maker := value.producer()) and found.companions.get(maker, _NONE).values
     ]
     return sum(_value_bytes(value, facts) for value in made)
 
 
-def _looked_up(node: ir.Node, facts: Mapping[ir.Value, Fact]) -> dict[ir.Value, float]:
+def _looked_up(node: ir.Node, facts: Mapping[ir.Value, ValueSize]) -> dict[ir.Value, float]:
     """Return the tables of which a step reads some rows, and the bytes that these take: the rest stays on disk."""
     found: dict[ir.Value, float] = {}
     for weight in ops.spec(node).weights:
         table = node.inputs[weight.port] if weight.is_table and weight.port < len(node.inputs) else None
-        tensor = graph.constant_tensor(table)
-        if table is None or tensor is None or not table.is_initializer() or graph.attribute(node, "axis", 0) != 0:
+        tensor = query.constant_tensor(table)
+        if table is None or tensor is None or not table.is_initializer() or query.attribute(node, "axis", 0) != 0:
             continue
-        rows = graph.dims(tensor)[0] if tensor.shape.rank() else 0
+        rows = query.dims(tensor)[0] if tensor.shape.rank() else 0
         result = facts.get(node.outputs[0], _UNKNOWN)
         if not rows or result.dtype is None or not math.isfinite(result.bytes):
             continue
         row_bytes = tensor.nbytes / rows
         count = result.bytes * 8 / result.dtype.bitwidth / max(tensor.size / rows, 1)
-        if sum(value is table for value in graph.reads(node)) == 1:
+        if sum(value is table for value in query.reads(node)) == 1:
             found[table] = min(float(tensor.nbytes), count * (row_bytes + _NEARBY_BYTES))
     return found
 
 
-def _body_bytes(node: ir.Node, facts: Mapping[ir.Value, Fact]) -> float:
+def _body_bytes(node: ir.Node, facts: Mapping[ir.Value, ValueSize]) -> float:
     """Return what the bodies of a step take while it runs: the most of what one makes that is alive at once."""
-    return max((_one_body_bytes(body, facts) for body in graph.bodies(node)), default=0.0)
+    return max((_one_body_bytes(body, facts) for body in query.bodies(node)), default=0.0)
 
 
-def _one_body_bytes(body: ir.Graph, facts: Mapping[ir.Value, Fact]) -> float:
+def _one_body_bytes(body: ir.Graph, facts: Mapping[ir.Value, ValueSize]) -> float:
     last: dict[ir.Value, int] = {}
     nodes = list(body)
     for index, node in enumerate(nodes):
-        last.update(dict.fromkeys(graph.reads(node), index))
+        last.update(dict.fromkeys(query.reads(node), index))
     last.update(dict.fromkeys(body.outputs, len(nodes)))
     ending: dict[int, float] = {}
     live = peak = 0.0
     for index, node in enumerate(nodes):
         for output in node.outputs:
             known = facts.get(output, _UNKNOWN).bytes
-            size = known if math.isfinite(known) and not graph.is_op(node, "Constant") else 0.0
+            size = known if math.isfinite(known) and not query.is_op(node, "Constant") else 0.0
             live += size
             end = last.get(output, index)
             ending[end] = ending.get(end, 0.0) + size
@@ -302,9 +270,9 @@ def _one_body_bytes(body: ir.Graph, facts: Mapping[ir.Value, Fact]) -> float:
 def _stored_bytes(node: ir.Node) -> float:
     """Return the bytes of all weights in the bodies of a step; the runtime holds those of both branches of an If."""
     total = 0.0
-    for body in graph.bodies(node):
+    for body in query.bodies(node):
         total += sum(float(v.const_value.nbytes) for v in body.initializers.values() if v.const_value is not None)
         for inner in body:
-            tensor = graph.constant_tensor(inner.outputs[0]) if graph.is_op(inner, "Constant") else None
+            tensor = query.constant_tensor(inner.outputs[0]) if query.is_op(inner, "Constant") else None
             total += _stored_bytes(inner) + (0.0 if tensor is None else float(tensor.nbytes))
     return total

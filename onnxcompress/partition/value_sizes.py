@@ -14,10 +14,13 @@ from typing import Any
 import onnx_ir as ir
 
 from ..core import Feed
-from ..data import evaluation_set, feed_facts, synthetic
+from ..data import evaluation_set, synthetic
+from ..data import feeds as feed_facts
+from ..data import input_specs as specs
 from ..data.evaluation_set import DataOptions
+from ..data.input_specs import input_specs
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
 from ..graph.extract import extract
 from ..io import model_io
 from ..runtime import isolation
@@ -26,7 +29,7 @@ from ..shapes import infer as shapes
 from . import steps as split_steps
 from . import value_types
 from . import write as part_writer
-from .value_types import Fact
+from .value_types import ValueSize
 
 _WHOLE_BYTES = 256 << 20
 """Up to this size a model is run as a whole to find made-up inputs, and to compare."""
@@ -57,41 +60,22 @@ def choose_feed(model: ir.Model, data: Any, options: DataOptions, *, seed: int) 
     return feed_facts.largest(feeds)
 
 
-def input_specs(model: ir.Model) -> list[runtime.TensorSpec]:
-    """Return what has to be fed, as a session of the whole model would say it."""
-    return [
-        runtime.TensorSpec(
-            name=value.name or "",
-            dtype=runtime.array_type(type_text(value.type) or ""),
-            shape=tuple(d if isinstance(d, int) else d.value for d in value.shape or ()),
-            type=type_text(value.type) or str(value.type),
-        )
-        for value in model.graph.inputs
-        if not value.is_initializer()
-    ]
-
-
-def type_text(kind: ir.TypeProtocol | None) -> str | None:
-    """Return what the runtime calls a type, None for one that can't flow from part to part."""
-    return value_types.text(kind.dtype) if isinstance(kind, ir.TensorType) else None
-
-
-def facts_of(model: ir.Model, feed: Feed) -> dict[ir.Value, Fact]:
+def facts_of(model: ir.Model, feed: Feed) -> dict[ir.Value, ValueSize]:
     """Return what is known of every value of the model, bodies included, on a feed.
 
     Raises:
         ModelError: shape inference leaves values open, and the model can't run the feed.
     """
     found = shapes.infer_at(model, feed_facts.dims(feed))
-    facts: dict[ir.Value, Fact] = {}
-    for body in graph.graphs_outside_functions(model):
+    facts: dict[ir.Value, ValueSize] = {}
+    for body in query.graphs_outside_functions(model):
         values = [*body.inputs, *(output for node in body for output in node.outputs)]
         facts |= {value: fact for value in values if value.name and (fact := value_types.inferred(found, value))}
     _learn(model, feed, facts)
     return facts
 
 
-def _learn(model: ir.Model, feed: Feed, facts: dict[ir.Value, Fact]) -> None:
+def _learn(model: ir.Model, feed: Feed, facts: dict[ir.Value, ValueSize]) -> None:
     """Add what inference left open in the main graph."""
     found = split_steps.flow(model, facts)
     chunks = _chunks(found)
@@ -127,12 +111,12 @@ def _learn(model: ir.Model, feed: Feed, facts: dict[ir.Value, Fact]) -> None:
         arrays = {value: array for value, array in arrays.items() if last.get(value, -1) >= end}
 
 
-def _chunks(found: split_steps.Flow) -> list[tuple[int, int]]:
+def _chunks(found: split_steps.SplitSteps) -> list[tuple[int, int]]:
     """Return steps [i, j) of limited weight, one after the other."""
     chunks: list[tuple[int, int]] = []
     start, size = 0, 0
     for step, node in enumerate(found.steps):
-        own = graph.tensor_bytes(found.needs[node].constants)
+        own = query.tensor_bytes(found.needs[node].constants)
         if step > start and (size + own > _CHUNK_BYTES or step - start == _CHUNK_STEPS):
             chunks.append((start, step))
             start, size = step, 0
@@ -187,7 +171,7 @@ def _kind(text: str) -> ir.TypeProtocol:
         ModelError: it is not a tensor, or a sequence of them.
     """
     is_sequence = text.startswith("seq(")
-    dtype = value_types.from_text(text[4:-1] if is_sequence else text)
+    dtype = specs.dtype_from_text(text[4:-1] if is_sequence else text)
     if dtype is None:
         raise ModelError(f"a value of the type {text}, which can't be measured by running the model")
     return ir.SequenceType(ir.TensorType(dtype)) if is_sequence else ir.TensorType(dtype)

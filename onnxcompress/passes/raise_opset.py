@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ..core import Action, Change, Context
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import edit, query
 from ..io import model_io
 
 
@@ -20,7 +20,7 @@ def raise_opset(model: ir.Model, context: Context, pass_name: str, needed: int, 
         needed: the opset.
         why: what needs it, for the reason.
     """
-    now, target = graph.opset(model), f"opset {needed}"
+    now, target = query.opset(model), f"opset {needed}"
     if now >= needed or not now or not context.gate.admits(pass_name, target):
         return []
     action, reason = Action.APPLIED, f"raised from {now}: {why}"
@@ -29,7 +29,7 @@ def raise_opset(model: ir.Model, context: Context, pass_name: str, needed: int, 
         model_io.drop_declared_shapes(converted, size_bytes=0)  # what the converter inferred
         for old, new in zip(model.graph.outputs, converted.graph.outputs, strict=True):
             new.type, new.shape = old.type, old.shape
-        graph.become(model, converted)
+        edit.become(model, converted)
     except ModelError as error:
         action, reason = Action.SKIPPED, f"stays at {now}: {error.message}"
     return [Change(pass_name=pass_name, target=target, action=action, reason=reason)]

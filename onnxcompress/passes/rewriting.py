@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..core import Action, Change, Context
-from ..graph import edit as graph
+from ..graph import edit, query
 from ..shapes import infer as shapes
 
 _MOST_SWEEPS = 64
@@ -38,7 +38,7 @@ class Refusal:
     reason: str
 
 
-class Scene:
+class RewriteContext:
     """What rules may ask beside the node: inferred shapes, the opset, fresh names.
 
     Shapes are inferred on first use and again after an edit only when `refresh` is called by the driver, once
@@ -48,13 +48,13 @@ class Scene:
     def __init__(self, model: ir.Model, context: Context) -> None:
         self.model = model
         self._context = context
-        self.opset = graph.opset(model)
+        self.opset = query.opset(model)
         self._shapes: shapes.Shapes | None = None
 
     @functools.cached_property
-    def names(self) -> graph.Names:
+    def names(self) -> edit.Names:
         """Fresh names; gathered before the first edit, so that no name that was ever there gets another meaning."""
-        return graph.Names(self.model)
+        return edit.Names(self.model)
 
     @property
     def shapes(self) -> shapes.Shapes:
@@ -68,7 +68,7 @@ class Scene:
         self._shapes = None
 
 
-Rule = Callable[[ir.Node, Scene], Rewrite | Refusal | None]
+Rule = Callable[[ir.Node, RewriteContext], Rewrite | Refusal | None]
 
 
 def outside(bodies: set[int], rule: Rule) -> Rule:
@@ -85,13 +85,13 @@ def rewrite(model: ir.Model, context: Context, pass_name: str, rules: Mapping[st
         pass_name: stands in the changes.
         rules: operator type of the standard domain -> rules for it, tried in order; "*" is for every node.
     """
-    scene = Scene(model, context)
+    scene = RewriteContext(model, context)
     changes: list[Change] = []
     refusals: dict[tuple[str, str], Change] = {}
     for _ in range(_MOST_SWEEPS):
         refusals.clear()
         edits: list[Change] = []
-        for body in graph.graphs(model):
+        for body in query.graphs(model):
             edits += _sweep(body, scene, context, pass_name, rules, refusals)
         changes += edits
         if not edits:
@@ -102,7 +102,7 @@ def rewrite(model: ir.Model, context: Context, pass_name: str, rules: Mapping[st
 
 def _sweep(
     body: ir.Graph,
-    scene: Scene,
+    scene: RewriteContext,
     context: Context,
     pass_name: str,
     rules: Mapping[str, Sequence[Rule]],
@@ -111,7 +111,7 @@ def _sweep(
     """Try the rules on every node of one graph, once."""
     edits: list[Change] = []
     for node in tuple(body):
-        own = rules.get(node.op_type, ()) if node.domain in graph.STANDARD_DOMAINS else ()
+        own = rules.get(node.op_type, ()) if node.domain in query.STANDARD_DOMAINS else ()
         for rule in (*own, *rules.get("*", ())):
             if node.graph is None:
                 break  # an earlier edit took it out

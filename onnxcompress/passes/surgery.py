@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
+from ..base import user_code
 from ..core import Action, Change, Context, Need
 from ..errors import ModelError, UsageError
 from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
-from ..quality import metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Surgery:
         """Carry the model to graphsurgeon, call the function, and carry the result back."""
         if self.function is None:
             return []
-        edit = metrics.load_function(self.function)
+        edit = user_code.load_function(self.function)
         from ..io import graphsurgeon  # slow to import, and most runs have no surgery
 
         try:
@@ -81,11 +82,11 @@ def _lost(model: ir.Model, returned: ir.Model) -> str:
 
     In places it has lost the names that the bodies of an If take from outside.
     """
-    expected, got = Counter(map(_signature, graph.nodes(model))), Counter(map(_signature, graph.nodes(returned)))
+    expected, got = Counter(map(_signature, query.nodes(model))), Counter(map(_signature, query.nodes(returned)))
     if expected == got:
         return ""
     missing = set((expected - got).keys())
-    return next((graph.label(node) for node in graph.nodes(model) if _signature(node) in missing), "the nodes")
+    return next((query.label(node) for node in query.nodes(model) if _signature(node) in missing), "the nodes")
 
 
 def _signature(node: ir.Node) -> tuple[object, ...]:

@@ -19,9 +19,9 @@ import onnx_ir as ir
 
 from ..activations import observe
 from ..core import Feed, Workers
-from ..graph import edit as graph
+from ..graph import edit
 from ..io import model_io
-from ..numerics.quantization import affine_weights
+from ..numerics import snr
 from ..ops.linear import linear_layers
 from ..runtime import session as runtime
 from ..shapes import count as counting
@@ -36,7 +36,7 @@ _TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lean:
+class Ablation:
     """What silence does to the worst output: root of the changed power as a part of the output's own.
 
     `parts` is the same for equal parts of the layer's channels, in order; empty where there was no time for them.
@@ -48,12 +48,12 @@ class Lean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaning:
+class LayerAblation:
     """What a model leaned on, and what its compressed form leans on; None where a layer is not there any more."""
 
     layer: str
-    before: Lean | None
-    after: Lean | None
+    before: Ablation | None
+    after: Ablation | None
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry of `sensitivity` in the JSON report."""
@@ -62,7 +62,7 @@ class Leaning:
 
 def before_and_after(
     original: ir.Model, compressed: ir.Model, feeds: Sequence[Feed], *, executor: Workers | None = None
-) -> tuple[Leaning, ...]:
+) -> tuple[LayerAblation, ...]:
     """Silence every layer of a model, and what has become of it in a compressed form of it.
 
     Args:
@@ -82,12 +82,12 @@ def before_and_after(
     before = leans(model_io.to_bytes(original), axes, some)
     after = leans(data, axes, some) if sent is None else sent.result()
     return tuple(
-        Leaning(layer=layer.label, before=before.get(layer.y.name or ""), after=after.get(layer.y.name or ""))
+        LayerAblation(layer=layer.label, before=before.get(layer.y.name or ""), after=after.get(layer.y.name or ""))
         for layer in top
     )
 
 
-def leans(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[str, Lean]:
+def leans(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[str, Ablation]:
     """Return what silence does for each value that the main graph of a model makes; for another process, too.
 
     Args:
@@ -105,7 +105,7 @@ def leans(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[s
     parts = _PARTS if len(found) * (1 + _PARTS) <= runs else 0
     count = min(max(1, runs // max(1, len(found) * (1 + parts))), len(feeds))
     joined = list(observe.batched(model, feeds[:count], count))
-    fresh = graph.Names(model)
+    fresh = edit.Names(model)
     switches = {name: _switched(model, made[name], axes[name], shapes[name], fresh) for name in found}
     session = runtime.open_session(model_io.to_bytes(model), optimize=True)
     names = [spec.name for spec in session.outputs if spec.dtype is not None and spec.dtype.kind == "f"]
@@ -118,12 +118,12 @@ def leans(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[s
         got = [session.run({**feed, key: silenced}, names) for feed in joined]
         return _change(names, expected, got)
 
-    leaned: dict[str, Lean] = {}
+    leaned: dict[str, Ablation] = {}
     for name in found:
         channels = int(shapes[name][axes[name]])
         edges = [channels * part // parts for part in range(parts + 1)] if parts else []
         pairs = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
-        leaned[name] = Lean(
+        leaned[name] = Ablation(
             change=change(name, 0, channels), channels=channels, parts=tuple(change(name, a, b) for a, b in pairs)
         )
     return leaned
@@ -136,13 +136,13 @@ def _shapes(model: ir.Model, feed: Feed, names: Sequence[str]) -> dict[str, tupl
 
 
 def _switched(
-    model: ir.Model, value: ir.Value, axis: int, shape: Sequence[int], names: graph.Names
+    model: ir.Model, value: ir.Value, axis: int, shape: Sequence[int], names: edit.Names
 ) -> tuple[str, np.ndarray]:
     """Let a value be multiplied by an input of ones and return the input's name and those ones."""
     ones = np.ones([shape[axis], *[1] * (len(shape) - 2)] if axis == 1 else [shape[axis]], np.float32)
-    switch = graph.add_initializer(model.graph, names, f"{value.name}_switch", ones)
+    switch = edit.add_initializer(model.graph, names, f"{value.name}_switch", ones)
     model.graph.inputs.append(switch)
-    graph.insert_after(value, names, "Mul", switch)
+    edit.insert_after(value, names, "Mul", switch)
     return switch.name or "", ones
 
 
@@ -150,7 +150,7 @@ def _change(names: Sequence[str], expected: Sequence[Mapping[str, Any]], got: Se
     worst = 0.0
     pairs = list(zip(expected, got, strict=True))
     for name in names:
-        error = sum(affine_weights.energy(np.subtract(now[name], was[name], dtype=float)) for was, now in pairs)
-        power = sum(affine_weights.energy(was[name]) for was in expected)
+        error = sum(snr.energy(np.subtract(now[name], was[name], dtype=float)) for was, now in pairs)
+        power = sum(snr.energy(was[name]) for was in expected)
         worst = max(worst, math.sqrt(error / max(power, _TINY)))
     return worst

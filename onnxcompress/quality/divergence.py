@@ -30,7 +30,7 @@ _SMALL = 1e-12
 _SUM_TOLERANCE = 1e-3
 
 
-class Kind(enum.Enum):
+class DivergenceKind(enum.Enum):
     """What the numbers along the last axis of an output are."""
 
     LOGITS = "logits"
@@ -38,7 +38,7 @@ class Kind(enum.Enum):
     NUMBERS = "numbers"
 
 
-def kinds(model: ir.Model, outputs: Mapping[str, Any]) -> dict[str, Kind]:
+def kinds(model: ir.Model, outputs: Mapping[str, Any]) -> dict[str, DivergenceKind]:
     """Return the kind of each output that is an array of floats, by the graph and by what a run gave."""
     logits = estimated_drop.logit_outputs(model)
     found = {}
@@ -47,9 +47,9 @@ def kinds(model: ir.Model, outputs: Mapping[str, Any]) -> dict[str, Kind]:
             continue
         is_row = value.ndim > 0 and value.shape[-1] > 1
         if is_row and (value >= 0).all() and (np.abs(value.sum(axis=-1) - 1) < _SUM_TOLERANCE).all():
-            found[name] = Kind.PROBABILITIES
+            found[name] = DivergenceKind.PROBABILITIES
         else:
-            found[name] = Kind.LOGITS if is_row and name in logits else Kind.NUMBERS
+            found[name] = DivergenceKind.LOGITS if is_row and name in logits else DivergenceKind.NUMBERS
     return found
 
 
@@ -83,7 +83,7 @@ class Divergence:
         self._variances = {
             name: float(np.var(np.concatenate([np.ravel(run[name]) for run in self._expected]), dtype=np.float64))
             for name, kind in self.kinds.items()
-            if kind is Kind.NUMBERS
+            if kind is DivergenceKind.NUMBERS
         }
 
     def of(self, model: ir.Model) -> float:
@@ -99,7 +99,7 @@ class Divergence:
                 one, other = np.asarray(expected[name], np.float64), np.asarray(got[name], np.float64)
                 if one.shape != other.shape or not np.isfinite(other).all():
                     return math.inf
-                if kind is Kind.NUMBERS:
+                if kind is DivergenceKind.NUMBERS:
                     sums[name] += float(np.square(one - other).sum()) / max(self._variances[name], _SMALL)
                     counts[name] += one.size
                 else:
@@ -119,6 +119,6 @@ class Divergence:
             yield last
 
 
-def _log(values: np.ndarray, kind: Kind) -> np.ndarray:
-    found = log_softmax(values, axis=-1) if kind is Kind.LOGITS else np.log(np.maximum(values, _SMALL))
+def _log(values: np.ndarray, kind: DivergenceKind) -> np.ndarray:
+    found = log_softmax(values, axis=-1) if kind is DivergenceKind.LOGITS else np.log(np.maximum(values, _SMALL))
     return np.asarray(found)

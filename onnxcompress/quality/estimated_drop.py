@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from scipy.special import softmax
 
-from ..graph import edit as graph
+from ..graph import query
 
 _SUM_TOLERANCE = 1e-3
 _CARRIES = ("Add", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "DequantizeLinear")
@@ -94,12 +94,12 @@ def logit_outputs(model: ir.Model) -> frozenset[str]:
 
 def _ends_in_product(value: ir.Value) -> bool:
     node = value.producer()
-    while node is not None and graph.is_op(node, *_CARRIES):
-        carried = [v for v in node.inputs if v is not None and graph.constant_tensor(v) is None]
+    while node is not None and query.is_op(node, *_CARRIES):
+        carried = [v for v in node.inputs if v is not None and query.constant_tensor(v) is None]
         if len(carried) != 1:
             return False
         node = carried[0].producer()
-    return graph.is_op(node, "Gemm", "MatMul")
+    return query.is_op(node, "Gemm", "MatMul")
 
 
 def _are_probabilities(values: np.ndarray) -> bool:
@@ -113,10 +113,10 @@ def sigmoid_values(values: Collection[ir.Value]) -> frozenset[str]:
 
 def _is_sigmoid(value: ir.Value | None) -> bool:
     node = None if value is None else value.producer()
-    while node is not None and graph.is_op(node, *_MOVES):
+    while node is not None and query.is_op(node, *_MOVES):
         value = node.inputs[0]
         node = None if value is None else value.producer()
-    return node is not None and graph.is_op(node, "Sigmoid", "HardSigmoid")
+    return node is not None and query.is_op(node, "Sigmoid", "HardSigmoid")
 
 
 _MOVES = ("Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")

@@ -35,13 +35,13 @@ class SteadyDrop:
     def __init__(self, kinds: OutputKinds, *, skip: Sequence[str] = ()) -> None:
         self._kinds = kinds
         self._skip = frozenset(skip)
-        self._rows: dict[str, _Rows] = {}
+        self._rows: dict[str, _ScoreRows] = {}
 
     def add(self, expected: Mapping[str, Any], got: Mapping[str, Any]) -> None:
         """Take the outputs for one feed."""
         for name, value in expected.items():
             if name not in self._skip:
-                self._rows.setdefault(name, _Rows(is_logits=name in self._kinds.logits)).add(value, got[name])
+                self._rows.setdefault(name, _ScoreRows(is_logits=name in self._kinds.logits)).add(value, got[name])
 
     @property
     def is_wanting(self) -> bool:
@@ -58,7 +58,7 @@ class SteadyDrop:
         return max(found, default=None)
 
 
-class _Rows:
+class _ScoreRows:
     """The rows of one output."""
 
     def __init__(self, *, is_logits: bool) -> None:

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from ..activations import observe
 from ..core import Feed
 from ..graph import constants as float_constants
-from ..graph import edit as graph
+from ..graph import edit, query
 from ..io import model_io
-from ..numerics.quantization import affine_weights
+from ..numerics import snr
 from ..runtime import session as runtime
 
 _TOGETHER = 8
@@ -63,16 +63,16 @@ def noises(
 
 def _opened(model: ir.Model, names: Collection[str]) -> dict[str, str]:
     """Let constants be inputs with a default and return the inputs' names."""
-    fresh = graph.Names(model)
+    fresh = edit.Names(model)
     found: dict[str, str] = {}
-    constants = [value for body in graph.graphs_outside_functions(model) for value in body.initializers.values()]
-    constants += [node.outputs[0] for node in graph.nodes(model) if len(node.outputs) == 1]
+    constants = [value for body in query.graphs_outside_functions(model) for value in body.initializers.values()]
+    constants += [node.outputs[0] for node in query.nodes(model) if len(node.outputs) == 1]
     for value in constants:
         name = value.name or ""
         if name in names and name not in found:
-            made = graph.add_initializer(model.graph, fresh, f"{name}_given", float_constants.read(value))
+            made = edit.add_initializer(model.graph, fresh, f"{name}_given", float_constants.read(value))
             model.graph.inputs.append(made)
-            graph.move_readers(value, made, keep=())
+            edit.move_readers(value, made, keep=())
             found[name] = made.name or ""
     return found
 
@@ -85,8 +85,8 @@ def _worst(names: Iterable[str], expected: Sequence[Mapping[str, Any]], got: Ite
     error, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for was, now in zip(expected, got, strict=True):
         for name in error:
-            error[name] += affine_weights.energy(np.subtract(now[name], was[name], dtype=np.float64))
-            signal[name] += affine_weights.energy(was[name])
+            error[name] += snr.energy(np.subtract(now[name], was[name], dtype=np.float64))
+            signal[name] += snr.energy(was[name])
     tiny = float(np.finfo(float).tiny)
     ratios = [error[name] / max(signal[name], tiny) for name in error if np.isfinite(error[name])]
     return max(ratios, default=0.0)

@@ -13,7 +13,7 @@ from .. import passes
 from ..core import Action, Change
 from ..errors import UsageError, one_line
 from ..jobs.report import Report
-from ..quality.ablation import Lean, Leaning
+from ..quality.ablation import Ablation, LayerAblation
 from .tables import grouped, number, small
 
 MOST_ROWS = 3000
@@ -35,7 +35,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class LayerRow:
     """What became of one node or weight."""
 
     name: str
@@ -50,7 +50,7 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class PassSummary:
     """What one pass did many times over."""
 
     by: str
@@ -75,7 +75,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weight:
+class WeightRow:
     """How much an output changes when a layer falls silent, in percent, and when each part of its channels does."""
 
     change: str
@@ -91,8 +91,8 @@ class Reliance:
     """What a model leaned on at one layer, before and after; None where the layer is gone or was not measured."""
 
     name: str
-    before: Weight | None
-    after: Weight | None
+    before: WeightRow | None
+    after: WeightRow | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,9 @@ class View:
     notes: tuple[str, ...]
     points: tuple[Point, ...]
     reliances: tuple[Reliance, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerRow, ...]
     hidden: int
-    steps: tuple[Step, ...]
+    steps: tuple[PassSummary, ...]
     passes: tuple[tuple[str, str], ...]
     recipe: str
     command: str | None
@@ -202,18 +202,18 @@ def _points(report: Report) -> list[Point]:
     ]
 
 
-def _reliance(found: Leaning) -> Reliance:
+def _reliance(found: LayerAblation) -> Reliance:
     return Reliance(name=_name(found.layer), before=_weight(found.before), after=_weight(found.after))
 
 
-def _weight(lean: Lean | None) -> Weight | None:
+def _weight(lean: Ablation | None) -> WeightRow | None:
     if lean is None:
         return None
     shares, count = sorted(lean.parts, reverse=True), 0
     while 2 * sum(shares[:count]) < sum(shares):
         count += 1
     highest = max(shares, default=0.0)
-    return Weight(
+    return WeightRow(
         change=f"{100 * lean.change:.0f}%",
         channels=f"{lean.channels:,}",
         half=f"{count} of {len(shares)}" if shares else "",
@@ -221,9 +221,9 @@ def _weight(lean: Lean | None) -> Weight | None:
     )
 
 
-def _layer(change: Change) -> Layer:
+def _layer(change: Change) -> LayerRow:
     error = change.details.get("sqnr_db")
-    return Layer(
+    return LayerRow(
         name=_name(change.target),
         by=_name(change.pass_name),
         outcome=_OUTCOMES[change.action],
@@ -235,13 +235,13 @@ def _layer(change: Change) -> Layer:
     )
 
 
-def _steps(changes: Sequence[Change]) -> list[Step]:
+def _steps(changes: Sequence[Change]) -> list[PassSummary]:
     found = []
     for action, outcome in _OUTCOMES.items():
         for (name, reason), members in grouped([c for c in changes if c.action is action]).items():
             targets = [c.target for c in members if c.target != _GRAPH]
             found.append(
-                Step(
+                PassSummary(
                     by=_name(name),
                     outcome=outcome,
                     count=len(members),

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from ..core import Action, Change
 from ..errors import one_line
-from ..jobs.report import ModelFacts, Report
+from ..jobs.report import Report
 from ..pack.archive import Packed
+from ..shapes.count import ModelFacts
 
 _EXAMPLES = 3
 

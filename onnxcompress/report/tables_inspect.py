@@ -12,7 +12,7 @@ from rich.text import Text
 from ..channels import groups as channel_groups
 from ..errors import one_line
 from ..jobs.inspect import Inspection, Share
-from ..jobs.inspect_passes import Blocked, Reach
+from ..jobs.inspect_passes import Blocked, PassPotential
 from .tables import cell, grid, kind, number
 
 _MOST_OPERATORS = 15
@@ -112,7 +112,7 @@ def _times(title: str, shares: Sequence[Share], total: float) -> Table:
     return table
 
 
-def _passes(reaches: Sequence[Reach], total: int, *, most: int | None) -> Table:
+def _passes(reaches: Sequence[PassPotential], total: int, *, most: int | None) -> Table:
     titles = ("pass", "rewrites", "bytes reached", "of the file", "bytes saved", "what blocks the rest")
     table = grid(*titles, title="what each pass could do (tried on a copy)", numbers=(1, 2, 3, 4))
     for reach in reaches:
@@ -127,7 +127,7 @@ def _passes(reaches: Sequence[Reach], total: int, *, most: int | None) -> Table:
     return table
 
 
-def _channels(reach: channel_groups.Reach, *, most: int | None) -> list[RenderableType]:
+def _channels(reach: channel_groups.Prunable, *, most: int | None) -> list[RenderableType]:
     """Return what channel pruning can cut, and what keeps the rest."""
     title = f"channel pruning, after folding: {reach.groups:,} groups of channels"
     table = grid("", "all", "can be cut", "", "exactly", "", title=title, numbers=(1, 2, 3, 4, 5))
@@ -149,7 +149,7 @@ def _channels(reach: channel_groups.Reach, *, most: int | None) -> list[Renderab
     return [table, kept]
 
 
-def _blocked(reach: Reach, *, most: int | None) -> list[str]:
+def _blocked(reach: PassPotential, *, most: int | None) -> list[str]:
     """Return a line for each kind of refusal, those that cost the most bytes first."""
     kinds: defaultdict[str, list[Blocked]] = defaultdict(list)
     for one in reach.blocked:

@@ -53,7 +53,7 @@ class Processes(Executor):
         return answer
 
 
-class Cluster(Executor):
+class DaskCluster(Executor):
     """Runs pieces on the workers of a Dask scheduler; a piece whose worker goes away is begun again on another.
 
     Args:
@@ -106,13 +106,13 @@ class Cluster(Executor):
 
 
 @contextlib.contextmanager
-def opened(*, workers: int, scheduler: str | None) -> Iterator[Processes | Cluster]:
+def opened(*, workers: int, scheduler: str | None) -> Iterator[Processes | DaskCluster]:
     """Give an executor for the time of a block; when the block is left by an error, what still runs is given up.
 
     Raises:
         UsageError: no scheduler answers.
     """
-    executor = Processes(workers) if scheduler is None else Cluster(scheduler)
+    executor = Processes(workers) if scheduler is None else DaskCluster(scheduler)
     try:
         yield executor
     except BaseException:
@@ -122,7 +122,7 @@ def opened(*, workers: int, scheduler: str | None) -> Iterator[Processes | Clust
 
 
 @contextlib.contextmanager
-def wanted(*, workers: int, scheduler: str | None) -> Iterator[Processes | Cluster | None]:
+def wanted(*, workers: int, scheduler: str | None) -> Iterator[Processes | DaskCluster | None]:
     """Give an executor for the time of a block where one is asked for, by more than one worker or a scheduler.
 
     What still runs when the block is left is given up.
@@ -133,7 +133,7 @@ def wanted(*, workers: int, scheduler: str | None) -> Iterator[Processes | Clust
     if workers == 1 and scheduler is None:
         yield None
         return
-    executor = Processes(workers) if scheduler is None else Cluster(scheduler)
+    executor = Processes(workers) if scheduler is None else DaskCluster(scheduler)
     try:
         yield executor
     finally:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from ..errors import ModelError
+from ..graph import query
 from ..io import model_io
-from ..jobs import compare as compare_job
-from ..shapes import count as counting
 from . import isolation
 from . import session as runtime
+
+LARGEST_BYTES = 2**31 - 1
+"""What onnxruntime can be given in one piece."""
+
 
 _KEPT_BYTES = 64 << 20
 """Larger models are serialised anew for each session: memory counts for more than the time it takes."""
 
 
-class Opened:
+class LoadedModel:
     """Serialises a model and loads it in the runtime when first asked, and never again.
 
     Args:
@@ -35,7 +41,7 @@ class Opened:
     @property
     def path(self) -> str | None:
         """The file that it was loaded from, None where it came otherwise."""
-        return compare_job.path_of(self._source)
+        return path_of(self._source)
 
     @functools.cached_property
     def size_bytes(self) -> int:
@@ -64,7 +70,28 @@ class Opened:
         return self._open(optimize=True, threads=self._threads)
 
     def _open(self, *, optimize: bool, threads: int) -> runtime.Session:
-        with isolation.roomy(counting.node_count(self.model)):
-            if self.path is not None and self.size_bytes > compare_job.LARGEST_BYTES:
-                return compare_job.open_one(self.model, self._source, optimize=optimize, threads=threads)
-            return compare_job.open_bytes(self.data, self._source, optimize=optimize, threads=threads)
+        with isolation.roomy(query.node_count(self.model)):
+            if self.path is not None and self.size_bytes > LARGEST_BYTES:
+                return open_one(self.model, self._source, optimize=optimize, threads=threads)
+            return open_bytes(self.data, self._source, optimize=optimize, threads=threads)
+
+
+def path_of(source: object) -> str | None:
+    """Return the path of a source that is one."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+
+
+def open_one(model: ir.Model, source: object, *, optimize: bool, threads: int = 1) -> runtime.Session:
+    """Load a model in the runtime: from memory, or from its file where it is over 2 GiB."""
+    path = path_of(source)
+    if path is not None and model_io.model_bytes(model) > LARGEST_BYTES:
+        return runtime.open_session(Path(path), optimize=optimize, threads=threads)
+    return open_bytes(model_io.to_bytes(model), source, optimize=optimize, threads=threads)
+
+
+def open_bytes(data: bytes, source: object, *, optimize: bool, threads: int = 1) -> runtime.Session:
+    """Load a serialized model in the runtime; a failure names the path that it came from."""
+    try:
+        return runtime.open_session(data, optimize=optimize, threads=threads)
+    except ModelError as error:
+        raise ModelError(error.message, where=error.where or path_of(source) or "", hint=error.hint) from error

@@ -97,14 +97,14 @@ def serve(folder_name: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answer:
+class _CallAnswer:
     outcome: str
     value: Any
     seconds: float
     peak_memory_bytes: int
 
 
-def _answer(function: Callable[..., Any], args: tuple[Any, ...]) -> _Answer:
+def _answer(function: Callable[..., Any], args: tuple[Any, ...]) -> _CallAnswer:
     start = time.perf_counter()
     try:
         outcome, value = "value", function(*args)
@@ -115,10 +115,10 @@ def _answer(function: Callable[..., Any], args: tuple[Any, ...]) -> _Answer:
     except Exception:  # noqa: BLE001 - whatever it is, the parent raises it
         outcome, value = "bug", traceback.format_exc()
     seconds = time.perf_counter() - start
-    return _Answer(outcome=outcome, value=value, seconds=seconds, peak_memory_bytes=peak_memory_bytes())
+    return _CallAnswer(outcome=outcome, value=value, seconds=seconds, peak_memory_bytes=peak_memory_bytes())
 
 
-def _unpack(answer: _Answer, memory_bytes: int | None) -> Isolated[Any]:
+def _unpack(answer: _CallAnswer, memory_bytes: int | None) -> Isolated[Any]:
     if answer.outcome == "refusal":
         raise answer.value
     if answer.outcome == "memory":

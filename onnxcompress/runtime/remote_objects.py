@@ -28,7 +28,7 @@ _BOOTSTRAP = (
 _LENGTH = struct.Struct("<Q")
 
 
-class Companion:
+class RemoteObject:
     """Makes `factory(*args)` in a new process and calls its methods there.
 
     Args:

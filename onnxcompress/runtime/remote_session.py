@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base import host
-from .remote_objects import Companion
-from .run_timeout import GRACE_SECONDS
+from .isolation import GRACE_SECONDS
+from .remote_objects import RemoteObject
 
 LOAD_SECONDS = 600.0
 RUN_SECONDS = 3600.0
 """Most time for loading and for one run, where nothing else limits it."""
 
 
-class Distant:
+class RemoteSession:
     """A session in a process of its own.
 
     Args:
@@ -24,7 +24,9 @@ class Distant:
     """
 
     def __init__(self, held: Callable[..., Any], *args: Any) -> None:
-        self._companion = Companion(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
+        self._companion = RemoteObject(
+            held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes()
+        )
         self.inputs, self.outputs = self._companion.call("specs", timeout_seconds=LOAD_SECONDS)
 
     def get_inputs(self) -> list[Any]:

@@ -24,9 +24,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from ..base import host
 from ..errors import ModelError, StuckError
 from . import isolation
+from .isolation import RunTimeout
 from .processes import call_isolated
-from .remote_session import LOAD_SECONDS, RUN_SECONDS, Distant, Node
-from .run_timeout import Watch
+from .remote_session import LOAD_SECONDS, RUN_SECONDS, Node, RemoteSession
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -90,7 +90,7 @@ class TensorSpec:
 class Session:
     """A model loaded in onnxruntime on the CPU; made by `open_session`."""
 
-    def __init__(self, session: ort.InferenceSession | Distant, *, threads: int) -> None:
+    def __init__(self, session: ort.InferenceSession | RemoteSession, *, threads: int) -> None:
         self._session = session
         self.threads = threads
         self.provider = PROVIDER
@@ -119,9 +119,9 @@ class Session:
 
         """
         wanted = [spec.name for spec in self.outputs] if names is None else list(names)
-        watch, started = Watch(max_seconds, ort.RunOptions), time.perf_counter()
+        watch, started = RunTimeout(max_seconds, ort.RunOptions), time.perf_counter()
         try:
-            if isinstance(self._session, Distant):
+            if isinstance(self._session, RemoteSession):
                 return self._session.run(dict(feed), wanted, max_seconds)
             values = self._session.run(wanted, dict(feed), watch.options)
         except _RUNTIME_ERRORS as error:
@@ -135,7 +135,7 @@ class Session:
 
     def end_profile(self) -> Path:
         """Stop profiling and return the file that the runtime wrote; for `profile` only."""
-        assert not isinstance(self._session, Distant)
+        assert not isinstance(self._session, RemoteSession)
         return Path(self._session.end_profiling())
 
 
@@ -169,7 +169,9 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
 
     """
     if isolation.current() == "apart":
-        return Session(Distant(_Held, open_session, model, {"optimize": optimize, "threads": threads}), threads=threads)
+        return Session(
+            RemoteSession(_Held, open_session, model, {"optimize": optimize, "threads": threads}), threads=threads
+        )
     return Session(_load(model, _options(optimize=optimize, threads=threads)), threads=threads)
 
 
@@ -191,7 +193,7 @@ def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Sessio
     """
     if isolation.current() == "apart":
         given = {"optimize": optimize, "threads": threads, "pack": pack}
-        return Session(Distant(_Held, open_part, path, given), threads=threads)
+        return Session(RemoteSession(_Held, open_part, path, given), threads=threads)
     options = _options(optimize=optimize, threads=threads)
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
@@ -327,7 +329,7 @@ def race(
     )
 
 
-class Watched:
+class TimedSession:
     """A session that notes how long its runs take."""
 
     def __init__(self, session: Session, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -343,7 +345,7 @@ class Watched:
         return found
 
 
-def seen(a: Watched, b: Watched) -> Latency:
+def seen(a: TimedSession, b: TimedSession) -> Latency:
     """Return the times of the feed that took the original longest, of two sessions that have run the same feeds."""
     first, second = max(zip(a.seconds, b.seconds, strict=True))
     return Latency(
@@ -413,7 +415,7 @@ def reason(error: BaseException) -> str:
 
 def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
     where = "" if isinstance(model, bytes) else str(model)
-    watch = Watch(LOAD_SECONDS, ort.RunOptions) if isolation.current() == "expendable" else None
+    watch = RunTimeout(LOAD_SECONDS, ort.RunOptions) if isolation.current() == "expendable" else None
     if isinstance(model, Path) and not model.is_file():
         raise ModelError("no such file", where=where)
     try:

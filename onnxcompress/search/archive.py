@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..core import Prefer, Trial
+import onnx_ir as ir
+
+from ..core import Built, Candidate, Judge, Prefer, Trial
 from . import candidates as search
-from .candidates import Built, Candidate
 from .checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
+class TriedCandidate:
     """What was measured of one candidate, and whether it may be the result (`objection`: why not) and is."""
 
     label: str
@@ -40,7 +41,7 @@ class Archive:
     def __init__(self, checkpoint: Checkpoint | None = None, *, keeps_models: bool = False) -> None:
         self._checkpoint = checkpoint
         self._keeps_models = keeps_models
-        self._tried: dict[str, Tried] = {}
+        self._tried: dict[str, TriedCandidate] = {}
         self._front: list[Candidate] = []
 
     def has(self, label: str) -> bool:
@@ -70,15 +71,15 @@ class Archive:
         """
         label = _full(candidate.label, place)
         why = search.objection(candidate.trial, prefer, limit)
-        self._tried[label] = Tried(label=label, trial=candidate.trial, objection=why)
+        self._tried[label] = TriedCandidate(label=label, trial=candidate.trial, objection=why)
         if self._keeps_models:
             named = Candidate(label=label, model=candidate.model, changes=candidate.changes, trial=candidate.trial)
             others = [c for c in self._front if c.label != label]
             self._front = search.front([(c, c.trial) for c in (*others, named)])
 
-    def within(self, place: str) -> Within:
+    def within(self, place: str) -> ScopedArchive:
         """Return an archive for a pass that makes a part of candidates: it can't choose the result."""
-        return Within(self, place)
+        return ScopedArchive(self, place)
 
     def choose(self, candidate: Candidate, *, place: str = "") -> None:
         """Note that a candidate of a pass became the model."""
@@ -86,7 +87,7 @@ class Archive:
         self._tried = {name: replace(tried, chosen=name == label) for name, tried in self._tried.items()}
 
     @property
-    def tried(self) -> tuple[Tried, ...]:
+    def tried(self) -> tuple[TriedCandidate, ...]:
         """Every candidate that was measured, in order."""
         return tuple(self._tried.values())
 
@@ -96,7 +97,7 @@ class Archive:
         return tuple(sorted(self._front, key=lambda c: (c.trial.bytes, c.trial.latency_ratio or 1.0)))
 
 
-class Within(Archive):
+class ScopedArchive(Archive):
     """Hands candidates on to another archive, under a place of their own.
 
     Args:
@@ -127,3 +128,25 @@ class Within(Archive):
 
 def _full(label: str, place: str) -> str:
     return f"{place}/{label}" if place else label
+
+
+class ScopedJudge:
+    """Judges for a pass that makes a part of a candidate: whether the whole is accepted is decided later."""
+
+    def __init__(self, outer: Judge, place: str) -> None:
+        self._outer = outer
+        self._place = place
+        self.limit = outer.limit
+        self.prefer: Prefer = outer.prefer
+
+    def __call__(self, model: ir.Model, label: str) -> Trial:
+        """Score and time a candidate."""
+        return self._outer(model, f"{self._place}/{label}")
+
+    def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
+        """Score a candidate without timing it."""
+        return self._outer.score(model, most=most)
+
+    def fault(self, model: ir.Model) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Find none."""
+        return None

@@ -9,36 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import onnx_ir as ir
 
-from ..core import Change, Clock, Judge, Prefer, Trial
+from ..core import Candidate, Clock, Judge, Prefer, Trial
 
 _SAMPLES = 8
 """Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
 
 _EQUAL = 1.05
 """Costs and times that differ by less count as equal: measured times are not sharper."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """A model that could be the result, and what was done to get it."""
-
-    model: ir.Model
-    changes: tuple[Change, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A model that could be the result: what was done to get it, and what was measured of it."""
-
-    label: str
-    model: ir.Model
-    changes: tuple[Change, ...]
-    trial: Trial
 
 
 SomeCandidate = TypeVar("SomeCandidate", bound=Candidate)

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from ..base import atomic_files
-from ..core import Action, Change
+from ..core import Action, Built, Change
 from ..errors import OnnxCompressError, UsageError
 from ..io import model_io
-from .candidates import Built
 
 _RUN = "run.json"
 _DIGITS = 20

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ..data import feed_facts
+from ..data import feeds as feed_facts
 from ..errors import ModelError
-from ..graph import edit as graph
+from ..graph import query
+from ..graph.query import node_count
 from ..io import model_io
 from ..ops import table as ops
 from ..runtime import session as runtime
@@ -74,11 +77,6 @@ def count(
     return Counts(node_count(model), parameters(model), macs.total if is_known else None, macs.uncounted, resolved)
 
 
-def node_count(model: ir.Model) -> int:
-    """Return the number of nodes in all graphs, bodies and local functions included, Constant nodes left out."""
-    return sum(not graph.is_op(node, "Constant") for node in graph.nodes(model))
-
-
 def parameters(model: ir.Model) -> int:
     """Return the number of weight elements: of float constants, and of integer ones that stand for floats.
 
@@ -104,12 +102,12 @@ def constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, in
 
 def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     """Yield initializers, also those that callers may override, and the outputs of Constant nodes."""
-    for body in graph.graphs(model):
+    for body in query.graphs(model):
         for value in body.initializers.values():
             if value.const_value is not None:
                 yield value, value.const_value
         for node in body:
-            tensor = graph.constant_tensor(node.outputs[0]) if graph.is_op(node, "Constant") else None
+            tensor = query.constant_tensor(node.outputs[0]) if query.is_op(node, "Constant") else None
             if tensor is not None:
                 yield node.outputs[0], tensor
 
@@ -118,14 +116,14 @@ def _is_scale(value: ir.Value) -> bool:
     """Say whether a constant only scales or shifts quantized weights, all of them or the rows that are looked up."""
     readers = value.uses()
     return bool(readers) and all(
-        (graph.is_op(use.node, "Cast") and _is_scale(use.node.outputs[0]))
+        (query.is_op(use.node, "Cast") and _is_scale(use.node.outputs[0]))
         or (use.idx > 1 and use.node.op_type in _BLOCKS)
-        or (use.idx == 1 and graph.is_op(use.node, "Sub") and _casts_integers(use.node.inputs[0]))
-        or (use.idx > 0 and graph.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
+        or (use.idx == 1 and query.is_op(use.node, "Sub") and _casts_integers(use.node.inputs[0]))
+        or (use.idx > 0 and query.is_op(use.node, "DequantizeLinear", "QuantizeLinear"))
         or _multiplies_integers(use.node, value)
         or _multiplies_scale(use.node)
         or (use.idx >= _LSTM_SCALES and use.node.op_type == "DynamicQuantizeLSTM")
-        or (use.idx == 0 and graph.is_op(use.node, "Gather") and _only_multiplies_integers(use.node.outputs[0]))
+        or (use.idx == 0 and query.is_op(use.node, "Gather") and _only_multiplies_integers(use.node.outputs[0]))
         for use in readers
     )
 
@@ -133,31 +131,31 @@ def _is_scale(value: ir.Value) -> bool:
 def _multiplies_scale(node: ir.Node) -> bool:
     """Say whether a node is a Mul by the scale that activations are quantized with in each run."""
     makers = [None if value is None else value.producer() for value in node.inputs]
-    return graph.is_op(node, "Mul") and any(graph.is_op(maker, "DynamicQuantizeLinear") for maker in makers)
+    return query.is_op(node, "Mul") and any(query.is_op(maker, "DynamicQuantizeLinear") for maker in makers)
 
 
 def _only_multiplies_integers(value: ir.Value) -> bool:
-    consumer = graph.sole_consumer(value)
+    consumer = query.sole_consumer(value)
     return consumer is not None and _multiplies_integers(consumer, value)
 
 
 def _multiplies_integers(node: ir.Node, factor: ir.Value) -> bool:
     """Say whether a node is a Mul of `factor` by integer weights, or rows of them, that a Cast made floats."""
-    if not graph.is_op(node, "Mul"):
+    if not query.is_op(node, "Mul"):
         return False
     other = next((v for v in node.inputs if v is not None and v is not factor), None)
     shift = None if other is None else other.producer()
-    return _casts_integers(shift.inputs[0] if shift is not None and graph.is_op(shift, "Sub") else other)
+    return _casts_integers(shift.inputs[0] if shift is not None and query.is_op(shift, "Sub") else other)
 
 
 def _casts_integers(value: ir.Value | None) -> bool:
     """Say whether a value is what a Cast makes of integer weights, or of rows of them."""
     cast = None if value is None else value.producer()
-    source = cast.inputs[0] if cast is not None and graph.is_op(cast, "Cast") else None
+    source = cast.inputs[0] if cast is not None and query.is_op(cast, "Cast") else None
     lookup = source.producer() if source is not None else None
-    if lookup is not None and graph.is_op(lookup, "Gather"):
+    if lookup is not None and query.is_op(lookup, "Gather"):
         source = lookup.inputs[0]
-    tensor = graph.constant_tensor(source)
+    tensor = query.constant_tensor(source)
     return tensor is not None and tensor.dtype in _INTEGERS
 
 
@@ -181,9 +179,9 @@ def _shapes_by_running(model: ir.Model, feed: Mapping[str, np.ndarray], labels: 
     wanted = {
         value.name: value
         for node in watched.graph
-        if graph.label(node) in labels
+        if query.label(node) in labels
         for value in (*node.inputs, *node.outputs)
-        if value is not None and value.name and value.producer() is not None and graph.constant_tensor(value) is None
+        if value is not None and value.name and value.producer() is not None and query.constant_tensor(value) is None
     }
     if not wanted:
         return {}
@@ -200,9 +198,9 @@ def shape_lookup(resolved: Mapping[str, Dims]) -> ops.ShapeOf:
     """Return the function that `ops.total_macs` wants: constants know their own shape, others are looked up."""
 
     def shape_of(value: ir.Value) -> Dims | None:
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is not None:
-            return graph.dims(tensor)
+            return query.dims(tensor)
         return resolved.get(value.name or "")
 
     return shape_of
@@ -212,7 +210,48 @@ def _packed(value: ir.Value) -> int:
     """Return how many weights one stored element holds: more than one where an operator packs bits in bytes."""
     for use in value.uses():
         if use.node.op_type in _BLOCKS:
-            return int(8 // graph.attribute(use.node, "bits", 4))
-        if graph.is_op(use.node, "Reshape"):
+            return int(8 // query.attribute(use.node, "bits", 4))
+        if query.is_op(use.node, "Reshape"):
             return _packed(use.node.outputs[0])
     return 1
+
+
+def facts(model: ir.Model, counts: Counts, path: str | None, *, size_bytes: int | None = None) -> ModelFacts:
+    """Return the figures of a model; bytes are those of its file, external data included.
+
+    Args:
+        model: the model.
+        counts: what `stats.count` found in it.
+        path: the file that it was loaded from, None where there is none.
+        size_bytes: what `model_io.model_bytes` says of it, where the caller knows it already.
+    """
+    found = ModelFacts(
+        path=path,
+        bytes=model_io.model_bytes(model) if size_bytes is None else size_bytes,
+        nodes=counts.nodes,
+        parameters=counts.parameters,
+        macs=counts.macs,
+    )
+    on_disk = 0 if path is None else Path(path).stat().st_size
+    return replace(found, bytes=on_disk) if on_disk >= found.bytes // 2 else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """The size of a model: bytes of its file(s), nodes, weight elements, multiply-accumulates (None: unknown)."""
+
+    path: str | None
+    bytes: int
+    nodes: int
+    parameters: int
+    macs: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report's `input` or `output` object."""
+        return {
+            "path": self.path,
+            "bytes": self.bytes,
+            "nodes": self.nodes,
+            "parameters": self.parameters,
+            "macs": self.macs,
+        }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import query
 from ..numerics.polynomials import Size
 from .infer import Shapes
 
@@ -127,10 +127,10 @@ class Facts:
         )
 
     def _constant(self, value: ir.Value) -> Fact:
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is None:
             return Fact(self.inferred_dims(value))
-        shape = graph.dims(tensor)
+        shape = query.dims(tensor)
         content = None
         if tensor.dtype in INTEGERS and tensor.size <= MOST_ELEMENTS:
             numbers = tensor.numpy().reshape(-1).tolist()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ class Shapes:
         """Return the dimensions of a value, None where not even the rank is known."""
         if value is None:
             return None
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is not None:
-            return graph.dims(tensor)
+            return query.dims(tensor)
         return self._known.get(value.name or "", (None, None))[1]
 
     def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
@@ -64,7 +64,7 @@ class Shapes:
         """Return the element type of a tensor value, None where it is not known."""
         if value is None:
             return None
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is not None:
             return tensor.dtype
         return self._known.get(value.name or "", (None, None))[0]

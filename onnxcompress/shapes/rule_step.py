@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import query
 from ..numerics.polynomials import Size
 from .facts import MOST_ELEMENTS, Content, Dims, Fact, Facts, ImpossibleError
 
 
-class Step:
+class RuleContext:
     """A node and what is known of its inputs, for the rules."""
 
     def __init__(self, node: ir.Node, facts: Facts) -> None:
@@ -35,13 +35,13 @@ class Step:
     def integers(self, name: str, port: int, *, default: Sequence[int] | None = None) -> list[int] | None:
         """Return numbers that are an attribute in older opsets and an input in newer ones; None: not known."""
         if name in self.node.attributes or not self.has(port):
-            return graph.integers(self.node, name, default=default)
+            return query.integers(self.node, name, default=default)
         content = self.content(port)
         return None if content is None else content.numbers()
 
     def attribute(self, name: str, default: int) -> int:
         """Return a number that is an attribute."""
-        return int(graph.attribute(self.node, name, default))
+        return int(query.attribute(self.node, name, default))
 
     @property
     def contents(self) -> list[Content | None]:
@@ -49,7 +49,7 @@ class Step:
         return [self.content(port) for port in range(len(self.node.inputs))]
 
 
-Rule = Callable[[Step], list[Fact]]
+Rule = Callable[[RuleContext], list[Fact]]
 """What is known of a node -> the facts of its outputs."""
 
 
@@ -72,7 +72,7 @@ def vector(elements: Iterable[Size | None], dtype: ir.DataType = ir.DataType.INT
 
 def attribute_vector(node: ir.Node, name: str) -> Content | None:
     """Return an attribute of whole numbers as a vector, None where it is absent."""
-    numbers = graph.integers(node, name)
+    numbers = query.integers(node, name)
     return None if numbers is None else vector(Size.number(n) for n in numbers)
 
 
@@ -94,6 +94,6 @@ def as_int(size: Size | None) -> int | None:
     return None if size is None else size.as_int()
 
 
-def as_it_came(step: Step) -> list[Fact]:
+def as_it_came(step: RuleContext) -> list[Fact]:
     """Return what is known of the first input, for its output."""
     return [Fact(step.dims(), step.content())]

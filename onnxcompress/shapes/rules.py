@@ -6,14 +6,13 @@ from collections.abc import Mapping
 
 from ..ops import table as ops
 from .facts import Fact
-from .rule_step import Rule, Step, as_it_came
+from .rule_step import Rule, RuleContext, as_it_came
 from .rules_arithmetic import ARITHMETIC
-from .rules_layout import ARRANGEMENT
+from .rules_layout import ARRANGEMENT, SLICING
 from .rules_linear import LAYERS
-from .rules_slicing import SLICING
 
 
-def _same(step: Step) -> list[Fact]:
+def _same(step: RuleContext) -> list[Fact]:
     return [Fact(step.dims())]
 
 

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from ..numerics import polynomials
 from ..numerics.polynomials import Size
 from .facts import INTEGERS, MOST_ELEMENTS, UNKNOWN, Content, Fact, ImpossibleError, broadcast
-from .rule_step import Rule, Step, as_it_came, from_front, spread, with_content
+from .rule_step import Rule, RuleContext, as_it_came, from_front, spread, with_content
 
 
-def _cast(step: Step) -> list[Fact]:
+def _cast(step: RuleContext) -> list[Fact]:
     content, to = step.content(), ir.DataType(step.attribute("to", 0))
     if content is None or to not in INTEGERS:
         return [Fact(step.dims())]
@@ -31,14 +31,14 @@ def _converted(element: Size | None, to: ir.DataType) -> Size | None:
     return None if number is None else Size.number(int(number != 0))
 
 
-def _broadcast(step: Step) -> list[Fact]:
+def _broadcast(step: RuleContext) -> list[Fact]:
     return [Fact(broadcast([step.dims(port) for port in range(len(step.node.inputs))], step.fresh))]
 
 
 def _elementwise(combine: Callable[..., Size | bool | None], *, to_bool: bool = False) -> Rule:
     """Return the rule of an operator that combines its operands element by element."""
 
-    def rule(step: Step) -> list[Fact]:
+    def rule(step: RuleContext) -> list[Fact]:
         dims = _broadcast(step)[0].dims
         contents = [c for c in step.contents if c is not None]
         if len(contents) < len(step.node.inputs) or not contents:
@@ -70,7 +70,7 @@ def _choose(condition: Size, x: Size, y: Size) -> Size | None:
     return (x if x == y else None) if number is None else x if number else y
 
 
-def _where(step: Step) -> list[Fact]:
+def _where(step: RuleContext) -> list[Fact]:
     if step.content(1) is None or step.content(2) is None:
         return _broadcast(step)
     return _elementwise(_choose)(step)
@@ -119,7 +119,7 @@ def _remainder(a: Size, b: Size) -> Size | None:
 def _reduce_all(combine: Callable[[Size, Size], Size]) -> Rule:
     """Return the rule of a reduction, which follows the elements of a vector that is reduced as a whole."""
 
-    def rule(step: Step) -> list[Fact]:
+    def rule(step: RuleContext) -> list[Fact]:
         dims, axes = step.dims(), step.integers("axes", 1, default=())
         if dims is None or axes is None:
             return [UNKNOWN]

@@ -8,29 +8,32 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import query
 from ..numerics import polynomials
 from ..numerics.polynomials import Size
 from .facts import INTEGERS, MOST_ELEMENTS, UNKNOWN, Content, Dims, Fact, ImpossibleError, broadcast
-from .rule_step import Rule, Step, as_int, attribute_vector, from_front, spread, vector, with_content
+from .rule_step import Rule, RuleContext, as_int, attribute_vector, from_front, spread, vector, with_content
+
+FAR = 2**31 - 1
+"""Exporters write a slice's open end as the largest int32 or int64."""
 
 
-def _shape(step: Step) -> list[Fact]:
+def _shape(step: RuleContext) -> list[Fact]:
     dims = step.dims()
     if dims is None:
         return [UNKNOWN]
-    end = graph.attribute(step.node, "end")
+    end = query.attribute(step.node, "end")
     part = dims[slice(step.attribute("start", 0), None if end is None else int(end))]
     return with_content(vector(part))
 
 
-def _size(step: Step) -> list[Fact]:
+def _size(step: RuleContext) -> list[Fact]:
     dims = step.dims()
     total = None if dims is None else polynomials.product(dims)
     return with_content(Content(ir.DataType.INT64, (), (total,))) if total is not None else [Fact(())]
 
 
-def _gather(step: Step) -> list[Fact]:
+def _gather(step: RuleContext) -> list[Fact]:
     data, indices = step.dims(0), step.dims(1)
     if data is None or indices is None:
         return [UNKNOWN]
@@ -46,7 +49,7 @@ def _gather(step: Step) -> list[Fact]:
     return with_content(Content(content.dtype, at.shape, tuple(content.elements[n] for n in wanted)))
 
 
-def _concat(step: Step) -> list[Fact]:
+def _concat(step: RuleContext) -> list[Fact]:
     shapes = [step.dims(port) for port in range(len(step.node.inputs))]
     contents = [c for c in step.contents if c is not None]
     if len(contents) == len(shapes) and all(len(c.shape) == 1 for c in contents):
@@ -65,7 +68,7 @@ def _concat(step: Step) -> list[Fact]:
     return [Fact(tuple(merged))]
 
 
-def _unsqueeze(step: Step) -> list[Fact]:
+def _unsqueeze(step: RuleContext) -> list[Fact]:
     dims, axes = step.dims(), step.integers("axes", 1)
     if dims is None or axes is None:
         return [UNKNOWN]
@@ -76,7 +79,7 @@ def _unsqueeze(step: Step) -> list[Fact]:
     return [Fact(made, _reshaped(step.content(), made))]
 
 
-def _squeeze(step: Step) -> list[Fact]:
+def _squeeze(step: RuleContext) -> list[Fact]:
     dims = step.dims()
     if dims is None:
         return [UNKNOWN]
@@ -100,7 +103,7 @@ def _reshaped(content: Content | None, dims: Dims) -> Content | None:
     return Content(content.dtype, known, content.elements)
 
 
-def _reshape(step: Step) -> list[Fact]:
+def _reshape(step: RuleContext) -> list[Fact]:
     target = step.content(1) if step.has(1) else attribute_vector(step.node, "shape")
     if target is None:
         count = step.dims(1)
@@ -132,7 +135,7 @@ def reshaped_dims(data: Dims | None, target: Content, *, keeps_zero: bool, fresh
     return tuple(fresh() if size is None else size for size in made)
 
 
-def _flatten(step: Step) -> list[Fact]:
+def _flatten(step: RuleContext) -> list[Fact]:
     dims = step.dims()
     if dims is None:
         return [Fact((step.fresh(), step.fresh()))]
@@ -141,17 +144,17 @@ def _flatten(step: Step) -> list[Fact]:
     return [Fact((polynomials.product(dims[:axis]), polynomials.product(dims[axis:])))]
 
 
-def _transpose(step: Step) -> list[Fact]:
+def _transpose(step: RuleContext) -> list[Fact]:
     dims = step.dims()
     if dims is None:
         return [UNKNOWN]
-    perm = graph.attribute(step.node, "perm", tuple(reversed(range(len(dims)))))
+    perm = query.attribute(step.node, "perm", tuple(reversed(range(len(dims)))))
     if len(perm) != len(dims):
         raise ImpossibleError
     return [Fact(tuple(dims[i] for i in perm), step.content() if len(dims) < 2 else None)]
 
 
-def _split(step: Step) -> list[Fact]:
+def _split(step: RuleContext) -> list[Fact]:
     dims = step.dims()
     if dims is None:
         return []
@@ -172,7 +175,7 @@ def _split(step: Step) -> list[Fact]:
     return [Fact((*dims[:axis], part, *dims[axis + 1 :])) for part in parts]
 
 
-def _expand(step: Step) -> list[Fact]:
+def _expand(step: RuleContext) -> list[Fact]:
     target = step.content(1)
     if target is None or any(e is None or (as_int(e) or 0) < 0 for e in target.elements):
         return [UNKNOWN]
@@ -188,12 +191,12 @@ def _expand(step: Step) -> list[Fact]:
     return with_content(Content(content.dtype, fixed, tuple(spread(content, fixed))))
 
 
-def _constant_of_shape(step: Step) -> list[Fact]:
+def _constant_of_shape(step: RuleContext) -> list[Fact]:
     target = step.content()
     if target is None or any(e is None for e in target.elements):
         return [UNKNOWN]
     dims = tuple(e for e in target.elements if e is not None)
-    tensor = graph.attribute(step.node, "value")
+    tensor = query.attribute(step.node, "value")
     shape = target.numbers()
     if tensor is None or tensor.dtype not in INTEGERS or shape is None:
         return [Fact(dims)]
@@ -204,7 +207,7 @@ def _constant_of_shape(step: Step) -> list[Fact]:
     return with_content(Content(tensor.dtype, tuple(shape), (element,) * count))
 
 
-def _range(step: Step) -> list[Fact]:
+def _range(step: RuleContext) -> list[Fact]:
     ends = [step.content(port) for port in range(3)]
     if any(c is None or len(c.elements) != 1 for c in ends):
         return [Fact((step.fresh(),))]
@@ -237,3 +240,83 @@ ARRANGEMENT: Mapping[str, Rule] = {
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
 }
+
+
+def _slice(step: RuleContext) -> list[Fact]:
+    bounds = slice_bounds(step.node, step.content)
+    dims = step.dims()
+    if bounds is None or dims is None:
+        return [Fact(None if dims is None else tuple(step.fresh() for _ in dims))]
+    made = list(dims)
+    content = step.content()
+    for axis, (start, end, stride) in bounds.items():
+        place = from_front(axis, len(dims))
+        made[place] = _sliced(dims[place], start, end, stride) or step.fresh()
+        number, first, last = dims[place].as_int(), as_int(start), as_int(end)
+        if content is None or len(content.shape) != 1 or number is None or first is None or last is None or not stride:
+            content = None
+        else:
+            content = vector(content.elements[_python_slice(first, last, stride)], content.dtype)
+    return with_content(content, tuple(made)) if content is not None else [Fact(tuple(made))]
+
+
+def slice_bounds(
+    node: ir.Node, content: Callable[[int], Content | None]
+) -> dict[int, tuple[Size | None, Size | None, int | None]] | None:
+    """Return axis -> (start, end, step) of a Slice, None where the axes are not known."""
+    if "starts" in node.attributes:
+        starts, ends = attribute_vector(node, "starts"), attribute_vector(node, "ends")
+        axes, steps = attribute_vector(node, "axes"), None
+        has_axes, has_steps = axes is not None, False
+    else:
+        starts, ends = content(1), content(2)
+        has_axes, has_steps = (p < len(node.inputs) and node.inputs[p] is not None for p in (3, 4))
+        axes, steps = (content(3) if has_axes else None), (content(4) if has_steps else None)
+    one = starts if starts is not None else ends if ends is not None else axes
+    if one is None or (has_axes and axes is None):
+        return None
+    count = len(one.elements)
+    places = list(range(count)) if axes is None else axes.numbers()
+    if places is None or len(places) != count:
+        return None
+    nothing: tuple[Size | None, ...] = (None,) * count
+    strides: list[int | None] = [1] * count
+    if has_steps:
+        strides = [None if e is None else e.as_int() for e in steps.elements] if steps is not None else [None] * count
+    begin = starts.elements if starts is not None else nothing
+    until = ends.elements if ends is not None else nothing
+    return {axis: (begin[i], until[i], strides[i]) for i, axis in enumerate(places)}
+
+
+def _python_slice(start: int, end: int, stride: int) -> slice:
+    """Return the slice as Python counts it: an end before the first element is open when going backwards."""
+    return slice(start, None if stride < 0 and end < -FAR + 1 else end, stride)
+
+
+def reaches_end(end: Size | None, dim: Size) -> bool:
+    """Say whether a slice that ends at `end` takes everything up to the last element."""
+    number = as_int(end)
+    if end is None:
+        return False
+    return (number is not None and number >= FAR) or (end - dim).at_least(0)
+
+
+def _sliced(dim: Size, start: Size | None, end: Size | None, stride: int | None) -> Size | None:
+    """Return how many elements of an axis a slice takes, None where that is not known."""
+    first, last, size = as_int(start), as_int(end), dim.as_int()
+    if stride is None or start is None or end is None:
+        return None
+    if size is not None and first is not None and last is not None:
+        return Size.number(len(range(size)[_python_slice(first, last, stride)]))
+    if stride != 1:
+        return None
+    if first == 0:
+        if reaches_end(end, dim):
+            return dim
+        return polynomials.least(end, dim) if end.at_least(0) else None
+    if first is not None and first > 0 and reaches_end(end, dim):
+        return dim - first if dim.at_least(first) else None
+    return None
+
+
+SLICING: Mapping[str, Rule] = {"Slice": _slice}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..graph import edit as graph
+from ..graph import query
 from ..numerics import polynomials
 from ..numerics.polynomials import Size
 from .facts import UNKNOWN, Fact, ImpossibleError, broadcast
-from .rule_step import Rule, Step, attribute_vector, from_front
+from .rule_step import Rule, RuleContext, attribute_vector, from_front
 
 
-def _matmul(step: Step) -> list[Fact]:
+def _matmul(step: RuleContext) -> list[Fact]:
     a, b = step.dims(0), step.dims(1)
     if a is None or b is None:
         return [UNKNOWN]
@@ -22,7 +22,7 @@ def _matmul(step: Step) -> list[Fact]:
     return [Fact(None if batch is None else batch + rows + columns)]
 
 
-def _gemm(step: Step) -> list[Fact]:
+def _gemm(step: RuleContext) -> list[Fact]:
     a, b = step.dims(0), step.dims(1)
     if a is None or b is None:
         return [UNKNOWN]
@@ -31,7 +31,7 @@ def _gemm(step: Step) -> list[Fact]:
     return [Fact((a[1 if step.attribute("transA", 0) else 0], b[0 if step.attribute("transB", 0) else 1]))]
 
 
-def _recurrent(step: Step) -> list[Fact]:
+def _recurrent(step: RuleContext) -> list[Fact]:
     dims, weight = step.dims(), step.dims(2)
     if dims is not None and len(dims) != 3:
         raise ImpossibleError
@@ -41,24 +41,24 @@ def _recurrent(step: Step) -> list[Fact]:
     return [Fact((dims[0], weight[0], dims[1], weight[2])), state, state]
 
 
-def _transposed_convolution(step: Step) -> list[Fact]:
+def _transposed_convolution(step: RuleContext) -> list[Fact]:
     data, weight = step.dims(0), step.dims(1)
     if data is not None and weight is not None and len(data) != len(weight):
         raise ImpossibleError
     return []
 
 
-def _convolution(step: Step) -> list[Fact]:
+def _convolution(step: RuleContext) -> list[Fact]:
     data, weight = step.dims(0), step.dims(1)
     if data is None or weight is None or len(data) < 3:
         return [UNKNOWN]
     if len(data) != len(weight):
         raise ImpossibleError
     count = len(data) - 2
-    pads = graph.integers(step.node, "pads", default=[0] * count * 2)
-    strides, dilations = (graph.integers(step.node, name, default=[1] * count) for name in ("strides", "dilations"))
+    pads = query.integers(step.node, "pads", default=[0] * count * 2)
+    strides, dilations = (query.integers(step.node, name, default=[1] * count) for name in ("strides", "dilations"))
     made = [step.fresh() for _ in range(count)]
-    if graph.attribute(step.node, "auto_pad", "NOTSET") in ("NOTSET", b"NOTSET") and pads and strides and dilations:
+    if query.attribute(step.node, "auto_pad", "NOTSET") in ("NOTSET", b"NOTSET") and pads and strides and dilations:
         for place in range(count):
             kernel = (weight[place + 2] - 1) * dilations[place] + 1
             room = data[place + 2] + pads[place] + pads[place + count] - kernel
@@ -70,7 +70,7 @@ def _convolution(step: Step) -> list[Fact]:
     return [Fact((data[0], weight[0], *made))]
 
 
-def _pad(step: Step) -> list[Fact]:
+def _pad(step: RuleContext) -> list[Fact]:
     dims = step.dims()
     content = step.content(1) if step.has(1) else attribute_vector(step.node, "pads")
     places = step.integers("axes", 3, default=range(len(dims or ())))

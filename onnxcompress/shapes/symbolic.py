@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import query
 from .facts import UNKNOWN, Dims, Fact, Facts, ImpossibleError
 from .infer import Shapes
-from .rule_step import Step
+from .rule_step import RuleContext
 from .rules import RULES
 
 _FORK_NODES = 400
@@ -34,21 +34,21 @@ def _walk(body: ir.Graph, facts: Facts) -> None:
         except ImpossibleError:
             found = []  # it fails at every run: nothing is claimed of what follows
         _keep(node, found, facts)
-        if graph.is_op(node, "If") and facts.forks_left:
+        if query.is_op(node, "If") and facts.forks_left:
             _tell_branches_apart(node, nodes[index + 1 : index + 1 + _FORK_NODES], facts)
 
 
 def _step(node: ir.Node, facts: Facts) -> list[Fact]:
     """Return the facts of a node's outputs."""
-    if graph.is_op(node, "If"):
+    if query.is_op(node, "If"):
         return _if_facts(node, facts)
-    for body in graph.bodies(node):
+    for body in query.bodies(node):
         for value in body.inputs:
             rank = facts.inferred.rank(value)
             facts.set(value, Fact(None if rank is None or node.op_type != "Scan" else facts.inferred_dims(value)))
         _walk(body, facts)
-    rule = RULES.get(node.op_type) if node.domain in graph.STANDARD_DOMAINS else None
-    return [] if rule is None else rule(Step(node, facts))
+    rule = RULES.get(node.op_type) if node.domain in query.STANDARD_DOMAINS else None
+    return [] if rule is None else rule(RuleContext(node, facts))
 
 
 def _keep(node: ir.Node, found: Sequence[Fact], facts: Facts) -> None:
@@ -137,4 +137,4 @@ def _survives(output: ir.Value, assumed: Fact, later: Sequence[ir.Node], facts: 
 def _reads(node: ir.Node, values: set[ir.Value]) -> bool:
     if any(value in values for value in node.inputs if value is not None):
         return True
-    return any(_reads(inner, values) for body in graph.bodies(node) for inner in body)
+    return any(_reads(inner, values) for body in query.bodies(node) for inner in body)

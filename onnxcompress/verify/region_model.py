@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core import Feed
-from ..data import feed_facts
-from ..graph import edit as graph
+from ..data import feeds as feed_facts
+from ..graph import query
 from ..graph.extract import extract
-from ..partition.steps import topological
+from ..graph.query import topological
 from ..shapes import infer as shapes
 from .region_worker import Leaf
-from .slices import Part
+from .slices import ValuePart
 
 _SMALL_BYTES = 1024
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
@@ -65,14 +65,14 @@ class Side:
             if node is None or node in found:
                 continue
             found.add(node)
-            pending += graph.reads(node)
+            pending += query.reads(node)
         return sorted(found, key=self.position.__getitem__), sorted(leaves)
 
     def dims(self, value: ir.Value) -> tuple[int, ...] | None:
         """Return the dimensions of a value, None where they are not known."""
         return self.shapes.static(value)
 
-    def leaf(self, name: str, feed: Feed, part: Part | None) -> Leaf:
+    def leaf(self, name: str, feed: Feed, part: ValuePart | None) -> Leaf:
         """Return what to feed for a value, or for the part of it that goes into a part of the output."""
         if name in self.inputs:
             given = np.asarray(feed[name]) if feed_facts.is_array(feed[name]) else feed[name]
@@ -101,16 +101,16 @@ def _node_key(node: ir.Node) -> tuple[Any, ...]:
 
 def _value_key(value: ir.Value) -> tuple[Any, ...]:
     node = value.producer()
-    while node is not None and graph.is_op(node, "Identity") and node.inputs[0] is not None:
+    while node is not None and query.is_op(node, "Identity") and node.inputs[0] is not None:
         value = node.inputs[0]  # the same under another name
         node = value.producer()
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     return ("value", value.name) if tensor is None else _tensor_key(tensor)
 
 
 def _tensor_key(tensor: ir.TensorProtocol) -> tuple[Any, ...]:
     small = tensor.nbytes <= _SMALL_BYTES and tensor.dtype != ir.DataType.STRING
-    return ("constant", tensor.dtype.name, graph.dims(tensor), tensor.tobytes() if small else id(tensor))
+    return ("constant", tensor.dtype.name, query.dims(tensor), tensor.tobytes() if small else id(tensor))
 
 
 def _attribute_key(attr: ir.Attr) -> str:
@@ -128,7 +128,7 @@ def _attribute_key(attr: ir.Attr) -> str:
 def kind_of(node: ir.Node) -> tuple[Any, ...]:
     """Return what decides whether the runtime can load a node: all but its names and the numbers in its weights."""
     inputs = tuple(
-        None if value is None else (value.dtype, graph.constant_tensor(value) is None) for value in node.inputs
+        None if value is None else (value.dtype, query.constant_tensor(value) is None) for value in node.inputs
     )
     attributes = tuple(sorted((name, _attribute_key(attr)) for name, attr in node.attributes.items()))
     return (node.domain, node.op_type, node.overload, inputs, attributes)

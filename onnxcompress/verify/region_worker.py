@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ModelError
-from ..numerics.quantization import affine_weights
+from ..numerics import snr
 from ..quality import equality
 from ..runtime import session as runtime
+from ..runtime.isolation import run_seconds
 from ..runtime.processes import Isolated, peak_memory_bytes
-from ..runtime.run_timeout import run_seconds
 
 LEAST_SQNR_DB = 10.0
 """A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
@@ -36,7 +36,7 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredValue:
     """A weight of a piece that a worker reads from the file where it is, instead of getting a copy."""
 
     name: str
@@ -58,7 +58,7 @@ class Job:
     before: Path
     after: Path
     leaves: tuple[Leaf, ...]
-    stored: tuple[Stored, ...]
+    stored: tuple[StoredValue, ...]
     output: str
     lossless: bool
     is_sigmoid: bool
@@ -109,7 +109,7 @@ def _run(job: Job) -> Verdict:
     if problem is not None or expected.dtype.kind != "f":
         return Verdict(problem, None)
     fine = np.isfinite(expected) & np.isfinite(got)
-    sqnr_db = affine_weights.sqnr_db(expected[fine], got[fine])
+    sqnr_db = snr.sqnr_db(expected[fine], got[fine])
     if not job.lossless and sqnr_db < LEAST_SQNR_DB:
         problem = f"keeps {sqnr_db:.1f} dB of the signal, less than {LEAST_SQNR_DB:.0f}"
     return Verdict(problem, sqnr_db if np.isfinite(sqnr_db) else None)
@@ -127,7 +127,7 @@ def _output(path: Path, feed: Mapping[str, np.ndarray], *, optimize: bool) -> np
     return value
 
 
-def _mapped(weight: Stored) -> np.ndarray:
+def _mapped(weight: StoredValue) -> np.ndarray:
     return np.memmap(weight.path, np.dtype(weight.dtype).newbyteorder("<"), "r", weight.offset, weight.shape)
 
 

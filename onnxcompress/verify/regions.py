@@ -28,16 +28,16 @@ import onnx_ir as ir
 
 from ..base import host
 from ..core import Feed
-from ..graph import edit as graph
+from ..graph import query
 from ..io import model_io
 from ..io.sources import OpenFile
 from ..io.tensors import StoredTensor
 from ..quality.estimated_drop import sigmoid_values
 from ..runtime import processes
-from ..runtime.remote_objects import Companion
+from ..runtime.remote_objects import RemoteObject
 from .region_model import FLOATS, Side, kind_of
-from .region_worker import Job, Jobs, Stored, Verdict
-from .slices import Making, Part, parts
+from .region_worker import Job, Jobs, StoredValue, Verdict
+from .slices import Making, ValuePart, parts
 from .whole import Structure
 
 _BATCH_BYTES = 256 << 20
@@ -76,12 +76,12 @@ class _Region:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _Piece:
     """A region, or a part of one that has very large weights, that is run at once."""
 
     region: _Region
     size_bytes: int
-    part: Part | None = None
+    part: ValuePart | None = None
 
 
 class RegionProof:
@@ -110,7 +110,7 @@ class RegionProof:
         self._kinds.clear()
         shared = _shared(self._before, after)
         pending = [_cut(self._before, after, name, shared) for name in _changed(self._before, after, shared)]
-        tally = _Tally()
+        tally = _RegionTally()
         for _ in range(_MOST_GROWTHS):
             pending, shared, blind = self._beyond_blind(pending, after, shared)
             self.is_blind = blind is not None
@@ -157,12 +157,12 @@ class RegionProof:
         leaves = {*region.before[1], *region.after[1]} - self._before.inputs
         return _cut(self._before, after, region.output, shared - leaves) if leaves else None
 
-    def _judge(self, regions: Sequence[_Region], after: Side, tally: _Tally) -> list[tuple[_Region, str]]:
+    def _judge(self, regions: Sequence[_Region], after: Side, tally: _RegionTally) -> list[tuple[_Region, str]]:
         """Run regions in workers, a batch of limited size each, and return those that fail with the reason."""
         failed = [(region, self._blind[region.original]) for region in regions if region.original in self._blind]
         regions = [region for region in regions if region.original not in self._blind]
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-            running: deque[tuple[list[_Unit], concurrent.futures.Future[processes.Isolated[list[Verdict]]]]] = deque()
+            running: deque[tuple[list[_Piece], concurrent.futures.Future[processes.Isolated[list[Verdict]]]]] = deque()
 
             def collect() -> None:
                 batch, future = running.popleft()
@@ -188,28 +188,28 @@ class RegionProof:
                 collect()
         return failed
 
-    def _units(self, regions: Sequence[_Region], after: Side) -> Iterator[_Unit]:
+    def _units(self, regions: Sequence[_Region], after: Side) -> Iterator[_Piece]:
         """Yield regions whole, and those with very large weights in parts where that can be."""
         for region in regions:
             nodes = (*region.before[0], *region.after[0])
-            size_bytes = graph.tensor_bytes([value for node in nodes for value in graph.reads(node)])
-            found: list[Part] = []
+            size_bytes = query.tensor_bytes([value for node in nodes for value in query.reads(node)])
+            found: list[ValuePart] = []
             if size_bytes > _BATCH_BYTES:
                 ways = [
                     Making(side_nodes, side.values[region.output], side.dims)
                     for side, (side_nodes, _) in ((self._before, region.before), (after, region.after))
                 ]
                 found = parts(ways[0], ways[1], most_bytes=_PART_BYTES)
-            yield from (_Unit(region, size_bytes // len(found), part) for part in found)
+            yield from (_Piece(region, size_bytes // len(found), part) for part in found)
             if not found:
-                yield _Unit(region, size_bytes)
+                yield _Piece(region, size_bytes)
 
-    def _job(self, unit: _Unit, after: Side, folder: Path, index: int) -> Job:
+    def _job(self, unit: _Piece, after: Side, folder: Path, index: int) -> Job:
         region = unit.region
         names = dict.fromkeys((*region.before[1], *region.after[1]))
         leaves = tuple(self._before.leaf(name, self._feed, unit.part) for name in names)
         paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
-        stored: dict[str, Stored] = {}
+        stored: dict[str, StoredValue] = {}
         for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
             model = side.piece(region.output, *piece)
             if unit.part is not None:
@@ -229,7 +229,7 @@ class _Runner:
     """Runs jobs in a worker process, the same one for job after job until its weights would add up to too many."""
 
     def __init__(self) -> None:
-        self._companion: Companion | None = None
+        self._companion: RemoteObject | None = None
         self._used_bytes = 0
 
     def run(self, jobs: Sequence[Job], folder: Path) -> processes.Isolated[list[Verdict]]:
@@ -244,7 +244,7 @@ class _Runner:
             if self._companion is None or self._used_bytes + size_bytes > _BATCH_BYTES:
                 self._companion = None  # one process at a time
                 spare_bytes = host.spare_memory_bytes()
-                self._companion = Companion(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
+                self._companion = RemoteObject(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
                 self._used_bytes = 0
             self._used_bytes += size_bytes
             answer: processes.Isolated[list[Verdict]] = self._companion.call(
@@ -258,7 +258,7 @@ class _Runner:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Tally:
+class _RegionTally:
     """Adds up what the workers report."""
 
     def __init__(self) -> None:
@@ -278,7 +278,7 @@ class _Tally:
         return Measured(self._regions, self._least, self._seconds, self._peak)
 
 
-def _feed_stored(piece: ir.Model) -> list[Stored]:
+def _feed_stored(piece: ir.Model) -> list[StoredValue]:
     """Turn the large weights of a piece that lie in a file as plain numbers into inputs, and return where they are.
 
     A name says which bytes it stands for, so that both pieces of a region can share a feed.
@@ -297,7 +297,7 @@ def _feed_stored(piece: ir.Model) -> list[Stored]:
         value.name = f"{name}@{path}:{place.offset}"
         value.shape, value.type = ir.Shape(place.shape), ir.TensorType(place.dtype)
         piece.graph.inputs.append(value)
-        found.append(Stored(value.name, path, place.offset, place.dtype.numpy().name, place.shape))
+        found.append(StoredValue(value.name, path, place.offset, place.dtype.numpy().name, place.shape))
     return found
 
 
@@ -324,7 +324,7 @@ def _changed(before: Side, after: Side, shared: frozenset[str]) -> list[str]:
     for name in (*after.made, *sorted(after.outputs)):
         if name in after.made and name in before.made and before.key(name) == after.key(name):
             node = after.made[name].producer()
-            if node is None or not other.intersection(str(value.name) for value in graph.reads(node)):
+            if node is None or not other.intersection(str(value.name) for value in query.reads(node)):
                 continue
         if name not in shared:
             other.add(name)
@@ -337,9 +337,9 @@ def _cut(before: Side, after: Side, output: str, cuts: frozenset[str]) -> _Regio
     return _Region(output, before.cone(output, cuts), after.cone(output, cuts))
 
 
-def _batches(units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
+def _batches(units: Iterable[_Piece]) -> Iterator[list[_Piece]]:
     """Group what is run so that the weights of each group stay below `_BATCH_BYTES`, or of a single one."""
-    batch: list[_Unit] = []
+    batch: list[_Piece] = []
     size_bytes = 0
     for unit in units:
         if batch and size_bytes + unit.size_bytes > _BATCH_BYTES:

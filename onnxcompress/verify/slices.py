@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from ..graph import edit as graph
+from ..graph import edit, query
 from ..io.tensors import cut
 from ..ops import table as ops
 
@@ -37,15 +37,15 @@ class Making:
         Raises:
             _UncutError: they are not known.
         """
-        tensor = graph.constant_tensor(value)
-        found = graph.dims(tensor) if tensor is not None else None if value is None else self.dims_of(value)
+        tensor = query.constant_tensor(value)
+        found = query.dims(tensor) if tensor is not None else None if value is None else self.dims_of(value)
         if found is None:
             raise _UncutError
         return found
 
 
 @dataclass(frozen=True)
-class Part:
+class ValuePart:
     """A part of an output along an axis, and the axes along which inputs and constants are cut for it, by name."""
 
     axis: int
@@ -70,12 +70,12 @@ class Part:
         for node in list(body):
             for value in node.outputs:
                 value.shape = None
-            if graph.is_op(node, "Constant") and node.outputs[0].name in self.cuts:
-                graph.replace_by_constant(node, graph.Names(piece), [graph.constant_tensor(node.outputs[0])])
+            if query.is_op(node, "Constant") and node.outputs[0].name in self.cuts:
+                edit.replace_by_constant(node, edit.Names(piece), [query.constant_tensor(node.outputs[0])])
         for value in body.initializers.values():
             axis = self.cuts.get(value.name or "")
             if axis is not None and value.const_value is not None:
-                graph.set_weight(value, cut(value.const_value, axis, self.where))
+                edit.set_weight(value, cut(value.const_value, axis, self.where))
         for value in body.inputs:
             if value.name in self.cuts:
                 value.shape = None
@@ -85,7 +85,7 @@ class _UncutError(Exception):
     """There is no way to make a part of the output alone."""
 
 
-def parts(before: Making, after: Making, *, most_bytes: int) -> list[Part]:
+def parts(before: Making, after: Making, *, most_bytes: int) -> list[ValuePart]:
     """Return the parts in which a value can be made in either of two ways, the inputs of both cut in the same way.
 
     Args:
@@ -115,7 +115,7 @@ def parts(before: Making, after: Making, *, most_bytes: int) -> list[Part]:
             continue
         cuts = {name: place for each in axes for name, place in each.items() if place is not None}
         step = -(-dims[axis] // count)
-        return [Part(axis, slice(i, min(dims[axis], i + step)), cuts) for i in range(0, dims[axis], step)]
+        return [ValuePart(axis, slice(i, min(dims[axis], i + step)), cuts) for i in range(0, dims[axis], step)]
     return []
 
 
@@ -127,7 +127,7 @@ def _constant_bytes(wanted: Mapping[ir.Value, int | None]) -> tuple[int, int]:
     """Return the bytes of the constants that are wanted whole, and of those that are cut."""
     sizes = [0, 0]
     for value, axis in wanted.items():
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is not None:
             sizes[axis is not None] += tensor.nbytes
     return sizes[0], sizes[1]
@@ -140,22 +140,22 @@ def _wanted(making: Making, axis: int) -> dict[ir.Value, int | None]:
     sources: dict[ir.Value, int | None] = {}
     for node in reversed(making.nodes):
         own = [axes[value] for value in node.outputs if value in axes]
-        if graph.is_op(node, "Constant") or not own:
+        if query.is_op(node, "Constant") or not own:
             continue
         if own == [None] * len(own):
-            given: list[tuple[ir.Value, int | None]] = [(value, None) for value in graph.reads(node)]
+            given: list[tuple[ir.Value, int | None]] = [(value, None) for value in query.reads(node)]
         else:
             rule = _rule(node)
-            if len(own) > 1 or graph.bodies(node) or own[0] is None or rule is None:
+            if len(own) > 1 or query.bodies(node) or own[0] is None or rule is None:
                 raise _UncutError
             places = rule(node, own[0], making)
             given = [(value, place) for value, place in zip(node.inputs, places, strict=True) if value is not None]
         for value, place in given:
             if axes.setdefault(value, place) != place:
                 raise _UncutError
-            if value not in made or graph.constant_tensor(value) is not None:
+            if value not in made or query.constant_tensor(value) is not None:
                 sources[value] = place
-                tensor = graph.constant_tensor(value)
+                tensor = query.constant_tensor(value)
                 if tensor is not None and place is not None and tensor.dtype.bitwidth % 8:
                     raise _UncutError
     return sources
@@ -166,7 +166,7 @@ _Rule = Callable[[ir.Node, int, Making], list[int | None]]
 
 
 def _rule(node: ir.Node) -> _Rule | None:
-    if node.domain not in graph.STANDARD_DOMAINS:
+    if node.domain not in query.STANDARD_DOMAINS:
         return None
     if node.op_type in ops.ELEMENTWISE:
         return _each
@@ -198,18 +198,18 @@ def _gemm(node: ir.Node, axis: int, making: Making) -> list[int | None]:
     if axis != 1:
         raise _UncutError
     bias = [None if value is None else _aligned(making.dims(value), 2, 1) for value in node.inputs[2:]]
-    return [None, 0 if graph.attribute(node, "transB", 0) else 1, *bias]
+    return [None, 0 if query.attribute(node, "transB", 0) else 1, *bias]
 
 
 def _conv(node: ir.Node, axis: int, making: Making) -> list[int | None]:  # noqa: ARG001 - a rule's signature
-    if axis != 1 or graph.attribute(node, "group", 1) != 1:
+    if axis != 1 or query.attribute(node, "group", 1) != 1:
         raise _UncutError
     return [None, *[0] * (len(node.inputs) - 1)]
 
 
 def _gather(node: ir.Node, axis: int, making: Making) -> list[int | None]:
     rank, looked_up = len(making.dims(node.inputs[0])), len(making.dims(node.inputs[1]))
-    place = graph.attribute(node, "axis", 0) % rank
+    place = query.attribute(node, "axis", 0) % rank
     if axis < place:
         return [axis, None]
     if axis < place + looked_up:
@@ -219,13 +219,13 @@ def _gather(node: ir.Node, axis: int, making: Making) -> list[int | None]:
 
 def _transpose(node: ir.Node, axis: int, making: Making) -> list[int | None]:
     rank = len(making.dims(node.outputs[0]))
-    order = graph.attribute(node, "perm", None) or list(reversed(range(rank)))
+    order = query.attribute(node, "perm", None) or list(reversed(range(rank)))
     return [int(order[axis])]
 
 
 def _scaled(node: ir.Node, axis: int, making: Making) -> list[int | None]:
     rank = len(making.dims(node.inputs[0]))
-    own = graph.attribute(node, "axis", 1) % rank if rank else 0
+    own = query.attribute(node, "axis", 1) % rank if rank else 0
     found: list[int | None] = [axis]
     for value in node.inputs[1:]:
         dims = () if value is None else making.dims(value)

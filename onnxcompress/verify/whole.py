@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..io import model_io
 from ..quality import equality
 from ..quality.estimated_drop import sigmoid_values
-from ..runtime.loaded_model import Opened
+from ..runtime.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,8 @@ class WholeProof:
         feeds: Sequence[Feed],
         *,
         lossless: bool,
-        limit: Callable[[Opened], str | None] = lambda _: None,
-        reference: Opened | None = None,
+        limit: Callable[[LoadedModel], str | None] = lambda _: None,
+        reference: LoadedModel | None = None,
         expected: Sequence[Mapping[str, Any]] | None = None,
         size_bytes: int | None = None,
         threads: int = 1,
@@ -106,9 +106,9 @@ class WholeProof:
         self._expected = expected
         self._lossless = lossless
         self._feeds = feeds
-        self._before = reference or Opened(before)
+        self._before = reference or LoadedModel(before)
         self._threads = threads
-        self.proved: Opened | None = None
+        self.proved: LoadedModel | None = None
         """The candidate that was judged last, with its sessions."""
 
     @functools.cached_property
@@ -118,7 +118,7 @@ class WholeProof:
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
         self.proved = None
-        opened = Opened(candidate, threads=self._threads)
+        opened = LoadedModel(candidate, threads=self._threads)
         if fault := self._structure.problem(candidate, opened.data):
             return fault
         limit = self._most_seconds()
@@ -143,7 +143,7 @@ class WholeProof:
         if self._lossless:
             return None
         is_last = self.proved is not None and self.proved.model is candidate
-        return self._limit(self.proved if is_last and self.proved else Opened(candidate, threads=self._threads))
+        return self._limit(self.proved if is_last and self.proved else LoadedModel(candidate, threads=self._threads))
 
     def _most_seconds(self) -> float:
         """Return how long a candidate may run: many times as long as the model before."""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from onnxcompress.activations import calibration
-from onnxcompress.activations.calibration import Calibration, Store, calibrate
+from onnxcompress.activations.calibration import Calibration, CalibrationCache, calibrate
 from onnxcompress.core import Action
 from onnxcompress.errors import DataError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.io import model_io
 from onnxcompress.numerics.quantization.histograms import Histogram
 from tests.helpers import floats, from_text, run
@@ -72,7 +72,7 @@ def test_what_is_in_the_store_is_not_measured_again(monkeypatch):
     monkeypatch.setattr(
         calibration, "observe", lambda *args, **options: asked.append(list(args[2])) or real(*args, **options)
     )
-    store, feeds, model = Store(), _feeds(4), from_text(TEXT)
+    store, feeds, model = CalibrationCache(), _feeds(4), from_text(TEXT)
     first = calibrate(model, feeds, ["a", "k"], store=store)
     again = calibrate(model, iter(feeds), ["k", "a"], store=store)
     assert again.histograms == first.histograms
@@ -87,7 +87,7 @@ def test_the_store_tells_models_and_samples_apart(what):
     state = {"x": "y"} if what == "state" else {}
     other, other_feeds = from_text(TEXT), _feeds(2)
     if what == "weight":
-        graph.set_weight(other.graph.initializers["k"], np.float32(3))
+        edit.set_weight(other.graph.initializers["k"], np.float32(3))
     elif what == "node":
         next(iter(n for n in other.graph if n.op_type == "Relu")).op_type = "Neg"
     elif what == "feed":
@@ -101,7 +101,7 @@ def test_large_weights_are_in_the_fingerprint():
         model = from_text("g (float[1, 1000] x) => (float[1, 1000] y) { y = Neg(x) }")
         weight = np.arange(1000, dtype=np.float32)
         weight[-1] = last
-        graph.add_initializer(model.graph, graph.Names(model), "w", weight)
+        edit.add_initializer(model.graph, edit.Names(model), "w", weight)
         return calibration.fingerprint(model_io.load(model), [], {})
 
     assert made(1) != made(2)
@@ -109,15 +109,15 @@ def test_large_weights_are_in_the_fingerprint():
 
 def test_files_of_the_store_are_read_and_damage_is_told(tmp_path):
     model, feeds = from_text(TEXT), _feeds(3)
-    first = calibrate(model, feeds, ["a", "b", "k"], store=Store(tmp_path / "new"))
+    first = calibrate(model, feeds, ["a", "b", "k"], store=CalibrationCache(tmp_path / "new"))
     (path,) = (tmp_path / "new").iterdir()
     _same(calibration.load(path), first)
     assert calibration.load(path).refused == first.refused
-    again = calibrate(model, feeds, ["a"], store=Store(tmp_path / "new"))
+    again = calibrate(model, feeds, ["a"], store=CalibrationCache(tmp_path / "new"))
     assert again.histograms["a"].total == first.histograms["a"].total
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="not a calibration"):
-        calibrate(model, feeds, ["a"], store=Store(tmp_path / "new"))
+        calibrate(model, feeds, ["a"], store=CalibrationCache(tmp_path / "new"))
 
 
 def test_an_empty_calibration_can_be_kept(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from onnxcompress.activations import expose, observe
 from onnxcompress.errors import ModelError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from tests.helpers import floats, from_text, run
 
@@ -73,9 +73,9 @@ def test_the_model_stays_as_it_is():
 
 def test_only_what_is_needed_is_run():
     shown = expose.expose(from_text(CHAIN), ["a"])
-    assert [node.op_type for node in graph.nodes(shown.model)] == ["Mul"]
+    assert [node.op_type for node in query.nodes(shown.model)] == ["Mul"]
     kept = expose.expose(from_text(CHAIN), ["a"], keep=["z"])
-    assert sorted(node.op_type for node in graph.nodes(kept.model)) == ["Exp", "Mul", "Neg"]
+    assert sorted(node.op_type for node in query.nodes(kept.model)) == ["Exp", "Mul", "Neg"]
 
 
 def test_what_the_runtime_would_fuse_is_seen():
@@ -159,14 +159,14 @@ def test_what_no_run_makes_is_refused(name, why):
     """
     with pytest.raises(ModelError, match=f"{name}: can't be observed: .*{why}"):
         _values(from_text(text), {"x": floats(2)}, name)
-    watch = observe.Watch(from_text(text), [name, "y"], skip_refused=True)
+    watch = observe.ActivationTap(from_text(text), [name, "y"], skip_refused=True)
     assert list(watch.refused) == [name]
     assert list(watch.run({"x": floats(2)})) == ["y"]
 
 
 def test_two_values_of_one_name_are_refused():
     model = from_text(NESTED)
-    next(v for n in graph.nodes(model) for v in n.outputs if v.name == "other").name = "deep"
+    next(v for n in query.nodes(model) for v in n.outputs if v.name == "other").name = "deep"
     assert expose.expose(model, ["deep"]).refused == {"deep": "two values have this name"}
 
 

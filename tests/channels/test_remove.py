@@ -13,7 +13,7 @@ from onnxcompress.channels import groups as channel_groups
 from onnxcompress.channels import remove as channel_removal
 from onnxcompress.core import Context
 from onnxcompress.errors import OnnxCompressError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.io import model_io
 from tests.helpers import floats, from_text
 from tests.pruned import both_ways, built, check_exact, run, some_groups
@@ -243,7 +243,7 @@ def _with_weights(text, **sizes):
     for value in list(model.graph.inputs):
         if value.name in sizes:
             model.graph.inputs.remove(value)
-            graph.set_weight(value, floats(*sizes[value.name], seed=len(value.name)))
+            edit.set_weight(value, floats(*sizes[value.name], seed=len(value.name)))
             model.graph.register_initializer(value)
     return model
 

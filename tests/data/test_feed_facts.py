@@ -5,7 +5,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.activations import calibration, observe
-from onnxcompress.data import feed_facts
+from onnxcompress.data import feeds as feed_facts
 from onnxcompress.io import model_io
 from tests.helpers import floats, from_text
 

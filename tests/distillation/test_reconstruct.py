@@ -7,7 +7,7 @@ from onnxcompress.activations import partial_run
 from onnxcompress.distillation import targets
 from onnxcompress.distillation.reconstruct import refit
 from onnxcompress.errors import DataError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.ops import linear as layers
 from tests.helpers import floats, run, with_constants
@@ -229,7 +229,7 @@ def test_a_frontier_runs_each_node_once(monkeypatch):
     inputs = [layer.x for layer in layers.linear_layers(model)]
     for place, value in enumerate(inputs):
         assert len(list(walk.values([value], inputs[place + 1 :]))) == 3
-    ran = [node.op_type for data in loaded for node in graph.nodes(model_io.load(model_io.onnx.load_from_string(data)))]
+    ran = [node.op_type for data in loaded for node in query.nodes(model_io.load(model_io.onnx.load_from_string(data)))]
     assert sorted(ran) == sorted(["Conv", "Relu", "Conv", "Relu", "Add", "GlobalAveragePool", "Flatten"])
 
 

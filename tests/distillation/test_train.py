@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from onnxcompress.distillation.train import distill
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
-from onnxcompress.quality.divergence import Divergence, Kind, kinds
+from onnxcompress.quality.divergence import Divergence, DivergenceKind, kinds
 from tests.helpers import floats, run, with_constants
 
 TEXT = """g (float[n, 6] x, float[6, 16] a, float[16] c, float[16, 4] b) => (float[n, 4] y) {
@@ -28,8 +28,8 @@ def net(text=TEXT, seed=0, **changed):
 def shaken(model, part=0.3):
     copy = model_io.clone(model)
     for number, (_name, value) in enumerate(sorted(copy.graph.initializers.items())):
-        array = graph.constant(value)
-        graph.set_weight(value, array + np.float32(part * array.std()) * floats(*array.shape, seed=90 + number))
+        array = query.constant(value)
+        edit.set_weight(value, array + np.float32(part * array.std()) * floats(*array.shape, seed=90 + number))
     return copy
 
 
@@ -42,31 +42,31 @@ def test_a_student_comes_nearer_to_its_teacher():
     assert found.steps == 150
     assert found.after < 0.5 * found.before
     assert judge.of(student) < 0.5 * before
-    assert judge.kinds == {"y": Kind.LOGITS}
+    assert judge.kinds == {"y": DivergenceKind.LOGITS}
 
 
 def test_probabilities_behind_a_grouped_convolution_whose_kernel_stays():
     teacher = net(CONV)
     student = shaken(teacher)
     feeds = [{"x": floats(1, 4, 5, 5, seed=i)} for i in range(120)]
-    kernel = graph.constant(student.graph.initializers["d"]).copy()
-    bias = graph.constant(student.graph.initializers["e"]).copy()
+    kernel = query.constant(student.graph.initializers["d"]).copy()
+    bias = query.constant(student.graph.initializers["e"]).copy()
     found = distill(student, teacher, feeds, steps=120, rate=1e-2)
     assert found.after < 0.6 * found.before
-    np.testing.assert_array_equal(graph.constant(student.graph.initializers["d"]), kernel)
-    assert (graph.constant(student.graph.initializers["e"]) != bias).any()
+    np.testing.assert_array_equal(query.constant(student.graph.initializers["d"]), kernel)
+    assert (query.constant(student.graph.initializers["e"]) != bias).any()
     assert run(student, feeds[0])["y"].sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_plain_numbers_are_learnt_by_their_squared_error():
     text = TEXT.replace("y = MatMul(r, b)", "z = MatMul(r, b) y = Tanh(z)")
     teacher = net(text=TEXT).graph.initializers
-    weights = {name: graph.constant(value) for name, value in teacher.items()}
+    weights = {name: query.constant(value) for name, value in teacher.items()}
     original = with_constants(text, **weights)
     student = shaken(original, 0.1)
     found = distill(student, original, FEEDS, steps=150, rate=5e-3)
     assert found.after < 0.7 * found.before
-    assert Divergence(original, FEEDS[:4]).kinds == {"y": Kind.NUMBERS}
+    assert Divergence(original, FEEDS[:4]).kinds == {"y": DivergenceKind.NUMBERS}
 
 
 def test_what_is_good_already_stays_bit_for_bit():
@@ -75,7 +75,7 @@ def test_what_is_good_already_stays_bit_for_bit():
     assert not found.is_applied
     assert "no gain" in found.reason
     np.testing.assert_array_equal(
-        graph.constant(student.graph.initializers["a"]), graph.constant(teacher.graph.initializers["a"])
+        query.constant(student.graph.initializers["a"]), query.constant(teacher.graph.initializers["a"])
     )
 
 
@@ -85,10 +85,10 @@ def test_the_rate_follows_the_loss_and_seeds_give_the_same():
     for seed in (1, 1, 2):
         student = shaken(teacher, 0.02)
         distill(student, teacher, FEEDS, steps=30, seed=seed)
-        results.append(graph.constant(student.graph.initializers["a"]))
+        results.append(query.constant(student.graph.initializers["a"]))
     np.testing.assert_array_equal(results[0], results[1])
     assert (results[0] != results[2]).any()
-    assert np.abs(results[0] - graph.constant(shaken(teacher, 0.02).graph.initializers["a"])).max() < 0.05
+    assert np.abs(results[0] - query.constant(shaken(teacher, 0.02).graph.initializers["a"])).max() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_divergence_is_the_mean_over_outputs_of_its_kinds():
     b = floats(6, 4)
     original, other = with_constants(text, b=b), with_constants(text, b=b + 0.1 * floats(6, 4, seed=1))
     judge = Divergence(original, FEEDS[:10])
-    assert judge.kinds == {"y": Kind.LOGITS, "p": Kind.PROBABILITIES, "t": Kind.NUMBERS}
+    assert judge.kinds == {"y": DivergenceKind.LOGITS, "p": DivergenceKind.PROBABILITIES, "t": DivergenceKind.NUMBERS}
     assert judge.of(original) == pytest.approx(0, abs=1e-6)
     runs = [(run(original, feed), run(other, feed)) for feed in FEEDS[:10]]
     p, q = (np.concatenate([pair[side]["p"] for pair in runs]) for side in (0, 1))
@@ -150,7 +150,7 @@ def test_outputs_that_are_no_numbers_or_of_another_shape_are_infinitely_far():
 
 def test_weights_of_nodes_that_are_kept_away_stay():
     teacher, student = net(), shaken(net())
-    held = {name: graph.constant(value).copy() for name, value in student.graph.initializers.items()}
+    held = {name: query.constant(value).copy() for name, value in student.graph.initializers.items()}
     distill(student, teacher, FEEDS, steps=60, rate=1e-2, selects=lambda node: node.op_type == "MatMul")
     for name, value in student.graph.initializers.items():
-        assert (graph.constant(value) != held[name]).any() == (name == "b")
+        assert (query.constant(value) != held[name]).any() == (name == "b")

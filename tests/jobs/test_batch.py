@@ -280,10 +280,10 @@ def test_a_process_that_is_not_wanted_any_more_is_killed():
 def test_nobody_at_the_address_is_an_error(monkeypatch):
     monkeypatch.setattr(executors, "_CONNECT_SECONDS", 0.5)
     with pytest.raises(oc.UsageError, match="no Dask scheduler"):
-        executors.Cluster("tcp://127.0.0.1:9")
+        executors.DaskCluster("tcp://127.0.0.1:9")
     monkeypatch.setattr(executors.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(oc.UsageError, match=r"onnxcompress\[distributed\]"):
-        executors.Cluster("tcp://127.0.0.1:9")
+        executors.DaskCluster("tcp://127.0.0.1:9")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import onnxcompress as oc
 from onnxcompress.errors import DataError, LimitError, ModelError, UsageError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.jobs import compare as compare_job
 from onnxcompress.report import tables_compare
 from onnxcompress.runtime import session as runtime
@@ -26,7 +26,7 @@ def _linear(weights=ONES):
 def _scaled(factor):
     model = _linear()
     weight = model.graph.initializers["w"]
-    graph.set_weight(weight, graph.constant(weight) * np.float32(factor))
+    edit.set_weight(weight, query.constant(weight) * np.float32(factor))
     return model
 
 

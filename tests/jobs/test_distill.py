@@ -13,7 +13,7 @@ import onnxcompress as oc
 from onnxcompress import cli
 from onnxcompress.distillation.match_layers import pair_layers
 from onnxcompress.errors import LimitError, ModelError, UsageError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.jobs.distill import distill
 from onnxcompress.numerics.linear.correlation import assigned, correlations
@@ -36,7 +36,7 @@ def _net(seed: int = 0) -> ir.Model:
 
 def _cut(model: ir.Model, hidden: list[int]) -> ir.Model:
     """Return the model with just these of the first layer's channels, in this order."""
-    held = {name: graph.constant(value) for name, value in model.graph.initializers.items()}
+    held = {name: query.constant(value) for name, value in model.graph.initializers.items()}
     held |= {"a": held["a"][:, hidden], "c": held["c"][hidden], "b": held["b"][hidden]}
     text = NET.replace("float[6, 16]", f"float[6, {len(hidden)}]").replace("float[16]", f"float[{len(hidden)}]")
     return with_constants(text.replace("float[16, 12]", f"float[{len(hidden)}, 12]"), **held)
@@ -66,7 +66,7 @@ def test_a_student_that_lost_channels_finds_them_by_its_weights_and_comes_back()
     assert (pairs["k"].by, pairs["y"].by) == ("name", "name")
     assert result.report.kept == "refitted"
     assert _loss(result.model, teacher) < 0.7 * _loss(student, teacher)
-    assert graph.constant(student.graph.initializers["b"]).shape == (12, 12)
+    assert query.constant(student.graph.initializers["b"]).shape == (12, 12)
 
 
 def test_training_from_end_to_end_goes_on_where_closed_forms_end():
@@ -112,7 +112,7 @@ def test_a_layer_that_nothing_is_like_has_no_pair():
     )
     result = distill(other, _net(), data=SAMPLES, steps=0)
     assert [pair.student for pair in result.report.pairs] == ["y"]
-    assert result.report.unpaired == [graph.label(next(iter(result.model.graph)))]
+    assert result.report.unpaired == [query.label(next(iter(result.model.graph)))]
 
 
 IMAGES = np.stack([floats(2, 5, 5, seed=seed) for seed in range(400)])
@@ -146,8 +146,8 @@ def test_a_student_of_another_depth_learns():
     shallow = with_constants(
         "g (float[N, 6] x, float[6, 16] a, float[16] c, float[16, 4] d) => (float[N, 4] y)"
         "{ h = Gemm(x, a, c)  r = Relu(h)  y = MatMul(r, d) }",
-        a=graph.constant(teacher.graph.initializers["a"]),
-        c=graph.constant(teacher.graph.initializers["c"]),
+        a=query.constant(teacher.graph.initializers["a"]),
+        c=query.constant(teacher.graph.initializers["c"]),
         d=np.zeros((16, 4), np.float32),
     )
     result = distill(shallow, teacher, data=SAMPLES, steps=0)
@@ -158,7 +158,7 @@ def test_a_student_that_can_t_get_better_stays_as_it_is():
     result = distill(_net(), _net(), data=SAMPLES, steps=20)
     assert result.report.kept == "given"
     assert result.report.divergences["given"] == 0
-    np.testing.assert_array_equal(graph.constant(result.model.graph.initializers["a"]), floats(6, 16, seed=0))
+    np.testing.assert_array_equal(query.constant(result.model.graph.initializers["a"]), floats(6, 16, seed=0))
 
 
 def test_inputs_and_outputs_may_have_other_names():

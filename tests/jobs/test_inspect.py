@@ -18,7 +18,7 @@ from onnxcompress.io.tensors import StoredTensor
 from onnxcompress.jobs import inspect as inspect_job
 from onnxcompress.jobs import inspect_passes
 from onnxcompress.report import tables_inspect
-from onnxcompress.runtime.remote_session import Distant
+from onnxcompress.runtime.remote_session import RemoteSession
 from tests.helpers import floats
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -240,8 +240,8 @@ def test_a_model_of_some_size_runs_apart_and_heavy_passes_are_not_tried(monkeypa
     monkeypatch.setattr(inspect_job, "_APART_BYTES", 1000)
     monkeypatch.setattr(inspect_passes, "_MOST_TENSOR_BYTES", 1000)
     made = []
-    start = Distant.__init__
-    monkeypatch.setattr(Distant, "__init__", lambda self, *given: made.append(1) or start(self, *given))
+    start = RemoteSession.__init__
+    monkeypatch.setattr(RemoteSession, "__init__", lambda self, *given: made.append(1) or start(self, *given))
     found = oc.inspect(_model())
     assert made
     assert found.time_by_type

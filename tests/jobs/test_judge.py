@@ -9,7 +9,7 @@ import onnxcompress as oc
 from onnxcompress.data.evaluation_set import Evaluation
 from onnxcompress.jobs.judge import Races, Timings, Trials
 from onnxcompress.quality.estimated_drop import OutputKinds
-from onnxcompress.runtime.loaded_model import Opened
+from onnxcompress.runtime.loaded_model import LoadedModel
 from tests.helpers import floats, from_text
 
 TEXT = "g (float[n, 4] x) => (float[n, 4] y) <float[4] a = {{{a}}}> {{ y = Add(x, a) }}"
@@ -23,7 +23,7 @@ def _model(a="1, 2, 3, 4"):
 def _trials(*, timings=None, timed=True, final=lambda _: None, count=3, checkpoint=None):
     feeds = [{"x": floats(2, 4, seed=seed)} for seed in range(count)]
     return Trials(
-        Opened(_model()),
+        LoadedModel(_model()),
         Evaluation(feeds=feeds, source="test"),
         feeds[0],
         final=final,
@@ -120,7 +120,7 @@ def test_samples_that_cannot_be_divided_serve_for_both(whole):
 def test_races_time_candidates_without_scoring_them():
     timings = Timings({"known": LATENCY})
     feed = {"x": floats(2, 4)}
-    race = Races(Opened(_model()), feed, timings=timings, threads=1)
+    race = Races(LoadedModel(_model()), feed, timings=timings, threads=1)
     assert race(_model("1, 2, 3, 9"), "known") == 0.5
     assert 0 < race(_model("1, 2, 3, 9"), "new") < 100
     assert set(timings.used) == {"known", "new"}

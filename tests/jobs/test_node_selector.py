@@ -3,7 +3,7 @@
 import pytest
 
 from onnxcompress.errors import UsageError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.jobs.node_selector import selector
 from tests.helpers import from_text
 
@@ -21,7 +21,7 @@ g (float[2, 3] x, bool on) => (float[2, 3] y) {
 
 def _model():
     model = from_text(TEXT)
-    for node, name in zip(graph.nodes(model), ["enc/a", "enc/b[0]", "choice", "dec/t", ""], strict=True):
+    for node, name in zip(query.nodes(model), ["enc/a", "enc/b[0]", "choice", "dec/t", ""], strict=True):
         node.name = name
     return model
 
@@ -29,7 +29,7 @@ def _model():
 def _chosen(only=(), skip=()):
     model = _model()
     selects = selector(model, only, skip)
-    return [graph.label(node) for node in graph.nodes(model) if selects(node)]
+    return [query.label(node) for node in query.nodes(model) if selects(node)]
 
 
 ALL = ["enc/a", "enc/b[0]", "choice", "dec/t", "Relu:q"]

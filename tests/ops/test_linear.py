@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.numerics.linear.patches import choose
 from onnxcompress.ops import linear as layers
 from tests.helpers import floats, run, with_constants
@@ -117,7 +117,7 @@ def test_what_is_written_is_computed(case):
     layer = only_layer(model)
     groups, out, columns = layer.shape
     matrix, bias = floats(groups, out, columns, seed=8), floats(groups * out, seed=9)
-    written = layer.with_weights(matrix, bias, graph.Names(model))
+    written = layer.with_weights(matrix, bias, edit.Names(model))
     assert written.y.name == "y"
     np.testing.assert_allclose(written.matrix(), matrix, rtol=1e-6)
     np.testing.assert_allclose(written.bias(), bias, rtol=1e-6)
@@ -133,11 +133,11 @@ def test_a_shared_weight_is_copied_and_the_other_reader_keeps_it():
         w=floats(4, 4),
     )
     first, second = layers.linear_layers(model)
-    first.with_weights(floats(1, 4, 4, seed=5), None, graph.Names(model))
+    first.with_weights(floats(1, 4, 4, seed=5), None, edit.Names(model))
     np.testing.assert_array_equal(first.matrix(), floats(1, 4, 4, seed=5))
     np.testing.assert_array_equal(second.matrix()[0], floats(4, 4).T)
     assert len(model.graph.initializers) == 2
-    second.with_weights(floats(1, 4, 4, seed=6), None, graph.Names(model))
+    second.with_weights(floats(1, 4, 4, seed=6), None, edit.Names(model))
     assert len(model.graph.initializers) == 2
     assert run(model, {"x": floats(3, 4)})["y"].shape == (3, 4)
 
@@ -150,7 +150,7 @@ def test_layers_in_bodies_are_found_and_written():
         w=floats(4, 3),
     )
     first, second = layers.linear_layers(model)
-    first.with_weights(floats(1, 3, 4, seed=5), floats(3, seed=6), graph.Names(model))
+    first.with_weights(floats(1, 3, 4, seed=5), floats(3, seed=6), edit.Names(model))
     x = floats(2, 4, seed=1)
     then, other = (run(model, {"c": np.array(c), "x": x})["y"] for c in (True, False))
     np.testing.assert_allclose(then, x @ floats(1, 3, 4, seed=5)[0].T + floats(3, seed=6), atol=1e-5)
@@ -173,11 +173,11 @@ def test_integer_weights_are_read_and_only_their_bias_is_written():
     layer = assert_predicts(model, floats(5, 4, seed=1))
     assert layer.is_fixed
     before = layer.matrix()
-    layer.with_weights(np.zeros_like(before), np.array([0.5, -0.25, 0], np.float32), graph.Names(model))
+    layer.with_weights(np.zeros_like(before), np.array([0.5, -0.25, 0], np.float32), edit.Names(model))
     np.testing.assert_array_equal(layer.matrix(), before)
     np.testing.assert_allclose(layer.bias(), [0.5, -0.25, 0], atol=0.002)
     with pytest.raises(ValueError, match="int32"):
-        layer.with_weights(before, np.full(3, 1e9, np.float32), graph.Names(model))
+        layer.with_weights(before, np.full(3, 1e9, np.float32), edit.Names(model))
 
 
 def test_blocks_of_integer_weights_have_scales_of_their_own():
@@ -203,7 +203,7 @@ def test_refusals(text, why):
     shapes = {"w": text.split(" w")[0].rsplit("float", 1)[1], "b": "[3, 1]"}
     given = {name: floats(*(int(d) for d in shape.strip("[]").split(","))) for name, shape in shapes.items()}
     model = with_constants(text, **given)
-    node = next(n for n in graph.nodes(model) if n.op_type not in ("Add",))
+    node = next(n for n in query.nodes(model) if n.op_type not in ("Add",))
     found = layers.linear_layer(node)
     assert isinstance(found, str)
     assert why in found
@@ -234,9 +234,9 @@ def test_numbers_beyond_half_precision_are_refused():
         w=floats(4, 3).astype(np.float16),
     )
     layer = only_layer(model)
-    layer.with_weights(layer.matrix() * 2, None, graph.Names(model))
+    layer.with_weights(layer.matrix() * 2, None, edit.Names(model))
     with pytest.raises(ValueError, match="float16"):
-        layer.with_weights(np.full((1, 3, 4), 1e5, np.float32), None, graph.Names(model))
+        layer.with_weights(np.full((1, 3, 4), 1e5, np.float32), None, edit.Names(model))
 
 
 @pytest.mark.parametrize(("count", "limit"), [(10, 10), (10, 20), (11, 10), (1000, 7), (7, 1)])

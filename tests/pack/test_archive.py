@@ -25,7 +25,7 @@ from onnxcompress.io.sources import OpenFile
 from onnxcompress.pack import archive as packing
 from onnxcompress.pack.archive import pack, save_packed, unpack
 from onnxcompress.pack.blocks import BLOCK_BYTES, Decoder, Encoder
-from onnxcompress.pack.layout import Kind, model_layout
+from onnxcompress.pack.layout import RangeKind, model_layout
 from onnxcompress.report import tables as report_text
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -62,7 +62,7 @@ def _there_and_back(path):
 # Blocks.
 
 
-@given(kind=st.sampled_from(Kind), data=st.data())
+@given(kind=st.sampled_from(RangeKind), data=st.data())
 @settings(deadline=None, max_examples=60)
 def test_a_block_of_any_words_comes_back(kind, data):
     common = st.sampled_from([0, 1, 2**63 + 5])
@@ -86,19 +86,19 @@ def _block_bytes(words, kind):
 
 def test_each_kind_of_weight_is_near_its_entropy():
     floats = RNG.standard_normal(200_000).astype(np.float32)
-    assert _block_bytes(floats, Kind.FLOAT32) < 0.84 * floats.nbytes  # 24 bits of noise, 2.6 of exponent
-    assert _block_bytes(floats.astype(np.float16), Kind.FLOAT16) < 0.86 * floats.nbytes / 2
+    assert _block_bytes(floats, RangeKind.FLOAT32) < 0.84 * floats.nbytes  # 24 bits of noise, 2.6 of exponent
+    assert _block_bytes(floats.astype(np.float16), RangeKind.FLOAT16) < 0.86 * floats.nbytes / 2
     brain = floats.astype(ml_dtypes.bfloat16)
-    assert _block_bytes(brain, Kind.BFLOAT16) < 0.69 * brain.nbytes
+    assert _block_bytes(brain, RangeKind.BFLOAT16) < 0.69 * brain.nbytes
     sparse = np.where(RNG.random(200_000) < 0.5, 0, floats).astype(np.float32)
-    assert _block_bytes(sparse, Kind.FLOAT32) < 0.46 * floats.nbytes  # a bit each, and half of the above
+    assert _block_bytes(sparse, RangeKind.FLOAT32) < 0.46 * floats.nbytes  # a bit each, and half of the above
     clustered = floats[:16][RNG.integers(0, 16, 200_000)]
-    assert _block_bytes(clustered, Kind.FLOAT32) < 0.13 * floats.nbytes  # 4 bits of 32
-    assert _block_bytes(np.clip(np.round(floats * 20), -127, 127).astype(np.int8), Kind.BYTES) < 0.83 * floats.size
+    assert _block_bytes(clustered, RangeKind.FLOAT32) < 0.13 * floats.nbytes  # 4 bits of 32
+    assert _block_bytes(np.clip(np.round(floats * 20), -127, 127).astype(np.int8), RangeKind.BYTES) < 0.83 * floats.size
     repeated = np.tile(floats[:500], 200)
-    assert _block_bytes(repeated, Kind.FLOAT32) < 0.02 * repeated.nbytes
+    assert _block_bytes(repeated, RangeKind.FLOAT32) < 0.02 * repeated.nbytes
     noise = RNG.integers(0, 2**32, 50_000, dtype=np.uint32)
-    assert _block_bytes(noise, Kind.FLOAT32) <= noise.nbytes + 21
+    assert _block_bytes(noise, RangeKind.FLOAT32) <= noise.nbytes + 21
 
 
 # Files.
@@ -163,11 +163,11 @@ def test_segments_cover_bodies_functions_and_typed_fields(tmp_path):
     opsets = [helper.make_opsetid("", 23)]
     model.functions.append(helper.make_function("d", "f", [], ["c620"], [constant(620)], opsets))
     found = model_layout(OpenFile(_saved(tmp_path, model))).segments
-    assert [(s.kind, s.length) for s in found if s.kind != Kind.BYTES] == [
-        (Kind.FLOAT16, 1220),  # helper.make_node sorts attributes: the else branch comes first
-        (Kind.FLOAT16, 1200),
-        (Kind.FLOAT32, 2800),
-        (Kind.FLOAT16, 1240),
+    assert [(s.kind, s.length) for s in found if s.kind != RangeKind.BYTES] == [
+        (RangeKind.FLOAT16, 1220),  # helper.make_node sorts attributes: the else branch comes first
+        (RangeKind.FLOAT16, 1200),
+        (RangeKind.FLOAT32, 2800),
+        (RangeKind.FLOAT16, 1240),
     ]
 
 
@@ -378,7 +378,7 @@ def test_a_stream_of_more_than_its_block_is_refused():
             return content[at - length : at]
 
         with pytest.raises(ModelError, match="damaged"):
-            Decoder().decode(read, 1 << 12, Kind.BYTES)
+            Decoder().decode(read, 1 << 12, RangeKind.BYTES)
 
 
 def test_the_users_limit_counts(archive):

@@ -11,7 +11,7 @@ from onnxcompress.errors import ModelError
 from onnxcompress.io import model_io
 from onnxcompress.partition import check, manifest, value_sizes
 from onnxcompress.runtime import isolation
-from onnxcompress.runtime.remote_session import Distant
+from onnxcompress.runtime.remote_session import RemoteSession
 from tests.helpers import floats, from_text
 
 LAYERS = 4
@@ -133,8 +133,8 @@ def test_sessions_of_very_many_nodes_live_apart(tmp_path, monkeypatch, most, is_
     monkeypatch.setattr(value_sizes, "_WHOLE_BYTES", 1 << 30)
     monkeypatch.setattr(isolation, "MANY_NODES", most)
     made = []
-    start = Distant.__init__
-    monkeypatch.setattr(Distant, "__init__", lambda self, *given: made.append(1) or start(self, *given))
+    start = RemoteSession.__init__
+    monkeypatch.setattr(RemoteSession, "__init__", lambda self, *given: made.append(1) or start(self, *given))
     oc.split(_model(), tmp_path / "parts", parts=2)
     assert (len(made) >= 3) == is_apart  # to find inputs, the parts, and the whole to compare with
     assert is_apart or not made

@@ -5,7 +5,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.errors import ModelError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.partition import steps as split_steps
 from onnxcompress.partition import value_sizes
@@ -68,10 +68,10 @@ def test_nodes_that_are_not_sorted_are_and_circles_are_refused():
     first = model.graph[0]
     model.graph.remove(first)
     model.graph.append(first)
-    assert _types(split_steps.topological(model.graph)) == ["Relu", "Neg", "Exp"]
+    assert _types(query.topological(model.graph)) == ["Relu", "Neg", "Exp"]
     first.replace_input_with(0, model.graph.outputs[0])
     with pytest.raises(ModelError, match="its own result"):
-        split_steps.topological(model.graph)
+        query.topological(model.graph)
 
 
 def test_an_if_is_one_step_that_reads_what_its_branches_capture():
@@ -100,7 +100,7 @@ def test_a_table_counts_by_the_rows_that_are_read():
     model = from_text(text.replace("g (int64[n] i)", "g (int64[n] i, float[5000, 64] t)"))
     table = model.graph.inputs[1]
     model.graph.inputs.remove(table)
-    graph.set_weight(table, np.zeros((5000, 64), np.float32))
+    edit.set_weight(table, np.zeros((5000, 64), np.float32))
     model.graph.register_initializer(table)
     found, facts = _flow(model_io.clone(model), i=np.array([1, 2]))
     steps = split_steps.steps_of(found, facts)

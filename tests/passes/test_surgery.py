@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
-from onnxcompress.core import Action, Context, Gate
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
 from onnxcompress.errors import UsageError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.io import graphsurgeon, model_io
 from onnxcompress.io.tensors import StoredTensor
 from onnxcompress.passes.surgery import Surgery
@@ -87,7 +88,7 @@ def here(tmp_path, monkeypatch):
 
 def _branches():
     model = helpers.from_text(BRANCHES)
-    graph.set_weight(model.graph.initializers["w"], helpers.floats(64, 64))
+    edit.set_weight(model.graph.initializers["w"], helpers.floats(64, 64))
     return model
 
 
@@ -116,7 +117,7 @@ def test_without_a_function_nothing_happens():
 @pytest.mark.parametrize("on", [True, False])
 def test_an_edit_reaches_through_if_bodies(here, on):
     model = _branches()
-    weight = graph.constant(model.graph.initializers["w"])
+    weight = query.constant(model.graph.initializers["w"])
     [change] = _apply(model, f"{here}:drop_relu")
     assert change.action is Action.APPLIED
     assert change.bytes_before > change.bytes_after > 0
@@ -154,7 +155,7 @@ def test_what_does_not_come_back_from_graphsurgeon_is_refused(here, monkeypatch)
 
     def forgetful(edited, origin=None):
         result = honest(edited, origin)
-        node = next(n for n in graph.nodes(result) if n.op_type == "MatMul")
+        node = next(n for n in query.nodes(result) if n.op_type == "MatMul")
         node.replace_input_with(0, result.graph.inputs[0])
         return result
 

@@ -6,7 +6,7 @@ import pytest
 import onnxcompress as oc
 from onnxcompress.io import model_io
 from onnxcompress.quality import ablation
-from onnxcompress.quality.ablation import Lean
+from onnxcompress.quality.ablation import Ablation
 from onnxcompress.runtime import executors
 from tests.helpers import floats, with_constants
 
@@ -30,7 +30,7 @@ def test_what_a_layer_gives_is_what_is_missed():
     one, other, last = found
     assert (one.before.change, other.before.change) == (pytest.approx(0.5), pytest.approx(0.5))
     assert (one.after.change, other.after.change) == (pytest.approx(0.25), pytest.approx(0.75))
-    assert last.before == Lean(change=pytest.approx(1), channels=1, parts=(pytest.approx(1),))
+    assert last.before == Ablation(change=pytest.approx(1), channels=1, parts=(pytest.approx(1),))
 
 
 def test_parts_that_nobody_reads_are_not_missed():

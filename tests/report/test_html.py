@@ -9,10 +9,11 @@ import pytest
 
 from onnxcompress.core import Action, Change, Trial
 from onnxcompress.errors import UsageError
-from onnxcompress.jobs.report import ModelFacts, Report
-from onnxcompress.quality.ablation import Lean, Leaning
+from onnxcompress.jobs.report import Report
+from onnxcompress.quality.ablation import Ablation, LayerAblation
 from onnxcompress.report import html, page_model, plots, write
-from onnxcompress.search.archive import Tried
+from onnxcompress.search.archive import TriedCandidate
+from onnxcompress.shapes.count import ModelFacts
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>|`$x_{y}$"
 BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome")
@@ -20,7 +21,7 @@ BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-c
 
 def _tried(label, size, latency, drop=0.001, **more):
     trial = Trial(bytes=1, size_ratio=size, latency_ratio=latency, drop=drop, least_sqnr_db=40.0)
-    return Tried(label=label, trial=trial, objection=more.pop("objection", None), **more)
+    return TriedCandidate(label=label, trial=trial, objection=more.pop("objection", None), **more)
 
 
 def _report(name="/stem/Conv", **more):
@@ -55,12 +56,12 @@ def _report(name="/stem/Conv", **more):
             _tried(f"int8/{name}", 0.25, 1.2, objection="it is slower"),
         ),
         "sensitivity": (
-            Leaning(
+            LayerAblation(
                 layer=name,
-                before=Lean(change=0.314, channels=64, parts=(0.1, 0.4, 0.0, 0.1)),
-                after=Lean(change=0.271, channels=41, parts=(0.2, 0.2)),
+                before=Ablation(change=0.314, channels=64, parts=(0.1, 0.4, 0.0, 0.1)),
+                after=Ablation(change=0.271, channels=41, parts=(0.2, 0.2)),
             ),
-            Leaning(layer="fc", before=Lean(change=1.0, channels=10, parts=()), after=None),
+            LayerAblation(layer="fc", before=Ablation(change=1.0, channels=10, parts=()), after=None),
         ),
         "versions": {"onnxruntime": "1.99"},
         "command": f"onnxcompress compress '{name}'",

@@ -11,8 +11,9 @@ from rich.console import Console
 import onnxcompress as oc
 from onnxcompress.core import Action, Change
 from onnxcompress.errors import LimitError, one_line
-from onnxcompress.jobs.report import ModelFacts, Report
+from onnxcompress.jobs.report import Report
 from onnxcompress.report import tables as report_tables
+from onnxcompress.shapes.count import ModelFacts
 
 MODELS = Path(__file__).parents[2] / "models"
 SCHEMA = json.loads((Path(report_tables.__file__).parent / "schema.json").read_text(encoding="utf-8"))

@@ -24,8 +24,8 @@ from onnxcompress.io import model_io
 from onnxcompress.runtime import isolation
 from onnxcompress.runtime import session as runtime
 from onnxcompress.runtime.isolation import current, isolated
-from onnxcompress.runtime.loaded_model import Opened
-from onnxcompress.runtime.remote_session import Distant
+from onnxcompress.runtime.loaded_model import LoadedModel
+from onnxcompress.runtime.remote_session import RemoteSession
 
 ROOT = Path(__file__).parents[2]
 LEAST = np.full(3, -(2**31), np.int32)
@@ -157,10 +157,10 @@ def test_looking_at_a_model_apart(divides):
 @pytest.mark.parametrize(("most", "is_apart"), [(1, True), (100, False)])
 def test_sessions_of_very_many_nodes_live_apart(monkeypatch, divides, most, is_apart):
     monkeypatch.setattr(isolation, "MANY_NODES", most)
-    opened = Opened(model_io.load(divides))
+    opened = LoadedModel(model_io.load(divides))
     feed = {"x": np.arange(3, dtype=np.int32)}
     for session in (opened.plain, opened.fast):
-        assert isinstance(session._session, Distant) == is_apart
+        assert isinstance(session._session, RemoteSession) == is_apart
         np.testing.assert_array_equal(
             session.run(feed)["y"], runtime.open_session(divides, optimize=False).run(feed)["y"]
         )

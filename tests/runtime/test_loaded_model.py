@@ -9,7 +9,7 @@ from onnxcompress.data import synthetic
 from onnxcompress.errors import ModelError
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session as runtime
-from onnxcompress.runtime.loaded_model import Opened
+from onnxcompress.runtime.loaded_model import LoadedModel
 from onnxcompress.shapes import count as counting
 from onnxcompress.verify.whole import WholeProof
 
@@ -44,7 +44,7 @@ def opened_sessions(monkeypatch):
 
 
 def test_bytes_and_sessions_are_made_once(opened_sessions):
-    opened = Opened(_model())
+    opened = LoadedModel(_model())
     assert opened.plain is opened.plain
     assert opened.fast is opened.fast
     assert opened.data is opened.data
@@ -53,7 +53,7 @@ def test_bytes_and_sessions_are_made_once(opened_sessions):
 
 
 def test_the_optimized_session_has_the_threads():
-    opened = Opened(_model(), threads=2)
+    opened = LoadedModel(_model(), threads=2)
     assert (opened.plain.threads, opened.fast.threads) == (1, 2)
 
 
@@ -61,7 +61,7 @@ def test_a_failure_names_the_path(tmp_path):
     broken = _model(TEXT.replace("Identity", "custom.Op").replace('[""', '["custom" : 1, ""'))
     path = tmp_path / "broken.onnx"
     with pytest.raises(ModelError) as error:
-        _ = Opened(broken, path).plain
+        _ = LoadedModel(broken, path).plain
     assert error.value.where == str(path)
 
 
@@ -92,18 +92,18 @@ def test_the_proof_hands_over_the_candidate_that_it_judged_last():
 
 def test_a_reference_that_is_given_is_the_one_that_is_run():
     wrong = _model(TEXT.replace("{1, 2, 3}", "{1, 2, 4}"))
-    proof = WholeProof(wrong, [FEED], lossless=True, reference=Opened(_model()))
+    proof = WholeProof(wrong, [FEED], lossless=True, reference=LoadedModel(_model()))
     assert proof.problem(_model()) is None
     assert "'y'" in proof.problem(wrong)
 
 
 def test_a_glance_is_short_and_a_model_against_itself_is_timed_once():
-    session = Opened(_model()).fast
+    session = LoadedModel(_model()).fast
     found = runtime.glance(session, session, FEED, max_seconds=0.002)
     assert found.ratio == 1.0
     assert found.original_ms == found.compressed_ms > 0
     ticks = iter(range(1000))
-    other = Opened(_model()).fast
+    other = LoadedModel(_model()).fast
     slow = runtime.race(session, other, FEED, least_rounds=1, max_seconds=0.5, clock=lambda: float(next(ticks)))
     assert slow.runs == 1
     assert runtime.race(session, other, FEED, max_seconds=0.0).runs % 3 == 0
@@ -117,7 +117,7 @@ def test_shapes_that_only_a_run_would_show_and_that_nothing_needs_are_not_looked
 def test_feeds_of_many_floats_are_not_repeated_with_another_seed():
     def feeds(text):
         model = _model(text)
-        return synthetic.runnable_feeds(model, Opened(model).plain, seed=0, count=2)
+        return synthetic.runnable_feeds(model, LoadedModel(model).plain, seed=0, count=2)
 
     header = '<ir_version: 8, opset_import: ["" : 17]> g '
     assert len(feeds(header + "(float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }")) == 2

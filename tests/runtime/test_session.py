@@ -178,7 +178,7 @@ def test_places_in_the_runtimes_own_sources_are_left_out():
 def test_times_of_runs_that_were_made_anyway_are_those_of_the_longest_feed():
     clock = [0.0]
     sessions = [_Timed(clock, iter(seconds), [], "A") for seconds in ((0.1, 0.4), (0.3, 0.2))]
-    watched = [runtime.Watched(session, clock=lambda: clock[0]) for session in sessions]  # type: ignore[arg-type]
+    watched = [runtime.TimedSession(session, clock=lambda: clock[0]) for session in sessions]  # type: ignore[arg-type]
     for each in watched:
         each.run({})
         each.run({})

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.base.durations import parse_seconds
-from onnxcompress.core import Action, Change, Clock, Trial
+from onnxcompress.base.quantities import parse_seconds
+from onnxcompress.core import Action, Built, Candidate, Change, Clock, Trial
 from onnxcompress.io import model_io
 from onnxcompress.jobs import pareto
-from onnxcompress.jobs.report import ModelFacts, Report
+from onnxcompress.jobs.report import Report
 from onnxcompress.search import candidates as search
 from onnxcompress.search.archive import Archive
-from onnxcompress.search.candidates import Built, Candidate
 from onnxcompress.search.checkpoint import Checkpoint, digest
+from onnxcompress.shapes.count import ModelFacts
 from tests.helpers import from_text
 from tests.jobs.test_judge import _trials
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from onnxcompress import core
 from onnxcompress.core import Trial
 from onnxcompress.search import candidates as search
 from tests.helpers import from_text
@@ -16,7 +17,7 @@ def _trial(size=0.5, latency=0.5, drop=0.0, sqnr=40.0):
 
 
 def _candidate(label, **figures):
-    return search.Candidate(label=label, model=MODEL, changes=(), trial=_trial(**figures))
+    return core.Candidate(label=label, model=MODEL, changes=(), trial=_trial(**figures))
 
 
 def _order(prefer, *candidates, limit=0.01):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.shapes import infer as shapes
 from tests.helpers import from_text
 
@@ -17,7 +17,7 @@ def test_one_name_in_two_bodies_is_known_only_where_both_agree() -> None:
         """.replace("float[2,3] x", "float[2,3] x, int64[K] k")
     )
     known = shapes.infer(model)
-    by_name = {o.name: o for node in graph.nodes(model) for o in node.outputs}
+    by_name = {o.name: o for node in query.nodes(model) for o in node.outputs}
     assert known.shape(by_name["q"]) is None
     assert known.shape(by_name["r"]) == (2, 3)
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.verify.regions import RegionProof
 
@@ -56,7 +56,7 @@ def test_an_unchanged_model_needs_no_run():
 
 def test_a_changed_weight_is_found_and_named():
     model = _model()
-    graph.set_weight(model.graph.initializers["b"], graph.constant(model.graph.initializers["b"]) * 1.01)
+    edit.set_weight(model.graph.initializers["b"], query.constant(model.graph.initializers["b"]) * 1.01)
     problem, _ = _problem(model)
     assert problem is not None
     assert problem.startswith("'r'")
@@ -65,11 +65,11 @@ def test_a_changed_weight_is_found_and_named():
 def test_a_right_rewrite_is_accepted_after_running_only_its_region():
     model = _model()
     node = _node(model, "s")  # q2 - c = q2 + (-c)
-    weight = graph.add_initializer(model.graph, graph.Names(model), "minus_c", -graph.constant(node.inputs[1]))
-    added = graph.insert_before(node, graph.Names(model), "Add", [node.inputs[0], weight])
-    graph.replace_value(node.outputs[0], added.outputs[0])
+    weight = edit.add_initializer(model.graph, edit.Names(model), "minus_c", -query.constant(node.inputs[1]))
+    added = edit.insert_before(node, edit.Names(model), "Add", [node.inputs[0], weight])
+    edit.replace_value(node.outputs[0], added.outputs[0])
     added.outputs[0].name, node.outputs[0].name = "s", None
-    graph.remove_node(node)
+    edit.remove_node(node)
     problem, measured = _problem(model)
     assert problem is None
     assert measured.regions == 1
@@ -78,20 +78,20 @@ def test_a_right_rewrite_is_accepted_after_running_only_its_region():
 
 def test_equal_nodes_may_be_merged_although_their_values_are_drawn_apart():
     model = _model()
-    graph.replace_node(_node(model, "q2"), [_node(model, "q1").outputs[0]])
+    edit.replace_node(_node(model, "q2"), [_node(model, "q1").outputs[0]])
     assert _problem(model)[0] is None
 
 
 def test_merging_nodes_that_differ_is_found():
     model = _model()
-    graph.replace_node(_node(model, "s"), [_node(model, "r").outputs[0]])
+    edit.replace_node(_node(model, "s"), [_node(model, "r").outputs[0]])
     assert _problem(model)[0] is not None
 
 
 @pytest.mark.parametrize(("factor", "fine"), [(1.001, True), (3.0, False)])
 def test_a_lossy_rewrite_is_measured_and_refused_only_when_it_is_broken(factor, fine):
     model = _model()
-    graph.set_weight(model.graph.initializers["b"], graph.constant(model.graph.initializers["b"]) * np.float32(factor))
+    edit.set_weight(model.graph.initializers["b"], query.constant(model.graph.initializers["b"]) * np.float32(factor))
     problem, measured = _problem(model, lossless=False)
     assert (problem is None) is fine
     if fine:
@@ -107,7 +107,7 @@ def test_a_folded_region_may_become_a_constant():
     for values, fine in (([-1, -2], True), ([-1, 2], False)):
         after = model_io.clone(before)
         node = _node(after, "b")
-        graph.replace_by_constant(node, graph.Names(after), [np.float32(values)])
+        edit.replace_by_constant(node, edit.Names(after), [np.float32(values)])
         proof = RegionProof(before, {"x": np.ones((3, 2), np.float32)}, lossless=True)
         assert (proof.problem(after) is None) is fine
 
@@ -131,7 +131,7 @@ def test_large_weights_are_read_by_the_worker_where_they_lie(tmp_path, monkeypat
     )
     for factor, fine in ((1.0, True), (1.01, False)):
         after = model_io.clone(before)
-        graph.set_weight(after.graph.initializers["w"], graph.constant(before.graph.initializers["w"]) * factor)
+        edit.set_weight(after.graph.initializers["w"], query.constant(before.graph.initializers["w"]) * factor)
         proof = RegionProof(before, {"x": np.ones((2, 600), np.float32)}, lossless=True)
         assert (proof.problem(after) is None) is fine
     sizes = [status.st_size for status in written]

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.io.tensors import StoredTensor, cut
 from onnxcompress.runtime import session as runtime
@@ -80,7 +80,7 @@ def test_the_parts_make_the_whole(kind):
     feed = _feed(model)
     (whole,) = runtime.open_session(model_io.to_bytes(model), optimize=False).run(feed).values()
     way = _making(model, feed)
-    size_bytes = graph.tensor_bytes([value for node in model.graph for value in node.inputs])
+    size_bytes = query.tensor_bytes([value for node in model.graph for value in node.inputs])
     found = parts(way, way, most_bytes=size_bytes // 3)
     assert len(found) > 2
     made = []
@@ -88,7 +88,7 @@ def test_the_parts_make_the_whole(kind):
         piece = model_io.clone(model)
         part.narrow(piece)
         piece.graph.outputs[0].shape = None
-        left = [graph.tensor_bytes([v]) for v in piece.graph.initializers.values()]
+        left = [query.tensor_bytes([v]) for v in piece.graph.initializers.values()]
         assert sum(left) <= size_bytes // 3 + 64
         given = {name: array[part.index(name)] for name, array in feed.items()}
         made += runtime.open_session(model_io.to_bytes(piece), optimize=False).run(given).values()
@@ -116,9 +116,9 @@ def test_both_ways_must_cut_their_inputs_alike():
 def _stored(tmp_path, name, bump=0.0):
     model = _model(*SLICED["matmul"])
     weight = model.graph.initializers["f"]
-    array = graph.constant(weight).copy()
+    array = query.constant(weight).copy()
     array[3, 30] += bump
-    graph.set_weight(weight, array)
+    edit.set_weight(weight, array)
     model_io.save(model, tmp_path / name, external_data="always")
     return model_io.load(tmp_path / name)
 

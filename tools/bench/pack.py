@@ -18,12 +18,17 @@ from bench.tables import Table
 from onnxcompress.io.sources import OpenFile
 from onnxcompress.numerics import byte_planes
 from onnxcompress.pack import archive as packing
-from onnxcompress.pack.layout import Kind, model_layout
+from onnxcompress.pack.layout import RangeKind, model_layout
 
 LIMIT = 0.92
 """At least 8% below zip -9."""
 _ZIP_FRAME_BYTES = 120
-_EXPONENTS = {Kind.FLOAT16: (10, 5), Kind.BFLOAT16: (7, 8), Kind.FLOAT32: (23, 8), Kind.FLOAT64: (52, 11)}
+_EXPONENTS = {
+    RangeKind.FLOAT16: (10, 5),
+    RangeKind.BFLOAT16: (7, 8),
+    RangeKind.FLOAT32: (23, 8),
+    RangeKind.FLOAT64: (52, 11),
+}
 """Kind -> bits of the mantissa, bits of the exponent."""
 
 

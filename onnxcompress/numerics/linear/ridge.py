@@ -29,7 +29,7 @@ EXACT = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class RidgeFit:
     """What was found.
 
     Args:
@@ -55,7 +55,7 @@ def fit(
     *,
     has_bias: bool,
     ratios: Sequence[float] = RATIOS,
-) -> Fit:
+) -> RidgeFit:
     """Fit weights and bias to the targets, or the bias alone, whichever does best on the held-out rows.
 
     The choice made, the solution is computed once more from both sets of rows. Where nothing does better than what is
@@ -77,7 +77,7 @@ def fit(
         return _fit_means(train, held_out, weights, bias, has_bias=has_bias)
     with one_thread():
         before = relative_error(held_out, weights, bias)
-        best = Fit(weights=weights, bias=bias, ratio=None, before=before, after=before)
+        best = RidgeFit(weights=weights, bias=bias, ratio=None, before=before, after=before)
         if not before > EXACT or train.count < 2:
             return best  # also where it is not a number
         failures = 0
@@ -89,13 +89,13 @@ def fit(
             after = relative_error(held_out, *found)
             failures = 0 if after < best.after or ratio is None else failures + 1
             if after < best.after:
-                best = Fit(weights=found[0], bias=found[1], ratio=ratio, before=before, after=after)
+                best = RidgeFit(weights=found[0], bias=found[1], ratio=ratio, before=before, after=after)
             if failures == _PATIENCE:
                 break
         if best.after == before:
             return best
         final = solve(train.merge(held_out), weights, bias, ratio=best.ratio, has_bias=has_bias)
-    return Fit(weights=final[0], bias=final[1], ratio=best.ratio, before=before, after=best.after)
+    return RidgeFit(weights=final[0], bias=final[1], ratio=best.ratio, before=before, after=best.after)
 
 
 def solve(
@@ -144,7 +144,7 @@ def _solve_one(squares: np.ndarray, left: np.ndarray, ratio: float) -> np.ndarra
     return found
 
 
-def _fit_means(train: Moments, held_out: Moments, weights: np.ndarray, bias: np.ndarray, *, has_bias: bool) -> Fit:
+def _fit_means(train: Moments, held_out: Moments, weights: np.ndarray, bias: np.ndarray, *, has_bias: bool) -> RidgeFit:
     """Fit the bias where only means are known: by how far the mean outputs are off on the other rows."""
 
     def missed(of: Moments, with_bias: np.ndarray) -> np.ndarray:
@@ -154,10 +154,10 @@ def _fit_means(train: Moments, held_out: Moments, weights: np.ndarray, bias: np.
     variance = held_out.target_variance().sum()
     before = float(np.square(missed(held_out, bias)).sum() / variance) if variance > 0 else 0.0
     if not has_bias or before <= EXACT:
-        return Fit(weights=weights, bias=bias, ratio=None, before=before, after=before)
+        return RidgeFit(weights=weights, bias=bias, ratio=None, before=before, after=before)
     shifted = bias + missed(train, bias)
     after = float(np.square(missed(held_out, shifted)).sum() / variance)
     if after >= before:
-        return Fit(weights=weights, bias=bias, ratio=None, before=before, after=before)
+        return RidgeFit(weights=weights, bias=bias, ratio=None, before=before, after=before)
     final = bias + missed(train.merge(held_out), bias)
-    return Fit(weights=weights, bias=final, ratio=None, before=before, after=after)
+    return RidgeFit(weights=weights, bias=final, ratio=None, before=before, after=after)

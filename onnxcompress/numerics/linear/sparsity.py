@@ -27,14 +27,14 @@ _DAMPING = 1e-2
 
 
 @dataclass(frozen=True)
-class Pattern:
+class SparsityPattern:
     """Where zeros may be: `of` = 0 for anywhere, else `kept` numbers of each `of` neighbours may differ from zero."""
 
     kept: int = 0
     of: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> Pattern:
+    def parse(cls, text: str) -> SparsityPattern:
         """Read "free" or "N:M".
 
         Raises:
@@ -65,7 +65,7 @@ def smallest(scores: np.ndarray, ratio: float, *, per_row: bool) -> np.ndarray:
     return goes.reshape(scores.shape)
 
 
-def patterned(scores: np.ndarray, pattern: Pattern) -> np.ndarray:
+def patterned(scores: np.ndarray, pattern: SparsityPattern) -> np.ndarray:
     """Return which numbers go, bool [..., columns], so that each whole group of columns keeps its largest scores.
 
     Columns that don't fill a group stay.
@@ -88,7 +88,7 @@ def by_use(weights: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(weights) * np.sqrt(np.maximum(np.diag(second), 0.0)))
 
 
-def eliminated(weights: np.ndarray, second: np.ndarray, ratio: float, pattern: Pattern) -> np.ndarray:
+def eliminated(weights: np.ndarray, second: np.ndarray, ratio: float, pattern: SparsityPattern) -> np.ndarray:
     """Return weights with zeros, the columns behind each making up for them; float64 [outputs, columns].
 
     Args:

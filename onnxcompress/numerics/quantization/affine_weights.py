@@ -16,13 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CHUNK_VALUES = 1 << 18
-"""Values worked on at a time: 1 MB of float32, which stays in the processor's cache."""
+from ..snr import CHUNK_VALUES
 
 CLIP_RATIOS = (0.95, 0.9, 0.85, 0.8, 0.74, 0.68, 0.6, 0.5)
 """Fractions of the largest magnitude that are tried beside 1; finer steps change the error by under 0.05 dB."""
-
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -193,26 +190,6 @@ def best_candidate(scales: Sequence[np.ndarray], errors: np.ndarray) -> tuple[np
     """
     best = errors.argmin(axis=0)
     return np.take_along_axis(np.stack(scales), best[None], 0)[0], np.take_along_axis(errors, best[None], 0)[0]
-
-
-def energy(array: np.ndarray) -> float:
-    """Return the sum of squares, accumulated in float64 over pieces of float32."""
-    flat = array.reshape(-1)
-    starts = range(0, flat.size, CHUNK_VALUES)
-    return sum(float(np.square(flat[i : i + CHUNK_VALUES]).sum(dtype=np.float64)) for i in starts)
-
-
-def db(signal: float, noise: float) -> float:
-    """Return a ratio of energies in decibels: infinity without noise."""
-    if noise <= 0:
-        return float("inf")
-    return float(10 * np.log10(max(signal, _TINY) / noise))
-
-
-def sqnr_db(reference: np.ndarray, approximation: np.ndarray) -> float:
-    """Return the signal-to-quantization-noise ratio of an array in decibels: infinity where both are equal."""
-    wide = reference.astype(np.float64)
-    return db(float(np.square(wide).sum()), float(np.square(wide - approximation).sum()))
 
 
 def grouped_shape(shape: Sequence[int], axis: int | None) -> tuple[int, int, int]:

@@ -32,7 +32,7 @@ _MOST_POINTS = 8
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ClipCandidate:
     """A way to quantize an activation.
 
     Args:
@@ -53,7 +53,7 @@ def candidates(
     within: tuple[float, float] | None = None,
     known: tuple[float, float] | None = None,
     least_span: float = LEAST_SPAN,
-) -> list[Candidate]:
+) -> list[ClipCandidate]:
     """Return ways to quantize an activation: its extremes first, then clipped ones that differ, best first.
 
     Args:
@@ -67,9 +67,9 @@ def candidates(
         ValueError: a range is too wide for a float32 scale.
     """
 
-    def candidate(method: str, low: float, high: float) -> Candidate:
+    def candidate(method: str, low: float, high: float) -> ClipCandidate:
         affine = affine_for(low, high, grid, least_span=least_span)
-        return Candidate(method, affine, squared_error(histogram, affine))
+        return ClipCandidate(method, affine, squared_error(histogram, affine))
 
     if known is not None:
         return [candidate("known", *known)]
@@ -84,7 +84,7 @@ def candidates(
     for coverage in COVERAGES:
         ends = histogram.central_range(coverage)
         found.append(candidate(f"percentile {coverage * 100:g}", max(ends[0], low), min(ends[1], high)))
-    chosen: dict[tuple[float, int], Candidate] = {}
+    chosen: dict[tuple[float, int], ClipCandidate] = {}
     for each in sorted(found, key=lambda c: c.squared_error):
         key = (float(each.affine.scale), each.affine.zero_point)
         if key != (float(widest.affine.scale), widest.affine.zero_point):
@@ -92,12 +92,12 @@ def candidates(
     return [widest, *chosen.values()]
 
 
-def least_squared_error(found: Sequence[Candidate]) -> Candidate:
+def least_squared_error(found: Sequence[ClipCandidate]) -> ClipCandidate:
     """Return the candidate with the least squared error on the histogram, the first of equals."""
     return min(found, key=lambda c: c.squared_error)
 
 
-def guarded(found: Sequence[Candidate], output_error: Callable[[Affine], float]) -> Candidate:
+def guarded(found: Sequence[ClipCandidate], output_error: Callable[[Affine], float]) -> ClipCandidate:
     """Return the candidate with the least error where it counts, the first one unless another is clearly better.
 
     Args:

@@ -39,7 +39,7 @@ _MOST = 12
 
 
 @dataclass(frozen=True)
-class Reader:
+class ScaledReader:
     """A linear layer that reads the activation.
 
     Scales are exact, so that the outputs are the same for all of them.
@@ -93,13 +93,13 @@ class Maker:
 class Simulation(Protocol):
     """What quantization makes of layers whose input channels are divided by scales, float32 [channels]."""
 
-    def tried(self, readers: Sequence[Reader], maker: Maker | None, /) -> Mapping[str, np.ndarray]:
+    def tried(self, readers: Sequence[ScaledReader], maker: Maker | None, /) -> Mapping[str, np.ndarray]:
         """Return the scales worth trying, by how they were found."""
 
-    def error(self, reader: Reader, scale: np.ndarray) -> float:
+    def error(self, reader: ScaledReader, scale: np.ndarray) -> float:
         """Return noise to signal of a layer's output."""
 
-    def maker_error(self, maker: Maker, readers: Sequence[Reader], scale: np.ndarray, /) -> float:
+    def maker_error(self, maker: Maker, readers: Sequence[ScaledReader], scale: np.ndarray, /) -> float:
         """Return what rounding the maker's weight adds, to first order and as if all of it reached the readers."""
 
 
@@ -117,7 +117,7 @@ class Int8Simulation:
     per_channel: bool
     clips: bool = True
 
-    def tried(self, readers: Sequence[Reader], maker: Maker | None) -> Mapping[str, np.ndarray]:
+    def tried(self, readers: Sequence[ScaledReader], maker: Maker | None) -> Mapping[str, np.ndarray]:
         """Return what moves a part of the ranges into the weights, and what balances the weights of both sides."""
         peaks = np.max([reader.peaks for reader in readers], axis=0)
         weights = np.max([reader.weight_peaks for reader in readers], axis=0)
@@ -132,7 +132,7 @@ class Int8Simulation:
         scale = np.maximum(np.abs(weight).max(axis=axis, keepdims=True) / 127, np.finfo(np.float32).tiny)
         return np.asarray(np.clip(np.rint(weight / scale), -127, 127) * scale, np.float32)
 
-    def error(self, reader: Reader, scale: np.ndarray) -> float:
+    def error(self, reader: ScaledReader, scale: np.ndarray) -> float:
         """Return noise to signal of a layer's output, with the better range of its input."""
         spread = spread_to(scale, reader.rows.shape[0], reader.rows.shape[2])
         rows, weight = reader.rows / spread, reader.weight * spread
@@ -141,7 +141,7 @@ class Int8Simulation:
         noises = (fake_quantize(rows, affine) @ rounded - reader.outputs for affine in ranges)
         return min(float(np.square(noise, dtype=np.float64).sum()) for noise in noises) / reader.energy
 
-    def maker_error(self, maker: Maker, readers: Sequence[Reader], scale: np.ndarray) -> float:
+    def maker_error(self, maker: Maker, readers: Sequence[ScaledReader], scale: np.ndarray) -> float:
         """Return what rounding the maker's weight adds, to first order and as if all of it reached the readers."""
         if self.per_channel:
             return 0.0  # each channel has a scale of its own that follows
@@ -172,12 +172,12 @@ class BlockSimulation:
 
     grid: BlockGrid
 
-    def tried(self, readers: Sequence[Reader], _maker: Maker | None) -> Mapping[str, np.ndarray]:
+    def tried(self, readers: Sequence[ScaledReader], _maker: Maker | None) -> Mapping[str, np.ndarray]:
         """Return powers of the mean magnitudes of the channels (AWQ, eq. 5)."""
         means = np.mean([reader.means for reader in readers], axis=0)
         return {f"activation-aware, alpha {alpha:g}": migration(means, np.ones_like(means), alpha) for alpha in ALPHAS}
 
-    def error(self, reader: Reader, scale: np.ndarray) -> float:
+    def error(self, reader: ScaledReader, scale: np.ndarray) -> float:
         """Return noise to signal of a layer's output, its weights rounded to the nearest with clipping."""
         spread = spread_to(scale, reader.rows.shape[0], reader.rows.shape[2])
         noise = 0.0
@@ -187,13 +187,13 @@ class BlockSimulation:
             noise += float(np.square(rows @ (rounded - weight).T, dtype=np.float64).sum())
         return noise / reader.energy
 
-    def maker_error(self, _maker: Maker, _readers: Sequence[Reader], _scale: np.ndarray) -> float:
+    def maker_error(self, _maker: Maker, _readers: Sequence[ScaledReader], _scale: np.ndarray) -> float:
         """Return 0: each output of the maker has scales of its own, which follow."""
         return 0.0
 
 
 def best_scale(
-    simulation: Simulation, readers: Sequence[Reader], maker: Maker | None
+    simulation: Simulation, readers: Sequence[ScaledReader], maker: Maker | None
 ) -> tuple[np.ndarray, str, float, float]:
     """Return the scales of channels with the least simulated error, float32 [channels], all powers of two.
 

@@ -17,16 +17,16 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from ...core import Change, Context, Feed, Gate, Memo
+from ...base.gate import Gate, Memo
+from ...core import Built, Change, Context, Feed
 from ...data.augment import varied
 from ...errors import LostWorkerError
 from ...io import model_io
-from ...search.candidates import Built
 from .. import build as build_pass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class PassCall:
     """A pass with its options."""
 
     name: str
@@ -39,10 +39,10 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildOrder:
     """Passes to be run on the model one after another."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PassCall, ...]
 
     @property
     def label(self) -> str:
@@ -51,7 +51,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class BuildInput:
     """What orders are carried out on; it can be pickled, and is sent to workers once."""
 
     model: bytes
@@ -76,7 +76,7 @@ class Builder:
         self._sent: dict[str, Future[tuple[bytes, tuple[Change, ...]]]] = {}
         self._material: Any = None
 
-    def ahead(self, orders: Iterable[Order]) -> None:
+    def ahead(self, orders: Iterable[BuildOrder]) -> None:
         """Let orders be carried out that may be asked for; without an executor nothing happens."""
         executor = self._context.executor
         if executor is None:
@@ -87,7 +87,7 @@ class Builder:
             if order.label not in self._sent:
                 self._sent[order.label] = executor.submit(carry_out, self._material, order)
 
-    def built(self, order: Order) -> Built:
+    def built(self, order: BuildOrder) -> Built:
         """Return what an order gives.
 
         Raises:
@@ -110,9 +110,9 @@ class Builder:
             future.cancel()
         self._sent.clear()
 
-    def _packed(self) -> Material:
+    def _packed(self) -> BuildInput:
         c = self._context
-        return Material(
+        return BuildInput(
             model=model_io.to_bytes(self._model),
             feeds=list(c.feeds),
             state=dict(c.state),
@@ -122,7 +122,7 @@ class Builder:
         )
 
 
-def carry_out(material: Material, order: Order) -> tuple[bytes, tuple[Change, ...]]:
+def carry_out(material: BuildInput, order: BuildOrder) -> tuple[bytes, tuple[Change, ...]]:
     """Run a pass on a model that was sent, and return the model and what was done to it; for another process."""
     model = model_io.load(onnx.load_model_from_string(material.model))
     context = Context(
@@ -136,7 +136,7 @@ def carry_out(material: Material, order: Order) -> tuple[bytes, tuple[Change, ..
     return model_io.to_bytes(model), tuple(changes)
 
 
-def _run(order: Order, model: ir.Model, context: Context) -> list[Change]:
+def _run(order: BuildOrder, model: ir.Model, context: Context) -> list[Change]:
     """Run the passes of an order."""
     changes: list[Change] = []
     feeds = varied(context.feeds, seed=context.seed, state=context.state)

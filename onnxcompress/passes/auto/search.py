@@ -21,22 +21,20 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Gate, Judge, Memo, Need, Pass, Trial
-from ...data import feed_facts
+from ...base.gate import Gate, Memo
+from ...core import Action, Built, Candidate, Change, Context, Judge, Need, Pass, Trial
+from ...data import feeds as feed_facts
 from ...errors import ModelError
-from ...graph import edit as graph
+from ...graph import edit
 from ...io import model_io
 from ...search import candidates as search
-from ...search.archive import Archive
-from ...search.candidates import Built, Candidate
-from ...search.within import Within
+from ...search.archive import Archive, ScopedJudge
 from ...shapes import count as counting
 from .. import available
 from .. import build as build_pass
 from ..quantize.weights import QuantizeWeights
-from .bisection import Halving
-from .build import Builder, Order, Step
-from .strategy import Level, shared_out
+from .build import Builder, BuildOrder, PassCall
+from .strategy import Halving, Level, shared_out
 
 Reduction = Literal["drop-blocks", "prune-channels", "low-rank"]
 Numbers = Literal["quantize-int8", "quantize-blocks"]
@@ -107,10 +105,10 @@ class SearchBest:
             return [*QuantizeWeights().run(model, context), _skipped(why)]
         if not context.gate.admits(self.name, _GRAPH):
             return []
-        return _Search(model, context, context.judge, self).run()
+        return _AutoSearch(model, context, context.judge, self).run()
 
 
-class _Search:
+class _AutoSearch:
     """The search on one model."""
 
     def __init__(self, model: ir.Model, context: Context, judge: Judge, options: SearchBest) -> None:
@@ -210,7 +208,7 @@ class _Search:
 
     def _become(self, chosen: Candidate, found: list[Candidate]) -> list[Change]:
         before = model_io.model_bytes(self.model)
-        graph.become(self.model, chosen.model)
+        edit.become(self.model, chosen.model)
         self.archive.choose(chosen)
         summary = Change(
             pass_name=SearchBest.name,
@@ -248,7 +246,7 @@ class _Search:
 
     def _ahead(self, name: Reduction, keeps: Sequence[float]) -> None:
         """Let models be built elsewhere that will be asked for, or might be."""
-        orders = [Order((_step(name, keep),)) for keep in keeps]
+        orders = [BuildOrder((_step(name, keep),)) for keep in keeps]
         self.builder.ahead(order for order in orders if not self.archive.has(_place(order)))
 
     def _judged(self, name: Reduction, keep: float) -> _Start | None:
@@ -320,9 +318,9 @@ class _Search:
             return None
         return self.judge.limit * (_SHARE_OF_COSINE if trial.expected_drop is None else _SHARE)
 
-    def _reduce(self, steps: Sequence[Step], label: str) -> _Start | None:
+    def _reduce(self, steps: Sequence[PassCall], label: str) -> _Start | None:
         """Return the reduced model, None where nothing can go."""
-        order = Order(tuple(steps))
+        order = BuildOrder(tuple(steps))
         try:
             built = self.archive.built(_place(order), lambda: self.builder.built(order))
         except ModelError as error:
@@ -391,20 +389,20 @@ class _Search:
     def _run(self, one: Pass, model: ir.Model, label: str) -> list[Change]:
         """Run a pass on a copy; it sees no more than the held-out samples."""
         gate = Gate()
-        judge = Within(self.judge, f"{SearchBest.name}/{label}")
+        judge = ScopedJudge(self.judge, f"{SearchBest.name}/{label}")
         return one.run(model, replace(self.context, gate=gate, memo=Memo(gate), judge=judge, archive=None))
 
 
-def _step(name: Reduction, keep: float, *, trains: bool = False) -> Step:
+def _step(name: Reduction, keep: float, *, trains: bool = False) -> PassCall:
     options: list[tuple[str, Any]] = [("keep_macs", keep)]
     if not trains:
         options.append(("distill_steps", 0))
     if name == "low-rank":
         options.append(("accept", "smaller"))
-    return Step(name=name, options=tuple(options))
+    return PassCall(name=name, options=tuple(options))
 
 
-def _place(order: Order) -> str:
+def _place(order: BuildOrder) -> str:
     """Return what a model is called in a checkpoint."""
     return f"{SearchBest.name}/{order.label}"
 

@@ -12,10 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...numerics.optimization.allocation import allocate
-from .build import Step
+from .build import PassCall
+
+_FIRST = 0.5
+_STEP = 0.5**0.5
+_LEAST = 0.08
+_NEAR = 1.15
+"""Parts that are kept count as the same where they differ by less."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Level:
         lost: what it loses.
     """
 
-    step: Step
+    step: PassCall
     cost: float
     lost: float
 
@@ -44,3 +50,20 @@ def shared_out(kinds: Sequence[Sequence[Level]], most: float) -> tuple[Level, ..
     taken = allocate(lost, left, 1.0)
     assert taken is not None  # nothing of anything loses nothing
     return tuple(levels[at - 1] for levels, at in zip(kinds, taken, strict=True) if at)
+
+
+@dataclass(frozen=True)
+class Halving:
+    """One step: `keep` is tried, `good` is the least part that is known to be good, `bad` the largest that is not."""
+
+    keep: float = _FIRST
+    good: float = 1.0
+    bad: float = 0.0
+
+    def after(self, *, is_good: bool) -> Halving | None:
+        """Return the next step, None where there is nothing left to find out."""
+        now = replace(self, good=self.keep) if is_good else replace(self, bad=self.keep)
+        keep = now.good * _STEP if now.bad == 0 else (now.good * now.bad) ** 0.5
+        if keep < _LEAST or (now.bad and now.good / now.bad < _NEAR):
+            return None
+        return replace(now, keep=round(keep, 4))

@@ -19,7 +19,7 @@ from ...activations import observe
 from ...core import Action, Change, Context, Feed
 from ...data import synthetic
 from ...errors import ModelError
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...numerics.quantization import float16
 from ...ops import table as ops
@@ -89,12 +89,12 @@ class Conversion:
         self._pass_name = pass_name
         self._limit = float16.FLOAT16_MAX / headroom
         self._shapes = shapes.infer(model)
-        self._names = graph.Names(model)
+        self._names = edit.Names(model)
         self._forms: dict[ir.Node, _Form] = {}
 
     def run(self, *, least_sqnr_db: float) -> list[Change]:
         """Convert what may be converted and return what was done, and what was refused for its values."""
-        bodies = list(graph.graphs_outside_functions(self._model))
+        bodies = list(query.graphs_outside_functions(self._model))
         candidates = {node: form for body in bodies for node in body if (form := self._form(node)) is not None}
         for node in self._exact(candidates):
             candidates.pop(node, None)
@@ -109,7 +109,7 @@ class Conversion:
                 continue
             why, scores_db = self._unfit(node, form, ranges, least_sqnr_db)
             if why:
-                changes.append(self._refusal(graph.label(node), f"stays float32: {why}"))
+                changes.append(self._refusal(query.label(node), f"stays float32: {why}"))
             else:
                 scores[node] = scores_db
         worthwhile = _with_products({node: candidates[node] for node in scores})
@@ -118,7 +118,7 @@ class Conversion:
             reason = f"stays float32: Casts take {casts:,} bytes, weights that nodes read save {saved:,}"
             return [*changes, self._refusal("graph", reason)]
         for node in sorted(worthwhile, key=lambda each: -scores[each]):
-            if self._context.gate.admits(self._pass_name, graph.label(node)):
+            if self._context.gate.admits(self._pass_name, query.label(node)):
                 self._forms[node] = candidates[node]
                 changes.append(self._applied(node))
         self._rewrite(bodies)
@@ -126,14 +126,14 @@ class Conversion:
 
     def _form(self, node: ir.Node) -> _Form | None:
         """Return how a node could compute in float16 by the definition of its operator, None where it could not."""
-        if node.domain not in graph.STANDARD_DOMAINS or node.op_type in _KEPT or graph.bodies(node):
+        if node.domain not in query.STANDARD_DOMAINS or node.op_type in _KEPT or query.bodies(node):
             return None
-        if node.op_identifier() in self._model.functions or graph.is_op(node, "Constant"):
+        if node.op_identifier() in self._model.functions or query.is_op(node, "Constant"):
             return None
-        if graph.attribute(node, "reduction", "none") != "none":  # onnxruntime's Scatter fails when it runs
+        if query.attribute(node, "reduction", "none") != "none":  # onnxruntime's Scatter fails when it runs
             return None
         try:
-            schema = onnx.defs.get_schema(node.op_type, graph.opset(self._model), "")
+            schema = onnx.defs.get_schema(node.op_type, query.opset(self._model), "")
         except onnx.defs.SchemaError:
             return None
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
@@ -164,7 +164,7 @@ class Conversion:
 
     def _exact(self, candidates: Mapping[ir.Node, _Form]) -> list[ir.Node]:
         """Return the nodes whose results become integers: sizes and positions, for which 10 bits are too few."""
-        pending = [n for n in candidates if graph.is_op(n, "Cast") and self._shapes.dtype(n.outputs[0]) != _SINGLE]
+        pending = [n for n in candidates if query.is_op(n, "Cast") and self._shapes.dtype(n.outputs[0]) != _SINGLE]
         found: dict[ir.Node, None] = {}
         while pending:
             node = pending.pop()
@@ -180,7 +180,7 @@ class Conversion:
     def _observed(self, candidates: Mapping[ir.Node, _Form]) -> dict[str, _Range]:
         """Return what is seen of the values that nodes would read or make in float16."""
         values = {v.name: v for node, form in candidates.items() for v in _touched(node, form)}
-        ranges = {name: _Range() for name, v in values.items() if name and graph.constant_tensor(v) is None}
+        ranges = {name: _Range() for name, v in values.items() if name and query.constant_tensor(v) is None}
         if ranges:
             refused = observe.observe(self._model, self._feeds(), ranges)
             for name in refused:
@@ -199,7 +199,7 @@ class Conversion:
         """Return why a node's values don't suit float16 ("" where they do), and the least of their ratios in dB."""
         least = float("inf")
         for value in _touched(node, form):
-            tensor = graph.constant_tensor(value)
+            tensor = query.constant_tensor(value)
             if tensor is not None:
                 why, found = _constant(tensor)
             elif (seen := ranges.get(value.name or "")) is None:
@@ -208,7 +208,7 @@ class Conversion:
                 why, found = "", seen.sqnr_db
                 if seen.peak > self._limit:
                     why = f"{value.name} reaches {seen.peak:.4g}"
-                elif graph.is_op(node, "Cast") and seen.peak > _EXACT_INTEGERS:
+                elif query.is_op(node, "Cast") and seen.peak > _EXACT_INTEGERS:
                     why = f"{value.name} counts up to {seen.peak:.4g}"
             if not why and found < least_sqnr_db:
                 why = f"the smallest numbers of {value.name} would vanish ({found:.1f} dB)"
@@ -222,7 +222,7 @@ class Conversion:
         self._forms = forms
         casts = saved = 0
         for value in (value for body in bodies for value in self._read_in_half(body)):
-            tensor = graph.constant_tensor(value)
+            tensor = query.constant_tensor(value)
             if tensor is not None:
                 saved += tensor.nbytes // 2
             else:
@@ -267,7 +267,7 @@ class Conversion:
         inside = self._half_uses(value)
         name = value.name or "value"
         if value.is_graph_output() or len(inside) < len(value.uses()):
-            cast = graph.put_after(node, self._names, "Cast", [value], attributes={"to": int(_SINGLE)}, hint=name)
+            cast = edit.put_after(node, self._names, "Cast", [value], attributes={"to": int(_SINGLE)}, hint=name)
             copy = cast.outputs[0]
             value.replace_all_uses_with(copy, replace_graph_outputs=True)
             cast.replace_input_with(0, value)
@@ -282,33 +282,33 @@ class Conversion:
         """Make a float16 copy of a value for the nodes that compute in it."""
         uses = self._half_uses(value)
         name = value.name or "value"
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         producer = value.producer()
         home = value.graph if producer is None else producer.graph
         assert isinstance(home, ir.Graph)
         if tensor is not None:
-            half = graph.add_initializer(home, self._names, f"{name}_float16", float16_weights.narrowed(tensor, _HALF))
+            half = edit.add_initializer(home, self._names, f"{name}_float16", float16_weights.narrowed(tensor, _HALF))
             assert half.const_value is not None
             half.const_value.name = half.name
         else:
             attributes, hint = {"to": int(_HALF)}, f"{name}_float16"
             if producer is None:
-                cast = graph.insert_before(
+                cast = edit.insert_before(
                     next(iter(home)), self._names, "Cast", [value], attributes=attributes, hint=hint
                 )
             else:
-                cast = graph.put_after(producer, self._names, "Cast", [value], attributes=attributes, hint=hint)
+                cast = edit.put_after(producer, self._names, "Cast", [value], attributes=attributes, hint=hint)
             half = cast.outputs[0]
             half.type, half.shape = ir.TensorType(_HALF), value.shape
         for reader, port in uses:
             reader.replace_input_with(port, half)
         if tensor is not None and not value.uses() and not value.is_graph_output():
-            graph.remove_unread(value)
+            edit.remove_unread(value)
 
     def _applied(self, node: ir.Node) -> Change:
         return Change(
             pass_name=self._pass_name,
-            target=graph.label(node),
+            target=query.label(node),
             action=Action.APPLIED,
             reason="computes in float16",
         )
@@ -325,15 +325,15 @@ def _touched(node: ir.Node, form: _Form) -> list[ir.Value]:
 
 def _names_its_type(node: ir.Node) -> bool:
     """Say whether an attribute, which `_retype` changes, decides the type of a node's output."""
-    return graph.is_op(node, "Cast", "ConstantOfShape")
+    return query.is_op(node, "Cast", "ConstantOfShape")
 
 
 def _retype(node: ir.Node) -> None:
     """Change the attribute that names float32 as the type of a node's output."""
-    if graph.is_op(node, "Cast") and graph.attribute(node, "to") == int(_SINGLE):
+    if query.is_op(node, "Cast") and query.attribute(node, "to") == int(_SINGLE):
         node.attributes["to"] = ir.AttrInt64("to", int(_HALF))
-    elif graph.is_op(node, "ConstantOfShape"):
-        given = graph.attribute(node, "value")
+    elif query.is_op(node, "ConstantOfShape"):
+        given = query.attribute(node, "value")
         array = np.zeros(1, np.float32) if given is None else given.numpy()
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(float16.narrowed(array, _HALF.numpy())))
 

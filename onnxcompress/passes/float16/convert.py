@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from ... import targets
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ..raise_opset import raise_opset
 from . import weights as float16_weights
 from .compute import Conversion
@@ -31,13 +31,13 @@ _NODE_BYTES = 100
 _OPSETS = {"float16": 6, "bfloat16": 13}
 """Storage type -> the opset whose Cast knows it."""
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-_KNOWN_DOMAINS = frozenset({*graph.STANDARD_DOMAINS, "com.microsoft"})
+_KNOWN_DOMAINS = frozenset({*query.STANDARD_DOMAINS, "com.microsoft"})
 _EXACT = frozenset({"QuantizeLinear", "DequantizeLinear", "Resize", "Upsample"})
 """Operators whose constants are scales, by which a small error is multiplied."""
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class Decision:
+class Float16Decision:
     """What is to become of one weight: stored in 16 bits, or (`keep`) left alone for the reason given."""
 
     value: ir.Value
@@ -76,35 +76,37 @@ class ConvertFloat16:
         computes = targets.half_compute(context.target) if self.compute == "auto" else self.compute == "float16"
         storage = "float16" if computes else self.storage
         changes = raise_opset(model, context, self.name, _OPSETS[storage], f"Cast knows {storage} from there on")
-        if graph.opset(model) < _OPSETS[storage]:
+        if query.opset(model) < _OPSETS[storage]:
             return changes
         if computes:
             conversion = Conversion(model, context, pass_name=self.name, headroom=self.headroom)
             changes += conversion.run(least_sqnr_db=self.least_sqnr_db)
         return changes + self._store(model, context, _TYPES[storage])
 
-    def decide(self, model: ir.Model, context: Context) -> list[Decision]:
+    def decide(self, model: ir.Model, context: Context) -> list[Float16Decision]:
         """Return what becomes of each float32 weight in the file, the least harmful first, refusals last."""
         return self._decide(model, context, _TYPES[self.storage])
 
-    def apply(self, model: ir.Model, decision: Decision) -> Change:
+    def apply(self, model: ir.Model, decision: Float16Decision) -> Change:
         """Carry out one decision that was made on this model."""
-        return self._apply(graph.Names(model), decision, _TYPES[self.storage])
+        return self._apply(edit.Names(model), decision, _TYPES[self.storage])
 
     def _store(self, model: ir.Model, context: Context, dtype: ir.DataType) -> list[Change]:
-        names = graph.Names(model)
+        names = edit.Names(model)
         return [
             self._apply(names, decision, dtype)
             for decision in self._decide(model, context, dtype)
             if decision.keep or context.gate.admits(self.name, decision.target)
         ]
 
-    def _decide(self, model: ir.Model, context: Context, dtype: ir.DataType) -> list[Decision]:
+    def _decide(self, model: ir.Model, context: Context, dtype: ir.DataType) -> list[Float16Decision]:
         weights = context.progress("Rounding weights", list(_weights(model)))
         found = [self._decided(value, tensor, context, dtype) for value, tensor in weights]
         return sorted(found, key=lambda decision: (decision.keep, -decision.sqnr_db))
 
-    def _decided(self, value: ir.Value, tensor: ir.TensorProtocol, context: Context, dtype: ir.DataType) -> Decision:
+    def _decided(
+        self, value: ir.Value, tensor: ir.TensorProtocol, context: Context, dtype: ir.DataType
+    ) -> Float16Decision:
         refusal, sqnr_db = _obstacle(value, context), float("inf")
         if not refusal:
             try:
@@ -115,9 +117,9 @@ class ConvertFloat16:
             refusal = f"stays float32: its smallest numbers would vanish, a row is left with {sqnr_db:.1f} dB"
         name = dtype.name.lower()
         reason = refusal or f"{name} in the file, float32 again when it is read"
-        return Decision(value=value, tensor=tensor, reason=reason, keep=bool(refusal), sqnr_db=sqnr_db)
+        return Float16Decision(value=value, tensor=tensor, reason=reason, keep=bool(refusal), sqnr_db=sqnr_db)
 
-    def _apply(self, names: graph.Names, decision: Decision, dtype: ir.DataType) -> Change:
+    def _apply(self, names: edit.Names, decision: Float16Decision, dtype: ir.DataType) -> Change:
         before = decision.tensor.nbytes
         if not decision.keep:
             _narrow(names, decision.value, decision.tensor, dtype)
@@ -133,10 +135,10 @@ class ConvertFloat16:
 
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     """Yield the float32 constants that take more bytes than their Cast would."""
-    for body in graph.graphs_outside_functions(model):
-        constants = [node.outputs[0] for node in body if graph.is_op(node, "Constant")]
+    for body in query.graphs_outside_functions(model):
+        constants = [node.outputs[0] for node in body if query.is_op(node, "Constant")]
         for value in [*body.initializers.values(), *constants]:
-            tensor = graph.constant_tensor(value)
+            tensor = query.constant_tensor(value)
             if tensor is None or tensor.dtype != ir.DataType.FLOAT or not value.uses():
                 continue
             if tensor.nbytes // 2 > _added_bytes(value.name or ""):
@@ -152,7 +154,7 @@ def _obstacle(value: ir.Value, context: Context) -> str:
     if value.is_graph_output():
         return "is an output itself"
     for use in value.uses():
-        label = graph.label(use.node)
+        label = query.label(use.node)
         if use.node.domain not in _KNOWN_DOMAINS:
             return f"read by {label}, an operator of another domain that may want a constant"
         if use.node.op_type in _EXACT:
@@ -162,30 +164,30 @@ def _obstacle(value: ir.Value, context: Context) -> str:
     return ""
 
 
-def _narrow(names: graph.Names, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType) -> None:
+def _narrow(names: edit.Names, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType) -> None:
     """Store a weight in 16 bits and let its readers read it in float32."""
     name = value.name or "weight"
     producer = value.producer()
     home = value.graph if producer is None else producer.graph
     assert isinstance(home, ir.Graph)
-    half = graph.add_initializer(home, names, f"{name}_{dtype.name.lower()}", float16_weights.narrowed(tensor, dtype))
+    half = edit.add_initializer(home, names, f"{name}_{dtype.name.lower()}", float16_weights.narrowed(tensor, dtype))
     assert half.const_value is not None
     half.const_value.name = half.name
     users = [use.node for use in value.uses()]
-    if all(graph.is_op(node, "Gather") and node.inputs[1] is not value for node in users):
+    if all(query.is_op(node, "Gather") and node.inputs[1] is not value for node in users):
         for node in users:
             inputs = [half, node.inputs[1]]
-            attributes = {"axis": graph.attribute(node, "axis", 0)}
-            looked_up = graph.insert_before(node, names, "Gather", inputs, attributes=attributes)
-            graph.take_over(node.outputs[0], _cast(node, names, looked_up.outputs[0], name))
+            attributes = {"axis": query.attribute(node, "axis", 0)}
+            looked_up = edit.insert_before(node, names, "Gather", inputs, attributes=attributes)
+            edit.take_over(node.outputs[0], _cast(node, names, looked_up.outputs[0], name))
         return
     floats = _cast(next(iter(home)), names, half, name)
-    floats.type, floats.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(graph.dims(tensor))
+    floats.type, floats.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(query.dims(tensor))
     value.replace_all_uses_with(floats)
-    graph.remove_unread(value)
+    edit.remove_unread(value)
     floats.name = name  # it means what the weight meant
 
 
-def _cast(anchor: ir.Node, names: graph.Names, value: ir.Value, name: str) -> ir.Value:
+def _cast(anchor: ir.Node, names: edit.Names, value: ir.Value, name: str) -> ir.Value:
     attributes = {"to": int(ir.DataType.FLOAT)}
-    return graph.insert_before(anchor, names, "Cast", [value], attributes=attributes, hint=f"{name}_Cast").outputs[0]
+    return edit.insert_before(anchor, names, "Cast", [value], attributes=attributes, hint=f"{name}_Cast").outputs[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import query
 from ...io.tensors import StoredTensor, parked
 from ...numerics.quantization import float16
 
@@ -41,7 +41,7 @@ def loss_db(tensor: ir.TensorProtocol, dtype: ir.DataType) -> float:
 
 def narrowed(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
     """Return a float32 tensor as one of 16 bits; a large one is rounded at first use and waits in a temporary file."""
-    dims = graph.dims(tensor)
+    dims = query.dims(tensor)
 
     def compute() -> np.ndarray:
         rounded = np.empty(int(np.prod(dims, dtype=np.int64)), dtype.numpy())
@@ -64,7 +64,7 @@ def _parked(array: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
 
 def _pieces(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
     """Yield a float32 tensor as rows, [some, n]."""
-    dims = graph.dims(tensor)
+    dims = query.dims(tensor)
     rows = dims[0] if len(dims) > 1 else 1
     row = int(np.prod(dims, dtype=np.int64)) // max(1, rows)
     step = max(1, PIECE_BYTES // max(1, 4 * row))

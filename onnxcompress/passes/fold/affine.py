@@ -27,10 +27,10 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.linear.affine_maps import AffineMap, Array, grouped, respond_grouped, scaled, stored
-from ..rewriting import Refusal, Rewrite, Rule, Scene, outside, rewrite
-from .affine_view import Layer, Line, Parameter, parameter, read_layer, read_map
+from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, outside, rewrite
+from .affine_view import AffineLayer, ChannelAxis, Parameter, parameter, read_layer, read_map
 
 NODE_BYTES = 128
 """What a node takes in a file, about: a rewrite may add so many bytes of weights per node it takes out."""
@@ -72,10 +72,10 @@ class Chain:
 
 
 @plain(frozen=True)
-class Plan:
+class Fusion:
     """What a layer and its neighbours become."""
 
-    layer: Layer
+    layer: AffineLayer
     before: Chain
     after: Chain
     weight: np.ndarray | None
@@ -88,7 +88,7 @@ class Plan:
     """A shift that stays behind after the layer."""
 
 
-def _merge_into_layer(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+def _merge_into_layer(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
     layer = read_layer(node, scene)
     if layer is None:
         return None
@@ -96,12 +96,12 @@ def _merge_into_layer(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
     fault = ""
     for head, tail in ((before, after), (nothing, after), (before, nothing)):
         plan = _plan(layer, head, tail, scene)
-        if isinstance(plan, Plan):
+        if isinstance(plan, Fusion):
             gone = head.nodes + tail.nodes
             took, adds = _bytes(plan)
-            names = ", ".join(graph.label(n) for n in gone) or "alpha and beta"
+            names = ", ".join(query.label(n) for n in gone) or "alpha and beta"
             return Rewrite(
-                target=graph.label(node),
+                target=query.label(node),
                 reason=f"{names} merged into the weight",
                 apply=partial(_apply, plan, scene),
                 bytes_before=took,
@@ -109,35 +109,35 @@ def _merge_into_layer(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
             )
         fault = fault or plan
     stopped = fault or after.stop or before.stop
-    return Refusal(target=graph.label(node), reason=stopped) if stopped else None
+    return Refusal(target=query.label(node), reason=stopped) if stopped else None
 
 
-def _chain_after(layer: Layer, scene: Scene) -> Chain:
+def _chain_after(layer: AffineLayer, scene: RewriteContext) -> Chain:
     chain, value = Chain(entry=layer.node.outputs[0]), layer.node.outputs[0]
     while True:
-        node = graph.sole_consumer(value)
+        node = query.sole_consumer(value)
         if node is None:
             return _stopped(chain, _other_readers(value, layer.outgoing, scene))
         if node.graph is not layer.node.graph:
             return chain
         found = read_map(node, value, layer.outgoing, scene)
         if not isinstance(found, AffineMap):
-            return _stopped(chain, f"{graph.label(node)} stays: {found}" if found else "")
+            return _stopped(chain, f"{query.label(node)} stays: {found}" if found else "")
         chain = Chain((*chain.nodes, node), chain.map.then(found), chain.entry)
         value = node.outputs[0]
 
 
-def _other_readers(value: ir.Value, line: Line, scene: Scene) -> str:
+def _other_readers(value: ir.Value, line: ChannelAxis, scene: RewriteContext) -> str:
     """Return why the affine nodes that read a value, if any, can't go into the layer that made it."""
     readers = [use.node for use in value.uses()]
     near = next((n for n in readers if isinstance(read_map(n, value, line, scene), AffineMap)), None)
     if near is None:
         return ""
     also = "a graph output too" if value.is_graph_output() else f"read by {len(readers)} inputs"
-    return f"{graph.label(near)} stays: {value.name} between them is {also}"
+    return f"{query.label(near)} stays: {value.name} between them is {also}"
 
 
-def _chain_before(layer: Layer, scene: Scene) -> Chain:
+def _chain_before(layer: AffineLayer, scene: RewriteContext) -> Chain:
     line, value = layer.incoming, layer.data
     chain = Chain(entry=value)
     if line is None or value is None or (len(value.uses()) > 1 and value.producer() is None):
@@ -149,21 +149,21 @@ def _chain_before(layer: Layer, scene: Scene) -> Chain:
             return chain
         found = read_map(node, data, line, scene)
         if not isinstance(found, AffineMap):
-            return _stopped(chain, f"{graph.label(node)} stays: {found}" if found else "")
-        if graph.sole_consumer(value) is None:
-            return _stopped(chain, f"{graph.label(node)} stays: {value.name} has other readers")
+            return _stopped(chain, f"{query.label(node)} stays: {found}" if found else "")
+        if query.sole_consumer(value) is None:
+            return _stopped(chain, f"{query.label(node)} stays: {value.name} has other readers")
         dims = scene.shapes.shape(data)
         if max(found.scale.size, found.shift.size) > 1 and (dims is None or dims[line.axis] != line.channels):
-            return _stopped(chain, f"{graph.label(node)} stays: the channels of {data.name} are not known")
+            return _stopped(chain, f"{query.label(node)} stays: the channels of {data.name} are not known")
         if _ends_a_fusion(data):
-            return _stopped(chain, f"{graph.label(node)} stays: onnxruntime fuses it with what is before it")
+            return _stopped(chain, f"{query.label(node)} stays: onnxruntime fuses it with what is before it")
         chain = Chain((node, *chain.nodes), found.then(chain.map), data)
         value = data
 
 
-def _data_input(node: ir.Node, scene: Scene) -> ir.Value | None:
+def _data_input(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
     """Return the one input of an affine node that is not constant."""
-    if graph.is_op(node, "BatchNormalization", "Neg"):
+    if query.is_op(node, "BatchNormalization", "Neg"):
         return node.inputs[0]
     data = [v for v in node.inputs if v is not None and parameter(v, scene) is None]
     return data[0] if len(data) == 1 else None
@@ -175,18 +175,18 @@ def _ends_a_fusion(value: ir.Value) -> bool:
     Those are x / sqrt(..) with its scale and bias, and x * (1 + erf(..)) or x * (1 + tanh(..)) with its half.
     """
     node = value.producer()
-    if node is None or not graph.is_op(node, "Div", "Mul", "Add"):
+    if node is None or not query.is_op(node, "Div", "Mul", "Add"):
         return False
     near = [node, *(p for v in node.inputs if v is not None and (p := v.producer()) is not None)]
     near += [p for n in near[1:] for v in n.inputs if v is not None and (p := v.producer()) is not None]
-    return any(graph.is_op(n, "Sqrt", "Erf", "Tanh", "Reciprocal") for n in near)
+    return any(query.is_op(n, "Sqrt", "Erf", "Tanh", "Reciprocal") for n in near)
 
 
 def _stopped(chain: Chain, reason: str) -> Chain:
     return Chain(chain.nodes, chain.map, chain.entry, reason)
 
 
-def _plan(layer: Layer, before: Chain, after: Chain, scene: Scene) -> Plan | str:
+def _plan(layer: AffineLayer, before: Chain, after: Chain, scene: RewriteContext) -> Fusion | str:
     """Return what the layer becomes when the chains go into it, or why not ("": nothing to do)."""
     own = AffineMap.of(scale=layer.alpha)
     if not before.nodes and not after.nodes and layer.alpha == layer.beta == 1.0:
@@ -198,7 +198,7 @@ def _plan(layer: Layer, before: Chain, after: Chain, scene: Scene) -> Plan | str
     if head.shifts and layer.shift_fault:
         movable = len(before.nodes) > 1 and (head.scale != 0).all()
         if not movable:
-            return f"{graph.label(before.nodes[0])} stays: {layer.shift_fault}"
+            return f"{query.label(before.nodes[0])} stays: {layer.shift_fault}"
         left_before, head = head.shift / head.scale, AffineMap(head.scale, np.zeros(1))
     factors = _factors(layer, head.scale, tail.scale * own.scale)
     if isinstance(factors, str):
@@ -234,7 +234,7 @@ def _plan(layer: Layer, before: Chain, after: Chain, scene: Scene) -> Plan | str
         if exact is not None and rounded[kind] is None:
             return f"the {kind} does not fit {layer.weight.dtype.name.lower()}"
     in_rank = layer.incoming.axis if layer.incoming is not None else -1
-    return Plan(
+    return Fusion(
         layer,
         before,
         after,
@@ -252,7 +252,7 @@ def _lined_up(vector: np.ndarray | None, axis: int) -> np.ndarray | None:
     return vector.reshape(()) if vector.size == 1 else vector.reshape(-1, *(1,) * (-1 - axis))
 
 
-def _factors(layer: Layer, incoming: Array, outgoing: Array) -> Array | str | None:
+def _factors(layer: AffineLayer, incoming: Array, outgoing: Array) -> Array | str | None:
     """Return what the weight is multiplied by, None for all ones, or why a generated weight can't be."""
     if (incoming == 1).all() and (outgoing == 1).all():
         return None
@@ -264,7 +264,7 @@ def _factors(layer: Layer, incoming: Array, outgoing: Array) -> Array | str | No
     return by_in * by_out
 
 
-def _new_bias(layer: Layer, moved: Array, tail: AffineMap, scene: Scene) -> Array | str | None:
+def _new_bias(layer: AffineLayer, moved: Array, tail: AffineMap, scene: RewriteContext) -> Array | str | None:
     """Return the bias s (beta b + alpha W t) + t', None where it stays what it is or absent, or a reason."""
     old = layer.bias
     changes = tail.scales or tail.shifts or moved.any() or (old is not None and layer.beta != 1.0)
@@ -292,7 +292,7 @@ def _new_bias(layer: Layer, moved: Array, tail: AffineMap, scene: Scene) -> Arra
     return np.broadcast_to(exact, (layer.outgoing.channels or 1,))
 
 
-def _budget_fault(layer: Layer, before: Chain, after: Chain, *, changes: bool, bias: Array | None) -> str:
+def _budget_fault(layer: AffineLayer, before: Chain, after: Chain, *, changes: bool, bias: Array | None) -> str:
     """Return why the file would grow too much ("" where it does not)."""
     gone = before.nodes + after.nodes
     freed = _freed(gone)
@@ -302,7 +302,7 @@ def _budget_fault(layer: Layer, before: Chain, after: Chain, *, changes: bool, b
         added += layer.weight.nbytes
     if bias is not None and not (np.ptp(bias) == 0 and layer.weight.fill is not None):
         old = layer.bias
-        added += bias.size * item - (0 if old is None or not _owned(old) else graph.tensor_bytes([old]))
+        added += bias.size * item - (0 if old is None or not _owned(old) else query.tensor_bytes([old]))
     allowed = freed + NODE_BYTES * max(1, len(gone)) + layer.weight.nbytes // 100
     if added <= allowed:
         return ""
@@ -318,26 +318,24 @@ def _owned(value: ir.Value) -> bool:
 def _freed(gone: Sequence[ir.Node]) -> int:
     """Return the bytes of the constants that only these nodes read; single numbers don't count."""
     inputs = {v for n in gone for v in n.inputs if v is not None}
-    inputs = {v for v in inputs if (t := graph.constant_tensor(v)) is not None and t.size > 1}
-    return graph.tensor_bytes(v for v in inputs if not v.is_graph_output() and all(u.node in gone for u in v.uses()))
+    inputs = {v for v in inputs if (t := query.constant_tensor(v)) is not None and t.size > 1}
+    return query.tensor_bytes(v for v in inputs if not v.is_graph_output() and all(u.node in gone for u in v.uses()))
 
 
-def _bytes(plan: Plan) -> tuple[int, int]:
+def _bytes(plan: Fusion) -> tuple[int, int]:
     old = [plan.layer.weight.value] if plan.weight is not None else []
     old += [plan.layer.bias] if plan.bias is not None and plan.layer.bias is not None else []
-    took = _freed(plan.before.nodes + plan.after.nodes) + graph.tensor_bytes(old)
+    took = _freed(plan.before.nodes + plan.after.nodes) + query.tensor_bytes(old)
     news = (plan.weight, plan.bias, plan.left_before, plan.left_after)
     return took, sum(a.nbytes for a in news if a is not None)
 
 
-def _apply(plan: Plan, scene: Scene) -> None:
+def _apply(plan: Fusion, scene: RewriteContext) -> None:
     layer, node = plan.layer, plan.layer.node
     bias = layer.bias
     if plan.weight is not None and layer.weight.fill is not None and plan.weight.size > 1:
-        factors = graph.add_initializer(
-            graph.home(node), scene.names, f"{layer.weight.value.name}_factors", plan.weight
-        )
-        product = graph.insert_before(node, scene.names, "Mul", [layer.weight.value, factors])
+        factors = edit.add_initializer(query.home(node), scene.names, f"{layer.weight.value.name}_factors", plan.weight)
+        product = edit.insert_before(node, scene.names, "Mul", [layer.weight.value, factors])
         _replace_input(node, layer.weight_port, product.outputs[0])
     elif plan.weight is not None:
         _put(layer.weight, plan.weight, node, layer.weight_port, scene)
@@ -360,37 +358,37 @@ def _apply(plan: Plan, scene: Scene) -> None:
         _replace_input(node, layer.data_port, entry)
     last = plan.after.nodes[-1].outputs[0] if plan.after.nodes else node.outputs[0]
     if plan.left_after is not None:
-        made = node.outputs[0] if plan.after.nodes else graph.copy_before(node, scene.names).outputs[0]
+        made = node.outputs[0] if plan.after.nodes else edit.copy_before(node, scene.names).outputs[0]
         anchor = plan.after.nodes[0] if plan.after.nodes else node
-        graph.take_over(last, _add(made, plan.left_after, anchor, scene))
+        edit.take_over(last, _add(made, plan.left_after, anchor, scene))
     elif plan.after.nodes:
-        graph.take_over(last, node.outputs[0])
+        edit.take_over(last, node.outputs[0])
 
 
-def _add(value: ir.Value, shift: np.ndarray, anchor: ir.Node, scene: Scene) -> ir.Value:
-    constant = graph.add_initializer(graph.home(anchor), scene.names, f"{value.name}_shift", shift)
-    return graph.insert_before(anchor, scene.names, "Add", [value, constant]).outputs[0]
+def _add(value: ir.Value, shift: np.ndarray, anchor: ir.Node, scene: RewriteContext) -> ir.Value:
+    constant = edit.add_initializer(query.home(anchor), scene.names, f"{value.name}_shift", shift)
+    return edit.insert_before(anchor, scene.names, "Add", [value, constant]).outputs[0]
 
 
-def _put(given: Parameter, array: np.ndarray, node: ir.Node, port: int, scene: Scene) -> None:
+def _put(given: Parameter, array: np.ndarray, node: ir.Node, port: int, scene: RewriteContext) -> None:
     """Give one port of a node new data; other readers of the old keep it."""
     value = given.value
     if given.fill is None and value.is_initializer() and _owned(value):
-        graph.set_weight(value, array)
+        edit.set_weight(value, array)
         return
     full = np.broadcast_to(array, given.shape) if given.fill is not None else array
-    made = _new_constant(full, value.name or graph.label(node), node, scene, generated=given.fill is not None)
+    made = _new_constant(full, value.name or query.label(node), node, scene, generated=given.fill is not None)
     _replace_input(node, port, made)
 
 
-def _new_constant(array: np.ndarray, hint: str, node: ir.Node, scene: Scene, *, generated: bool) -> ir.Value:
+def _new_constant(array: np.ndarray, hint: str, node: ir.Node, scene: RewriteContext, *, generated: bool) -> ir.Value:
     """Return a new constant for `node`; a generated one holds its first number everywhere."""
-    home = graph.home(node)
+    home = query.home(node)
     if not generated:
-        return graph.add_initializer(home, scene.names, hint, array)
-    shape = graph.add_initializer(home, scene.names, f"{hint}_shape", np.array(array.shape, dtype=np.int64))
+        return edit.add_initializer(home, scene.names, hint, array)
+    shape = edit.add_initializer(home, scene.names, f"{hint}_shape", np.array(array.shape, dtype=np.int64))
     fill = ir.tensor(array.reshape(-1)[:1].copy())
-    maker = graph.insert_before(
+    maker = edit.insert_before(
         node, scene.names, "ConstantOfShape", [shape], attributes={"value": fill}, hint=f"{hint}_filled"
     )
     return maker.outputs[0]
@@ -401,14 +399,14 @@ def _replace_input(node: ir.Node, port: int, new: ir.Value) -> None:
     old = node.inputs[port]
     node.replace_input_with(port, new)
     if old is not None:
-        graph.remove_unread(old)
+        edit.remove_unread(old)
 
 
-def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _merge_pair(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Merge two sums or two products with constants, where the constant that comes out is no larger."""
     last = _with_constant(node, scene)
     before = None if last is None else last[0].producer()
-    if last is None or before is None or before.graph is not node.graph or graph.sole_consumer(last[0]) is not node:
+    if last is None or before is None or before.graph is not node.graph or query.sole_consumer(last[0]) is not node:
         return None
     first = _with_constant(before, scene)
     if first is None or (first[2] is np.add) != (last[2] is np.add) or _ends_a_fusion(first[0]):
@@ -422,12 +420,12 @@ def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
 
     def apply() -> None:
         kind = "Add" if combine is np.add else "Mul"
-        constant = graph.add_initializer(graph.home(node), scene.names, f"{before.outputs[0].name}_constant", together)
-        graph.take_over(node.outputs[0], graph.insert_before(node, scene.names, kind, [data, constant]).outputs[0])
+        constant = edit.add_initializer(query.home(node), scene.names, f"{before.outputs[0].name}_constant", together)
+        edit.take_over(node.outputs[0], edit.insert_before(node, scene.names, kind, [data, constant]).outputs[0])
 
     return Rewrite(
-        target=graph.label(node),
-        reason=f"merged with {graph.label(before)}: one constant is enough",
+        target=query.label(node),
+        reason=f"merged with {query.label(before)}: one constant is enough",
         apply=apply,
         bytes_before=_freed((before, node)),
         bytes_after=together.nbytes,
@@ -437,14 +435,16 @@ def _merge_pair(node: ir.Node, scene: Scene) -> Rewrite | None:
 _Combine = Callable[[Array, Array], Array]
 
 
-def _with_constant(node: ir.Node, scene: Scene) -> tuple[ir.Value, Array, _Combine, np.dtype[np.generic]] | None:
+def _with_constant(
+    node: ir.Node, scene: RewriteContext
+) -> tuple[ir.Value, Array, _Combine, np.dtype[np.generic]] | None:
     """Return (x, c, how two such c combine, type) of a node x + c or x * c; None for all others."""
-    if not graph.is_op(node, "Add", "Sub", "Mul", "Div") or node.attributes:
+    if not query.is_op(node, "Add", "Sub", "Mul", "Div") or node.attributes:
         return None
     data = _data_input(node, scene)
     ports = 0 if data is node.inputs[0] else 1
     given = parameter(node.inputs[1 - ports], scene)
-    if data is None or given is None or given.fill is not None or (ports and graph.is_op(node, "Sub", "Div")):
+    if data is None or given is None or given.fill is not None or (ports and query.is_op(node, "Sub", "Div")):
         return None
     exact = given.read().astype(np.float64)
     if node.op_type == "Div":

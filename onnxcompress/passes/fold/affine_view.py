@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import query
 from ...numerics.linear.affine_maps import AffineMap, Array, batch_norm
 from ...ops import table as ops
-from ..rewriting import Scene
+from ..rewriting import RewriteContext
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _RESHAPES = ("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Identity", "Expand", "Transpose")
@@ -32,34 +32,34 @@ class Parameter:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        tensor = graph.constant_tensor(self.value)
+        tensor = query.constant_tensor(self.value)
         return 0 if tensor is None else tensor.nbytes
 
     def read(self) -> np.ndarray:
         """Return the data; of a generated parameter one element, with all axes."""
         if self.fill is not None:
             return np.full((1,) * len(self.shape), self.fill, dtype=self.dtype.numpy())
-        found = graph.constant(self.value)
+        found = query.constant(self.value)
         if found is None:
             raise ValueError(f"{self.value.name} is not constant")
         return found
 
 
-def parameter(value: ir.Value | None, scene: Scene) -> Parameter | None:
+def parameter(value: ir.Value | None, scene: RewriteContext) -> Parameter | None:
     """Return a constant float tensor behind a value, None for anything else."""
     if value is None:
         return None
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     if tensor is not None:
         if tensor.dtype not in _FLOATS:
             return None
-        return Parameter(value, graph.dims(tensor), tensor.dtype, None)
+        return Parameter(value, query.dims(tensor), tensor.dtype, None)
     source = value
-    while (node := source.producer()) is not None and graph.is_op(node, *_RESHAPES) and node.inputs[0] is not None:
+    while (node := source.producer()) is not None and query.is_op(node, *_RESHAPES) and node.inputs[0] is not None:
         source = node.inputs[0]
-    if node is None or not graph.is_op(node, "ConstantOfShape") or graph.constant_tensor(node.inputs[0]) is None:
+    if node is None or not query.is_op(node, "ConstantOfShape") or query.constant_tensor(node.inputs[0]) is None:
         return None
-    filler = graph.attribute(node, "value")
+    filler = query.attribute(node, "value")
     dtype = ir.DataType.FLOAT if filler is None else filler.dtype
     shape = scene.shapes.static(value)
     if shape is None or dtype not in _FLOATS:
@@ -68,7 +68,7 @@ def parameter(value: ir.Value | None, scene: Scene) -> Parameter | None:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChannelAxis:
     """How a value carries its channels: `channels` of them along `axis`; None where it has no such axis."""
 
     axis: int
@@ -94,7 +94,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Layer:
+class AffineLayer:
     """A linear operator with a constant weight: y = W x + bias along one axis in and one axis out."""
 
     node: ir.Node
@@ -102,9 +102,9 @@ class Layer:
     weight_port: int
     bias_port: int | None
     weight: Parameter
-    incoming: Line | None
+    incoming: ChannelAxis | None
     """None where nothing can be moved into the layer from before."""
-    outgoing: Line
+    outgoing: ChannelAxis
     in_axis: int
     """The weight's axis that runs over the input's channels (of one group)."""
     out_axis: int
@@ -129,7 +129,7 @@ class Layer:
         return self.node.inputs[self.bias_port]
 
 
-def read_layer(node: ir.Node, scene: Scene) -> Layer | None:
+def read_layer(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     """Return the node as a linear layer, None where it is none or its weight is not constant."""
     readers = {
         "Conv": _conv,
@@ -156,18 +156,18 @@ def _axes(node: ir.Node, weight: Parameter, port: int) -> _Axes:
     return _Axes(row.in_axis(node, rank), row.out_axis(node, rank), row.bias)
 
 
-def _conv(node: ir.Node, scene: Scene) -> Layer | None:
+def _conv(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     weight = parameter(node.inputs[1], scene)
     if weight is None or len(weight.shape) < 3:
         return None
-    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(graph.attribute(node, "group", 1))
-    return Layer(
+    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
+    return AffineLayer(
         node,
         data_port=0,
         weight_port=1,
         weight=weight,
-        incoming=Line(1 - rank, weight.shape[axes.in_axis] * groups, rank, rank),
-        outgoing=Line(1 - rank, weight.shape[axes.out_axis], rank, rank),
+        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis] * groups, rank, rank),
+        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis], rank, rank),
         bias_port=axes.bias_port,
         in_axis=axes.in_axis,
         out_axis=axes.out_axis,
@@ -177,24 +177,24 @@ def _conv(node: ir.Node, scene: Scene) -> Layer | None:
 
 
 def _padding_fault(node: ir.Node) -> str:
-    auto = graph.attribute(node, "auto_pad", "NOTSET")
-    if auto == "VALID" or (auto == "NOTSET" and not any(graph.attribute(node, "pads", ()))):
+    auto = query.attribute(node, "auto_pad", "NOTSET")
+    if auto == "VALID" or (auto == "NOTSET" and not any(query.attribute(node, "pads", ()))):
         return ""
     return "the padding adds zeros that the shift does not reach"
 
 
-def _conv_transpose(node: ir.Node, scene: Scene) -> Layer | None:
+def _conv_transpose(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     weight = parameter(node.inputs[1], scene)
     if weight is None or len(weight.shape) < 3:
         return None
-    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(graph.attribute(node, "group", 1))
-    return Layer(
+    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
+    return AffineLayer(
         node,
         data_port=0,
         weight_port=1,
         weight=weight,
-        incoming=Line(1 - rank, weight.shape[axes.in_axis], rank, rank),
-        outgoing=Line(1 - rank, weight.shape[axes.out_axis] * groups, rank, rank),
+        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis], rank, rank),
+        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis] * groups, rank, rank),
         bias_port=axes.bias_port,
         in_axis=axes.in_axis,
         out_axis=axes.out_axis,
@@ -203,27 +203,27 @@ def _conv_transpose(node: ir.Node, scene: Scene) -> Layer | None:
     )
 
 
-def _gemm(node: ir.Node, scene: Scene) -> Layer | None:
+def _gemm(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     weight = parameter(node.inputs[1], scene)
     if weight is None or len(weight.shape) != 2:
         return None
     axes = _axes(node, weight, 1)
-    return Layer(
+    return AffineLayer(
         node,
         data_port=0,
         weight_port=1,
         weight=weight,
-        incoming=Line(-2 if graph.attribute(node, "transA", 0) else -1, weight.shape[axes.in_axis], 2, 2),
-        outgoing=Line(-1, weight.shape[axes.out_axis], 2, 2),
+        incoming=ChannelAxis(-2 if query.attribute(node, "transA", 0) else -1, weight.shape[axes.in_axis], 2, 2),
+        outgoing=ChannelAxis(-1, weight.shape[axes.out_axis], 2, 2),
         bias_port=axes.bias_port,
         in_axis=axes.in_axis,
         out_axis=axes.out_axis,
-        alpha=float(graph.attribute(node, "alpha", 1.0)),
-        beta=float(graph.attribute(node, "beta", 1.0)),
+        alpha=float(query.attribute(node, "alpha", 1.0)),
+        beta=float(query.attribute(node, "beta", 1.0)),
     )
 
 
-def _matmul(node: ir.Node, scene: Scene) -> Layer | None:
+def _matmul(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     for port in (1, 0):
         weight = parameter(node.inputs[port], scene)
         if weight is not None and weight.shape:
@@ -236,16 +236,16 @@ def _matmul(node: ir.Node, scene: Scene) -> Layer | None:
     axes = _axes(node, weight, port) if rank > 1 else _Axes(0, 0, None)  # a vector has no output channels
     line = -1 if port == 1 else -2
     if rank == 1:
-        outgoing = Line(-1, None, (data_rank or 2) - 1, 1)
+        outgoing = ChannelAxis(-1, None, (data_rank or 2) - 1, 1)
     else:
         out_rank = None if data_rank is None else max(data_rank, rank if data_rank > 1 else 1)
-        outgoing = Line(line, weight.shape[axes.out_axis], out_rank, 1)
-    return Layer(
+        outgoing = ChannelAxis(line, weight.shape[axes.out_axis], out_rank, 1)
+    return AffineLayer(
         node,
         data_port=1 - port,
         weight_port=port,
         weight=weight,
-        incoming=Line(line, weight.shape[axes.in_axis], data_rank, 1),
+        incoming=ChannelAxis(line, weight.shape[axes.in_axis], data_rank, 1),
         outgoing=outgoing,
         bias_port=axes.bias_port,
         in_axis=axes.in_axis,
@@ -254,27 +254,27 @@ def _matmul(node: ir.Node, scene: Scene) -> Layer | None:
     )
 
 
-def _norm(node: ir.Node, scene: Scene) -> Layer | None:
+def _norm(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     """Read a batch normalisation's scale and bias as a weight: what follows goes in, nothing from before."""
     weight, rank = parameter(node.inputs[1], scene), scene.shapes.rank(node.inputs[0])
     if weight is None or rank is None or rank < 2 or not isinstance(norm_map(node, scene), AffineMap):
         return None
-    return Layer(
+    return AffineLayer(
         node,
         data_port=0,
         weight_port=1,
         bias_port=2,
         weight=weight,
         incoming=None,
-        outgoing=Line(1 - rank, weight.shape[0], rank, rank),
+        outgoing=ChannelAxis(1 - rank, weight.shape[0], rank, rank),
         in_axis=0,
         out_axis=0,
     )
 
 
-def read_map(node: ir.Node, data: ir.Value, line: Line, scene: Scene) -> AffineMap | str | None:
+def read_map(node: ir.Node, data: ir.Value, line: ChannelAxis, scene: RewriteContext) -> AffineMap | str | None:
     """Return the node as an affine map of `data` per channel, the reason where it nearly is one, or None."""
-    if not graph.is_op(node, "Mul", "Add", "Sub", "Div", "Neg", "BatchNormalization"):
+    if not query.is_op(node, "Mul", "Add", "Sub", "Div", "Neg", "BatchNormalization"):
         return None
     if node.op_type == "Neg":
         return AffineMap.of(scale=-1.0)
@@ -306,7 +306,7 @@ def read_map(node: ir.Node, data: ir.Value, line: Line, scene: Scene) -> AffineM
     return found if found.finite else "its constant is not finite"
 
 
-def norm_map(node: ir.Node, scene: Scene) -> AffineMap | str | None:
+def norm_map(node: ir.Node, scene: RewriteContext) -> AffineMap | str | None:
     """Return a batch normalisation as a map, why it is not one, or None where its parameters are computed."""
     fault = _norm_fault(node, scene.opset)
     if fault:
@@ -316,17 +316,17 @@ def norm_map(node: ir.Node, scene: Scene) -> AffineMap | str | None:
     if None in given or len(shapes) != 1 or len(next(iter(shapes))) != 1:
         return None
     scale, bias, mean, variance = (g.read() for g in given if g is not None)
-    found = batch_norm(scale, bias, mean, variance, float(graph.attribute(node, "epsilon", 1e-5)))
+    found = batch_norm(scale, bias, mean, variance, float(query.attribute(node, "epsilon", 1e-5)))
     return "its variance is not positive, or a parameter is not finite" if found is None else found
 
 
 def _norm_fault(node: ir.Node, opset: int) -> str:
     """Return why a batch normalisation does not use fixed statistics per channel ("" where it does)."""
-    if graph.attribute(node, "training_mode", 0) or (opset < 7 and not graph.attribute(node, "is_test", 0)):
+    if query.attribute(node, "training_mode", 0) or (opset < 7 and not query.attribute(node, "is_test", 0)):
         return "it is in training mode"
     if any(o.name or o.uses() for o in node.outputs[1:]):
         return "it gives out statistics, as in training"
-    if not graph.attribute(node, "spatial", 1):
+    if not query.attribute(node, "spatial", 1):
         return "it normalises every position by itself (spatial=0)"
     if len(node.inputs) != 5:
         return "it has too few inputs"

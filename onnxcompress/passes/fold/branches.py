@@ -13,7 +13,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...shapes import infer as shapes
 
 
@@ -27,23 +27,23 @@ class FoldBranches:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place, inner bodies before the nodes that hold them."""
-        if not any(graph.is_op(node, "If", "Loop", "Where") for node in graph.nodes(model)):
+        if not any(query.is_op(node, "If", "Loop", "Where") for node in query.nodes(model)):
             return []
-        names = graph.Names(model)
+        names = edit.Names(model)
         changes: list[Change] = []
         known: shapes.Shapes | None = None
         ready = False
-        for body in reversed(list(graph.graphs_outside_functions(model))):
+        for body in reversed(list(query.graphs_outside_functions(model))):
             for node in tuple(body):
-                if graph.is_op(node, "Where") and graph.constant_tensor(node.inputs[0]) is not None:
+                if query.is_op(node, "Where") and query.constant_tensor(node.inputs[0]) is not None:
                     known = shapes.inferred(model, context) if known is None else known
-                if not (reason := _course(node, known)) or not context.gate.admits(self.name, graph.label(node)):
+                if not (reason := _course(node, known)) or not context.gate.admits(self.name, query.label(node)):
                     continue
-                if graph.bodies(node) and not ready:
+                if query.bodies(node) and not ready:
                     _make_names_unique(model, names)
                     ready = True
                 changes.append(
-                    Change(pass_name=self.name, target=graph.label(node), action=Action.APPLIED, reason=reason)
+                    Change(pass_name=self.name, target=query.label(node), action=Action.APPLIED, reason=reason)
                 )
                 _follow(node, names)
         return changes
@@ -51,11 +51,11 @@ class FoldBranches:
 
 def _course(node: ir.Node, known: shapes.Shapes | None) -> str | None:
     """Return what a node does at every run, None where that is not known."""
-    if graph.is_op(node, "If") and (taken := graph.scalar(node.inputs[0])) is not None:
+    if query.is_op(node, "If") and (taken := query.scalar(node.inputs[0])) is not None:
         return f"its condition is always {bool(taken)}"
-    if graph.is_op(node, "Loop") and _never_runs(node):
+    if query.is_op(node, "Loop") and _never_runs(node):
         return "it makes no round"
-    if graph.is_op(node, "Where") and known is not None and (side := _side(node)):
+    if query.is_op(node, "Where") and known is not None and (side := _side(node)):
         dims = known.shape(node.inputs[side])
         if dims is not None and None not in dims and dims == known.shape(node.outputs[0]):
             return f"its condition is always {side == 1}"
@@ -64,7 +64,7 @@ def _course(node: ir.Node, known: shapes.Shapes | None) -> str | None:
 
 def _never_runs(node: ir.Node) -> bool:
     """Say whether a Loop is certain to hand its initial values on, with nobody reading what rounds would collect."""
-    rounds, condition = (graph.scalar(v) for v in node.inputs[:2])
+    rounds, condition = (query.scalar(v) for v in node.inputs[:2])
     collected = node.outputs[len(node.inputs) - 2 :]
     unread = not any(o.uses() or o.is_graph_output() for o in collected)
     return unread and (condition == 0 or (rounds is not None and rounds <= 0))
@@ -72,35 +72,35 @@ def _never_runs(node: ir.Node) -> bool:
 
 def _side(node: ir.Node) -> int:
     """Return the port that a Where always takes, 0 where its condition is not constant or not uniform."""
-    condition = graph.constant(node.inputs[0])
+    condition = query.constant(node.inputs[0])
     if condition is None or condition.size == 0:
         return 0
     return 1 if bool(np.all(condition)) else 0 if bool(np.any(condition)) else 2
 
 
-def _follow(node: ir.Node, names: graph.Names) -> None:
+def _follow(node: ir.Node, names: edit.Names) -> None:
     """Replace a node by what it does."""
     inputs = [v for v in dict.fromkeys(node.inputs) if v is not None]
-    if graph.is_op(node, "If"):
-        branch = "then_branch" if graph.scalar(node.inputs[0]) else "else_branch"
+    if query.is_op(node, "If"):
+        branch = "then_branch" if query.scalar(node.inputs[0]) else "else_branch"
         results = _splice(node, node.attributes[branch].as_graph())
-    elif graph.is_op(node, "Loop"):
+    elif query.is_op(node, "Loop"):
         results = [v for v in node.inputs[2:] if v is not None]
     else:
         side = node.inputs[_side(node)]
         results = [] if side is None else [side]
     for old, new in zip(node.outputs, results, strict=False):
         _hand_over(old, new, node, names)
-    captured = [v for body in graph.bodies(node) for v in _captured(body)]
-    graph.discard_bodies(node)
-    graph.remove_node(node)
+    captured = [v for body in query.bodies(node) for v in _captured(body)]
+    edit.discard_bodies(node)
+    edit.remove_node(node)
     for value in (*inputs, *captured):
-        graph.remove_unread(value)
+        edit.remove_unread(value)
 
 
 def _splice(node: ir.Node, body: ir.Graph) -> list[ir.Value]:
     """Move a body's nodes and initializers in front of the node that holds it and return the body's outputs."""
-    parent = graph.home(node)
+    parent = query.home(node)
     results = list(body.outputs)
     body.outputs.clear()
     for name, value in tuple(body.initializers.items()):
@@ -112,13 +112,13 @@ def _splice(node: ir.Node, body: ir.Graph) -> list[ir.Value]:
     return results
 
 
-def _hand_over(old: ir.Value, new: ir.Value, node: ir.Node, names: graph.Names) -> None:
+def _hand_over(old: ir.Value, new: ir.Value, node: ir.Node, names: edit.Names) -> None:
     """Let readers of `old` read `new`; what can't be a graph output itself is copied."""
-    if old.is_graph_output() and (not graph.can_replace(old, new) or _listed(new)):
-        new = graph.insert_before(node, names, "Identity", [new]).outputs[0]
+    if old.is_graph_output() and (not edit.can_replace(old, new) or _listed(new)):
+        new = edit.insert_before(node, names, "Identity", [new]).outputs[0]
     if not old.uses() and not old.is_graph_output():
         return
-    graph.replace_value(old, new)
+    edit.replace_value(old, new)
 
 
 def _listed(value: ir.Value) -> bool:
@@ -128,12 +128,12 @@ def _listed(value: ir.Value) -> bool:
 def _captured(body: ir.Graph) -> list[ir.Value]:
     """Return the values that nodes of a body, or of bodies inside it, read."""
     found = [v for node in body for v in node.inputs if v is not None]
-    return found + [v for node in body for inner in graph.bodies(node) for v in _captured(inner)]
+    return found + [v for node in body for inner in query.bodies(node) for v in _captured(inner)]
 
 
-def _make_names_unique(model: ir.Model, names: graph.Names) -> None:
+def _make_names_unique(model: ir.Model, names: edit.Names) -> None:
     """Rename what has a name in a body that another graph uses too: moved out, they would be one."""
-    for value in graph.repeated_values(model):
+    for value in query.repeated_values(model):
         value.name = names.fresh(value.name or "value")
-    for node in graph.repeated_nodes(model):
+    for node in query.repeated_nodes(model):
         node.name = names.fresh(node.name or node.op_type)

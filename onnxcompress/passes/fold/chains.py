@@ -14,9 +14,9 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...ops import table as ops
-from ..rewriting import Rewrite, Rule, Scene, outside, rewrite
+from ..rewriting import Rewrite, RewriteContext, Rule, outside, rewrite
 from .chains_common import RESHAPES, before, counted_from_front, merged
 from .chains_reshape import merge_reshapes, moved_ones
 from .chains_slice import adjacent_parts, listed_parts, merge_slices, nested_concat
@@ -83,13 +83,13 @@ class SimplifyChains:
         )
 
 
-def _casts(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _casts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     first = before(node, "Cast")
     x = None if first is None else first.inputs[0]
     source = scene.shapes.dtype(x)
     if first is None or x is None or source is None:
         return None
-    between, goal = (ir.DataType(int(graph.attribute(n, "to", 0))) for n in (first, node))
+    between, goal = (ir.DataType(int(query.attribute(n, "to", 0))) for n in (first, node))
     if between not in _EXACT_IN.get(source, ()) or goal in (_T.STRING, _T.UNDEFINED):
         return None
     if goal != source and (goal.itemsize < 1 or "FLOAT8" in goal.name or "FLOAT4" in goal.name):
@@ -98,18 +98,18 @@ def _casts(node: ir.Node, scene: Scene) -> Rewrite | None:
         return None  # rounded once or twice, by the way the runtime takes
     if goal != source and source in _FLOATS and goal not in (*_FLOATS, _T.BOOL):
         return None  # what a number out of an integer's range becomes depends on the float type
-    return merged(node, first, lambda: graph.turn_into(node, "Cast", [x], {"to": int(goal)}))
+    return merged(node, first, lambda: edit.turn_into(node, "Cast", [x], {"to": int(goal)}))
 
 
-def _reduced(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _reduced(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Find a reduction that keeps its axes before a Squeeze of them, or drops them before an Unsqueeze."""
     first = before(node, *_REDUCTIONS)
     kept = 1 if node.op_type == "Squeeze" else 0
-    if first is None or int(graph.attribute(first, "keepdims", 1)) != kept:
+    if first is None or int(query.attribute(first, "keepdims", 1)) != kept:
         return None
     single = first.op_type in ("ArgMax", "ArgMin")
-    axes = graph.integers(first, "axis", default=(0,)) if single else graph.integers(first, "axes", 1)
-    own = graph.integers(node, "axes", 1)
+    axes = query.integers(first, "axis", default=(0,)) if single else query.integers(first, "axes", 1)
+    own = query.integers(node, "axes", 1)
     if not axes or not own:
         return None
     rank = scene.shapes.rank(first.inputs[0])
@@ -119,17 +119,17 @@ def _reduced(node: ir.Node, scene: Scene) -> Rewrite | None:
     attributes = {a.name: a for a in first.attributes.values()}
     attributes["keepdims"] = ir.AttrInt64("keepdims", 1 - kept)
     inputs, op_type = list(first.inputs), first.op_type
-    return merged(node, first, lambda: graph.turn_into(node, op_type, inputs, attributes))
+    return merged(node, first, lambda: edit.turn_into(node, op_type, inputs, attributes))
 
 
-def _gathered(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _gathered(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Find one index taken out along an axis that comes back: Gather with a list of one index."""
     first = before(node, "Gather")
-    if first is None or first.inputs[0] is None or graph.is_op(first.inputs[0].producer(), "Shape"):
+    if first is None or first.inputs[0] is None or query.is_op(first.inputs[0].producer(), "Shape"):
         return None  # onnxruntime knows Shape, Gather, Unsqueeze as a pattern
-    index = graph.small_constant(first.inputs[1], most=1)
-    own = graph.integers(node, "axes", 1)
-    axis = int(graph.attribute(first, "axis", 0))
+    index = query.small_constant(first.inputs[1], most=1)
+    own = query.integers(node, "axes", 1)
+    axis = int(query.attribute(first, "axis", 0))
     rank = scene.shapes.rank(first.inputs[0])
     if index is None or index.shape != () or own is None or len(own) != 1:
         return None
@@ -138,17 +138,17 @@ def _gathered(node: ir.Node, scene: Scene) -> Rewrite | None:
     x = first.inputs[0]
 
     def apply() -> None:
-        one = graph.add_initializer(graph.home(node), scene.names, f"{node.outputs[0].name}_index", index.reshape(1))
-        graph.turn_into(node, "Gather", [x, one], {"axis": axis})
+        one = edit.add_initializer(query.home(node), scene.names, f"{node.outputs[0].name}_index", index.reshape(1))
+        edit.turn_into(node, "Gather", [x, one], {"axis": axis})
 
     return merged(node, first, apply)
 
 
-def _picked(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _picked(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Find a slice of length 1 whose axis is squeezed: Gather with one index."""
     first = before(node, "Slice")
     x, parts, own = (
-        (None, None, None) if first is None else (first.inputs[0], slice_parts(first), graph.integers(node, "axes", 1))
+        (None, None, None) if first is None else (first.inputs[0], slice_parts(first), query.integers(node, "axes", 1))
     )
     if first is None or x is None or parts is None or own is None or len(own) != 1 or len(parts[0]) != 1:
         return None
@@ -160,19 +160,19 @@ def _picked(node: ir.Node, scene: Scene) -> Rewrite | None:
         return None
 
     def apply() -> None:
-        index = graph.add_initializer(
-            graph.home(node), scene.names, f"{node.outputs[0].name}_index", np.asarray(start, np.int64)
+        index = edit.add_initializer(
+            query.home(node), scene.names, f"{node.outputs[0].name}_index", np.asarray(start, np.int64)
         )
-        graph.turn_into(node, "Gather", [x, index], {"axis": axis})
+        edit.turn_into(node, "Gather", [x, index], {"axis": axis})
 
     return merged(node, first, apply)
 
 
-def _shape_of(node: ir.Node, scene: Scene) -> Rewrite | None:  # noqa: ARG001
+def _shape_of(node: ir.Node, scene: RewriteContext) -> Rewrite | None:  # noqa: ARG001
     """Read the shape of x for that of f(x); the size also where only the order changes."""
     also = (*RESHAPES, "Transpose") if node.op_type == "Size" else ()
     first = before(node, *ops.SAME_SHAPE, *also)
     if first is None or first.inputs[0] is None:
         return None
     x, attributes = first.inputs[0], dict(node.attributes)
-    return merged(node, first, lambda: graph.turn_into(node, node.op_type, [x], attributes))
+    return merged(node, first, lambda: edit.turn_into(node, node.op_type, [x], attributes))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import query
 from ..rewriting import Rewrite
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -16,16 +16,16 @@ def before(node: ir.Node, *op_types: str) -> ir.Node | None:
     """Return the node in the same graph that makes the first input for this node alone."""
     value = node.inputs[0]
     first = None if value is None else value.producer()
-    if value is None or first is None or first.graph is not node.graph or not graph.is_op(first, *op_types):
+    if value is None or first is None or first.graph is not node.graph or not query.is_op(first, *op_types):
         return None
-    alone = graph.sole_consumer(value) is node and value is first.outputs[0]
+    alone = query.sole_consumer(value) is node and value is first.outputs[0]
     return first if alone and not any(o.uses() or o.is_graph_output() for o in first.outputs[1:]) else None
 
 
 def merged(node: ir.Node, first: ir.Node, apply: Callable[[], None]) -> Rewrite:
     """Return the rewrite that makes one node of two."""
-    reason = f"{first.op_type} and {node.op_type} in a row are one node ({graph.label(first)})"
-    return Rewrite(target=graph.label(node), reason=reason, apply=apply)
+    reason = f"{first.op_type} and {node.op_type} in a row are one node ({query.label(first)})"
+    return Rewrite(target=query.label(node), reason=reason, apply=apply)
 
 
 def counted_from_front(axes: Sequence[int], rank: int | None) -> list[int] | None:

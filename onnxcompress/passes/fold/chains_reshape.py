@@ -7,33 +7,33 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...shapes.infer import Dim
-from ..rewriting import Rewrite, Scene
+from ..rewriting import Rewrite, RewriteContext
 from .chains_common import RESHAPES, before, counted_from_front, merged
 from .noops import same_shape
 
 
-def merge_reshapes(node: ir.Node, scene: Scene) -> Rewrite | None:
+def merge_reshapes(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Write two nodes that change the shape as the last shape alone."""
     middle = node.inputs[0]
     first = None if middle is None else middle.producer()
-    if first is None or middle is None or not graph.is_op(first, *RESHAPES) or first.graph is not node.graph:
+    if first is None or middle is None or not query.is_op(first, *RESHAPES) or first.graph is not node.graph:
         return None
     x, out = first.inputs[0], node.outputs[0]
     if x is None:
         return None
-    if (_undoes(first, node) or same_shape(scene.shapes.shape(x), scene.shapes.shape(out))) and graph.can_replace(
+    if (_undoes(first, node) or same_shape(scene.shapes.shape(x), scene.shapes.shape(out))) and edit.can_replace(
         out, x
     ):
 
         def drop() -> None:
-            graph.replace_value(out, x)
-            graph.remove_node(node)
-            graph.remove_unread(middle)
+            edit.replace_value(out, x)
+            edit.remove_node(node)
+            edit.remove_unread(middle)
 
-        return Rewrite(target=graph.label(node), reason=f"{graph.label(first)} is undone", apply=drop)
-    if graph.sole_consumer(middle) is not node:
+        return Rewrite(target=query.label(node), reason=f"{query.label(first)} is undone", apply=drop)
+    if query.sole_consumer(middle) is not node:
         return None
     axes = _all_axes(first, node, x, scene)
     if axes is not None:
@@ -41,25 +41,25 @@ def merge_reshapes(node: ir.Node, scene: Scene) -> Rewrite | None:
     goal = _goal(first, node, x, scene) if scene.opset >= 5 else None
     if goal is None:
         return None
-    keeps_zero = node.op_type == "Reshape" and bool(graph.attribute(node, "allowzero", 0))
+    keeps_zero = node.op_type == "Reshape" and bool(query.attribute(node, "allowzero", 0))
 
     def reshape() -> None:
-        shape = graph.add_initializer(graph.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
-        graph.turn_into(node, "Reshape", [x, shape], {"allowzero": 1} if keeps_zero else None)
+        shape = edit.add_initializer(query.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
+        edit.turn_into(node, "Reshape", [x, shape], {"allowzero": 1} if keeps_zero else None)
 
     return merged(node, first, reshape)
 
 
-def moved_ones(node: ir.Node, scene: Scene) -> Rewrite | None:
+def moved_ones(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Write a Transpose that moves only axes of size 1 as a Reshape where it stands beside a node of that family."""
     x, out = node.inputs[0], node.outputs[0]
     dims = scene.shapes.shape(x)
-    after = graph.sole_consumer(out)
+    after = query.sole_consumer(out)
     beside = before(node, *RESHAPES) or after
     if x is None or dims is None or 0 in dims or scene.opset < 5:
         return None
-    perm = graph.integers(node, "perm", default=range(len(dims))[::-1])
-    if perm is None or beside is None or not graph.is_op(beside, *RESHAPES) or beside.graph is not node.graph:
+    perm = query.integers(node, "perm", default=range(len(dims))[::-1])
+    if perm is None or beside is None or not query.is_op(beside, *RESHAPES) or beside.graph is not node.graph:
         return None
     kept = [axis for axis in perm if dims[axis] != 1]
     if kept != sorted(kept):
@@ -69,11 +69,11 @@ def moved_ones(node: ir.Node, scene: Scene) -> Rewrite | None:
         return None
 
     def reshape() -> None:
-        shape = graph.add_initializer(graph.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
-        graph.turn_into(node, "Reshape", [x, shape])
+        shape = edit.add_initializer(query.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
+        edit.turn_into(node, "Reshape", [x, shape])
 
-    reason = f"it moves axes of size 1 only, as the {beside.op_type} beside it can ({graph.label(beside)})"
-    return Rewrite(target=graph.label(node), reason=reason, apply=reshape)
+    reason = f"it moves axes of size 1 only, as the {beside.op_type} beside it can ({query.label(beside)})"
+    return Rewrite(target=query.label(node), reason=reason, apply=reshape)
 
 
 def _size(dim: Dim, *, copied: bool) -> int:
@@ -85,15 +85,15 @@ def _undoes(first: ir.Node, node: ir.Node) -> bool:
     """Say whether one squeezes what the other unsqueezed; both count axes of the same, larger rank."""
     if {first.op_type, node.op_type} != {"Squeeze", "Unsqueeze"}:
         return False
-    one, other = graph.integers(first, "axes", 1), graph.integers(node, "axes", 1)
+    one, other = query.integers(first, "axes", 1), query.integers(node, "axes", 1)
     return bool(one) and other is not None and sorted(one or []) == sorted(other)
 
 
-def _all_axes(first: ir.Node, node: ir.Node, x: ir.Value, scene: Scene) -> list[int] | None:
+def _all_axes(first: ir.Node, node: ir.Node, x: ir.Value, scene: RewriteContext) -> list[int] | None:
     """Return the axes with which one Squeeze or Unsqueeze does the work of two."""
     if first.op_type != node.op_type or node.op_type not in ("Squeeze", "Unsqueeze"):
         return None
-    one, two = graph.integers(first, "axes", 1), graph.integers(node, "axes", 1)
+    one, two = query.integers(first, "axes", 1), query.integers(node, "axes", 1)
     if not one or not two:
         return None
     rank, sign = scene.shapes.rank(x), 1 if node.op_type == "Unsqueeze" else -1
@@ -109,24 +109,24 @@ def _all_axes(first: ir.Node, node: ir.Node, x: ir.Value, scene: Scene) -> list[
     return sorted([*outer, *(free[axis] for axis in inner)])
 
 
-def _set_axes(node: ir.Node, x: ir.Value, axes: list[int], scene: Scene) -> None:
+def _set_axes(node: ir.Node, x: ir.Value, axes: list[int], scene: RewriteContext) -> None:
     if scene.opset < 13:
-        graph.turn_into(node, node.op_type, [x], {"axes": axes})
+        edit.turn_into(node, node.op_type, [x], {"axes": axes})
         return
-    value = graph.add_initializer(
-        graph.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64)
+    value = edit.add_initializer(
+        query.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64)
     )
-    graph.turn_into(node, node.op_type, [x, value])
+    edit.turn_into(node, node.op_type, [x, value])
 
 
-def _goal(first: ir.Node, node: ir.Node, x: ir.Value, scene: Scene) -> list[int] | None:
+def _goal(first: ir.Node, node: ir.Node, x: ir.Value, scene: RewriteContext) -> list[int] | None:
     """Return the shape input of a Reshape of x that gives the node's output, None if there is none."""
     source, middle = scene.shapes.shape(x), scene.shapes.shape(node.inputs[0])
     copied = _copied(first) | _copied(node)
     if node.op_type != "Reshape":
         return _written(scene.shapes.shape(node.outputs[0]), source, copied=copied)
-    goal = graph.integers(node, "shape", 1)
-    if goal is None or graph.attribute(node, "allowzero", 0) or 0 not in goal:
+    goal = query.integers(node, "shape", 1)
+    if goal is None or query.attribute(node, "allowzero", 0) or 0 not in goal:
         return goal
     wanted: list[Dim] = []
     for axis, size in enumerate(goal):
@@ -141,9 +141,9 @@ def _goal(first: ir.Node, node: ir.Node, x: ir.Value, scene: Scene) -> list[int]
 
 def _copied(node: ir.Node) -> set[int]:
     """Return the axes that a Reshape copies while it infers another size: it fails where one is 0."""
-    if node.op_type != "Reshape" or graph.attribute(node, "allowzero", 0):
+    if node.op_type != "Reshape" or query.attribute(node, "allowzero", 0):
         return set()
-    goal = graph.integers(node, "shape", 1) or []
+    goal = query.integers(node, "shape", 1) or []
     return {axis for axis, size in enumerate(goal) if size == 0} if -1 in goal else set()
 
 

@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...shapes.infer import Dim
-from ..rewriting import Rewrite, Scene
+from ..rewriting import Rewrite, RewriteContext
 from .chains_common import before, counted_from_front, merged
 from .noops import FAR, slice_parts
 
 
-def merge_slices(node: ir.Node, scene: Scene) -> Rewrite | None:
+def merge_slices(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Take a range of a range by one Slice."""
     first = before(node, "Slice")
     x = None if first is None else first.inputs[0]
@@ -61,80 +61,80 @@ def _range_of_range(one: tuple[int, int, int], two: tuple[int, int, int], size: 
     return start + start2 * step, stop, step * step2
 
 
-def _set_slice(node: ir.Node, x: ir.Value, parts: Mapping[int, tuple[int, int, int]], scene: Scene) -> None:
+def _set_slice(node: ir.Node, x: ir.Value, parts: Mapping[int, tuple[int, int, int]], scene: RewriteContext) -> None:
     axes = sorted(parts)
     starts, ends, steps = ([parts[axis][n] for axis in axes] for n in range(3))
     if scene.opset < 10:
-        graph.turn_into(node, "Slice", [x], {"starts": starts, "ends": ends, "axes": axes})
+        edit.turn_into(node, "Slice", [x], {"starts": starts, "ends": ends, "axes": axes})
         return
     numbers = {"starts": starts, "ends": ends, "axes": axes}
     if any(step != 1 for step in steps):
         numbers["steps"] = steps
     values = [
-        graph.add_initializer(
-            graph.home(node), scene.names, f"{node.outputs[0].name}_{name}", np.asarray(array, np.int64)
+        edit.add_initializer(
+            query.home(node), scene.names, f"{node.outputs[0].name}_{name}", np.asarray(array, np.int64)
         )
         for name, array in numbers.items()
     ]
-    graph.turn_into(node, "Slice", [x, *values])
+    edit.turn_into(node, "Slice", [x, *values])
 
 
-def listed_parts(node: ir.Node, _scene: Scene) -> Rewrite | None:
+def listed_parts(node: ir.Node, _scene: RewriteContext) -> Rewrite | None:
     """Join the parts of a sequence that is made on the spot without making it."""
     listed = node.inputs[0]
     first = None if listed is None else listed.producer()
-    axis, new_axis = graph.integers(node, "axis"), graph.integers(node, "new_axis", default=[0])
-    if first is None or not graph.is_op(first, "SequenceConstruct") or first.graph is not node.graph:
+    axis, new_axis = query.integers(node, "axis"), query.integers(node, "new_axis", default=[0])
+    if first is None or not query.is_op(first, "SequenceConstruct") or first.graph is not node.graph:
         return None
     if not axis or new_axis != [0]:
         return None
     return Rewrite(
-        target=graph.label(node),
-        reason=f"the sequence is made of values that Concat can join ({graph.label(first)})",
-        apply=lambda: graph.turn_into(node, "Concat", first.inputs, {"axis": axis[0]}),
+        target=query.label(node),
+        reason=f"the sequence is made of values that Concat can join ({query.label(first)})",
+        apply=lambda: edit.turn_into(node, "Concat", first.inputs, {"axis": axis[0]}),
     )
 
 
-def _axis(node: ir.Node, scene: Scene, rank_of: ir.Value | None, default: int) -> int | None:
-    axis = int(graph.attribute(node, "axis", default))
+def _axis(node: ir.Node, scene: RewriteContext, rank_of: ir.Value | None, default: int) -> int | None:
+    axis = int(query.attribute(node, "axis", default))
     rank = scene.shapes.rank(rank_of)
     return axis if axis >= 0 else None if rank is None else axis + rank
 
 
-def _same_axis(one: ir.Node, other: ir.Node, scene: Scene) -> bool:
-    if {graph.attribute(n, "axis") for n in (one, other)} == {graph.attribute(one, "axis")}:
+def _same_axis(one: ir.Node, other: ir.Node, scene: RewriteContext) -> bool:
+    if {query.attribute(n, "axis") for n in (one, other)} == {query.attribute(one, "axis")}:
         return True
     axes = {_axis(n, scene, n.outputs[0], 1) for n in (one, other)}
     return len(axes) == 1 and None not in axes
 
 
-def nested_concat(node: ir.Node, scene: Scene) -> Rewrite | None:
+def nested_concat(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Join the parts of a concatenation where its result is joined along the same axis."""
     for port, value in enumerate(node.inputs):
         inner = None if value is None else value.producer()
-        if value is None or inner is None or inner.graph is not node.graph or not graph.is_op(inner, "Concat"):
+        if value is None or inner is None or inner.graph is not node.graph or not query.is_op(inner, "Concat"):
             continue
-        if graph.sole_consumer(value) is not node or not _same_axis(node, inner, scene):
+        if query.sole_consumer(value) is not node or not _same_axis(node, inner, scene):
             continue
         inputs = [*node.inputs[:port], *inner.inputs, *node.inputs[port + 1 :]]
-        axis = int(graph.attribute(node, "axis", 1))
-        return merged(node, inner, partial(graph.turn_into, node, "Concat", inputs, {"axis": axis}))
+        axis = int(query.attribute(node, "axis", 1))
+        return merged(node, inner, partial(edit.turn_into, node, "Concat", inputs, {"axis": axis}))
     return None
 
 
-def adjacent_parts(node: ir.Node, scene: Scene) -> Rewrite | None:
+def adjacent_parts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Put together again what one Split, or Slices that touch, cut apart on the same axis."""
     axis = _axis(node, scene, node.inputs[0], 1)
     for port, value in enumerate(node.inputs):
         maker = None if value is None else value.producer()
-        if axis is None or maker is None or not graph.is_op(maker, "Split", "Slice"):
+        if axis is None or maker is None or not query.is_op(maker, "Split", "Slice"):
             continue
         if maker.inputs[0] is None:
             continue
         x = maker.inputs[0]
         whole = list(maker.outputs)
         if (
-            graph.is_op(maker, "Split")
+            query.is_op(maker, "Split")
             and list(node.inputs[port : port + len(whole)]) == whole
             and (_axis(maker, scene, x, 0) == axis)
         ):
@@ -148,23 +148,23 @@ def adjacent_parts(node: ir.Node, scene: Scene) -> Rewrite | None:
 
 def _rejoin(node: ir.Node, inputs: list[ir.Value | None], x: ir.Value) -> None:
     """Concatenate `inputs`; a single one needs no node (unless it can't be the output)."""
-    if inputs == [x] and graph.can_replace(node.outputs[0], x):
+    if inputs == [x] and edit.can_replace(node.outputs[0], x):
         parts = [v for v in dict.fromkeys(node.inputs) if v is not None]
-        graph.replace_node(node, [x])
+        edit.replace_node(node, [x])
         for part in parts:
-            graph.remove_unread(part)
+            edit.remove_unread(part)
     else:
-        graph.turn_into(node, "Concat", inputs, {"axis": int(graph.attribute(node, "axis", 1))})
+        edit.turn_into(node, "Concat", inputs, {"axis": int(query.attribute(node, "axis", 1))})
 
 
-def _touching_slices(node: ir.Node, port: int, axis: int, scene: Scene) -> Rewrite | None:
+def _touching_slices(node: ir.Node, port: int, axis: int, scene: RewriteContext) -> Rewrite | None:
     pair = node.inputs[port : port + 2]
     makers = [None if v is None else v.producer() for v in pair]
-    if len(pair) < 2 or not all(graph.is_op(m, "Slice") and m is not None and m.graph is node.graph for m in makers):
+    if len(pair) < 2 or not all(query.is_op(m, "Slice") and m is not None and m.graph is node.graph for m in makers):
         return None
     first, second = (m for m in makers if m is not None)
     x, one, two = first.inputs[0], slice_parts(first), slice_parts(second)
-    alone = all(v is not None and graph.sole_consumer(v) is node for v in pair)
+    alone = all(v is not None and query.sole_consumer(v) is node for v in pair)
     if x is None or x is not second.inputs[0] or first is second or one is None or two is None or not alone:
         return None
     if any(

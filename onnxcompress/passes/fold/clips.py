@@ -10,12 +10,12 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
-from ..rewriting import Refusal, Rewrite, Scene
+from ...graph import edit, query
+from ..rewriting import Refusal, Rewrite, RewriteContext
 from .value_bounds import clip_limits
 
 
-def merge_clips(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+def merge_clips(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
     """Write a node that bounds x, and the one before it where that does too, as one Clip or Relu."""
     last = _bounds(node, scene)
     if last is None:
@@ -23,40 +23,40 @@ def merge_clips(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
     data, low, high = last
     before = data.producer()
     first = None if before is None or before.graph is not node.graph else _bounds(before, scene)
-    if first is not None and graph.sole_consumer(data) is node:
+    if first is not None and query.sole_consumer(data) is node:
         data, low, high = first[0], _clip(first[1], low, high), _clip(first[2], low, high)
-        reason = f"bounds the same values as {graph.label(before)}" if before is not None else ""
-    elif graph.is_op(node, "Max", "Min"):
+        reason = f"bounds the same values as {query.label(before)}" if before is not None else ""
+    elif query.is_op(node, "Max", "Min"):
         reason = f"{node.op_type} with a number is {'Relu' if (low, high) == (0.0, math.inf) else 'Clip'}"
     elif first is not None:
-        return Refusal(target=graph.label(node), reason=f"not one Clip: {data.name} has other readers")
+        return Refusal(target=query.label(node), reason=f"not one Clip: {data.name} has other readers")
     else:
         return None
-    return Rewrite(target=graph.label(node), reason=reason, apply=lambda: _replace(node, data, low, high, scene))
+    return Rewrite(target=query.label(node), reason=reason, apply=lambda: _replace(node, data, low, high, scene))
 
 
 def _clip(number: float, low: float, high: float) -> float:
     return min(max(number, low), high)
 
 
-def _bounds(node: ir.Node, scene: Scene) -> tuple[ir.Value, float, float] | None:
+def _bounds(node: ir.Node, scene: RewriteContext) -> tuple[ir.Value, float, float] | None:
     """Return (x, low, high) of a node that keeps a float32 x between two numbers, None for all others."""
     x, low, high = node.inputs[0], -math.inf, math.inf
-    if graph.is_op(node, "Relu"):
+    if query.is_op(node, "Relu"):
         low = 0.0
-    elif graph.is_op(node, "Clip"):
+    elif query.is_op(node, "Clip"):
         limits = clip_limits(node)
         if limits is None:
             return None
         low, high = limits
-    elif graph.is_op(node, "Max", "Min") and len(node.inputs) == 2 and scene.opset >= 8:
-        place = next((p for p in (1, 0) if graph.scalar(node.inputs[p]) is not None), None)
-        number = None if place is None else graph.scalar(node.inputs[place])
+    elif query.is_op(node, "Max", "Min") and len(node.inputs) == 2 and scene.opset >= 8:
+        place = next((p for p in (1, 0) if query.scalar(node.inputs[p]) is not None), None)
+        number = None if place is None else query.scalar(node.inputs[place])
         if place is None or number is None:
             return None
-        x, limit = node.inputs[1 - place], graph.constant_tensor(node.inputs[place])
+        x, limit = node.inputs[1 - place], query.constant_tensor(node.inputs[place])
         rank = scene.shapes.rank(x)
-        if limit is None or len(graph.dims(limit)) > (rank or 0):
+        if limit is None or len(query.dims(limit)) > (rank or 0):
             return None  # the number's axes would be the result's
         low, high = (number, high) if node.op_type == "Max" else (low, number)
     else:
@@ -66,7 +66,7 @@ def _bounds(node: ir.Node, scene: Scene) -> tuple[ir.Value, float, float] | None
     return x, low, high
 
 
-def _replace(node: ir.Node, data: ir.Value, low: float, high: float, scene: Scene) -> None:
+def _replace(node: ir.Node, data: ir.Value, low: float, high: float, scene: RewriteContext) -> None:
     names = scene.names
     limits: list[ir.Value | None] = []
     attributes: dict[str, float] = {}
@@ -76,10 +76,10 @@ def _replace(node: ir.Node, data: ir.Value, low: float, high: float, scene: Scen
             attributes.update({name: limit} if math.isfinite(limit) else {})
         elif math.isfinite(limit):
             number = np.array(limit, dtype=np.float32)
-            limits.append(graph.add_initializer(graph.home(node), names, f"{node.outputs[0].name}_{name}", number))
+            limits.append(edit.add_initializer(query.home(node), names, f"{node.outputs[0].name}_{name}", number))
         else:
             limits.append(None)
     while limits and limits[-1] is None:
         limits.pop()
-    made = graph.insert_before(node, names, kind, [data, *limits], attributes=attributes)
-    graph.take_over(node.outputs[0], made.outputs[0])
+    made = edit.insert_before(node, names, kind, [data, *limits], attributes=attributes)
+    edit.take_over(node.outputs[0], made.outputs[0])

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 
 _CHANCE = (
     *("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
@@ -44,7 +44,7 @@ class ShareNodes:
 
     def _share(self, body: ir.Graph, seen: _Seen, context: Context, changes: list[Change]) -> None:
         for node in tuple(body):
-            inner = graph.bodies(node)
+            inner = query.bodies(node)
             for each in inner:
                 self._share(each, seen.new_child(), context, changes)
             key = None if inner else _key(node)
@@ -55,19 +55,19 @@ class ShareNodes:
                 seen[key] = node
                 continue
             pairs = list(zip(node.outputs, first.outputs, strict=True))
-            target = graph.label(node)
-            if not all(graph.can_replace(old, new) for old, new in pairs):
+            target = query.label(node)
+            if not all(edit.can_replace(old, new) for old, new in pairs):
                 continue
             if not context.gate.admits(self.name, target):
                 continue
-            reason = f"computes the same as {graph.label(first)}"
-            graph.replace_node(node, list(first.outputs))
+            reason = f"computes the same as {query.label(first)}"
+            edit.replace_node(node, list(first.outputs))
             changes.append(Change(pass_name=self.name, target=target, action=Action.APPLIED, reason=reason))
 
 
 def _key(node: ir.Node) -> Hashable | None:
     """Return what two nodes share that always compute the same, None where that can't be told."""
-    if node.domain not in graph.STANDARD_DOMAINS or graph.is_op(node, *_CHANCE, *_QUANTIZATION):
+    if node.domain not in query.STANDARD_DOMAINS or query.is_op(node, *_CHANCE, *_QUANTIZATION):
         return None
     attributes = []
     for attr in sorted(node.attributes.values(), key=lambda a: a.name):
@@ -89,7 +89,7 @@ def _attribute_key(attr: ir.Attr) -> Hashable | None:
         tensor = attr.as_tensor()
         if tensor.nbytes > _SMALL_BYTES or tensor.dtype == ir.DataType.STRING:
             return None
-        return str(tensor.dtype), graph.dims(tensor), tensor.tobytes()
+        return str(tensor.dtype), query.dims(tensor), tensor.tobytes()
     if isinstance(attr.value, (int, str)):
         return attr.value
     if isinstance(attr.value, float):

@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
 from ...shapes import infer as shapes
@@ -56,10 +56,10 @@ class FoldConstants:
             return changes
         plan = _plan(candidates, shapes.inferred(model, context), self.allowance_bytes)
         changes += [
-            Change(pass_name=self.name, target=graph.label(node), action=Action.SKIPPED, reason=reason)
+            Change(pass_name=self.name, target=query.label(node), action=Action.SKIPPED, reason=reason)
             for node, reason in plan.refused.items()
         ]
-        names = graph.Names(model)
+        names = edit.Names(model)
         for batch in _batches(plan.stored):
             alive = [node for node in batch if node.graph is not None]
             results = constants_run.compute(model, alive) if alive else {}
@@ -76,9 +76,9 @@ def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
     """
     likes = [
         node
-        for body in graph.graphs_outside_functions(model)
+        for body in query.graphs_outside_functions(model)
         for node in body
-        if graph.is_op(node, "CastLike") and graph.constant_tensor(node.inputs[0]) is not None
+        if query.is_op(node, "CastLike") and query.constant_tensor(node.inputs[0]) is not None
     ]
     known = shapes.inferred(model, context) if likes else None
     for node in likes:
@@ -86,30 +86,30 @@ def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
         if dtype == ir.DataType.FLOAT16 and _is_float32_number(node.inputs[0]):
             yield Change(
                 pass_name=FoldConstants.name,
-                target=graph.label(node),
+                target=query.label(node),
                 action=Action.SKIPPED,
                 reason="where float16 is computed in float32 the number is read as it is; in float16 it needs a Cast",
             )
             continue
-        if dtype in constants_run.RUNNABLE and context.gate.admits(FoldConstants.name, graph.label(node)):
-            graph.turn_into(node, "Cast", [node.inputs[0]], {"to": int(dtype)})
+        if dtype in constants_run.RUNNABLE and context.gate.admits(FoldConstants.name, query.label(node)):
+            edit.turn_into(node, "Cast", [node.inputs[0]], {"to": int(dtype)})
             yield Change(
                 pass_name=FoldConstants.name,
-                target=graph.label(node),
+                target=query.label(node),
                 action=Action.APPLIED,
                 reason=f"the type that it casts to is {dtype.name}",
             )
 
 
 def _is_float32_number(value: ir.Value | None) -> bool:
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size == 1
 
 
 def _candidates(model: ir.Model) -> dict[ir.Node, None]:
     """Return the nodes that depend on constants only, each after those that it reads."""
     found: dict[ir.Node, None] = {}
-    for body in graph.graphs_outside_functions(model):
+    for body in query.graphs_outside_functions(model):
         for node in body:
             if _is_pure(node) and all(_is_known(value, found) for value in node.inputs if value is not None):
                 found[node] = None
@@ -119,22 +119,22 @@ def _candidates(model: ir.Model) -> dict[ir.Node, None]:
 def _is_pure(node: ir.Node) -> bool:
     """Say whether a node is a function of its inputs that the runtime may be asked for."""
     return (
-        node.domain in graph.STANDARD_DOMAINS
+        node.domain in query.STANDARD_DOMAINS
         and any(value is not None for value in node.inputs)
-        and not graph.bodies(node)
-        and not graph.is_op(node, "DequantizeLinear", "Constant")
+        and not query.bodies(node)
+        and not query.is_op(node, "DequantizeLinear", "Constant")
         and not ops.is_nondeterministic(node)
         and not any(attr.is_ref() for attr in node.attributes.values())
     )
 
 
 def _is_known(value: ir.Value, found: dict[ir.Node, None]) -> bool:
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     return value.producer() in found if tensor is None else tensor.dtype in constants_run.RUNNABLE
 
 
 @plain_dataclass
-class _Plan:
+class _FoldPlan:
     """What is to be stored, with the bytes that become free and those that are stored; what is not, and why."""
 
     stored: dict[ir.Node, tuple[int, int]]
@@ -142,11 +142,11 @@ class _Plan:
     sizes: dict[ir.Value, int | None]
 
 
-def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int) -> _Plan:
+def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int) -> _FoldPlan:
     """Choose the nodes whose results are stored."""
     sizes = {output: _bytes_of(output, known) for node in candidates for output in node.outputs}
     freed, generated = _freed(candidates)
-    plan = _Plan({}, {}, sizes)
+    plan = _FoldPlan({}, {}, sizes)
     gone: set[ir.Node] = set()  # nodes that are stored, or that only such ones read
     for node in reversed(candidates):
         needed = [o for o in node.outputs if o.is_graph_output() or any(u.node not in gone for u in o.uses())]
@@ -188,7 +188,7 @@ def _freed(candidates: dict[ir.Node, None]) -> tuple[dict[ir.Node, int], set[ir.
                 sharers[value] = len(readers) if is_free else 0
             if not sharers[value]:
                 continue
-            whole = freed[maker] if maker in freed else graph.tensor_bytes([value]) + _entry_bytes(value)
+            whole = freed[maker] if maker in freed else query.tensor_bytes([value]) + _entry_bytes(value)
             total += whole // sharers[value]
         if ops.is_generator(node):
             generated.add(node)
@@ -229,7 +229,7 @@ def _batches(stored: dict[ir.Node, tuple[int, int]]) -> Iterator[Sequence[ir.Nod
 
 
 def _store(
-    node: ir.Node, results: dict[ir.Value, np.ndarray], plan: _Plan, names: graph.Names, context: Context
+    node: ir.Node, results: dict[ir.Value, np.ndarray], plan: _FoldPlan, names: edit.Names, context: Context
 ) -> list[Change]:
     """Replace a node by its results, and take out what only led to it."""
     freed, expected = plan.stored[node]
@@ -237,7 +237,7 @@ def _store(
     if node.graph is None or any(output not in results for output in read):
         return []  # the runtime has no kernel for it, or it fails at every run: not ours to decide
     stored = sum(results[output].nbytes for output in read)
-    target = graph.label(node)
+    target = query.label(node)
     if any(plan.sizes[output] is None for output in read) and stored > max(expected, freed):
         reason = f"its result takes {stored:,} bytes, what it is computed from {freed:,}"
         return [Change(pass_name=FoldConstants.name, target=target, action=Action.SKIPPED, reason=reason)]
@@ -245,9 +245,9 @@ def _store(
         return []
     sources = [v for v in dict.fromkeys(node.inputs) if v is not None and not v.is_initializer()]
     arrays = [_tensor(results.pop(output), output.name) if output in read else None for output in node.outputs]
-    graph.replace_by_constant(node, names, arrays)
+    edit.replace_by_constant(node, names, arrays)
     for value in sources:
-        graph.remove_unread(value)
+        edit.remove_unread(value)
     return [
         Change(
             pass_name=FoldConstants.name,

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from ...errors import ModelError
-from ...graph import edit as graph
+from ...graph import query
 from ...runtime import session as runtime
 
 RUNNABLE = frozenset(
@@ -53,7 +53,7 @@ def cone(wanted: Sequence[ir.Node]) -> Iterator[ir.Node]:
         elif node not in seen:
             seen.add(node)
             pending.append((node, True))
-            makers = [v.producer() for v in node.inputs if v is not None and graph.constant_tensor(v) is None]
+            makers = [v.producer() for v in node.inputs if v is not None and query.constant_tensor(v) is None]
             pending += [(maker, False) for maker in makers if maker is not None]
 
 
@@ -75,15 +75,15 @@ def _run(model: ir.Model, wanted: Sequence[ir.Node]) -> dict[ir.Value, np.ndarra
                 continue
             if value not in names:
                 names[value] = f"v{len(names)}"
-                tensor = graph.constant_tensor(value)
+                tensor = query.constant_tensor(value)
                 if tensor is None:
-                    raise ModelError("depends on more than constants", where=graph.label(node))
+                    raise ModelError("depends on more than constants", where=query.label(node))
                 if tensor.size <= _FED_ELEMENTS:
                     initializers.append(onnx.numpy_helper.from_array(tensor.numpy(), names[value]))
                 else:
                     feed[names[value]] = tensor.numpy()
                     inputs.append(
-                        onnx.helper.make_tensor_value_info(names[value], int(tensor.dtype), graph.dims(tensor))
+                        onnx.helper.make_tensor_value_info(names[value], int(tensor.dtype), query.dims(tensor))
                     )
             proto.input[port] = names[value]
         for index, value in enumerate(node.outputs):

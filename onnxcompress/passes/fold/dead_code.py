@@ -10,7 +10,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 
 _LOOP_STATE_FROM = 2
 """Inputs of a Loop before its state: the number of rounds and the condition."""
@@ -30,7 +30,7 @@ class RemoveDead:
         cleaning.clean(model.graph)
         for function in model.functions.values():
             cleaning.clean(function.graph)
-        for body in graph.graphs_outside_functions(model):
+        for body in query.graphs_outside_functions(model):
             cleaning.drop_weights(body)
         cleaning.drop_functions()
         cleaning.drop_opsets()
@@ -44,19 +44,19 @@ class _Cleaning:
         self.changes: list[Change] = []
         self._model = model
         self._context = context
-        self._opset = graph.opset(model)
+        self._opset = query.opset(model)
 
     def clean(self, body: ir.Graph) -> None:
         """Take dead nodes and outputs out of a graph and the bodies in it."""
         for node in reversed(tuple(body)):
             is_dead = not any(_is_read(output) for output in node.outputs)
-            if is_dead and self._admits(graph.label(node), "nothing reads its outputs"):
-                graph.discard_bodies(node)
+            if is_dead and self._admits(query.label(node), "nothing reads its outputs"):
+                edit.discard_bodies(node)
                 body.remove(node, safe=True)
                 continue
             node = self._drop_body_outputs(node)
             self._drop_optional_outputs(node)
-            for inner in graph.bodies(node):
+            for inner in query.bodies(node):
                 self.clean(inner)
 
     def drop_weights(self, body: ir.Graph) -> None:
@@ -64,7 +64,7 @@ class _Cleaning:
         for name, value in tuple(body.initializers.items()):
             if value.uses() or value.is_graph_output() or value.is_graph_input():
                 continue
-            if self._admits(name, "nothing reads this weight", graph.tensor_bytes([value])):
+            if self._admits(name, "nothing reads this weight", query.tensor_bytes([value])):
                 del body.initializers[name]
 
     def drop_functions(self) -> None:
@@ -78,28 +78,28 @@ class _Cleaning:
 
     def drop_opsets(self) -> None:
         """Take out imports of operator sets that no node uses."""
-        used = {node.domain for node in graph.nodes(self._model)} | {key[0] for key in self._model.functions}
+        used = {node.domain for node in query.nodes(self._model)} | {key[0] for key in self._model.functions}
         for domain in tuple(self._model.opset_imports):
-            if domain in used or domain in graph.STANDARD_DOMAINS:
+            if domain in used or domain in query.STANDARD_DOMAINS:
                 continue
             if self._admits(f"opset {domain}", "no node is of this domain"):
                 del self._model.opset_imports[domain]
 
     def _drop_body_outputs(self, node: ir.Node) -> ir.Node:
         """Drop unread outputs that bodies compute: any of an If, what a Loop collects. Return the node that is left."""
-        if graph.is_op(node, "If"):
+        if query.is_op(node, "If"):
             first, offset = 0, 0
-        elif graph.is_op(node, "Loop"):
+        elif query.is_op(node, "Loop"):
             first, offset = len(node.inputs) - _LOOP_STATE_FROM, 1
         else:
             return node
         unread = [i for i, output in enumerate(node.outputs) if i >= first and not _is_read(output)]
         if not unread or len(unread) == len(node.outputs) or not self._admits(*_what(node, unread)):
             return node
-        for body in graph.bodies(node):
+        for body in query.bodies(node):
             for index in reversed(unread):
                 body.outputs.pop(index + offset)
-        return graph.without_outputs(node, unread)
+        return edit.without_outputs(node, unread)
 
     def _drop_optional_outputs(self, node: ir.Node) -> None:
         """Leave out optional outputs that nobody reads: the last ones go, others lose their name."""
@@ -117,9 +117,9 @@ class _Cleaning:
 
     def _may_go(self, node: ir.Node, index: int) -> bool:
         """Say whether a node means the same without one of its outputs."""
-        if node.domain not in graph.STANDARD_DOMAINS:
+        if node.domain not in query.STANDARD_DOMAINS:
             return False
-        if graph.is_op(node, "BatchNormalization") and (self._opset < 14 or graph.attribute(node, "training_mode", 0)):
+        if query.is_op(node, "BatchNormalization") and (self._opset < 14 or query.attribute(node, "training_mode", 0)):
             return False  # in old opsets the number of outputs is what turns training on
         try:
             schema = onnx.defs.get_schema(node.op_type, self._opset)
@@ -153,12 +153,12 @@ def _is_read(value: ir.Value) -> bool:
 def _what(node: ir.Node, unread: list[int]) -> tuple[str, str]:
     """Return the target and the reason of dropping outputs."""
     names = ", ".join(str(node.outputs[i].name) for i in unread)
-    return f"{graph.label(node)}:{names}", f"nothing reads {names}"
+    return f"{query.label(node)}:{names}", f"nothing reads {names}"
 
 
 def _called(model: ir.Model) -> Iterator[tuple[str, str, str]]:
     """Yield the local functions that the main graph calls, directly or through others."""
-    pending = [node for body in graph.graphs_outside_functions(model) for node in body]
+    pending = [node for body in query.graphs_outside_functions(model) for node in body]
     seen: set[tuple[str, str, str]] = set()
     while pending:
         identifier = pending.pop().op_identifier()

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...ops import table as ops
 
 _MOVES = ("Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
@@ -37,18 +37,18 @@ class DropZeros:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Look at every node that has such an input, in every graph outside of local functions."""
         changes: list[Change] = []
-        opset = graph.opset(model)
-        candidates = (node for body in graph.graphs_outside_functions(model) for node in tuple(body))
-        for node in [n for n in candidates if graph.is_op(n, *ops.ZERO_BY_DEFAULT)]:
-            if graph.is_op(node, "Gemm") and opset < _GEMM_BIAS_OPTIONAL_FROM:
+        opset = query.opset(model)
+        candidates = (node for body in query.graphs_outside_functions(model) for node in tuple(body))
+        for node in [n for n in candidates if query.is_op(n, *ops.ZERO_BY_DEFAULT)]:
+            if query.is_op(node, "Gemm") and opset < _GEMM_BIAS_OPTIONAL_FROM:
                 continue
             for port in ops.ZERO_BY_DEFAULT[node.op_type]:
                 value = node.inputs[port] if port < len(node.inputs) else None
-                target = f"{graph.label(node)}:{port}"
+                target = f"{query.label(node)}:{port}"
                 if value is None or not _is_zero(value) or not context.gate.admits(self.name, target):
                     continue
                 reason = f"{value.name} is all zeros, which is what {node.op_type} takes without it"
-                size_bytes = graph.tensor_bytes([value])
+                size_bytes = query.tensor_bytes([value])
                 _drop_input(node, port)
                 changes.append(
                     Change(
@@ -65,14 +65,14 @@ class DropZeros:
 def _is_zero(value: ir.Value) -> bool:
     """Say whether every element of a value is zero at every run."""
     for _ in range(_DEPTH):
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is not None:
             return tensor.size <= _MOST_ELEMENTS and not np.any(tensor.numpy())
         node = value.producer()
-        if graph.is_op(node, "ConstantOfShape") and node is not None:
-            fill = graph.attribute(node, "value")
+        if query.is_op(node, "ConstantOfShape") and node is not None:
+            fill = query.attribute(node, "value")
             return "value" not in node.attributes or (fill is not None and not np.any(fill.numpy()))
-        if node is None or not graph.is_op(node, *_MOVES) or node.inputs[0] is None:
+        if node is None or not query.is_op(node, *_MOVES) or node.inputs[0] is None:
             return False
         value = node.inputs[0]
     return False
@@ -87,4 +87,4 @@ def _drop_input(node: ir.Node, port: int) -> None:
         count -= 1
     node.resize_inputs(count)
     if value is not None:
-        graph.remove_unread(value)
+        edit.remove_unread(value)

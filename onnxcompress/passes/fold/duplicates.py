@@ -17,7 +17,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io.tensors import chunks, excerpt
 
 _SAMPLE_BYTES = 4096
@@ -47,8 +47,8 @@ class ShareDuplicates:
         order = {id(value): number for number, value in enumerate(_weights(model))}
         parents = _parents(model)
         changes: list[Change] = []
-        names: graph.Names | None = None
-        counts = Counter(name for body in graph.graphs(model) for name in body.initializers)
+        names: edit.Names | None = None
+        counts = Counter(name for body in query.graphs(model) for name in body.initializers)
         found = _groups(_weights(model), _alike, _sample, _digest)
         for group in sorted(found, key=lambda values: order[id(values[0])]):
             keepers: list[ir.Value] = []
@@ -67,10 +67,10 @@ class ShareDuplicates:
                 name = value.name
                 if keeper is None:
                     keeper = keepers[0]
-                    names = names or graph.Names(model)
+                    names = names or edit.Names(model)
                     _move_out(keeper, model.graph, names, alone=counts[keeper.name or ""] == 1)
                 value.replace_all_uses_with(keeper)
-                graph.remove_initializer(value)
+                edit.remove_initializer(value)
                 changes.append(self._applied(name, f"equals {keeper.name}", tensor.nbytes))
         return changes
 
@@ -92,7 +92,7 @@ class ShareDuplicates:
         """Let the readers of one of two matrices read the other, if a Gemm is all that reads it."""
         for goes, stays in ((one, other), (other, one)):
             readers = list(goes.uses())
-            if not all(use.idx in (0, 1) and graph.is_op(use.node, "Gemm") for use in readers):
+            if not all(use.idx in (0, 1) and query.is_op(use.node, "Gemm") for use in readers):
                 continue
             name, tensor = goes.name, goes.const_value
             if name is None or tensor is None or not _is_transpose(goes, stays):
@@ -101,10 +101,10 @@ class ShareDuplicates:
                 return None
             for use in readers:
                 attribute = ("transA", "transB")[use.idx]
-                turned = 1 - int(graph.attribute(use.node, attribute, 0))
+                turned = 1 - int(query.attribute(use.node, attribute, 0))
                 use.node.attributes.add(ir.AttrInt64(attribute, turned))
                 use.node.replace_input_with(use.idx, stays)
-            graph.remove_initializer(goes)
+            edit.remove_initializer(goes)
             return self._applied(name, f"is the transpose of {stays.name}, which Gemm reads as well", tensor.nbytes)
         if not _is_transpose(one, other):
             return None
@@ -148,7 +148,7 @@ def _parents(model: ir.Model) -> dict[int, ir.Graph]:
         id(body): outer
         for outer in (model.graph, *model.graph.subgraphs())
         for node in outer
-        for body in graph.bodies(node)
+        for body in query.bodies(node)
     }
 
 
@@ -159,7 +159,7 @@ def _sees(inner: ir.Graph | None, outer: ir.Graph | None, parents: dict[int, ir.
     return inner is not None
 
 
-def _move_out(value: ir.Value, home: ir.Graph, names: graph.Names, *, alone: bool) -> None:
+def _move_out(value: ir.Value, home: ir.Graph, names: edit.Names, *, alone: bool) -> None:
     """Make an initializer of a body one of the outermost graph, where every body sees it."""
     if value.graph is home or value.graph is None or value.name is None:
         return
@@ -188,7 +188,7 @@ def _groups(values: Iterable[ir.Value], *keys: Callable[[ir.Value], Hashable]) -
 def _alike(value: ir.Value) -> Hashable:
     tensor = value.const_value
     assert tensor is not None
-    return tensor.dtype, graph.dims(tensor)
+    return tensor.dtype, query.dims(tensor)
 
 
 def _sample(value: ir.Value) -> Hashable:
@@ -215,7 +215,7 @@ def _is_large_matrix(value: ir.Value) -> bool:
 
 def _rows(tensor: ir.TensorProtocol, start: int, count: int) -> np.ndarray:
     """Return rows of a matrix as bytes [rows, columns, bytes of a number]; of a file no others are read."""
-    rows, columns = graph.dims(tensor)
+    rows, columns = query.dims(tensor)
     size = tensor.dtype.bitwidth // 8
     data = excerpt(tensor, start * columns * size, min(count, rows - start) * columns * size)
     return np.frombuffer(data, np.uint8).reshape(-1, columns, size)
@@ -225,7 +225,7 @@ def _corner(value: ir.Value, *, turned: bool) -> Hashable:
     """Return type, shape and first numbers of a matrix, or those of its transpose."""
     tensor = value.const_value
     assert tensor is not None
-    dims, corner = graph.dims(tensor), _rows(tensor, 0, _CORNER)[:, :_CORNER]
+    dims, corner = query.dims(tensor), _rows(tensor, 0, _CORNER)[:, :_CORNER]
     if turned:
         dims, corner = dims[::-1], corner.transpose(1, 0, 2)
     return tensor.dtype, dims, corner.tobytes()
@@ -234,8 +234,8 @@ def _corner(value: ir.Value, *, turned: bool) -> Hashable:
 def _is_transpose(one: ir.Value, other: ir.Value) -> bool:
     """Compare bit by bit; the second is held in memory, of the first a strip at a time."""
     first, second = one.const_value, other.const_value
-    if first is None or second is None or graph.dims(first) != graph.dims(second)[::-1]:
+    if first is None or second is None or query.dims(first) != query.dims(second)[::-1]:
         return False
-    whole = _rows(second, 0, graph.dims(second)[0]).transpose(1, 0, 2)
-    starts = range(0, graph.dims(first)[0], _STRIP)
+    whole = _rows(second, 0, query.dims(second)[0]).transpose(1, 0, 2)
+    starts = range(0, query.dims(first)[0], _STRIP)
     return all(np.array_equal(_rows(first, at, _STRIP), whole[at : at + _STRIP]) for at in starts)

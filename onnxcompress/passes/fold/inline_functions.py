@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from ...core import Action, Change, Context
-from ...graph import edit as graph
+from ...graph import edit, query
 
 Identifier = tuple[str, str, str]
 
@@ -48,25 +48,25 @@ def inline_functions(model: ir.Model, context: Context, pass_name: str) -> list[
 
 def _inline(model: ir.Model, chosen: set[Identifier], imports: Mapping[str, int]) -> None:
     """Inline the chosen functions, which are known to fit."""
-    names = graph.Names(model)
+    names = edit.Names(model)
     for identifier in chosen:
         function = model.functions[identifier]
         _own_outputs(function, names)
         for domain in function.opset_imports:
             function.opset_imports[domain] = imports[domain]
-    for node in graph.nodes(model):
+    for node in query.nodes(model):
         if node.op_identifier() in chosen:
             function = model.functions[node.op_identifier()]
             known = len(node.outputs)
             node.resize_outputs(len(function.outputs))
             for output in node.outputs[known:]:
-                output.name = names.fresh(f"{graph.label(node)}_out")
+                output.name = names.fresh(f"{query.label(node)}_out")
             for output in node.outputs:
-                output.name = output.name or names.fresh(f"{graph.label(node)}_out")
+                output.name = output.name or names.fresh(f"{query.label(node)}_out")
     InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
 
 
-def _own_outputs(function: ir.Function, names: graph.Names) -> None:
+def _own_outputs(function: ir.Function, names: edit.Names) -> None:
     """Give each output of a function a node of its own: not an input, not the same value twice."""
     seen: set[ir.Value] = set()
     for index, output in enumerate(function.outputs):
@@ -85,10 +85,10 @@ def _refusal(model: ir.Model, function: ir.Function, imports: Mapping[str, int])
         ours = imports.get(node.domain, theirs)
         if theirs != ours and node.op_identifier() not in model.functions and not _same(node, theirs, ours):
             return f"uses {node.op_type} of opset {theirs}, which means something else in the model's opset {ours}"
-    for node in graph.nodes(model):
+    for node in query.nodes(model):
         if node.op_identifier() != function.identifier():
             continue
-        if graph.bodies(node):
+        if query.bodies(node):
             return "takes a graph as attribute"
         if len(node.inputs) > len(function.inputs):
             return f"has {len(function.inputs)} inputs but is called with {len(node.inputs)}"
@@ -116,7 +116,7 @@ def _nodes(function: ir.Function) -> Iterator[ir.Node]:
 
 
 def _calls(model: ir.Model) -> set[Identifier]:
-    return {node.op_identifier() for node in graph.nodes(model)} & set(model.functions)
+    return {node.op_identifier() for node in query.nodes(model)} & set(model.functions)
 
 
 def _recursive(model: ir.Model) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.linear import composition
 from ...numerics.linear.patches import Window
 from ...ops.linear import LinearLayer, linear_layer
@@ -48,7 +48,7 @@ class Merged:
 
     @property
     def _itemsize(self) -> float:
-        tensor = graph.constant_tensor(self.layer.weight)
+        tensor = query.constant_tensor(self.layer.weight)
         assert tensor is not None
         return tensor.dtype.itemsize
 
@@ -58,7 +58,7 @@ def free_layer(node: ir.Node | None) -> LinearLayer | None:
     layer = None if node is None else linear_layer(node)
     if not isinstance(layer, LinearLayer) or layer.is_fixed:
         return None
-    tensors = [graph.constant_tensor(v) for v in (layer.weight, layer.bias_value) if v is not None]
+    tensors = [query.constant_tensor(v) for v in (layer.weight, layer.bias_value) if v is not None]
     return layer if all(tensor is not None and tensor.dtype in _TYPES for tensor in tensors) else None
 
 
@@ -71,7 +71,7 @@ def made_by(value: ir.Value) -> LinearLayer | None:
     """Return the layer that a value is the output of, bias included."""
     node = value.producer()
     layer = free_layer(node)
-    if layer is None and graph.is_op(node, "Add") and node is not None:
+    if layer is None and query.is_op(node, "Add") and node is not None:
         found = (free_layer(v.producer()) for v in node.inputs if v is not None)
         layer = next((each for each in found if each is not None), None)
     return layer if layer is not None and layer.y is value else None
@@ -89,7 +89,7 @@ def merge_chain(first: LinearLayer, second: LinearLayer) -> Merged | str | None:
     """
     if first.input_axis != second.input_axis or (first.window is None) != (second.window is None):
         return None
-    tensors = [graph.constant_tensor(layer.weight) for layer in (first, second)]
+    tensors = [query.constant_tensor(layer.weight) for layer in (first, second)]
     if tensors[0] is None or tensors[1] is None or tensors[0].dtype != tensors[1].dtype:
         return "their weights are of different types"
     bias = first.bias()
@@ -153,16 +153,16 @@ def merge_parallel(layers: Sequence[LinearLayer], scales: Sequence[tuple[np.ndar
     )
 
 
-def write(merged: Merged, x: ir.Value, names: graph.Names) -> ir.Value:
+def write(merged: Merged, x: ir.Value, names: edit.Names) -> ir.Value:
     """Let a layer's node read `x` and multiply by what it is to; return its output, bias included."""
     layer = merged.layer
     node, port = layer.node, layer.facts.port
-    old, tensor = layer.weight, graph.constant_tensor(layer.weight)
+    old, tensor = layer.weight, query.constant_tensor(layer.weight)
     assert tensor is not None
     stored = layer.stored(merged.weight).astype(tensor.dtype.numpy())
-    made = graph.add_initializer(graph.home(node), names, f"{layer.label}_merged", stored)
+    made = edit.add_initializer(query.home(node), names, f"{layer.label}_merged", stored)
     node.replace_input_with(port, made)
-    graph.remove_unread(old)
+    edit.remove_unread(old)
     node.replace_input_with(layer.facts.data, x)
     if merged.window is not None:
         set_window(node, merged.window, merged.weight.shape[0])
@@ -176,9 +176,9 @@ def write(merged: Merged, x: ir.Value, names: graph.Names) -> ir.Value:
 def weight_of(layer: LinearLayer) -> np.ndarray:
     """Return a layer's weight with its kernel: [groups, out, in, *kernel]."""
     kernel = () if layer.window is None else layer.window.kernel
-    tensor = graph.constant_tensor(layer.weight)
+    tensor = query.constant_tensor(layer.weight)
     matrix = layer.matrix()
-    if tensor is not None and tensor.dtype == ir.DataType.DOUBLE and not graph.attribute(layer.node, "alpha"):
+    if tensor is not None and tensor.dtype == ir.DataType.DOUBLE and not query.attribute(layer.node, "alpha"):
         matrix = layer.flat(float_constants.read(layer.weight))
     return matrix.reshape(*matrix.shape[:2], -1, *kernel)
 

@@ -19,13 +19,13 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...ops import table as ops
 from ...ops.linear import LinearLayer
 from .. import rewriting
-from ..rewriting import Refusal, Rewrite, Scene
+from ..rewriting import Refusal, Rewrite, RewriteContext
 from . import layer_composition
-from .affine_view import Line, read_map
+from .affine_view import ChannelAxis, read_map
 from .layer_composition import Merged
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -52,7 +52,7 @@ class MergeLayers:
         return rewriting.rewrite(model, context, self.name, rules)
 
 
-def _in_a_row(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+def _in_a_row(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
     second = layer_composition.free_layer(node)
     if second is None or not layer_composition.is_private(second.x):
         return None
@@ -61,26 +61,26 @@ def _in_a_row(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
         return None
     merged = layer_composition.merge_chain(first, second)
     if isinstance(merged, str):
-        return Refusal(target=graph.label(node), reason=f"not merged with the layer before: {merged}")
+        return Refusal(target=query.label(node), reason=f"not merged with the layer before: {merged}")
     if merged is None:
         return None
     return Rewrite(
-        target=graph.label(node),
-        reason=f"merged with {graph.label(first.node)} before it",
+        target=query.label(node),
+        reason=f"merged with {query.label(first.node)} before it",
         apply=partial(put_in_a_row, merged, first, scene.names),
         bytes_before=merged.bytes_before,
         bytes_after=merged.bytes_after,
     )
 
 
-def put_in_a_row(merged: Merged, first: LinearLayer, names: graph.Names) -> None:
+def put_in_a_row(merged: Merged, first: LinearLayer, names: edit.Names) -> None:
     """Let a layer do what the one before it did too, which goes."""
     between, x = merged.layer.x, first.x
     layer_composition.write(merged, x, names)
-    graph.remove_unread(between)
+    edit.remove_unread(between)
 
 
-def _side_by_side(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+def _side_by_side(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
     operands = [value for value in node.inputs if value is not None]
     if len(operands) != len(node.inputs) or len(operands) < 2:
         return None
@@ -95,24 +95,24 @@ def _side_by_side(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
     window = layers[0].window
     rank = scene.shapes.rank(x) if window is None else len(window.kernel) + 2
     axis = layers[0].input_axis if window is None else 1 - len(window.kernel) - 2
-    line = Line(axis, channels, rank, -axis)
+    line = ChannelAxis(axis, channels, rank, -axis)
     scales = [_scale(value, x, line, scene) for value, layer in zip(operands, made, strict=True) if layer is None]
     known = [scale for scale in scales if scale is not None]
     if len(known) < len(scales):
         return None
     merged = layer_composition.merge_parallel(layers, known)
     if isinstance(merged, str):
-        return Refusal(target=graph.label(node), reason=f"not merged with what is added: {merged}")
+        return Refusal(target=query.label(node), reason=f"not merged with what is added: {merged}")
 
     def apply() -> None:
         total = node.outputs[0]
-        graph.take_over(total, merged.layer.y)
+        edit.take_over(total, merged.layer.y)
         layer_composition.write(merged, x, scene.names)
 
-    others = [graph.label(layer.node) for layer in layers if layer is not merged.layer]
+    others = [query.label(layer.node) for layer in layers if layer is not merged.layer]
     return Rewrite(
-        target=graph.label(node),
-        reason=f"{graph.label(merged.layer.node)} does what was added to it too: "
+        target=query.label(node),
+        reason=f"{query.label(merged.layer.node)} does what was added to it too: "
         + " and ".join([*others, *["a multiple of its input"] * len(known)]),
         apply=apply,
         bytes_before=merged.bytes_before,
@@ -120,7 +120,9 @@ def _side_by_side(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
     )
 
 
-def _scale(value: ir.Value, x: ir.Value, line: Line, scene: Scene) -> tuple[np.ndarray, np.ndarray] | None:
+def _scale(
+    value: ir.Value, x: ir.Value, line: ChannelAxis, scene: RewriteContext
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return a value as factors of x and summands, float64 [channels] each; None where it is anything else."""
     channels = line.channels
     assert channels is not None
@@ -129,14 +131,14 @@ def _scale(value: ir.Value, x: ir.Value, line: Line, scene: Scene) -> tuple[np.n
     node = value.producer()
     if node is None or not layer_composition.is_private(value) or x not in node.inputs:
         return None
-    found = read_map(node, x, line, scene) if graph.is_op(node, *_SCALES) else None
+    found = read_map(node, x, line, scene) if query.is_op(node, *_SCALES) else None
     if found is None or isinstance(found, str):
         return None
     scale, shift = (np.array(np.broadcast_to(each, channels)) for each in (found.scale, found.shift))
     return scale, shift
 
 
-def _whole_extent(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _whole_extent(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     layer = layer_composition.free_layer(node)
     if layer is None or layer.window is None or layer.groups > 1:
         return None
@@ -147,8 +149,8 @@ def _whole_extent(node: ir.Node, scene: Scene) -> Rewrite | None:
         return None
     between: list[ir.Node] = []
     value = layer.y
-    while (reader := graph.sole_consumer(value)) is not None and graph.is_op(reader, *ops.ELEMENTWISE):
-        if reader.inputs[0] is not value or graph.is_op(reader, "Cast"):
+    while (reader := query.sole_consumer(value)) is not None and query.is_op(reader, *ops.ELEMENTWISE):
+        if reader.inputs[0] is not value or query.is_op(reader, "Cast"):
             return None
         between.append(reader)
         value = reader.outputs[0]
@@ -159,45 +161,45 @@ def _whole_extent(node: ir.Node, scene: Scene) -> Rewrite | None:
     def apply() -> None:
         _as_gemm(layer, between, end, scene)
 
-    size = graph.tensor_bytes([layer.weight])
+    size = query.tensor_bytes([layer.weight])
     return Rewrite(
-        target=graph.label(node),
-        reason=f"it sees all of its input at once: a Gemm, and {graph.label(end)} goes before it",
+        target=query.label(node),
+        reason=f"it sees all of its input at once: a Gemm, and {query.label(end)} goes before it",
         apply=apply,
         bytes_before=size,
         bytes_after=size,
     )
 
 
-def _flattens(node: ir.Node, value: ir.Value, layer: LinearLayer, scene: Scene) -> bool:
+def _flattens(node: ir.Node, value: ir.Value, layer: LinearLayer, scene: RewriteContext) -> bool:
     """Say whether a node makes [N, channels] of the layer's [N, channels, 1, ...]."""
     if node.graph is not layer.node.graph or not node.inputs or node.inputs[0] is not value:
         return False
-    if graph.is_op(node, "Flatten"):
-        return int(graph.attribute(node, "axis", 1)) == 1
-    if graph.is_op(node, "Reshape"):
-        wanted = graph.small_constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if query.is_op(node, "Flatten"):
+        return int(query.attribute(node, "axis", 1)) == 1
+    if query.is_op(node, "Reshape"):
+        wanted = query.small_constant(node.inputs[1]) if len(node.inputs) > 1 else None
         channels = layer.shape[1]
         return wanted is not None and wanted.tolist() in ([-1, channels], [0, -1], [0, channels])
-    if graph.is_op(node, "Squeeze"):
+    if query.is_op(node, "Squeeze"):
         result = scene.shapes.shape(node.outputs[0])
         return result is not None and len(result) == 2 and result[1] == layer.shape[1]
     return False
 
 
-def _as_gemm(layer: LinearLayer, between: list[ir.Node], end: ir.Node, scene: Scene) -> None:
+def _as_gemm(layer: LinearLayer, between: list[ir.Node], end: ir.Node, scene: RewriteContext) -> None:
     node, names = layer.node, scene.names
     matrix, bias = layer_composition.weight_of(layer), layer.bias()
     _, out, _ = layer.shape
-    tensor = graph.constant_tensor(layer.weight)
+    tensor = query.constant_tensor(layer.weight)
     assert tensor is not None
-    home, dtype = graph.home(node), tensor.dtype.numpy()
-    weight = graph.add_initializer(home, names, f"{layer.label}_matrix", matrix.reshape(out, -1).astype(dtype))
-    flat = graph.insert_before(node, names, "Flatten", [layer.x], attributes={"axis": 1}, hint=f"{layer.label}_flat")
+    home, dtype = query.home(node), tensor.dtype.numpy()
+    weight = edit.add_initializer(home, names, f"{layer.label}_matrix", matrix.reshape(out, -1).astype(dtype))
+    flat = edit.insert_before(node, names, "Flatten", [layer.x], attributes={"axis": 1}, hint=f"{layer.label}_flat")
     summand = layer.bias_value
-    if summand is None or bias is None or graph.constant_tensor(summand) is None:
-        summand = graph.add_initializer(home, names, f"{layer.label}_bias", np.zeros(out, dtype))
-    value = graph.insert_before(
+    if summand is None or bias is None or query.constant_tensor(summand) is None:
+        summand = edit.add_initializer(home, names, f"{layer.label}_bias", np.zeros(out, dtype))
+    value = edit.insert_before(
         node, names, "Gemm", [flat.outputs[0], weight, summand], attributes={"transB": 1}, hint=f"{layer.label}_gemm"
     ).outputs[0]
     for each in between:
@@ -207,5 +209,5 @@ def _as_gemm(layer: LinearLayer, between: list[ir.Node], end: ir.Node, scene: Sc
         value.name = names.fresh(f"{value.name}_flat")
     result = end.outputs[0]
     end.replace_input_with(0, value)
-    graph.take_over(result, value)
-    graph.remove_unread(layer.y)
+    edit.take_over(result, value)
+    edit.remove_unread(layer.y)

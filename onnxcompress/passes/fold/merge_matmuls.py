@@ -24,7 +24,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
 from ...shapes import infer as shapes
@@ -56,13 +56,13 @@ class MergeMatmuls:
         """Look at the products of every value, in every graph outside of local functions."""
         found = [
             group
-            for body in graph.graphs_outside_functions(model)
+            for body in query.graphs_outside_functions(model)
             for group in _groups(body)
             if len({branch.node for branch in group}) > 1
         ]
         if not found:
             return []
-        known, names, opset = shapes.inferred(model, context), graph.Names(model), graph.opset(model)
+        known, names, opset = shapes.inferred(model, context), edit.Names(model), query.opset(model)
         changes: list[Change] = []
         for group in found:
             changes += _merge(group, known, names, opset, context)
@@ -88,10 +88,10 @@ class _Branch:
             return f"others read its weight {self.weight.name} too"
         readers = self.result.uses()
         fused = next(
-            (u.node for u in readers if not (ops.moves_data(u.node, u.idx) or graph.is_op(u.node, *_UNFUSED))), None
+            (u.node for u in readers if not (ops.moves_data(u.node, u.idx) or query.is_op(u.node, *_UNFUSED))), None
         )
         if fused is not None:
-            return f"a runtime may fuse it with {graph.label(fused)}"
+            return f"a runtime may fuse it with {query.label(fused)}"
         return ""
 
 
@@ -101,23 +101,23 @@ def _groups(body: ir.Graph) -> Iterator[list[_Branch]]:
     for node in body:
         branch = _branch(node)
         if branch is not None:
-            kind = (node.op_type, branch.dtype, branch.bias is None, graph.attribute(node, "transB", 0))
+            kind = (node.op_type, branch.dtype, branch.bias is None, query.attribute(node, "transB", 0))
             found.setdefault((node.inputs[0], *kind), []).append(branch)
     yield from found.values()
 
 
 def _branch(node: ir.Node) -> _Branch | None:
     """Return a node as a branch, None unless it multiplies by a constant matrix and nothing else."""
-    if not graph.is_op(node, "MatMul", "Gemm") or len(node.inputs) < 2 or node.inputs[0] is None:
+    if not query.is_op(node, "MatMul", "Gemm") or len(node.inputs) < 2 or node.inputs[0] is None:
         return None
     weight = node.inputs[1]
-    tensor = graph.constant_tensor(weight)
-    if weight is None or tensor is None or tensor.dtype not in _TYPES or len(graph.dims(tensor)) != 2:
+    tensor = query.constant_tensor(weight)
+    if weight is None or tensor is None or tensor.dtype not in _TYPES or len(query.dims(tensor)) != 2:
         return None
-    if graph.is_op(node, "MatMul"):
-        size = graph.dims(tensor)[1]
-        after = graph.sole_consumer(node.outputs[0])
-        if after is not None and graph.is_op(after, "Add") and after.graph is node.graph:
+    if query.is_op(node, "MatMul"):
+        size = query.dims(tensor)[1]
+        after = query.sole_consumer(node.outputs[0])
+        if after is not None and query.is_op(after, "Add") and after.graph is node.graph:
             bias = after.inputs[1] if after.inputs[0] is node.outputs[0] else after.inputs[0]
             if _is_row(bias, size, tensor.dtype):
                 return _Branch(node, weight, bias, size, tensor.dtype, after.outputs[0])
@@ -129,7 +129,7 @@ def _branch(node: ir.Node) -> _Branch | None:
         if k in node.attributes
     ):
         return None
-    size = graph.dims(tensor)[0 if graph.attribute(node, "transB", 0) else 1]
+    size = query.dims(tensor)[0 if query.attribute(node, "transB", 0) else 1]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not _is_row(bias, size, tensor.dtype):
         return None
@@ -137,12 +137,12 @@ def _branch(node: ir.Node) -> _Branch | None:
 
 
 def _is_row(value: ir.Value | None, size: int, dtype: ir.DataType) -> bool:
-    tensor = graph.constant_tensor(value)
-    return tensor is not None and tensor.dtype == dtype and graph.dims(tensor) == (size,)
+    tensor = query.constant_tensor(value)
+    return tensor is not None and tensor.dtype == dtype and query.dims(tensor) == (size,)
 
 
 def _merge(
-    group: Sequence[_Branch], known: shapes.Shapes, names: graph.Names, opset: int, context: Context
+    group: Sequence[_Branch], known: shapes.Shapes, names: edit.Names, opset: int, context: Context
 ) -> list[Change]:
     """Merge the branches on one value that may be, where that leaves fewer nodes."""
     kept = [branch for branch in group if not branch.obstacle]
@@ -151,14 +151,14 @@ def _merge(
         return []
     if not _gains(kept, rank):
         return [
-            Change(pass_name=MergeMatmuls.name, target=graph.label(b.node), action=Action.SKIPPED, reason=b.obstacle)
+            Change(pass_name=MergeMatmuls.name, target=query.label(b.node), action=Action.SKIPPED, reason=b.obstacle)
             for b in group
             if b.obstacle
         ]
     first = kept[0].node
-    target = graph.label(first)
-    stored = graph.tensor_bytes([v for b in kept for v in (b.weight, b.bias)])
-    if graph.tensor_bytes([b.weight for b in kept]) > _MOST_BYTES:
+    target = query.label(first)
+    stored = query.tensor_bytes([v for b in kept for v in (b.weight, b.bias)])
+    if query.tensor_bytes([b.weight for b in kept]) > _MOST_BYTES:
         reason = f"the merged weight would take {stored:,} bytes"
         return [Change(pass_name=MergeMatmuls.name, target=target, action=Action.SKIPPED, reason=reason)]
     result = _least_result_bytes(kept, known)
@@ -197,31 +197,29 @@ def _least_result_bytes(branches: Sequence[_Branch], known: shapes.Shapes) -> in
     return tensors.nbytes(branches[0].dtype, (rows, sum(b.size for b in branches)))
 
 
-def _apply(branches: Sequence[_Branch], names: graph.Names, opset: int) -> None:
+def _apply(branches: Sequence[_Branch], names: edit.Names, opset: int) -> None:
     """Put the merged product in front of the first branch; every result keeps its name."""
     first = branches[0].node
-    body, kind, x = graph.home(first), first.op_type, first.inputs[0]
-    attributes = {"transB": 1} if graph.attribute(first, "transB", 0) else {}
-    weight = graph.add_initializer(
+    body, kind, x = query.home(first), first.op_type, first.inputs[0]
+    attributes = {"transB": 1} if query.attribute(first, "transB", 0) else {}
+    weight = edit.add_initializer(
         body,
         names,
         f"{branches[0].weight.name}_merged",
         _joined([b.weight for b in branches], 0 if attributes else 1),
     )
     biases = [b.bias for b in branches if b.bias is not None]
-    row = graph.add_initializer(body, names, f"{biases[0].name}_merged", _joined(biases, 0)) if biases else None
+    row = edit.add_initializer(body, names, f"{biases[0].name}_merged", _joined(biases, 0)) if biases else None
     inside = [row] if row is not None and kind == "Gemm" else []
-    whole = graph.insert_before(first, names, kind, [x, weight, *inside], attributes=attributes).outputs[0]
+    whole = edit.insert_before(first, names, kind, [x, weight, *inside], attributes=attributes).outputs[0]
     if row is not None and not inside:
-        whole = graph.insert_before(first, names, "Add", [whole, row]).outputs[0]
+        whole = edit.insert_before(first, names, "Add", [whole, row]).outputs[0]
     parts = _split(whole, [b.size for b in branches], first, names, opset)
     for branch, part in zip(branches, parts, strict=True):
-        graph.take_over(branch.result, part)
+        edit.take_over(branch.result, part)
 
 
-def _split(
-    whole: ir.Value, sizes: Sequence[int], anchor: ir.Node, names: graph.Names, opset: int
-) -> Sequence[ir.Value]:
+def _split(whole: ir.Value, sizes: Sequence[int], anchor: ir.Node, names: edit.Names, opset: int) -> Sequence[ir.Value]:
     """Cut the last axis of a value apart, before `anchor`, and return the parts."""
     attributes: dict[str, Any] = {"axis": -1}
     inputs = [whole]
@@ -230,22 +228,22 @@ def _split(
             attributes["num_outputs"] = len(sizes)
     elif opset >= 13:
         array = np.asarray(sizes, dtype=np.int64)
-        inputs.append(graph.add_initializer(graph.home(anchor), names, f"{whole.name}_sizes", array))
+        inputs.append(edit.add_initializer(query.home(anchor), names, f"{whole.name}_sizes", array))
     else:
         attributes["split"] = list(sizes)
-    node = graph.insert_before(anchor, names, "Split", inputs, attributes=attributes, outputs=len(sizes))
+    node = edit.insert_before(anchor, names, "Split", inputs, attributes=attributes, outputs=len(sizes))
     return node.outputs
 
 
 def _joined(values: Sequence[ir.Value], axis: int) -> ir.TensorProtocol | np.ndarray:
     """Return constants side by side; they are read one after the other."""
-    found = [t for v in values if (t := graph.constant_tensor(v)) is not None]
-    shape = list(graph.dims(found[0]))
-    shape[axis] = sum(graph.dims(t)[axis] for t in found)
+    found = [t for v in values if (t := query.constant_tensor(v)) is not None]
+    shape = list(query.dims(found[0]))
+    shape[axis] = sum(query.dims(t)[axis] for t in found)
     joined = np.empty(shape, dtype=found[0].dtype.numpy())
     start = 0
     for tensor in found:
-        stop = start + graph.dims(tensor)[axis]
+        stop = start + query.dims(tensor)[axis]
         joined[(slice(None),) * axis + (slice(start, stop),)] = tensor.numpy()
         start = stop
     return tensors.parked(joined, None) if joined.nbytes >= _PARKED_BYTES else joined

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...shapes import infer as shapes
 from .inline_functions import inline_functions
 
@@ -54,7 +54,7 @@ def _admits(context: Context, target: str) -> bool:
 
 def _sort(model: ir.Model, context: Context) -> list[Change]:
     """Put every node behind those it reads from."""
-    if not any(_unsorted(g) for g in graph.graphs(model)) or not _admits(context, "node order"):
+    if not any(_unsorted(g) for g in query.graphs(model)) or not _admits(context, "node order"):
         return []
     try:
         model.graph.sort()
@@ -80,7 +80,7 @@ def _unsorted(body: ir.Graph) -> bool:
 
 def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
     yield node
-    for body in graph.bodies(node):
+    for body in query.bodies(node):
         for inner in body:
             yield from _with_inner(inner)
 
@@ -111,15 +111,15 @@ def _seal(model: ir.Model, context: Context) -> list[Change]:
 def _tell_apart(model: ir.Model, context: Context) -> list[Change]:
     """Make the names that nodes have, and value names over all graphs, unique."""
     changes: list[Change] = []
-    nodes = graph.repeated_nodes(model)
+    nodes = query.repeated_nodes(model)
     if nodes and _admits(context, "repeated node names"):
-        names = graph.Names(model)
+        names = edit.Names(model)
         for node in nodes:
             node.name = names.fresh(node.name or node.op_type)
         changes.append(_change("repeated node names", f"{len(nodes)} nodes had another node's name"))
-    values = graph.repeated_values(model)
+    values = query.repeated_values(model)
     if values and _admits(context, "value names"):
-        names = graph.Names(model)
+        names = edit.Names(model)
         for value in values:
             value.name = names.fresh(value.name or "value")
         changes.append(_change("value names", f"{len(values)} values in bodies had another value's name"))
@@ -128,50 +128,50 @@ def _tell_apart(model: ir.Model, context: Context) -> list[Change]:
 
 def _store_constants(model: ir.Model, context: Context) -> list[Change]:
     """Turn Constant nodes into initializers of the same graph."""
-    if not any(graph.is_op(node, "Constant") for node in graph.nodes(model)):
+    if not any(query.is_op(node, "Constant") for node in query.nodes(model)):
         return []
-    names = graph.Names(model)
+    names = edit.Names(model)
     changes: list[Change] = []
-    for body in graph.graphs_outside_functions(model):
+    for body in query.graphs_outside_functions(model):
         for node in tuple(body):
-            if not graph.is_op(node, "Constant"):
+            if not query.is_op(node, "Constant"):
                 continue
-            tensor = graph.constant_tensor(node.outputs[0])
+            tensor = query.constant_tensor(node.outputs[0])
             if tensor is None:
                 kind = ", ".join(node.attributes) or "nothing"
                 reason = f"a Constant of {kind} has no form as an initializer"
-                changes.append(_change(graph.label(node), reason, action=Action.SKIPPED))
-            elif _admits(context, graph.label(node)):
-                changes.append(_change(graph.label(node), "Constant node became an initializer"))
-                graph.replace_by_constant(node, names, [tensor])
+                changes.append(_change(query.label(node), reason, action=Action.SKIPPED))
+            elif _admits(context, query.label(node)):
+                changes.append(_change(query.label(node), "Constant node became an initializer"))
+                edit.replace_by_constant(node, names, [tensor])
     return changes
 
 
 def _remove_copies(model: ir.Model, context: Context) -> list[Change]:
     """Take out Identity, and Dropout that drops nothing; one that makes a graph output may have to stay."""
     changes: list[Change] = []
-    opset = graph.opset(model)
-    for body in graph.graphs_outside_functions(model):
+    opset = query.opset(model)
+    for body in query.graphs_outside_functions(model):
         for node in tuple(body):
             source = node.inputs[0] if node.inputs else None
-            if source is None or not (graph.is_op(node, "Identity") or _drops_nothing(node, opset)):
+            if source is None or not (query.is_op(node, "Identity") or _drops_nothing(node, opset)):
                 continue
-            target = graph.label(node)
-            if graph.can_replace(node.outputs[0], source) and _admits(context, target):
-                graph.replace_value(node.outputs[0], source)
-                graph.remove_node(node)
+            target = query.label(node)
+            if edit.can_replace(node.outputs[0], source) and _admits(context, target):
+                edit.replace_value(node.outputs[0], source)
+                edit.remove_node(node)
                 changes.append(_change(target, f"{node.op_type} passed its input on unchanged"))
     return changes
 
 
 def _drops_nothing(node: ir.Node, opset: int) -> bool:
     """Say whether a Dropout is certain to be in inference mode, with nobody reading its mask."""
-    if not graph.is_op(node, "Dropout") or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
+    if not query.is_op(node, "Dropout") or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
         return False
     if opset < 7:
-        return bool(graph.attribute(node, "is_test", 0))
+        return bool(query.attribute(node, "is_test", 0))
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        return graph.scalar(node.inputs[2]) == 0
+        return query.scalar(node.inputs[2]) == 0
     return True
 
 
@@ -179,7 +179,7 @@ def _forget_contradicted(model: ir.Model, context: Context) -> list[Change]:
     """Drop declared shapes and types of intermediate values that inference contradicts."""
     declared = [
         value
-        for body in graph.graphs_outside_functions(model)
+        for body in query.graphs_outside_functions(model)
         for node in body
         for value in node.outputs
         if value.shape is not None and not value.is_graph_output()

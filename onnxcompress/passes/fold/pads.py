@@ -12,22 +12,22 @@ import math
 
 import onnx_ir as ir
 
-from ...graph import edit as graph
-from ..rewriting import Refusal, Rewrite, Scene
+from ...graph import edit, query
+from ..rewriting import Refusal, Rewrite, RewriteContext
 from .value_bounds import non_negative
 
 
-def absorb_pad(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+def absorb_pad(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
     """Merge the Pad in front of a node into its pads."""
     value = node.inputs[0]
     pad = None if value is None else value.producer()
-    if value is None or pad is None or not graph.is_op(pad, "Pad") or pad.graph is not node.graph:
+    if value is None or pad is None or not query.is_op(pad, "Pad") or pad.graph is not node.graph:
         return None
     found = _pads(pad, scene)
     if isinstance(found, str):
         return _refuse(node, found)
     added, fill = found
-    if graph.sole_consumer(value) is not node:
+    if query.sole_consumer(value) is not node:
         return _refuse(node, f"{value.name} has other readers")
     pads = _together(node, pad.inputs[0], added, fill)
     if isinstance(pads, str):
@@ -39,29 +39,29 @@ def absorb_pad(node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
         if node.op_type == "AveragePool":
             node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 1)
         node.replace_input_with(0, pad.inputs[0])
-        graph.remove_unread(value)
+        edit.remove_unread(value)
 
-    return Rewrite(target=graph.label(node), reason=f"{graph.label(pad)} became its pads", apply=apply)
+    return Rewrite(target=query.label(node), reason=f"{query.label(pad)} became its pads", apply=apply)
 
 
 def _refuse(node: ir.Node, reason: str) -> Refusal:
-    return Refusal(target=graph.label(node), reason=f"the Pad before it stays: {reason}")
+    return Refusal(target=query.label(node), reason=f"the Pad before it stays: {reason}")
 
 
-def _pads(pad: ir.Node, scene: Scene) -> tuple[list[int], float] | str:
+def _pads(pad: ir.Node, scene: RewriteContext) -> tuple[list[int], float] | str:
     """Return what a Pad adds to the spatial axes (all begins, all ends) and the number it adds."""
-    if graph.attribute(pad, "mode", "constant") != "constant":
-        return f"its mode is {graph.attribute(pad, 'mode')}"
-    amounts = graph.integers(pad, "pads", 1)
+    if query.attribute(pad, "mode", "constant") != "constant":
+        return f"its mode is {query.attribute(pad, 'mode')}"
+    amounts = query.integers(pad, "pads", 1)
     if amounts is None or (scene.opset < 11 and "value" not in pad.attributes and len(pad.inputs) > 1):
         return "its amounts are computed"
-    fill: float | None = float(graph.attribute(pad, "value", 0.0))
+    fill: float | None = float(query.attribute(pad, "value", 0.0))
     if len(pad.inputs) > 2 and pad.inputs[2] is not None:
-        fill = graph.scalar(pad.inputs[2])
+        fill = query.scalar(pad.inputs[2])
     if fill is None:
         return "its number is computed"
     if len(pad.inputs) > 3 and pad.inputs[3] is not None:
-        axes, rank = graph.integers(pad, "axes", 3), scene.shapes.rank(pad.inputs[0])
+        axes, rank = query.integers(pad, "axes", 3), scene.shapes.rank(pad.inputs[0])
         if axes is None or rank is None:
             return "its axes are not known"
         full = [0] * (2 * rank)
@@ -79,8 +79,8 @@ def _pads(pad: ir.Node, scene: Scene) -> tuple[list[int], float] | str:
 def _together(node: ir.Node, padded: ir.Value | None, added: list[int], fill: float) -> list[int] | str:
     """Return the pads of a node that takes over what was added in front of it, or why it can't."""
     pool = node.op_type in ("AveragePool", "MaxPool")
-    auto = graph.attribute(node, "auto_pad", "NOTSET")
-    own = list(graph.attribute(node, "pads", ())) or [0] * len(added)
+    auto = query.attribute(node, "auto_pad", "NOTSET")
+    own = list(query.attribute(node, "pads", ())) or [0] * len(added)
     if auto not in ("NOTSET", "VALID"):
         return f"auto_pad is {auto}"
     if len(own) != len(added):
@@ -92,18 +92,18 @@ def _together(node: ir.Node, padded: ir.Value | None, added: list[int], fill: fl
             return "the places of the maxima count its elements"
     elif fill != 0:
         return f"it adds {fill:g}, {node.op_type} pads with 0"
-    if pool and graph.attribute(node, "ceil_mode", 0):
+    if pool and query.attribute(node, "ceil_mode", 0):
         return "ceil_mode counts pads and sizes in another way"
-    if node.op_type == "AveragePool" and any(own) and not graph.attribute(node, "count_include_pad", 0):
+    if node.op_type == "AveragePool" and any(own) and not query.attribute(node, "count_include_pad", 0):
         return "its own pads don't count and those of the Pad do"
     if node.op_type == "ConvTranspose":
-        strides = list(graph.attribute(node, "strides", ())) or [1] * (len(added) // 2)
-        if graph.attribute(node, "output_shape") is not None:
+        strides = list(query.attribute(node, "strides", ())) or [1] * (len(added) // 2)
+        if query.attribute(node, "output_shape") is not None:
             return "output_shape decides its pads"
         pads = [o - a * s for o, a, s in zip(own, added, strides * 2, strict=True)]
         return pads if min(pads) >= 0 else "it pads by more than the result is cropped"
     pads = [o + a for o, a in zip(own, added, strict=True)]
-    kernel = list(graph.attribute(node, "kernel_shape", ())) if pool else [math.inf] * (len(pads) // 2)
+    kernel = list(query.attribute(node, "kernel_shape", ())) if pool else [math.inf] * (len(pads) // 2)
     if any(p >= k for p, k in zip(pads, kernel * 2, strict=True)):
         return "a pool's pads must be smaller than its kernel"
     return pads

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import query
 from .value_bounds import clip_limits
 
 RELATIVE = 1e-6
@@ -82,7 +82,7 @@ class Const(Pattern):
 
     def matches(self, value: ir.Value | None, so_far: Match) -> Iterator[Match]:
         """Yield one match for a constant, with the name bound."""
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if value is not None and tensor is not None and tensor.dtype.is_floating_point():
             yield from Var(self.name).matches(value, so_far)
 
@@ -95,8 +95,8 @@ class Num(Pattern):
 
     def matches(self, value: ir.Value | None, so_far: Match) -> Iterator[Match]:
         """Yield one match for a constant of one element without axes that could widen the result."""
-        number, tensor = graph.scalar(value), graph.constant_tensor(value)
-        if number is None or tensor is None or tensor.size != 1 or len(graph.dims(tensor)) > 1:
+        number, tensor = query.scalar(value), query.constant_tensor(value)
+        if number is None or tensor is None or tensor.size != 1 or len(query.dims(tensor)) > 1:
             return
         if isinstance(self.of, str):
             found = so_far.with_number(self.of, number)
@@ -131,7 +131,7 @@ class Op(Pattern):
     def matches(self, value: ir.Value | None, so_far: Match) -> Iterator[Match]:
         """Yield a match for every order and alternative that fits."""
         node = None if value is None else value.producer()
-        if node is None or not graph.is_op(node, self.kind) or not self.where(node):
+        if node is None or not query.is_op(node, self.kind) or not self.where(node):
             return
         inputs = list(node.inputs)
         if self.kind not in _PORTS_READ_BY_WHERE and len(inputs) != len(self.operands):
@@ -224,7 +224,7 @@ def maybe_cast(data: Pattern) -> Pattern:
 
 
 def _to_float(node: ir.Node) -> bool:
-    return ir.DataType(graph.attribute(node, "to", 0)).is_floating_point()
+    return ir.DataType(query.attribute(node, "to", 0)).is_floating_point()
 
 
 def search(pattern: Pattern, value: ir.Value) -> Match | str | None:

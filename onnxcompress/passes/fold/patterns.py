@@ -31,13 +31,13 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, Need
-from ...graph import edit as graph
-from ..rewriting import Refusal, Rewrite, Rule, Scene, outside, rewrite
+from ...graph import edit, query
+from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, outside, rewrite
 from .clips import merge_clips
 from .pads import absorb_pad
 from .pattern_language import Any, Clip, Match, Num, Op, Pattern, Var, close, maybe_cast, over, search, squared, times
 
-Make = Callable[[ir.Node, Scene], ir.Value]
+Make = Callable[[ir.Node, RewriteContext], ir.Value]
 """Puts the new nodes before a node and returns the value that stands for its output."""
 
 
@@ -78,10 +78,10 @@ class Spelling:
     roots: tuple[str, ...]
     """The operators that its last node may be."""
     pattern: Pattern
-    build: Callable[[Match, ir.Node, Scene], Make | tuple[ir.Node, Make] | str | None]
+    build: Callable[[Match, ir.Node, RewriteContext], Make | tuple[ir.Node, Make] | str | None]
     """Returns how to make the operator (and up to which node, if more belongs to it), a reason, or None."""
 
-    def rule(self, node: ir.Node, scene: Scene) -> Rewrite | Refusal | None:
+    def rule(self, node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
         """Look for the decomposition that ends at a node."""
         if scene.opset < self.opset:
             return None
@@ -89,27 +89,27 @@ class Spelling:
         if found is None:
             return None
         if isinstance(found, str):
-            return Refusal(target=graph.label(node), reason=f"no {self.operator}: {found}")
+            return Refusal(target=query.label(node), reason=f"no {self.operator}: {found}")
         made = _adds_an_axis(found, scene) or self.build(found, node, scene)
         if made is None:
             return None
         if isinstance(made, str):
-            return Refusal(target=graph.label(node), reason=f"no {self.operator}: {made}")
+            return Refusal(target=query.label(node), reason=f"no {self.operator}: {made}")
         last, make = made if isinstance(made, tuple) else (node, made)
         return Rewrite(
-            target=graph.label(node),
+            target=query.label(node),
             reason=f"{len(found.nodes)} nodes and more were a spelled {self.operator}"
             if last is not node
             else f"{len(found.nodes)} nodes were a spelled {self.operator}",
-            apply=lambda: graph.take_over(last.outputs[0], make(last, scene)),
+            apply=lambda: edit.take_over(last.outputs[0], make(last, scene)),
         )
 
 
-def _adds_an_axis(match: Match, scene: Scene) -> str:
+def _adds_an_axis(match: Match, scene: RewriteContext) -> str:
     """Return why numbers written as [1] may give a scalar x an axis, which the operator would not ("": can't)."""
     rank = scene.shapes.rank(match.values["x"])
-    numbers = [t for n in match.nodes for v in n.inputs if (t := graph.constant_tensor(v)) is not None]
-    if rank or all(len(graph.dims(t)) == 0 for t in numbers if t.dtype.is_floating_point()):
+    numbers = [t for n in match.nodes for v in n.inputs if (t := query.constant_tensor(v)) is not None]
+    if rank or all(len(query.dims(t)) == 0 for t in numbers if t.dtype.is_floating_point()):
         return ""
     return f"its numbers may add an axis to {match.values['x'].name}, whose rank is not known to be 1 or more"
 
@@ -119,19 +119,19 @@ X = Var("x")
 
 def _node(
     kind: str, attributes: Mapping[str, float | int | str] | None = None
-) -> Callable[[Match, ir.Node, Scene], Make]:
+) -> Callable[[Match, ir.Node, RewriteContext], Make]:
     """Return a builder of one node that reads x."""
     settings = dict(attributes or {})
 
-    def build(match: Match, _node: ir.Node, _scene: Scene) -> Make:
-        return lambda anchor, scene: graph.insert_before(
+    def build(match: Match, _node: ir.Node, _scene: RewriteContext) -> Make:
+        return lambda anchor, scene: edit.insert_before(
             anchor, scene.names, kind, [match.values["x"]], attributes=settings
         ).outputs[0]
 
     return build
 
 
-def _is_float32(match: Match, scene: Scene) -> bool:
+def _is_float32(match: Match, scene: RewriteContext) -> bool:
     return scene.shapes.dtype(match.values["x"]) == ir.DataType.FLOAT
 
 
@@ -146,7 +146,7 @@ _HARD_SIGMOID = Any(
 )
 
 
-def _hard_sigmoid(match: Match, _node: ir.Node, scene: Scene) -> Make | str | None:
+def _hard_sigmoid(match: Match, _node: ir.Node, scene: RewriteContext) -> Make | str | None:
     n = match.numbers
     if "h" in n:
         height = n["divisor"] if "divisor" in n else 1 / n["factor"] if n["factor"] else math.inf
@@ -162,16 +162,16 @@ def _hard_sigmoid(match: Match, _node: ir.Node, scene: Scene) -> Make | str | No
     return lambda anchor, scene: _hard_sigmoid_node(match.values["x"], alpha, beta, anchor, scene)
 
 
-def _hard_sigmoid_node(x: ir.Value, alpha: float, beta: float, anchor: ir.Node, scene: Scene) -> ir.Value:
+def _hard_sigmoid_node(x: ir.Value, alpha: float, beta: float, anchor: ir.Node, scene: RewriteContext) -> ir.Value:
     attributes = {"alpha": float(alpha), "beta": float(beta)}
-    return graph.insert_before(anchor, scene.names, "HardSigmoid", [x], attributes=attributes).outputs[0]
+    return edit.insert_before(anchor, scene.names, "HardSigmoid", [x], attributes=attributes).outputs[0]
 
 
 _RELU6 = Clip(Op("Add", X, Num(3.0)), 0.0, 6.0)
 _SIXTH = Op(
     "HardSigmoid",
     X,
-    where=lambda n: close(graph.attribute(n, "alpha", 0.2), 1 / 6) and close(graph.attribute(n, "beta", 0.5), 0.5),
+    where=lambda n: close(query.attribute(n, "alpha", 0.2), 1 / 6) and close(query.attribute(n, "beta", 0.5), 0.5),
 )
 _HARD_SWISH = Any(
     over(Op("Mul", X, _RELU6), 6.0),
@@ -180,16 +180,16 @@ _HARD_SWISH = Any(
 )
 
 
-def _hard_swish(match: Match, _node: ir.Node, scene: Scene) -> Make | str:
+def _hard_swish(match: Match, _node: ir.Node, scene: RewriteContext) -> Make | str:
     if not _is_float32(match, scene):
         return "runtimes have it for float32 only"
     x = match.values["x"]
 
-    def make(anchor: ir.Node, scene: Scene) -> ir.Value:
+    def make(anchor: ir.Node, scene: RewriteContext) -> ir.Value:
         if scene.opset >= 14:
-            return graph.insert_before(anchor, scene.names, "HardSwish", [x]).outputs[0]
+            return edit.insert_before(anchor, scene.names, "HardSwish", [x]).outputs[0]
         gate = _hard_sigmoid_node(x, 1 / 6, 0.5, anchor, scene)
-        return graph.insert_before(anchor, scene.names, "Mul", [x, gate]).outputs[0]
+        return edit.insert_before(anchor, scene.names, "Mul", [x, gate]).outputs[0]
 
     return make
 
@@ -197,13 +197,13 @@ def _hard_swish(match: Match, _node: ir.Node, scene: Scene) -> Make | str:
 # Celu, Gelu, Mish, Softplus
 
 _PLAIN_ELU = {
-    name: Op("Elu", over_, where=lambda n: graph.attribute(n, "alpha", 1.0) == 1.0)
+    name: Op("Elu", over_, where=lambda n: query.attribute(n, "alpha", 1.0) == 1.0)
     for name, over_ in (("Div", Op("Div", X, Num("a"))), ("Mul", Op("Mul", X, Num("reciprocal"))))
 }
 _CELU = Any(*(Op("Mul", elu, Num("factor")) for elu in _PLAIN_ELU.values()))
 
 
-def _celu(match: Match, _node: ir.Node, _scene: Scene) -> Make | None:
+def _celu(match: Match, _node: ir.Node, _scene: RewriteContext) -> Make | None:
     n = match.numbers
     alpha = n["factor"]
     if not 0 < alpha < math.inf or not close(
@@ -237,18 +237,18 @@ _SOFTPLUS = Op("Log", Op("Add", Op("Exp", X), Num(1.0)))
 
 
 def _keeps(node: ir.Node) -> bool:
-    return bool(graph.attribute(node, "keepdims", 1))
+    return bool(query.attribute(node, "keepdims", 1))
 
 
 def _axes(node: ir.Node, rank: int | None) -> tuple[int, ...] | None:
     """Return the axes of a reduction counted from the end, None where they are not known."""
-    axes = graph.integers(node, "axes", 1)
+    axes = query.integers(node, "axes", 1)
     if not axes or (rank is None and any(a >= 0 for a in axes)):
         return None
     return tuple(sorted(a - rank if rank is not None and a >= 0 else a for a in axes))
 
 
-def _common_axes(match: Match, scene: Scene) -> tuple[int, ...] | None:
+def _common_axes(match: Match, scene: RewriteContext) -> tuple[int, ...] | None:
     """Return the axes that all reductions of a match share, None where they differ or are not known."""
     rank = scene.shapes.rank(match.values["x"])
     found = {_axes(n, rank) for n in match.nodes if n.op_type.startswith("Reduce")}
@@ -260,14 +260,14 @@ _SOFTMAX = Op("Div", _EXP, Op("ReduceSum", _EXP, where=_keeps))
 _SOFTMAX_BARE = Op("Div", Op("Exp", X), Op("ReduceSum", Op("Exp", X), where=_keeps))
 
 
-def _softmax(match: Match, _node: ir.Node, scene: Scene) -> Make | None:
+def _softmax(match: Match, _node: ir.Node, scene: RewriteContext) -> Make | None:
     axes = _common_axes(match, scene)
     if axes is None or len(axes) != 1:
         return None
     return _node_with("Softmax", match, {"axis": axes[0]})
 
 
-def _softmax_bare(match: Match, _node: ir.Node, scene: Scene) -> str | None:
+def _softmax_bare(match: Match, _node: ir.Node, scene: RewriteContext) -> str | None:
     axes = _common_axes(match, scene)
     if axes is None or len(axes) != 1:
         return None
@@ -275,7 +275,7 @@ def _softmax_bare(match: Match, _node: ir.Node, scene: Scene) -> str | None:
 
 
 def _node_with(kind: str, match: Match, attributes: Mapping[str, float | int]) -> Make:
-    return lambda anchor, scene: graph.insert_before(
+    return lambda anchor, scene: edit.insert_before(
         anchor, scene.names, kind, [match.values["x"]], attributes=dict(attributes)
     ).outputs[0]
 
@@ -291,7 +291,7 @@ _MEAN_SQUARE = Op("Sqrt", Op("Add", Op("ReduceMean", squared(X), where=_keeps), 
 _ROOT_MEAN = Any(Op("Div", X, _MEAN_SQUARE), Op("Mul", X, Op("Reciprocal", _MEAN_SQUARE)))
 
 
-def _normalised(match: Match, node: ir.Node, scene: Scene) -> tuple[int, tuple[int, ...]] | str:
+def _normalised(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[int, tuple[int, ...]] | str:
     """Return the first axis (from the end) and the sizes normalised, or why there is no operator for it."""
     x = match.values["x"]
     axes, dims = _common_axes(match, scene), scene.shapes.shape(x)
@@ -307,10 +307,10 @@ def _normalised(match: Match, node: ir.Node, scene: Scene) -> tuple[int, tuple[i
     return axes[0], known
 
 
-def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...], scene: Scene) -> tuple[ir.Node, ir.Value] | None:
+def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...], scene: RewriteContext) -> tuple[ir.Node, ir.Value] | None:
     """Return the next node where it alone reads this one, beside a value of these sizes and this type."""
-    after = graph.sole_consumer(node.outputs[0])
-    if after is None or not graph.is_op(after, kind) or after.graph is not node.graph or len(after.inputs) != 2:
+    after = query.sole_consumer(node.outputs[0])
+    if after is None or not query.is_op(after, kind) or after.graph is not node.graph or len(after.inputs) != 2:
         return None
     other = after.inputs[1] if after.inputs[0] is node.outputs[0] else after.inputs[0]
     if other is None or scene.shapes.static(other) != sizes:
@@ -318,7 +318,7 @@ def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...], scene: Scene) -> tup
     return (after, other) if scene.shapes.dtype(other) == scene.shapes.dtype(node.outputs[0]) else None
 
 
-def _layer_norm(match: Match, node: ir.Node, scene: Scene) -> tuple[ir.Node, Make] | str:
+def _layer_norm(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[ir.Node, Make] | str:
     found = _normalised(match, node, scene)
     if isinstance(found, str):
         return found
@@ -343,7 +343,7 @@ _FREED_BYTES = 512
 """What the nodes of a spelled normalisation take in a file, at least."""
 
 
-def _rms_norm(match: Match, node: ir.Node, scene: Scene) -> tuple[ir.Node, Make] | str:
+def _rms_norm(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[ir.Node, Make] | str:
     found = _normalised(match, node, scene)
     if isinstance(found, str):
         return found
@@ -355,17 +355,15 @@ def _rms_norm(match: Match, node: ir.Node, scene: Scene) -> tuple[ir.Node, Make]
 
 
 def _normalisation(kind: str, match: Match, axis: int, weights: Sequence[ir.Value | np.ndarray]) -> Make:
-    def make(anchor: ir.Node, scene: Scene) -> ir.Value:
+    def make(anchor: ir.Node, scene: RewriteContext) -> ir.Value:
         hint = anchor.outputs[0].name or kind
         stored = [
-            w
-            if isinstance(w, ir.Value)
-            else graph.add_initializer(graph.home(anchor), scene.names, f"{hint}_weight", w)
+            w if isinstance(w, ir.Value) else edit.add_initializer(query.home(anchor), scene.names, f"{hint}_weight", w)
             for w in weights
         ]
         attributes = {"axis": axis, "epsilon": float(match.numbers["eps"])}
         inputs = [match.values["x"], *stored]
-        return graph.insert_before(anchor, scene.names, kind, inputs, attributes=attributes).outputs[0]
+        return edit.insert_before(anchor, scene.names, kind, inputs, attributes=attributes).outputs[0]
 
     return make
 
@@ -386,7 +384,7 @@ _SPELLINGS: Sequence[Spelling] = (
 )
 
 
-def _global_average(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _global_average(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Write a mean over all spatial axes of images and volumes as GlobalAveragePool.
 
     A mean that is taken off again, or of squares, belongs to a normalisation, which runtimes find as a whole. Images
@@ -398,15 +396,15 @@ def _global_average(node: ir.Node, scene: Scene) -> Rewrite | None:
     rank = scene.shapes.rank(x)
     if x is None or rank is None or rank < 4 or not _keeps(node) or scene.shapes.dtype(x) != ir.DataType.FLOAT:
         return None
-    of_squares = graph.is_op(x.producer(), "Pow", "Mul") and search(squared(X), x) is not None
-    if of_squares or any(graph.is_op(use.node, "Sub") for use in node.outputs[0].uses()):
+    of_squares = query.is_op(x.producer(), "Pow", "Mul") and search(squared(X), x) is not None
+    if of_squares or any(query.is_op(use.node, "Sub") for use in node.outputs[0].uses()):
         return None
     if _axes(node, rank) != tuple(range(2 - rank, 0)):
         return None
     return Rewrite(
-        target=graph.label(node),
+        target=query.label(node),
         reason="the mean over all spatial axes is GlobalAveragePool",
-        apply=lambda: graph.take_over(
-            node.outputs[0], graph.insert_before(node, scene.names, "GlobalAveragePool", [x]).outputs[0]
+        apply=lambda: edit.take_over(
+            node.outputs[0], edit.insert_before(node, scene.names, "GlobalAveragePool", [x]).outputs[0]
         ),
     )

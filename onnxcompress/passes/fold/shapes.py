@@ -16,11 +16,11 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.polynomials import Size
 from ...shapes import infer as shapes
-from ...shapes import symbolic_api
-from ...shapes.symbolic_api import Content, Facts
+from ...shapes import rules_layout, symbolic
+from ...shapes.facts import Content, Facts
 
 _OPEN_END = 2**63 - 1
 _Key = tuple[ir.DataType, tuple[int, ...], tuple[Size | None, ...]]
@@ -36,9 +36,9 @@ class FoldShapes:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place."""
-        facts = symbolic_api.interpret(model, shapes.inferred(model, context))
+        facts = symbolic.interpret(model, shapes.inferred(model, context))
         folding = _Folding(model, context, facts)
-        for body in graph.graphs_outside_functions(model):
+        for body in query.graphs_outside_functions(model):
             for node in reversed(tuple(body)):  # from the end: what only a folded node needed is never looked at
                 if node.graph is not None:
                     folding.fold(node)
@@ -51,7 +51,7 @@ class _Folding:
 
     def __init__(self, model: ir.Model, context: Context, facts: Facts) -> None:
         self.changes: list[Change] = []
-        self._names = graph.Names(model)
+        self._names = edit.Names(model)
         self._context = context
         self._facts = facts
         self._rules: dict[str, Callable[[ir.Node], bool]] = {
@@ -63,7 +63,7 @@ class _Folding:
 
     def fold(self, node: ir.Node) -> None:
         """Store what a node computes, or take out or simplify one whose shape is known."""
-        if node.domain in graph.STANDARD_DOMAINS and not self._store(node) and node.op_type in self._rules:
+        if node.domain in query.STANDARD_DOMAINS and not self._store(node) and node.op_type in self._rules:
             self._rules[node.op_type](node)
 
     def share(self, body: ir.Graph, known: dict[_Key, ir.Value]) -> None:
@@ -72,7 +72,7 @@ class _Folding:
         for node in tuple(body):
             if node.graph is None:
                 continue
-            for inner in graph.bodies(node):
+            for inner in query.bodies(node):
                 self.share(inner, known)
             for output in node.outputs:
                 self._share(node, output, known)
@@ -90,20 +90,20 @@ class _Folding:
             known[key] = output
         elif self._admits(node):
             self._applied(node, f"{output.name} is the same as {first.name}: {_text(content)}")
-            graph.replace_value(output, first)
-            graph.remove_unread(output)
+            edit.replace_value(output, first)
+            edit.remove_unread(output)
 
     def _admits(self, node: ir.Node) -> bool:
-        return self._context.gate.admits(FoldShapes.name, graph.label(node))
+        return self._context.gate.admits(FoldShapes.name, query.label(node))
 
     def _applied(self, node: ir.Node, reason: str) -> None:
         self.changes.append(
-            Change(pass_name=FoldShapes.name, target=graph.label(node), action=Action.APPLIED, reason=reason)
+            Change(pass_name=FoldShapes.name, target=query.label(node), action=Action.APPLIED, reason=reason)
         )
 
     def _store(self, node: ir.Node) -> bool:
         """Store a node's output where every element is known."""
-        if len(node.outputs) != 1 or graph.bodies(node) or graph.is_op(node, "Constant"):
+        if len(node.outputs) != 1 or query.bodies(node) or query.is_op(node, "Constant"):
             return False
         output = node.outputs[0]
         content = self._facts.content(output)
@@ -114,40 +114,40 @@ class _Folding:
             return True
         self._applied(node, f"its value follows from the inputs' shapes: {_text(content)}")
         inputs = _sources(node)
-        graph.replace_by_constant(node, self._names, [array])
+        edit.replace_by_constant(node, self._names, [array])
         for value in inputs:
-            graph.remove_unread(value)
+            edit.remove_unread(value)
         return True
 
     def _drop(self, node: ir.Node, reason: str) -> bool:
         """Take out a node whose output is its first input."""
         source = node.inputs[0]
-        if source is None or not graph.can_replace(node.outputs[0], source) or not self._admits(node):
+        if source is None or not edit.can_replace(node.outputs[0], source) or not self._admits(node):
             return False
         self._applied(node, reason)
         inputs = _sources(node)
-        graph.replace_node(node, [source])
+        edit.replace_node(node, [source])
         for value in inputs:
-            graph.remove_unread(value)
+            edit.remove_unread(value)
         return True
 
     def _set_input(self, node: ir.Node, port: int, numbers: list[int]) -> None:
         """Let a node read constant numbers, and take out what only computed them before."""
         old = node.inputs[port]
-        name = f"{graph.label(node)}_{port}"
-        new = graph.add_initializer(graph.home(node), self._names, name, np.array(numbers, dtype=np.int64))
+        name = f"{query.label(node)}_{port}"
+        new = edit.add_initializer(query.home(node), self._names, name, np.array(numbers, dtype=np.int64))
         node.replace_input_with(port, new)
         if old is not None:
-            graph.remove_unread(old)
+            edit.remove_unread(old)
 
     def _reshape(self, node: ir.Node) -> bool:
         data, made = self._facts.dims(node.inputs[0]), self._facts.dims(node.outputs[0])
         if data is not None and data == made and self._drop(node, f"its input has this shape already: {_dims(made)}"):
             return True
         target = self._facts.content(node.inputs[1]) if len(node.inputs) > 1 else None
-        if target is None or made is None or graph.constant_tensor(node.inputs[1]) is not None:
+        if target is None or made is None or query.constant_tensor(node.inputs[1]) is not None:
             return False
-        numbers = _target(data, made, target, keeps_zero=bool(graph.attribute(node, "allowzero", 0)))
+        numbers = _target(data, made, target, keeps_zero=bool(query.attribute(node, "allowzero", 0)))
         if numbers is None or not self._admits(node):
             return False
         self._applied(node, f"the target {_text(target)} is {numbers}")
@@ -160,7 +160,7 @@ class _Folding:
         if data is not None and data == made and self._drop(node, f"its input has this shape already: {_dims(made)}"):
             return True
         target = self._facts.content(node.inputs[1])
-        if target is None or data is None or graph.constant_tensor(node.inputs[1]) is not None:
+        if target is None or data is None or query.constant_tensor(node.inputs[1]) is not None:
             return False
         offset = len(target.elements) - len(data)
         numbers: list[int] = []
@@ -179,7 +179,7 @@ class _Folding:
 
     def _slice(self, node: ir.Node) -> bool:
         data = self._facts.dims(node.inputs[0])
-        bounds = symbolic_api.slice_bounds(node, lambda port: self._facts.content(node.inputs[port]))
+        bounds = rules_layout.slice_bounds(node, lambda port: self._facts.content(node.inputs[port]))
         if data is None or not bounds or any(not -len(data) <= axis < len(data) for axis in bounds):
             return False
         starts: list[int | None] = []
@@ -188,7 +188,7 @@ class _Folding:
         for axis, (start, end, stride) in bounds.items():
             first = None if start is None else start.as_int()
             last = None if end is None else end.as_int()
-            open_end = symbolic_api.reaches_end(end, data[axis]) and stride is not None and stride > 0
+            open_end = rules_layout.reaches_end(end, data[axis]) and stride is not None and stride > 0
             whole = whole and first == 0 and stride == 1 and open_end
             starts.append(first)
             ends.append(last if last is not None else _OPEN_END if open_end else None)
@@ -197,7 +197,7 @@ class _Folding:
         changed = False
         for port, numbers in ((1, starts), (2, ends)):
             known = [n for n in numbers if n is not None]
-            if len(node.inputs) <= port or len(known) < len(numbers) or graph.constant_tensor(node.inputs[port]):
+            if len(node.inputs) <= port or len(known) < len(numbers) or query.constant_tensor(node.inputs[port]):
                 continue
             if self._admits(node):
                 self._applied(node, f"its {'starts' if port == 1 else 'ends'} are {known}")
@@ -207,25 +207,25 @@ class _Folding:
 
     def _concat(self, node: ir.Node) -> bool:
         """Leave out operands without elements."""
-        made, axis = self._facts.dims(node.outputs[0]), int(graph.attribute(node, "axis", 0))
+        made, axis = self._facts.dims(node.outputs[0]), int(query.attribute(node, "axis", 0))
         if made is None or not -len(made) <= axis < len(made):
             return False
         kept = [value for value in node.inputs if not self._is_empty(value, axis)]
         if not kept or len(kept) == len(node.inputs):
             return False
-        if len(kept) > 1 or kept[0] is None or not graph.can_replace(node.outputs[0], kept[0]):
+        if len(kept) > 1 or kept[0] is None or not edit.can_replace(node.outputs[0], kept[0]):
             if not self._admits(node):
                 return False
             self._applied(node, f"{len(node.inputs) - len(kept)} of its operands are empty")
-            graph.turn_into(node, node.op_type, kept, {"axis": axis})
+            edit.turn_into(node, node.op_type, kept, {"axis": axis})
             return True
         if not self._admits(node):
             return False
         self._applied(node, f"all its operands but {kept[0].name} are empty")
         others = [value for value in _sources(node) if value is not kept[0]]
-        graph.replace_node(node, [kept[0]])
+        edit.replace_node(node, [kept[0]])
         for value in others:
-            graph.remove_unread(value)
+            edit.remove_unread(value)
         return True
 
     def _is_empty(self, value: ir.Value | None, axis: int) -> bool:

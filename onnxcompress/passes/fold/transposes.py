@@ -15,9 +15,9 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...ops import table as ops
-from ..rewriting import Rewrite, Scene, outside, rewrite
+from ..rewriting import Rewrite, RewriteContext, outside, rewrite
 
 _ALONG_AXIS = ("Concat", "Softmax", "LogSoftmax")
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
@@ -42,11 +42,11 @@ class SimplifyTransposes:
         return rewrite(model, context, self.name, {"Transpose": [compose, sink], "Gemm": [gemm]})
 
 
-def _perm(node: ir.Node | None, scene: Scene) -> tuple[int, ...] | None:
+def _perm(node: ir.Node | None, scene: RewriteContext) -> tuple[int, ...] | None:
     """Return how a Transpose permutes, None for other nodes and where the rank it reverses is not known."""
-    if node is None or not graph.is_op(node, "Transpose"):
+    if node is None or not query.is_op(node, "Transpose"):
         return None
-    perm = graph.integers(node, "perm")
+    perm = query.integers(node, "perm")
     if perm is not None:
         return tuple(perm)
     rank = scene.shapes.rank(node.inputs[0])
@@ -57,7 +57,7 @@ def _is_identity(perm: Sequence[int]) -> bool:
     return list(perm) == list(range(len(perm)))
 
 
-def _compose(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _compose(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     middle = node.inputs[0]
     first = None if middle is None else middle.producer()
     one, two = _perm(first, scene), _perm(node, scene)
@@ -66,50 +66,50 @@ def _compose(node: ir.Node, scene: Scene) -> Rewrite | None:
     x, out, both = first.inputs[0], node.outputs[0], [one[axis] for axis in two]
     if x is None:
         return None
-    reason = f"{graph.label(first)} is a Transpose too"
-    if _is_identity(both) and graph.can_replace(out, x):
+    reason = f"{query.label(first)} is a Transpose too"
+    if _is_identity(both) and edit.can_replace(out, x):
 
         def drop() -> None:
-            graph.replace_value(out, x)
-            graph.remove_node(node)
-            graph.remove_unread(middle)
+            edit.replace_value(out, x)
+            edit.remove_node(node)
+            edit.remove_unread(middle)
 
-        return Rewrite(target=graph.label(node), reason=f"undoes {graph.label(first)}", apply=drop)
-    if graph.sole_consumer(middle) is not node:
+        return Rewrite(target=query.label(node), reason=f"undoes {query.label(first)}", apply=drop)
+    if query.sole_consumer(middle) is not node:
         return None
     return Rewrite(
-        target=graph.label(node),
+        target=query.label(node),
         reason=reason,
-        apply=lambda: graph.turn_into(node, "Transpose", [x], {"perm": both}),
+        apply=lambda: edit.turn_into(node, "Transpose", [x], {"perm": both}),
     )
 
 
-def _into_gemm(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _into_gemm(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Let a Gemm read its matrices transposed by an attribute."""
     for port, name in enumerate(("transA", "transB")):
         value = node.inputs[port]
         before = None if value is None else value.producer()
-        if value is None or before is None or _perm(before, scene) != (1, 0) or graph.sole_consumer(value) is not node:
+        if value is None or before is None or _perm(before, scene) != (1, 0) or query.sole_consumer(value) is not node:
             continue
         inputs, attributes = [*node.inputs], dict(node.attributes)
         inputs[port] = before.inputs[0]
-        attributes[name] = ir.AttrInt64(name, 1 - int(graph.attribute(node, name, 0)))
+        attributes[name] = ir.AttrInt64(name, 1 - int(query.attribute(node, name, 0)))
         return Rewrite(
-            target=graph.label(node),
-            reason=f"{name} says what {graph.label(before)} did",
-            apply=lambda i=inputs, a=attributes: graph.turn_into(node, "Gemm", i, a),  # type: ignore[misc]
+            target=query.label(node),
+            reason=f"{name} says what {query.label(before)} did",
+            apply=lambda i=inputs, a=attributes: edit.turn_into(node, "Gemm", i, a),  # type: ignore[misc]
         )
     return None
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class _Region:
+class _TransposeRegion:
     """Nodes that can work before a Transpose by `perm` instead of after it, in topological order."""
 
     perm: tuple[int, ...]
     nodes: dict[ir.Node, None]
 
-    def enters(self, scene: Scene) -> list[ir.Node]:
+    def enters(self, scene: RewriteContext) -> list[ir.Node]:
         """Return the Transposes whose results only the region reads: they go."""
         makers = dict.fromkeys(v.producer() for n in self.nodes for v in n.inputs if v is not None)
         return [
@@ -122,7 +122,7 @@ class _Region:
             and all(use.node in self.nodes for use in m.outputs[0].uses())
         ]
 
-    def leaves(self, scene: Scene) -> list[tuple[ir.Value, list[ir.Node], bool]]:
+    def leaves(self, scene: RewriteContext) -> list[tuple[ir.Value, list[ir.Node], bool]]:
         """Return each result read outside, with the Transposes that read it, and whether others do too."""
         found = []
         for value in (o for n in self.nodes for o in n.outputs):
@@ -133,44 +133,44 @@ class _Region:
                 found.append((value, after, others))
         return found
 
-    def gain(self, scene: Scene) -> int:
+    def gain(self, scene: RewriteContext) -> int:
         """Return how many Transposes fewer there are after the move."""
         fewer = len(self.enters(scene))
         for _, after, others in self.leaves(scene):
             fewer += sum(self.cancels(n, scene) for n in after if not n.outputs[0].is_graph_output()) - others
         return fewer
 
-    def joint(self, after: ir.Node, scene: Scene) -> list[int]:
+    def joint(self, after: ir.Node, scene: RewriteContext) -> list[int]:
         """Return the permutation of a Transpose behind the region, told from before it."""
         return [self.perm[axis] for axis in _perm(after, scene) or ()]
 
-    def cancels(self, after: ir.Node, scene: Scene) -> bool:
+    def cancels(self, after: ir.Node, scene: RewriteContext) -> bool:
         """Say whether nothing is left of a Transpose behind the region."""
         return _is_identity(self.joint(after, scene))
 
 
-def _sink(node: ir.Node, scene: Scene) -> Rewrite | None:
+def _sink(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     perm = _perm(node, scene)
     if perm is None or _is_identity(perm):
         return None
     region = _grow(node, perm, scene)
     gain = region.gain(scene) if region.nodes else 0
     while gain <= 0 and 1 < len(region.nodes) <= 16:  # the last nodes may not pay for their way out
-        fewer = _Region(perm=perm, nodes=dict.fromkeys(list(region.nodes)[:-1]))
+        fewer = _TransposeRegion(perm=perm, nodes=dict.fromkeys(list(region.nodes)[:-1]))
         region, gain = fewer, fewer.gain(scene)
     if gain <= 0:
         return None
     count = len(region.nodes)
     return Rewrite(
-        target=graph.label(node),
+        target=query.label(node),
         reason=f"{gain} fewer Transpose when {count} element-wise nodes work before it",
         apply=lambda: _move(region, scene),
     )
 
 
-def _grow(node: ir.Node, perm: tuple[int, ...], scene: Scene) -> _Region:
+def _grow(node: ir.Node, perm: tuple[int, ...], scene: RewriteContext) -> _TransposeRegion:
     """Collect the nodes behind a Transpose that can as well work before it."""
-    region = _Region(perm=perm, nodes={})
+    region = _TransposeRegion(perm=perm, nodes={})
     waiting = [use.node for use in node.outputs[0].uses()]
     while waiting and len(region.nodes) < _MOST_NODES:
         candidate = waiting.pop(0)
@@ -184,44 +184,44 @@ def _grow(node: ir.Node, perm: tuple[int, ...], scene: Scene) -> _Region:
 
 def _data_ports(node: ir.Node) -> int:
     """Return how many of the first inputs carry operands with axes."""
-    return len(node.inputs) if graph.is_op(node, *ops.BROADCASTING, "Concat") else 1
+    return len(node.inputs) if query.is_op(node, *ops.BROADCASTING, "Concat") else 1
 
 
-def _can_move(node: ir.Node, region: _Region, scene: Scene) -> bool:
+def _can_move(node: ir.Node, region: _TransposeRegion, scene: RewriteContext) -> bool:
     rank = len(region.perm)
-    if graph.is_op(node, *_ALONG_AXIS):
-        axis = int(graph.attribute(node, "axis", -1))
+    if query.is_op(node, *_ALONG_AXIS):
+        axis = int(query.attribute(node, "axis", -1))
         if not -rank <= axis < rank or (node.op_type == "Concat" and "axis" not in node.attributes):
             return False
         if node.op_type != "Concat" and (scene.opset < 13 or region.perm[axis] != rank - 1):
             return False
-    elif graph.is_op(node, *_REDUCTIONS):
-        axes = graph.integers(node, "axes", 1)
-        if not axes or not graph.attribute(node, "keepdims", 1) or not all(-rank <= a < rank for a in axes):
+    elif query.is_op(node, *_REDUCTIONS):
+        axes = query.integers(node, "axes", 1)
+        if not axes or not query.attribute(node, "keepdims", 1) or not all(-rank <= a < rank for a in axes):
             return False
-    elif not graph.is_op(node, *ops.ELEMENTWISE, *ops.BROADCASTING) or (
-        scene.opset < 7 and graph.is_op(node, *ops.BROADCASTING)
+    elif not query.is_op(node, *ops.ELEMENTWISE, *ops.BROADCASTING) or (
+        scene.opset < 7 and query.is_op(node, *ops.BROADCASTING)
     ):
         return False
     return all(_can_enter(v, node, region, scene) for v in node.inputs[: _data_ports(node)])
 
 
-def _can_enter(value: ir.Value | None, node: ir.Node, region: _Region, scene: Scene) -> bool:
+def _can_enter(value: ir.Value | None, node: ir.Node, region: _TransposeRegion, scene: RewriteContext) -> bool:
     if value is None:
         return False
     maker = value.producer()
     if maker is not None and (maker in region.nodes or _perm(maker, scene) == region.perm):
         return maker.graph is node.graph
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     if tensor is None or len(tensor.shape) > len(region.perm):
         return False
-    most = _MOST_ELEMENTS if graph.sole_consumer(value) is node else _MOST_COPIED
+    most = _MOST_ELEMENTS if query.sole_consumer(value) is node else _MOST_COPIED
     if node.op_type == "Concat" and len(tensor.shape) != len(region.perm):
         return False
     return tensor.size <= most
 
 
-def _move(region: _Region, scene: Scene) -> None:
+def _move(region: _TransposeRegion, scene: RewriteContext) -> None:
     goes, leaves = [m.outputs[0] for m in region.enters(scene)], region.leaves(scene)
     joint = {n: region.joint(n, scene) for _, after, _ in leaves for n in after}
     for node in region.nodes:
@@ -254,10 +254,10 @@ def _move(region: _Region, scene: Scene) -> None:
     for value in (o for node in region.nodes for o in node.outputs if o not in left):
         value.name, value.shape = scene.names.fresh(f"{value.name}_before"), None
     for value in goes:
-        graph.remove_unread(value)
+        edit.remove_unread(value)
 
 
-def _work_before(node: ir.Node, region: _Region, scene: Scene) -> None:
+def _work_before(node: ir.Node, region: _TransposeRegion, scene: RewriteContext) -> None:
     """Let one node read what the Transposes read, its constants and axes turned the other way."""
     rank = len(region.perm)
     for port, value in enumerate(node.inputs[: _data_ports(node)]):
@@ -267,37 +267,37 @@ def _work_before(node: ir.Node, region: _Region, scene: Scene) -> None:
         if maker is not None and _perm(maker, scene) == region.perm:
             node.replace_input_with(port, maker.inputs[0])
             continue
-        tensor = graph.constant_tensor(value)
+        tensor = query.constant_tensor(value)
         if tensor is None or (tensor.size == 1 and node.op_type != "Concat"):
             continue
         array = tensor.numpy()
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
         turned = np.ascontiguousarray(array.transpose(np.argsort(region.perm)))
         node.replace_input_with(
-            port, graph.add_initializer(graph.home(node), scene.names, f"{value.name}_turned", turned)
+            port, edit.add_initializer(query.home(node), scene.names, f"{value.name}_turned", turned)
         )
-        graph.remove_unread(value)
-    if graph.is_op(node, *_ALONG_AXIS):
-        axis = region.perm[int(graph.attribute(node, "axis", -1))]
+        edit.remove_unread(value)
+    if query.is_op(node, *_ALONG_AXIS):
+        axis = region.perm[int(query.attribute(node, "axis", -1))]
         node.attributes.add(ir.AttrInt64("axis", axis))
-    elif graph.is_op(node, *_REDUCTIONS):
-        axes = [region.perm[a] for a in graph.integers(node, "axes", 1) or ()]
+    elif query.is_op(node, *_REDUCTIONS):
+        axes = [region.perm[a] for a in query.integers(node, "axes", 1) or ()]
         if "axes" in node.attributes:
             node.attributes.add(ir.AttrInt64s("axes", axes))
         else:
             old, made = (
                 node.inputs[1],
-                graph.add_initializer(graph.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes)),
+                edit.add_initializer(query.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes)),
             )
             node.replace_input_with(1, made)
             if old is not None:
-                graph.remove_unread(old)
+                edit.remove_unread(old)
 
 
 def _shorten(node: ir.Node, value: ir.Value, perm: list[int]) -> None:
     """Give a Transpose behind the region its new permutation, or take it out where none is left."""
-    if _is_identity(perm) and graph.can_replace(node.outputs[0], value):
-        graph.replace_value(node.outputs[0], value)
-        graph.remove_node(node)
+    if _is_identity(perm) and edit.can_replace(node.outputs[0], value):
+        edit.replace_value(node.outputs[0], value)
+        edit.remove_node(node)
     else:
         node.attributes.add(ir.AttrInt64s("perm", perm))

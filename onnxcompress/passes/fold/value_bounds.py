@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import query
 from ...ops import table as ops
 
 _DEPTH = 8
@@ -17,12 +17,12 @@ def clip_limits(node: ir.Node) -> tuple[float, float] | None:
 
     None where only a run decides them, or one is not a number.
     """
-    if not graph.is_op(node, "Clip"):
+    if not query.is_op(node, "Clip"):
         return None
     limits: list[float] = []
     for port, (name, absent) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
         given = node.inputs[port] if len(node.inputs) > port else None
-        limit = graph.attribute(node, name, absent) if given is None else graph.scalar(given)
+        limit = query.attribute(node, name, absent) if given is None else query.scalar(given)
         if limit is None or np.isnan(limit):
             return None
         limits.append(float(limit))
@@ -34,13 +34,13 @@ def non_negative(value: ir.Value | None, depth: int = _DEPTH) -> bool:
     node = None if value is None else value.producer()
     if node is None or depth == 0:
         return False
-    if graph.is_op(node, *ops.NON_NEGATIVE):
+    if query.is_op(node, *ops.NON_NEGATIVE):
         return True
-    if graph.is_op(node, "Clip"):
+    if query.is_op(node, "Clip"):
         return (clip_limits(node) or (-np.inf, np.inf))[0] >= 0
-    if graph.is_op(node, "Cast") and graph.attribute(node, "to") not in {int(f) for f in _FLOATS}:
+    if query.is_op(node, "Cast") and query.attribute(node, "to") not in {int(f) for f in _FLOATS}:
         return False
-    if not graph.is_op(node, *ops.SELECT):
+    if not query.is_op(node, *ops.SELECT):
         return False
     read = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     return all(non_negative(v, depth - 1) for v in read)

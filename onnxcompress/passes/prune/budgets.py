@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from ...channels.count import Tally
+from ...channels.count import ChannelCount
 from ...channels.groups import Channels
 from ...core import Feed
 from ...errors import ModelError
-from ...graph import edit as graph
+from ...graph import query
 from ...graph.extract import extract
 from ...io import model_io
 from ...ops import table as ops
@@ -44,7 +44,9 @@ class Budget:
         unit: how much one counted thing is.
     """
 
-    def __init__(self, tally: Tally, *, of_costs: bool, whole: float, beside: float = 0.0, unit: float = 1.0) -> None:
+    def __init__(
+        self, tally: ChannelCount, *, of_costs: bool, whole: float, beside: float = 0.0, unit: float = 1.0
+    ) -> None:
         self._tally = tally
         self._of_costs = of_costs
         self._whole = max(whole, 1e-30)
@@ -125,7 +127,7 @@ def _rates(model: ir.Model, feed: Feed) -> dict[str, float]:
             known[key] = _microseconds(model, node, shapes)
         spent = known[key]
         if spent is not None:
-            found[graph.label(node)] = spent / macs
+            found[query.label(node)] = spent / macs
     return found
 
 
@@ -136,18 +138,18 @@ def _kind(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> tuple[object,
 
 
 def _dims(value: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    tensor = graph.constant_tensor(value)
-    return shapes.get(value.name or "") if tensor is None else graph.dims(tensor)
+    tensor = query.constant_tensor(value)
+    return shapes.get(value.name or "") if tensor is None else query.dims(tensor)
 
 
 def _microseconds(model: ir.Model, node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> float | None:
     """Return the least time of a run of a node alone, None where it can't be run so."""
-    inputs = [value for value in dict.fromkeys(graph.reads(node)) if not value.is_initializer()]
-    inputs = [value for value in inputs if graph.constant_tensor(value) is None]
+    inputs = [value for value in dict.fromkeys(query.reads(node)) if not value.is_initializer()]
+    inputs = [value for value in inputs if query.constant_tensor(value) is None]
     if any(shapes.get(value.name or "") is None for value in inputs):
         return None
     dtype = ir.TensorType(ir.DataType.FLOAT)
-    constants = [n for n in (v.producer() for v in graph.reads(node) if graph.constant_tensor(v) is not None) if n]
+    constants = [n for n in (v.producer() for v in query.reads(node) if query.constant_tensor(v) is not None) if n]
     try:
         piece = extract(
             model,

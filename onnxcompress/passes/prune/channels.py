@@ -17,14 +17,14 @@ from pydantic.dataclasses import dataclass
 
 from ... import targets
 from ...activations import observe
-from ...core import Action, Change, Context, Feed, Judge
-from ...data import feed_facts, synthetic
+from ...core import Action, Change, Context, DataFor, Feed, Judge
+from ...data import feeds as feed_facts
+from ...data import synthetic
 from ...data.feeds import Lazy
 from ...errors import ModelError, UsageError
-from ...graph import edit as graph
+from ...graph import edit
 from ...io import model_io
 from ...runtime import session as runtime
-from ..data_needs import DataFor
 from .budgets import Of
 from .loss_curves import Norm
 from .pruner import Plan, Pruned, Pruner
@@ -135,7 +135,7 @@ class PruneChannels:
                 return [*refusals, self._skipped("no channel can go: `inspect` says what keeps them", size)]
             why = None if judge is None or self._budgets else _objection(found.model, judge)
             if why is None:
-                graph.become(model, found.model)
+                edit.become(model, found.model)
                 return [self._summary(found, plan, keep, size), *self._families(found), *refusals]
             refusals.append(self._skipped(f"{found.left:.3f} of the {plan.of} left: {why}", size))
             found = None

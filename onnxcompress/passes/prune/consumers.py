@@ -18,10 +18,10 @@ import onnx_ir as ir
 
 from ...activations import observe
 from ...channels.groups import Channels
-from ...channels.relations import ITSELF, Read
+from ...channels.types import ITSELF, Read
 from ...core import Feed
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.linear import elimination
 from ...numerics.linear.moments import MOST_COLUMNS, Moments
 from ...numerics.linear.patches import choose
@@ -35,7 +35,7 @@ _LEAST_ROWS = 16384
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class ChannelConsumer:
     """A node that sums over an axis of what it reads.
 
     Args:
@@ -52,7 +52,7 @@ class Site:
     def label(self) -> str:
         """The name of the node, with the port where it reads through another than the first."""
         port = self.read.port
-        return graph.label(self.read.node) + (f":{port}" if port > 0 else "")
+        return query.label(self.read.node) + (f":{port}" if port > 0 else "")
 
     @property
     def values(self) -> list[tuple[str, int]]:
@@ -88,7 +88,7 @@ class Site:
             return matrix.reshape(groups, out, per_group, -1).transpose(0, 2, 1, 3).reshape(self.channels, -1)
         return np.moveaxis(stored, self.read.weight_axis, 0).reshape(self.channels, -1)
 
-    def write(self, weights: np.ndarray, shift: np.ndarray | None, names: graph.Names) -> None:
+    def write(self, weights: np.ndarray, shift: np.ndarray | None, names: edit.Names) -> None:
         """Write weights [channels, outputs] back, and add to the bias what is given for each output channel.
 
         Raises:
@@ -111,13 +111,13 @@ def _name(value: ir.Value | None) -> str:
     return "" if value is None or value.name is None else value.name
 
 
-def sites(channels: Channels) -> list[Site]:
+def sites(channels: Channels) -> list[ChannelConsumer]:
     """Return the places where channels are summed over, by the place of their reads in `channels.flow.reads`."""
     found = []
     for read in channels.flow.reads:
         layer = linear_layer(read.node) if read.weight is not None else None
         plain = layer if isinstance(layer, LinearLayer) and layer.weight is read.weight else None
-        found.append(Site(read, None if plain is not None and plain.is_fixed else plain, len(read.ids)))
+        found.append(ChannelConsumer(read, None if plain is not None and plain.is_fixed else plain, len(read.ids)))
     return found
 
 
@@ -141,7 +141,7 @@ class _Spread:
         self.moments.update(last[np.unravel_index(at, last.shape[:-1])][None])
 
 
-class _All:
+class _AllConsumers:
     """Hands a value on to all that look along an axis of it."""
 
     def __init__(self) -> None:
@@ -155,20 +155,20 @@ class _All:
 class Statistics:
     """What reaches the sites of a model in runs on samples; made by `gather`."""
 
-    def __init__(self, found: Mapping[str, _All], samples: int) -> None:
+    def __init__(self, found: Mapping[str, _AllConsumers], samples: int) -> None:
         self._found = found
         self._samples = samples
 
-    def is_seen(self, site: Site) -> bool:
+    def is_seen(self, site: ChannelConsumer) -> bool:
         """Say whether a run came to the site."""
         return any(self._moments(*each) is not None for each in site.values)
 
-    def mean(self, site: Site) -> np.ndarray | None:
+    def mean(self, site: ChannelConsumer) -> np.ndarray | None:
         """Return the mean of each channel, float64 [channels], None where no run came to the site."""
         moments = self._moments(*site.values[0])
         return None if moments is None else moments.mean()[0]
 
-    def covariance(self, site: Site) -> np.ndarray | None:
+    def covariance(self, site: ChannelConsumer) -> np.ndarray | None:
         """Return a positive definite covariance, float64 [channels, channels], None where no run came to the site.
 
         Of a product it is that of the products of channels; where no bias can take the means over, they are in it.
@@ -204,7 +204,7 @@ def _covariance(moments: Moments) -> np.ndarray:
 
 def gather(
     model: ir.Model,
-    found: Sequence[Site],
+    found: Sequence[ChannelConsumer],
     feeds: Sequence[Feed],
     *,
     state: Mapping[str, str] | None = None,
@@ -218,11 +218,11 @@ def gather(
     """
     joined = feeds if state else observe.batched(model, feeds, _BATCH)
     runs = len(feeds) if joined is feeds else -(-len(feeds) // _BATCH)
-    takers: dict[str, _All] = {}
+    takers: dict[str, _AllConsumers] = {}
     random = np.random.default_rng(seed)
     for site in found:
         for name, axis in site.values:
-            takers.setdefault(name, _All()).takers.setdefault(axis, _Spread(axis, runs, random))
+            takers.setdefault(name, _AllConsumers()).takers.setdefault(axis, _Spread(axis, runs, random))
     takers.pop("", None)
     observe.observe(model, joined, takers, state=state, progress=progress)
     return Statistics(takers, len(feeds))

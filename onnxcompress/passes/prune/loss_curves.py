@@ -18,14 +18,14 @@ import numpy as np
 import onnx_ir as ir
 
 from ...channels import remove as channel_removal
-from ...channels.groups import Channels, Group
-from ...channels.relations import Pin
+from ...channels.groups import ChannelGroup, Channels
+from ...channels.types import Pin
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.linear import elimination
 from ...numerics.linear.elimination import Consumer, Curve
 from ...ops.linear import linear_layers
-from .consumers import Site, Statistics
+from .consumers import ChannelConsumer, Statistics
 
 Norm = Literal["l1", "l2"]
 
@@ -76,7 +76,7 @@ class Family:
 def families(channels: Channels, selects: Callable[[ir.Node], bool]) -> list[Family]:
     """Return the families of the groups that only nodes which may be changed read and make."""
     place = {id(read): index for index, read in enumerate(channels.flow.reads)}
-    found: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Group]] = {}
+    found: dict[tuple[tuple[int, ...], tuple[int, ...]], list[ChannelGroup]] = {}
     for group in channels.groups:
         if all(selects(use.node) for use in (*group.reads, *group.made)):
             reads = tuple(sorted({place[id(use.at)] for use in group.reads}))
@@ -92,8 +92,8 @@ def families(channels: Channels, selects: Callable[[ir.Node], bool]) -> list[Fam
     ]
 
 
-def _label(group: Group) -> str:
-    ends = [graph.label(uses[0].node) for uses in (group.made, group.reads) if uses]
+def _label(group: ChannelGroup) -> str:
+    ends = [query.label(uses[0].node) for uses in (group.made, group.reads) if uses]
     return " -> ".join(ends) or f"group {group.id}"
 
 
@@ -110,7 +110,7 @@ def blocks_of(channels: Channels, family: Family) -> dict[int, list[np.ndarray]]
 
 
 def reconstruction(
-    channels: Channels, family: Family, sites: Sequence[Site], statistics: Statistics, *, most: int
+    channels: Channels, family: Family, sites: Sequence[ChannelConsumer], statistics: Statistics, *, most: int
 ) -> Curve:
     """Return the curve by what the readers lose when the channels that stay make up for the others."""
     readers = []
@@ -148,7 +148,7 @@ def _norm(weight: ir.Value, axis: int, indices: np.ndarray, norm: Norm) -> float
 
 
 def activation(
-    channels: Channels, family: Family, sites: Sequence[Site], statistics: Statistics, *, most: int
+    channels: Channels, family: Family, sites: Sequence[ChannelConsumer], statistics: Statistics, *, most: int
 ) -> Curve:
     """Return the curve by the power of what each channel gives to its readers, nothing made up for."""
     readers = []
@@ -255,7 +255,7 @@ def _rising(losses: np.ndarray) -> np.ndarray:
 
 
 def take_out(
-    channels: Channels, removed: Collection[int], sites: Sequence[Site], statistics: Statistics | None
+    channels: Channels, removed: Collection[int], sites: Sequence[ChannelConsumer], statistics: Statistics | None
 ) -> dict[str, np.ndarray]:
     """Cut groups out of the model after the channels that stay have made up for them.
 
@@ -269,7 +269,7 @@ def take_out(
         output of a linear layer -> int64 [n], which of its channels it still has.
     """
     keeps = channels.keeps(removed)
-    names = graph.Names(channels.model)
+    names = edit.Names(channels.model)
     for site in sites:
         if statistics is not None and site.can_make_up:
             make_up(site, statistics, keeps(site.read.ids), names)
@@ -288,7 +288,7 @@ def own_constants(model: ir.Model, selects: Callable[[ir.Node], bool]) -> None:
 
     What a channel carries is found before layers make up for others; a bias made later would not be cut with it.
     """
-    names = graph.Names(model)
+    names = edit.Names(model)
     for layer in linear_layers(model):
         if layer.is_fixed or not selects(layer.node):
             continue
@@ -306,7 +306,7 @@ def _is_own(value: ir.Value, size: int) -> bool:
     return is_alone and math.prod(float_constants.dims(value)) == size
 
 
-def make_up(site: Site, statistics: Statistics, kept: np.ndarray, names: graph.Names) -> None:
+def make_up(site: ChannelConsumer, statistics: Statistics, kept: np.ndarray, names: edit.Names) -> None:
     """Let the channels that stay, bool [channels], make up for the others, whose weights become zero."""
     covariance, mean = statistics.covariance(site), statistics.mean(site)
     if covariance is None or mean is None or kept.all() or not kept.any():

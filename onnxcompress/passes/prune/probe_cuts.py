@@ -14,12 +14,12 @@ import numpy as np
 from ...channels import groups as channel_engine
 from ...channels.groups import Channels
 from ...core import Feed
-from ...graph import edit as graph
+from ...graph import edit
 from ...io import model_io
 from ...numerics.linear.elimination import Curve
 from ...quality.divergence import Divergence
 from . import consumers, loss_curves
-from .consumers import Site, Statistics
+from .consumers import ChannelConsumer, Statistics
 from .loss_curves import Family
 
 _PREDICTED = (0.03, 0.12, 0.4)
@@ -31,7 +31,7 @@ def measured(
     channels: Channels,
     found: Sequence[Family],
     curves: Sequence[Curve],
-    sites: Sequence[Site],
+    sites: Sequence[ChannelConsumer],
     statistics: Statistics,
     divergence: Divergence,
     feed: Feed,
@@ -50,7 +50,7 @@ def measured(
         feed: the one that the channels were found at.
         progress: wraps the loop over the families.
     """
-    trial = _Trial(channels, sites, statistics, divergence, feed)
+    trial = _ProbeTrial(channels, sites, statistics, divergence, feed)
     result = []
     for index in progress("Probing", range(len(found))):
         family, curve = found[index], curves[index]
@@ -73,11 +73,16 @@ def _through(points: Sequence[tuple[float, float]], at: np.ndarray) -> np.ndarra
     return np.asarray(np.where(at <= x[-1], np.interp(at, x, y), y[-1] * at / x[-1]))
 
 
-class _Trial:
+class _ProbeTrial:
     """Tries cuts on copies of a model."""
 
     def __init__(
-        self, channels: Channels, sites: Sequence[Site], statistics: Statistics, divergence: Divergence, feed: Feed
+        self,
+        channels: Channels,
+        sites: Sequence[ChannelConsumer],
+        statistics: Statistics,
+        divergence: Divergence,
+        feed: Feed,
     ) -> None:
         self._channels = channels
         self._sites = sites
@@ -95,7 +100,7 @@ class _Trial:
     def _masked(self, family: Family, removed: Sequence[int]) -> float:
         """Zero the weights of the channels that go, which comes to the same; the weights are put back."""
         keeps = self._channels.keeps(removed)
-        names = graph.Names(self._channels.model)
+        names = edit.Names(self._channels.model)
         before = []
         for index in family.sites:
             site = self._sites[index]

@@ -264,7 +264,7 @@ class Pruner:
         self,
         student: ir.Model,
         channels: Channels,
-        sites: Sequence[consumers.Site],
+        sites: Sequence[consumers.ChannelConsumer],
         plan: Plan,
         sizes: Mapping[str, tuple[int, int]],
     ) -> _Costs:
@@ -312,7 +312,7 @@ class Pruner:
         self,
         channels: Channels,
         family: Family,
-        sites: Sequence[consumers.Site],
+        sites: Sequence[consumers.ChannelConsumer],
         statistics: consumers.Statistics | None,
         plan: Plan,
         size: int,

@@ -16,18 +16,17 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context
+from ...core import Action, Change, Context, DataFor
 from ...distillation.reconstruct import LayerData, refit
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...numerics.linear import sparsity
-from ...numerics.linear.sparsity import Pattern
+from ...numerics.linear.sparsity import SparsityPattern
 from ...ops.linear import LinearLayer, linear_layers
-from ..data_needs import DataFor
 
 
 def _checked(text: str) -> str:
-    Pattern.parse(text)
+    SparsityPattern.parse(text)
     return text
 
 
@@ -78,7 +77,7 @@ class Sparsify:
         done: set[str] = set()
         if self.criterion != "magnitude" and len(context.feeds) > 1 and not context.state:
             done = self._with_data(model, ratios, context)
-        names = graph.Names(model)
+        names = edit.Names(model)
         for layer in layers:
             if layer.label not in done:
                 layer.with_weights(self._sparse(layer, layer.matrix(), None, ratios[layer.label]), None, names)
@@ -107,7 +106,7 @@ class Sparsify:
             model,
             model_io.clone(model),
             context.feeds[::step],
-            selects=lambda node: graph.label(node) in ratios,
+            selects=lambda node: query.label(node) in ratios,
             finish=finish,
             seed=context.seed,
             progress=context.progress,
@@ -137,7 +136,7 @@ class Sparsify:
         """
         if self.limit is not None or self.limit_share is not None:
             return self._bounded(matrix)
-        pattern = Pattern.parse(self.pattern)
+        pattern = SparsityPattern.parse(self.pattern)
         order = _by_channel(layer) if pattern.of else np.arange(matrix.shape[2])
         found = np.empty_like(matrix)
         for group, weights in enumerate(matrix):
@@ -199,4 +198,4 @@ def _by_channel(layer: LinearLayer) -> np.ndarray:
 
 
 def _stored(layer: LinearLayer) -> int:
-    return graph.tensor_bytes([layer.weight])
+    return query.tensor_bytes([layer.weight])

@@ -28,16 +28,17 @@ from pydantic.dataclasses import dataclass
 
 from ... import targets
 from ...base import schemes
-from ...core import Action, Change, Context, Gate, Judge, Memo, Need
-from ...graph import edit as graph
+from ...base.gate import Gate, Memo
+from ...core import Action, Change, Context, Judge, Need
+from ...graph import query
 from ...io import model_io
 from ...search import candidates as search
 from ..raise_opset import raise_opset
-from .blocks_bits import Choice, Refused, Widths, grids_of, own_bits, survey
+from .blocks_bits import Refused, WidthChoice, Widths, grids_of, own_bits, survey
 from .blocks_rounding import Method, Rounder, has_enough
 from .blocks_writer import OPSETS, BlockWriter, Form, kernel_fits, shape_of, stored_bytes
 from .equalize import Equalize
-from .weight_storage import Scene, Site, sites
+from .weight_storage import StoredWeight, WeightContext, sites
 
 _SPARE = 1.08
 """What is spent beyond the scheme's bits on the weights that hurt most, unless there is a budget."""
@@ -90,7 +91,7 @@ class QuantizeBlocks:
         form = self._form(model, chosen, rounder, context)
         return scaled + self._write(model, chosen, rounder, form, context) + refusals
 
-    def _chosen(self, model: ir.Model, widths: Widths, context: Context) -> dict[str, Choice]:
+    def _chosen(self, model: ir.Model, widths: Widths, context: Context) -> dict[str, WidthChoice]:
         """Return the widths within the budget that was given, or that limits on the file or the quality leave."""
         if self.bits_per_weight is not None:
             return widths.at(self.bits_per_weight)
@@ -100,7 +101,7 @@ class QuantizeBlocks:
             return self._good_enough(model, widths, context, context.judge)
         return widths.at(own_bits(schemes.parse(self.scheme)) * _SPARE)
 
-    def _fitting(self, model: ir.Model, widths: Widths, context: Context, max_bytes: int) -> dict[str, Choice]:
+    def _fitting(self, model: ir.Model, widths: Widths, context: Context, max_bytes: int) -> dict[str, WidthChoice]:
         """Return the best widths with which the file has so many bytes at most, or the smallest."""
         rest = 0
         chosen = widths.within(max_bytes)
@@ -116,7 +117,7 @@ class QuantizeBlocks:
             chosen = widths.within(max_bytes - rest)
         return chosen
 
-    def _good_enough(self, model: ir.Model, widths: Widths, context: Context, judge: Judge) -> dict[str, Choice]:
+    def _good_enough(self, model: ir.Model, widths: Widths, context: Context, judge: Judge) -> dict[str, WidthChoice]:
         """Return the smallest widths with which the score stays within the limit, or the best."""
         least = sum(min(costs) for costs in widths.costs.values())
         most = sum(max(costs) for costs in widths.costs.values())
@@ -134,7 +135,7 @@ class QuantizeBlocks:
                 least = middle
         return best
 
-    def _rounded(self, model: ir.Model, chosen: Mapping[str, Choice], context: Context) -> Rounder:
+    def _rounded(self, model: ir.Model, chosen: Mapping[str, WidthChoice], context: Context) -> Rounder:
         """Round the weights; in `model` they stand as floats from then on."""
         rounder = Rounder({name: choice.grid for name, choice in chosen.items()}, method=self.method)
         found = self._sites(model, chosen, context)
@@ -147,7 +148,7 @@ class QuantizeBlocks:
     def _uses_data(self, context: Context) -> bool:
         return self.method in ("auto", "gptq", "awq") and has_enough(context)
 
-    def _form(self, model: ir.Model, chosen: Mapping[str, Choice], rounder: Rounder, context: Context) -> Form:
+    def _form(self, model: ir.Model, chosen: Mapping[str, WidthChoice], rounder: Rounder, context: Context) -> Form:
         """Return the form that was measured to be fastest; of those that are alike, the first."""
         if self.form != "auto":
             return self.form
@@ -170,11 +171,11 @@ class QuantizeBlocks:
         return "integer" if noises[1] <= _ROUGHER * noises[0] else plain
 
     def _write(
-        self, model: ir.Model, chosen: Mapping[str, Choice], rounder: Rounder, form: Form, context: Context
+        self, model: ir.Model, chosen: Mapping[str, WidthChoice], rounder: Rounder, form: Form, context: Context
     ) -> list[Change]:
         """Write the weights that were rounded, in one form where that is possible and pays."""
         changes, forms = self._forms(model, chosen, form, context)
-        scene = Scene(model)
+        scene = WeightContext(model)
         for site in self._sites(model, forms, context):
             name = site.name
             change = _applied(self.name, site, chosen[name], forms[name], rounder.how[name])
@@ -182,13 +183,13 @@ class QuantizeBlocks:
             changes.append(change)
         return changes
 
-    def _sites(self, model: ir.Model, names: Iterable[str], context: Context) -> list[Site]:
+    def _sites(self, model: ir.Model, names: Iterable[str], context: Context) -> list[StoredWeight]:
         """Return weights in the order of their names."""
         found = {site.name: site for site, refusal in sites(model, context.selects, channelwise=True) if not refusal}
         return [found[name] for name in names]
 
     def _forms(
-        self, model: ir.Model, chosen: Mapping[str, Choice], form: Form, context: Context
+        self, model: ir.Model, chosen: Mapping[str, WidthChoice], form: Form, context: Context
     ) -> tuple[list[Change], dict[str, Form]]:
         """Return the form of each weight that can be written; and refusals, and the opset that was raised."""
         found = {site.name: site for site in self._sites(model, chosen, context)}
@@ -200,7 +201,7 @@ class QuantizeBlocks:
         }
         why = "tensors of few bits need it"
         changes = raise_opset(model, context, self.name, max(needed.values(), default=0), why)
-        now = graph.opset(model)
+        now = query.opset(model)
         for name in [name for name, opset in needed.items() if opset > now]:
             if form in ("kernel", "integer") and kernel_fits(found[name]):
                 forms[name] = form  # slow perhaps, but right
@@ -211,7 +212,7 @@ class QuantizeBlocks:
             changes.append(_refusal(self.name, Refused(target=name, reason=reason, bytes=size)))
         return changes, forms
 
-    def _own_form(self, site: Site, choice: Choice, form: Form, target: str) -> Form:
+    def _own_form(self, site: StoredWeight, choice: WidthChoice, form: Form, target: str) -> Form:
         """Return the form of one weight: products that have no fast kernel are better off as floats, unless asked."""
         if form not in ("kernel", "integer"):
             return form
@@ -241,7 +242,7 @@ def _refusal(name: str, refused: Refused) -> Change:
     )
 
 
-def _applied(name: str, site: Site, choice: Choice, form: Form, how: str) -> Change:
+def _applied(name: str, site: StoredWeight, choice: WidthChoice, form: Form, how: str) -> Change:
     grid = choice.grid
     details: dict[str, Any] = {
         "scheme": schemes.named(grid.bits, grid.block, symmetric=grid.symmetric),

@@ -12,13 +12,13 @@ import onnx_ir as ir
 from ...base import schemes
 from ...core import Context
 from ...graph import constants as float_constants
+from ...numerics import snr
 from ...numerics.optimization.allocation import allocate
-from ...numerics.quantization import affine_weights
 from ...numerics.quantization.blocks import BlockGrid, round_nearest
 from ...quality import weight_sensitivity
 from .blocks_rounding import completed
 from .blocks_writer import array_of, kernel_fits, matrix_of, shape_of, stored_bytes
-from .weight_storage import Site, sites
+from .weight_storage import StoredWeight, sites
 
 _NODE_BYTES = 100
 _SAMPLED_ROWS = 512
@@ -39,7 +39,7 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class WidthChoice:
     """The width of one weight, what it takes and what it loses: noise to signal, of the output if that was measured."""
 
     grid: BlockGrid
@@ -57,7 +57,7 @@ class Widths:
     losses: Mapping[str, Sequence[float]]
     refused: Sequence[Refused]
 
-    def within(self, budget_bytes: float) -> dict[str, Choice]:
+    def within(self, budget_bytes: float) -> dict[str, WidthChoice]:
         """Return the choice of least loss within a budget, the smallest if nothing is; the least harmful first."""
         names = list(self.elements)
         if not names:
@@ -65,12 +65,12 @@ class Widths:
         costs, losses = [self.costs[name] for name in names], [self.losses[name] for name in names]
         chosen = allocate(costs, losses, max(budget_bytes, sum(min(c) for c in costs))) or []
         found = {
-            name: Choice(grid=self.grids[option], bytes=int(cost[option]), loss=loss[option])
+            name: WidthChoice(grid=self.grids[option], bytes=int(cost[option]), loss=loss[option])
             for name, option, cost, loss in zip(names, chosen, costs, losses, strict=True)
         }
         return dict(sorted(found.items(), key=lambda item: item[1].loss))
 
-    def at(self, bits_per_weight: float) -> dict[str, Choice]:
+    def at(self, bits_per_weight: float) -> dict[str, WidthChoice]:
         """Return the choice of least loss with so many bits for each weight, scales included."""
         return self.within(sum(self.elements.values()) * bits_per_weight / 8)
 
@@ -81,7 +81,7 @@ def survey(model: ir.Model, grids: Sequence[BlockGrid], context: Context, *, min
     With data the noise that a weight makes in the model's output is measured with the first width that loses
     something; with the others it is less by as much as the weight's own noise is. Without data all weights count alike.
     """
-    wanted: dict[str, Site] = {}
+    wanted: dict[str, StoredWeight] = {}
     refused: list[Refused] = []
     for site, refusal in sites(model, context.selects, channelwise=True):
         if site.tensor.size < min_elements:
@@ -107,22 +107,20 @@ def survey(model: ir.Model, grids: Sequence[BlockGrid], context: Context, *, min
 def _noises(weight: np.ndarray, grids: Sequence[BlockGrid]) -> list[float]:
     """Return noise to signal of some rows of a weight on each grid."""
     rows = weight[:: max(1, len(weight) // _SAMPLED_ROWS)]
-    signal = max(affine_weights.energy(rows), float(np.finfo(float).tiny))
-    return [
-        affine_weights.energy(round_nearest(rows, g, candidates=_CANDIDATES).floats() - rows) / signal for g in grids
-    ]
+    signal = max(snr.energy(rows), float(np.finfo(float).tiny))
+    return [snr.energy(round_nearest(rows, g, candidates=_CANDIDATES).floats() - rows) / signal for g in grids]
 
 
 def _measured(
     model: ir.Model,
-    wanted: Mapping[str, Site],
+    wanted: Mapping[str, StoredWeight],
     grids: Sequence[BlockGrid],
     losses: Mapping[str, Sequence[float]],
     context: Context,
 ) -> dict[str, list[float]]:
     """Return the noise in the model's output in place of that of the weights."""
 
-    def rounded(site: Site) -> np.ndarray:
+    def rounded(site: StoredWeight) -> np.ndarray:
         return array_of(site, round_nearest(matrix_of(site), grids[0], candidates=_CANDIDATES).floats())
 
     found = weight_sensitivity.noises(
@@ -138,7 +136,7 @@ def _measured(
     }
 
 
-def _objection(site: Site, grid: BlockGrid) -> str | None:
+def _objection(site: StoredWeight, grid: BlockGrid) -> str | None:
     if site.tensor.dtype != ir.DataType.FLOAT:
         return f"{site.tensor.dtype.name.lower()} weights are not cut into blocks"
     if float_constants.is_cast(site.value):

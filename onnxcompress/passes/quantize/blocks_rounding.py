@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ...activations import observe
 from ...core import Context, Feed
 from ...distillation import reconstruct
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...numerics.linear.moments import MOST_COLUMNS
 from ...numerics.quantization import gptq
@@ -20,7 +20,7 @@ from ...numerics.quantization.blocks import CANDIDATES, BlockGrid, Blocks, round
 from ...numerics.threads import one_thread
 from ...ops.linear import LinearLayer, linear_layers
 from .blocks_writer import array_of, matrix_of
-from .weight_storage import Site
+from .weight_storage import StoredWeight
 
 Method = Literal["auto", "gptq", "awq", "hqq", "nearest"]
 
@@ -48,7 +48,7 @@ class Rounder:
         self.blocks: dict[str, Blocks] = {}
         self.how: dict[str, str] = {}
 
-    def alone(self, site: Site) -> np.ndarray:
+    def alone(self, site: StoredWeight) -> np.ndarray:
         """Round a weight without data and return what it has become: float32 [out, in].
 
         Rows that are looked up are rounded to the nearest: what reads them gets their squared error, whatever it is.
@@ -60,13 +60,13 @@ class Rounder:
             blocks, how = round_half_quadratic(weight, grid), "rounded without data"
         return self._keep(site.name, blocks, how)
 
-    def all_alone(self, sites: Sequence[Site]) -> None:
+    def all_alone(self, sites: Sequence[StoredWeight]) -> None:
         """Round weights without data; the model has what they have become."""
         with one_thread():
             for site in sites:
                 self._replace(site)
 
-    def by_data(self, model: ir.Model, sites: Sequence[Site], context: Context) -> None:
+    def by_data(self, model: ir.Model, sites: Sequence[StoredWeight], context: Context) -> None:
         """Round weights so that what `model` computes changes least; its layers are changed on the way.
 
         Linear layers of the main graph are refitted and rounded in the order of the graph, after the weights that are
@@ -96,10 +96,10 @@ class Rounder:
                 if site.name not in self.blocks:
                     self._replace(site)
 
-    def _replace(self, site: Site) -> None:
+    def _replace(self, site: StoredWeight) -> None:
         floats = self.alone(site)
         if site.value.is_initializer():
-            graph.set_weight(site.value, array_of(site, floats))
+            edit.set_weight(site.value, array_of(site, floats))
 
     def _takes(self, layer: LinearLayer, model: ir.Model) -> bool:
         """Say whether a layer can be rounded as it is refitted: its moments fit into memory, its weight is its own."""
@@ -127,7 +127,7 @@ class Rounder:
         integers, scale, zero = (
             np.concatenate([getattr(part, field) for part in parts]) for field in ("integers", "scale", "zero")
         )
-        alpha = np.float32(graph.attribute(layer.node, "alpha", 1.0))  # the matrix has it, the weight has not
+        alpha = np.float32(query.attribute(layer.node, "alpha", 1.0))  # the matrix has it, the weight has not
         blocks = Blocks(grid, integers, scale / alpha, zero)
         floats = self._keep(name, blocks, how).reshape(matrix.shape) * alpha
         if bias is not None:

@@ -27,11 +27,11 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.quantization.blocks import BlockGrid, Blocks
 from ...ops.table import MICROSOFT
-from .weight_storage import Scene, Site, SiteWriter
-from .weight_uses import Reader
+from .weight_storage import SiteWriter, StoredWeight, WeightContext
+from .weight_uses import WeightUse
 
 Form = Literal["kernel", "integer", "multiply", "dequantize"]
 
@@ -45,26 +45,26 @@ _INT8_ACTIVATIONS = 4
 _FLOAT16_MIN, _FLOAT16_MAX = 6.2e-5, 65504.0
 
 
-def kernel_fits(site: Site) -> bool:
+def kernel_fits(site: StoredWeight) -> bool:
     """Say whether the runtime's own operators can take the place of every reader."""
     return site.rank == 2 and all(_is_kernel_reader(site, reader) for reader in site.readers)
 
 
-def _is_kernel_reader(site: Site, reader: Reader) -> bool:
+def _is_kernel_reader(site: StoredWeight, reader: WeightUse) -> bool:
     node = reader.node
     if reader.weight.is_table:
-        return site.axis == 0 and not reader.transposed and int(graph.attribute(node, "axis", 0)) == 0
+        return site.axis == 0 and not reader.transposed and int(query.attribute(node, "axis", 0)) == 0
     plain = reader.is_product and node.graph is site.home and site.axis == reader.out_axis(2)
-    if graph.is_op(node, "MatMul"):
+    if query.is_op(node, "MatMul"):
         return plain
-    unscaled = graph.attribute(node, "alpha", 1.0) == 1 and graph.attribute(node, "beta", 1.0) == 1
-    return plain and graph.is_op(node, "Gemm") and unscaled and not graph.attribute(node, "transA", 0)
+    unscaled = query.attribute(node, "alpha", 1.0) == 1 and query.attribute(node, "beta", 1.0) == 1
+    return plain and query.is_op(node, "Gemm") and unscaled and not query.attribute(node, "transA", 0)
 
 
 class BlockWriter(SiteWriter):
     """Writes one weight of a model."""
 
-    def __init__(self, scene: Scene, site: Site, blocks: Blocks, form: Form) -> None:
+    def __init__(self, scene: WeightContext, site: StoredWeight, blocks: Blocks, form: Form) -> None:
         super().__init__(scene, site)
         self.blocks = blocks.as_stored()
         self.form = form
@@ -99,14 +99,14 @@ class BlockWriter(SiteWriter):
         self.remove_floats()
         floats.name = name  # it means what the weight meant
 
-    def _multiply(self, reader: Reader, packed: ir.Value, scale: ir.Value, zero: ir.Value | None) -> None:
+    def _multiply(self, reader: WeightUse, packed: ir.Value, scale: ir.Value, zero: ir.Value | None) -> None:
         node, grid = reader.node, self.blocks.grid
         outputs, inputs = self.blocks.integers.shape
         count = grid.count(inputs)
         bytes_per_block = grid.block * grid.bits // 8
         matrix = self._shaped(node, packed, [outputs, count, bytes_per_block])
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        takes_bias = bias is not None and graph.constant_tensor(bias) is not None and _size(bias) == outputs
+        takes_bias = bias is not None and query.constant_tensor(bias) is not None and _size(bias) == outputs
         operands: list[ir.Value | None] = [node.inputs[0], matrix, scale, zero]
         if takes_bias and bias is not None:
             operands += [None, self._shaped(node, bias, [outputs])]
@@ -118,9 +118,9 @@ class BlockWriter(SiteWriter):
         product = self.insert(node, "MatMulNBits", operands, attributes, domain=MICROSOFT)
         if bias is not None and not takes_bias:
             product = self.insert(node, "Add", [product, bias])
-        graph.take_over(node.outputs[0], product)
+        edit.take_over(node.outputs[0], product)
 
-    def _look_up(self, reader: Reader, packed: ir.Value, scale: ir.Value, zero: ir.Value | None) -> None:
+    def _look_up(self, reader: WeightUse, packed: ir.Value, scale: ir.Value, zero: ir.Value | None) -> None:
         node, grid = reader.node, self.blocks.grid
         attributes = {"bits": grid.bits, "block_size": grid.block, "gather_axis": 0, "quantize_axis": 1}
         operands = [packed, node.inputs[1], scale] + ([] if zero is None else [zero])
@@ -128,7 +128,7 @@ class BlockWriter(SiteWriter):
         inputs = self.blocks.integers.shape[1]
         if inputs % grid.block:  # the last block was filled up
             rows = self._first(node, rows, inputs, axis=-1)
-        graph.take_over(node.outputs[0], rows)
+        edit.take_over(node.outputs[0], rows)
 
     @property
     def _is_turned(self) -> bool:
@@ -141,7 +141,7 @@ class BlockWriter(SiteWriter):
         if self.form == "multiply":
             floats = self._multiplied(anchor)
             if self._is_turned:
-                return self._shaped(anchor, floats, list(graph.dims(self.site.tensor)))
+                return self._shaped(anchor, floats, list(query.dims(self.site.tensor)))
             return self._in_own_shape(anchor, floats)
         grid, blocks = self.blocks.grid, self.blocks
         types = _SIGNED if grid.symmetric else _UNSIGNED
@@ -190,7 +190,7 @@ class BlockWriter(SiteWriter):
 
     def _in_own_shape(self, anchor: ir.Node, floats: ir.Value) -> ir.Value:
         """Return [out, in] in the shape of the weight, its output channels where they were."""
-        dims, axis = graph.dims(self.site.tensor), self.site.axis or 0
+        dims, axis = query.dims(self.site.tensor), self.site.axis or 0
         moved = [dims[axis], *(d for i, d in enumerate(dims) if i != axis)]
         if self.form == "multiply" or moved != list(self.blocks.integers.shape):
             floats = self._shaped(anchor, floats, moved)
@@ -207,8 +207,8 @@ class BlockWriter(SiteWriter):
         return self._cast(anchor, self.store("scale", scale.astype(np.float16)))
 
     def _shaped(self, anchor: ir.Node, value: ir.Value, dims: list[int]) -> ir.Value:
-        tensor = graph.constant_tensor(value)
-        if tensor is not None and list(graph.dims(tensor)) == dims:
+        tensor = query.constant_tensor(value)
+        if tensor is not None and list(query.dims(tensor)) == dims:
             return value
         return self.insert(anchor, "Reshape", [value, self.store("shape", np.array(dims, np.int64))])
 
@@ -216,9 +216,9 @@ class BlockWriter(SiteWriter):
         return self.insert(anchor, "Cast", [value], {"to": int(ir.DataType.FLOAT)})
 
 
-def shape_of(site: Site) -> tuple[int, int]:
+def shape_of(site: StoredWeight) -> tuple[int, int]:
     """Return the shape of a weight as a matrix, [out, in]."""
-    outputs = graph.dims(site.tensor)[site.axis or 0]
+    outputs = query.dims(site.tensor)[site.axis or 0]
     return outputs, site.tensor.size // outputs
 
 
@@ -230,16 +230,16 @@ def stored_bytes(outputs: int, inputs: int, grid: BlockGrid, *, is_padded: bool)
     return integers + outputs * count * 2 + (0 if grid.symmetric else outputs * math.ceil(count * grid.bits / 8))
 
 
-def matrix_of(site: Site) -> np.ndarray:
+def matrix_of(site: StoredWeight) -> np.ndarray:
     """Return a weight as float32 [out, in], its output channels (a table's rows) first."""
     array = site.tensor.numpy().astype(np.float32)
     axis = site.axis or 0
     return np.ascontiguousarray(np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1))
 
 
-def array_of(site: Site, matrix: np.ndarray) -> np.ndarray:
+def array_of(site: StoredWeight, matrix: np.ndarray) -> np.ndarray:
     """Return float32 [out, in] in the weight's own shape: undoes `matrix_of`."""
-    dims, axis = graph.dims(site.tensor), site.axis or 0
+    dims, axis = query.dims(site.tensor), site.axis or 0
     moved = (dims[axis], *(d for i, d in enumerate(dims) if i != axis))
     return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, axis))
 
@@ -272,5 +272,5 @@ def _tensor(values: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
 
 
 def _size(value: ir.Value) -> int:
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     return 0 if tensor is None else tensor.size

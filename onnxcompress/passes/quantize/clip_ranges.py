@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...activations.layer_inputs import LayerRows, sample_rows
-from ...activations.observe import Progress
-from ...graph import edit as graph
+from ...core import Progress
+from ...graph import query
 from ...numerics.quantization.affine_activations import LEAST_SPAN, IntegerGrid
-from ...numerics.quantization.clipping import Candidate, LayerInput, candidates, guarded, layer_error
+from ...numerics.quantization.clipping import ClipCandidate, LayerInput, candidates, guarded, layer_error
 from ...ops import linear as layers
 from ...ops import table as ops
 
@@ -34,7 +34,7 @@ def choose_ranges(
     state: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress = lambda _, items: iter(items),
-) -> dict[str, Candidate]:
+) -> dict[str, ClipCandidate]:
     """Return how to quantize every value that was calibrated; those that no run computed are left out.
 
     Results of Softmax and Sigmoid get [0, 1]. Values that linear layers read get the range with which the layers'
@@ -49,10 +49,10 @@ def choose_ranges(
         name = layer.x.name or ""
         if name in calibration.histograms:
             readers.setdefault(name, []).append(layer)
-    unit = {output.name for node in graph.nodes(model) if graph.is_op(node, *ops.UNIT_RANGE) for output in node.outputs}
+    unit = {output.name for node in query.nodes(model) if query.is_op(node, *ops.UNIT_RANGE) for output in node.outputs}
     asked = [layer for name, found in readers.items() if name not in unit for layer in found]
     rows = sample_rows(model, feeds, asked, state=state, seed=seed, progress=progress)
-    chosen: dict[str, Candidate] = {}
+    chosen: dict[str, ClipCandidate] = {}
     for name, histogram in calibration.histograms.items():
         if histogram.low > histogram.high:
             continue
@@ -64,7 +64,7 @@ def choose_ranges(
     return chosen
 
 
-def _best(found: Sequence[Candidate], seen: Sequence[LayerRows], histogram: Histogram) -> Candidate:
+def _best(found: Sequence[ClipCandidate], seen: Sequence[LayerRows], histogram: Histogram) -> ClipCandidate:
     inputs = [LayerInput(e.rows(), e.layer.matrix(), e.extremes.lows, e.extremes.highs) for e in seen]
     clips = [c for c in found[1:] if c.method == "mse"][:_TRIED] + [c for c in found[1:] if c.method != "mse"]
     return guarded([found[0], *clips], lambda affine: layer_error(affine, inputs, histogram))

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from ...core import Action, Change, Context, Need
 from ...errors import UsageError
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit
 from ...numerics.quantization import weight_clipping
 from ...ops.linear import LinearLayer, linear_layers
 
@@ -46,7 +46,7 @@ class ClipWeights:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Clip the weights of all linear layers that `context` admits."""
-        names = graph.Names(model)
+        names = edit.Names(model)
         changes = []
         for layer in linear_layers(model):
             if not context.selects(layer.node):
@@ -76,7 +76,7 @@ class ClipWeights:
         return found.reshape(shape).astype(np.float32)
 
     def _write(
-        self, layer: LinearLayer, clipped: np.ndarray, count: int, alpha: np.ndarray, names: graph.Names
+        self, layer: LinearLayer, clipped: np.ndarray, count: int, alpha: np.ndarray, names: edit.Names
     ) -> Change:
         size = float_constants.stored_bytes(layer.weight)
         layer.with_weights(clipped, None, names)

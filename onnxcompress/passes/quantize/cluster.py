@@ -19,12 +19,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
-from ...numerics.quantization import affine_weights
+from ...graph import query
+from ...numerics import snr
 from ...numerics.quantization.kmeans import codebook, nearest
 from ..raise_opset import raise_opset
 from .blocks_writer import array_of, matrix_of
-from .weight_storage import Scene, Site, SiteWriter, sites
+from .weight_storage import SiteWriter, StoredWeight, WeightContext, sites
 
 _UINT4_OPSET = 21
 _NODE_BYTES = 100
@@ -68,15 +68,15 @@ class Cluster:
         large = self._large(model, context)
         if self.bits <= 4 and any(not why and self._objection(site) is None for site, why in large):
             changes += raise_opset(model, context, self.name, _UINT4_OPSET, "indices of half a byte need it")
-        is_half = self.bits <= 4 and graph.opset(model) >= _UINT4_OPSET
-        found: list[tuple[Site, Clustered]] = []
+        is_half = self.bits <= 4 and query.opset(model) >= _UINT4_OPSET
+        found: list[tuple[StoredWeight, Clustered]] = []
         for site, refusal in context.progress("Clustering", self._large(model, context)):
             reason = refusal or self._objection(site)
             if reason:
                 changes.append(self._change(site, Action.SKIPPED, reason, site.stored_bytes))
             else:
                 found.append((site, self._clustered(matrix_of(site))))
-        scene = Scene(model)
+        scene = WeightContext(model)
         for site, clustered in sorted(found, key=lambda each: each[1].noise):
             if context.gate.admits(self.name, site.name):
                 stored = clustered.codebooks.nbytes + -(-site.tensor.size // (2 if is_half else 1))
@@ -89,14 +89,14 @@ class Cluster:
                 changes.append(change)
         return changes
 
-    def _large(self, model: ir.Model, context: Context) -> list[tuple[Site, str]]:
+    def _large(self, model: ir.Model, context: Context) -> list[tuple[StoredWeight, str]]:
         every = sites(model, context.selects, channelwise=True)
         return [(site, why) for site, why in every if site.tensor.size >= self.min_elements]
 
-    def _objection(self, site: Site) -> str | None:
+    def _objection(self, site: StoredWeight) -> str | None:
         if site.tensor.dtype != ir.DataType.FLOAT:
             return f"{site.tensor.dtype.name.lower()} weights are not clustered"
-        outputs = graph.dims(site.tensor)[site.axis or 0]
+        outputs = query.dims(site.tensor)[site.axis or 0]
         books = -(-outputs // self.rows) if self.rows else 1
         after = site.tensor.size // (2 if self.bits <= 4 else 1) + books * 4 * 2**self.bits + 4 * _NODE_BYTES
         if after >= site.stored_bytes:
@@ -113,12 +113,12 @@ class Cluster:
             values = codebook(part, count)
             own = nearest(part, values)
             indices[start : start + rows] = own
-            noise += affine_weights.energy(values[own] - part)
+            noise += snr.energy(values[own] - part)
             books.append(np.pad(values, (0, count - len(values)), mode="edge"))
-        signal = max(affine_weights.energy(weight), float(np.finfo(float).tiny))
+        signal = max(snr.energy(weight), float(np.finfo(float).tiny))
         return Clustered(indices=indices, codebooks=np.stack(books), rows=rows, noise=noise / signal)
 
-    def _change(self, site: Site, action: Action, reason: str, after: int) -> Change:
+    def _change(self, site: StoredWeight, action: Action, reason: str, after: int) -> Change:
         return Change(
             pass_name=self.name,
             target=site.name,
@@ -132,7 +132,7 @@ class Cluster:
 class ClusterWriter(SiteWriter):
     """Writes one weight as indices, in its own shape."""
 
-    def __init__(self, scene: Scene, site: Site, clustered: Clustered, *, is_half: bool) -> None:
+    def __init__(self, scene: WeightContext, site: StoredWeight, clustered: Clustered, *, is_half: bool) -> None:
         super().__init__(scene, site)
         self.clustered = clustered
         self.is_half = is_half

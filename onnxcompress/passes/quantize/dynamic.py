@@ -25,34 +25,34 @@ from pydantic.dataclasses import dataclass
 from ... import targets
 from ...base import schemes
 from ...core import Action, Change, Context, Need
-from ...data import feed_facts
+from ...data import feeds as feed_facts
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import query
 from ...shapes import infer as shapes
 from ..raise_opset import raise_opset
 from . import dynamic_lstm, dynamic_matmul
 from .weight_rounding import Rounding, round_weight
-from .weight_storage import Scene, sites
+from .weight_storage import WeightContext, sites
 
 
 @plain_dataclass(frozen=True)
-class _Plan:
+class _DynamicPlan:
     """Layers that are to be rounded, and what is left alone."""
 
-    products: tuple[dynamic_matmul.Product, ...]
+    products: tuple[dynamic_matmul.DynamicProduct, ...]
     lstms: tuple[ir.Node, ...]
-    refused: list[Decision]
+    refused: list[DynamicDecision]
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class Decision:
+class DynamicDecision:
     """What is to become of one weight matrix or LSTM; neither `product` nor `lstm` where it stays float."""
 
     target: str
     reason: str
     bytes_before: int = 0
     bytes_after: int = 0
-    product: dynamic_matmul.Product | None = None
+    product: dynamic_matmul.DynamicProduct | None = None
     rounding: Rounding | None = None
     lstm: dynamic_lstm.RoundedLstm | None = None
 
@@ -90,11 +90,11 @@ class QuantizeDynamic:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite products and LSTMs of every graph of `model`, those with the least rounding error first."""
         changes: list[Change] = []
-        if graph.opset(model) < dynamic_matmul.OPSET and self.products(model, context):
+        if query.opset(model) < dynamic_matmul.OPSET and self.products(model, context):
             why = "DynamicQuantizeLinear needs it"
             changes = raise_opset(model, context, self.name, dynamic_matmul.OPSET, why)
-        decisions = self._decide(model, context, graph.opset(model))
-        scene = Scene(model)
+        decisions = self._decide(model, context, query.opset(model))
+        scene = WeightContext(model)
         inputs, lstms = dynamic_matmul.QuantizedInputs(scene), dynamic_lstm.LstmWriter(model, scene)
         for decision in decisions:
             if not decision.applies or context.gate.admits(self.name, decision.target):
@@ -106,15 +106,15 @@ class QuantizeDynamic:
                 changes.append(self._change(decision))
         return changes
 
-    def decide(self, model: ir.Model, context: Context) -> list[Decision]:
+    def decide(self, model: ir.Model, context: Context) -> list[DynamicDecision]:
         """Return what `run` does if the opset can be raised, the least rounding error first, refusals last."""
-        return self._decide(model, context, max(graph.opset(model), dynamic_matmul.OPSET))
+        return self._decide(model, context, max(query.opset(model), dynamic_matmul.OPSET))
 
-    def products(self, model: ir.Model, context: Context) -> tuple[dynamic_matmul.Product, ...]:
+    def products(self, model: ir.Model, context: Context) -> tuple[dynamic_matmul.DynamicProduct, ...]:
         """Return the matrix products that `run` would write on integers; no weight is read."""
         return self._plan(model, context).products
 
-    def _decide(self, model: ir.Model, context: Context, opset: int) -> list[Decision]:
+    def _decide(self, model: ir.Model, context: Context, opset: int) -> list[DynamicDecision]:
         plan = self._plan(model, context)
         layers = context.progress("Quantizing products and LSTMs", [*plan.products, *plan.lstms])
         found = [
@@ -124,12 +124,12 @@ class QuantizeDynamic:
         found.sort(key=lambda d: d.predicted_loss)  # stable: refusals stay in the graph's order
         return found + plan.refused
 
-    def _plan(self, model: ir.Model, context: Context) -> _Plan:
+    def _plan(self, model: ir.Model, context: Context) -> _DynamicPlan:
         """Return what is to be rounded and what is not, with the reasons; no weight is read."""
         facts = targets.dynamic_facts(context.target)
         if facts is None:
             reason = f"{context.target} doesn't run layers with activations that are quantized by the range of each run"
-            return _Plan((), (), [Decision(target="graph", reason=reason)])
+            return _DynamicPlan((), (), [DynamicDecision(target="graph", reason=reason)])
         if self.layers == "all":
             facts = targets.DynamicFacts(product_macs=0, product_macs_per_input=0, lstm_macs=0, lstm_macs_per_step=0)
         known = _shapes(model, context)
@@ -139,34 +139,34 @@ class QuantizeDynamic:
             if faults and (fault or all(faults.values())):
                 size = site.stored_bytes
                 reason = fault or next(iter(faults.values()))
-                refused.append(Decision(target=site.name, reason=reason, bytes_before=size, bytes_after=size))
+                refused.append(DynamicDecision(target=site.name, reason=reason, bytes_before=size, bytes_after=size))
             elif faults:
                 products.append(dynamic_matmul.product(site, [node for node, why in faults.items() if not why]))
         lstms = []
         convolutions = 0
         for node in _nodes(model):
-            convolutions += graph.is_op(node, "Conv", "ConvTranspose")
+            convolutions += query.is_op(node, "Conv", "ConvTranspose")
             why: str | None = None
-            if graph.is_op(node, "LSTM"):
+            if query.is_op(node, "LSTM"):
                 why = dynamic_lstm.fault(node, known, context.selects, facts)
-            elif graph.is_op(node, "GRU", "RNN"):
+            elif query.is_op(node, "GRU", "RNN"):
                 why = f"onnxruntime has no {node.op_type} on integers: only its weights can be stored as int8"
             elif dynamic_matmul.has_rounded_weight(node):
                 why = "its weight is quantized already"
             if why:
-                refused.append(Decision(target=graph.label(node), reason=why))
+                refused.append(DynamicDecision(target=query.label(node), reason=why))
             elif why is not None:
                 lstms.append(node)
         if convolutions:
             counted = f"{convolutions} convolution{'s' if convolutions > 1 else ''}"
             reason = f"{counted} left to other passes: slower on integers if ranges are found in each run"
-            refused.append(Decision(target="graph", reason=reason))
-        return _Plan(tuple(products), tuple(lstms), refused)
+            refused.append(DynamicDecision(target="graph", reason=reason))
+        return _DynamicPlan(tuple(products), tuple(lstms), refused)
 
-    def _round_product(self, product: dynamic_matmul.Product, opset: int) -> Decision:
+    def _round_product(self, product: dynamic_matmul.DynamicProduct, opset: int) -> DynamicDecision:
         site = product.site
         before = site.stored_bytes
-        refused = Decision(target=site.name, reason="", bytes_before=before, bytes_after=before)
+        refused = DynamicDecision(target=site.name, reason="", bytes_before=before, bytes_after=before)
         if opset < dynamic_matmul.OPSET:
             return replace(refused, reason=f"needs opset {dynamic_matmul.OPSET}, the model has {opset}")
         try:
@@ -178,9 +178,9 @@ class QuantizeDynamic:
         after = site.tensor.size + rounding.scale.nbytes
         return replace(refused, reason=reason, bytes_after=after, product=product, rounding=rounding)
 
-    def _round_lstm(self, node: ir.Node) -> Decision:
+    def _round_lstm(self, node: ir.Node) -> DynamicDecision:
         before = sum(float_constants.stored_bytes(v) for v in dynamic_lstm.weights(node) if v is not None)
-        refused = Decision(target=graph.label(node), reason="", bytes_before=before, bytes_after=before)
+        refused = DynamicDecision(target=query.label(node), reason="", bytes_before=before, bytes_after=before)
         try:
             lstm = dynamic_lstm.round_lstm(
                 node,
@@ -201,7 +201,7 @@ class QuantizeDynamic:
     def _channelwise(self) -> bool:
         return schemes.parse(self.scheme).group == "channel"
 
-    def _change(self, decision: Decision) -> Change:
+    def _change(self, decision: DynamicDecision) -> Change:
         details: dict[str, Any] = {}
         if decision.applies:
             details = {"scheme": self.scheme, "weight_bits": self.weight_bits}
@@ -228,5 +228,5 @@ def _shapes(model: ir.Model, context: Context) -> shapes.Shapes:
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    for body in graph.graphs_outside_functions(model):
+    for body in query.graphs_outside_functions(model):
         yield from body

@@ -16,11 +16,11 @@ import onnx_ir as ir
 
 from ... import targets
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...ops import table as ops
 from ...shapes.infer import Shapes
 from .weight_rounding import Rounding, round_weight
-from .weight_storage import Scene, owner
+from .weight_storage import WeightContext, owner
 
 _WEIGHTS = (1, 2)
 """Inputs that hold weights: float32 [directions, 4 x hidden, input or hidden]."""
@@ -56,10 +56,10 @@ def fault(node: ir.Node, shapes: Shapes, selects: Callable[[ir.Node], bool], fac
         if tensor.dtype != ir.DataType.FLOAT:
             return f"{tensor.dtype.name.lower()}: DynamicQuantizeLSTM reads float32 only"
         if value.is_graph_output() or not all(
-            graph.is_op(use.node, "LSTM") and use.idx == port and selects(use.node) for use in value.uses()
+            query.is_op(use.node, "LSTM") and use.idx == port and selects(use.node) for use in value.uses()
         ):
             return f"its weight {value.name} has readers that need floats"
-    if graph.attribute(node, "layout", 0):
+    if query.attribute(node, "layout", 0):
         return "its batch comes first (layout 1), which onnxruntime doesn't run"
     steps, step_macs = _steps(node, shapes)
     if not facts.lstm_pays(steps, step_macs):
@@ -100,7 +100,7 @@ def _round(array: np.ndarray, *, channelwise: bool, clip: bool, bits: int) -> Ro
 class LstmWriter:
     """Writes LSTMs; a weight that several of them read is stored once."""
 
-    def __init__(self, model: ir.Model, scene: Scene) -> None:
+    def __init__(self, model: ir.Model, scene: WeightContext) -> None:
         self._model = model
         self._scene = scene
         self._stored: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
@@ -118,14 +118,14 @@ class LstmWriter:
             inputs[port] = integers
             inputs += [scale, zero_point]
         attributes = {a.name: a for a in node.attributes.values() if a.name != "layout"}
-        graph.turn_into(node, "DynamicQuantizeLSTM", inputs, attributes, domain=ops.MICROSOFT)
+        edit.turn_into(node, "DynamicQuantizeLSTM", inputs, attributes, domain=ops.MICROSOFT)
         self._model.opset_imports.setdefault(ops.MICROSOFT, 1)
 
     def _store(self, node: ir.Node, value: ir.Value, rounding: Rounding) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Store a weight as int8 [directions, input or hidden, 4 x hidden], with its scales and their zero points."""
         tensor = float_constants.tensor(value)
         assert tensor is not None
-        directions, gates, width = graph.dims(tensor)
+        directions, gates, width = query.dims(tensor)
         integers = rounding.integers(transposed=False).numpy().reshape(directions, gates, width)
         scale = rounding.scale.reshape(directions, -1) if rounding.scale.size > directions else rounding.scale
         arrays = {
@@ -134,8 +134,8 @@ class LstmWriter:
             "zero_point": np.zeros(scale.shape, np.int8),  # onnxruntime reads one for each scale, whatever it says
         }
         owners = {use.node.graph for use in value.uses()}
-        home = graph.home(node) if len(owners) == 1 else owner(value)
-        made = [graph.add_initializer(home, self._scene.names, f"{value.name}_{k}", a) for k, a in arrays.items()]
+        home = query.home(node) if len(owners) == 1 else owner(value)
+        made = [edit.add_initializer(home, self._scene.names, f"{value.name}_{k}", a) for k, a in arrays.items()]
         return made[0], made[1], made[2]
 
 

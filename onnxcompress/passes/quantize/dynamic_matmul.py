@@ -17,12 +17,12 @@ import onnx_ir as ir
 
 from ... import targets
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...ops import table as ops
 from ...shapes.infer import Shapes
 from .weight_rounding import Rounding
-from .weight_storage import Scene, Site, Writer
-from .weight_uses import Reader
+from .weight_storage import StoredWeight, WeightContext, WeightWriter
+from .weight_uses import WeightUse
 
 OPSET = 11
 """The opset from which on there is DynamicQuantizeLinear."""
@@ -34,20 +34,20 @@ _MOST_STEPS = 4
 
 
 @dataclass(frozen=True)
-class Product:
+class DynamicProduct:
     """A weight and those of its readers that multiply by it on integers; the others get it back as floats."""
 
-    site: Site
+    site: StoredWeight
     nodes: frozenset[ir.Node]
 
 
-def product(site: Site, nodes: Sequence[ir.Node]) -> Product:
+def product(site: StoredWeight, nodes: Sequence[ir.Node]) -> DynamicProduct:
     """Return a weight to be written, stored the other way round where all its readers are products that want that."""
     turned = len(nodes) == len(site.readers) and all(r.wants_transpose for r in site.readers)
-    return Product(replace(site, transposed=True) if turned else site, frozenset(nodes))
+    return DynamicProduct(replace(site, transposed=True) if turned else site, frozenset(nodes))
 
 
-def faults(site: Site, shapes: Shapes, facts: targets.DynamicFacts) -> dict[ir.Node, str]:
+def faults(site: StoredWeight, shapes: Shapes, facts: targets.DynamicFacts) -> dict[ir.Node, str]:
     """Return for each matrix product that reads a weight why it stays float, "" where nothing speaks against integers.
 
     Args:
@@ -70,17 +70,17 @@ def has_rounded_weight(node: ir.Node) -> bool:
         if maker is None or not maker.inputs:
             return False
         value = maker.inputs[0]
-        if graph.is_op(maker, "DequantizeLinear"):
+        if query.is_op(maker, "DequantizeLinear"):
             return True
-        if graph.is_op(maker, "Cast"):
-            tensor = graph.constant_tensor(value)
+        if query.is_op(maker, "Cast"):
+            tensor = query.constant_tensor(value)
             return tensor is not None and tensor.dtype.is_integer()
-        if not graph.is_op(maker, "Mul", "Transpose"):
+        if not query.is_op(maker, "Mul", "Transpose"):
             return False
     return False
 
 
-def _fault(reader: Reader, site: Site, facts: targets.DynamicFacts, rows: int) -> str:
+def _fault(reader: WeightUse, site: StoredWeight, facts: targets.DynamicFacts, rows: int) -> str:
     node = reader.node
     if site.tensor.dtype != ir.DataType.FLOAT:
         return f"{site.tensor.dtype.name.lower()}: DynamicQuantizeLinear reads float32 only"
@@ -93,7 +93,7 @@ def _fault(reader: Reader, site: Site, facts: targets.DynamicFacts, rows: int) -
     if site.axis is not None and site.axis != reader.out_axis(2):
         return "others read the weight the other way round: its scales don't belong to the columns"
     if _is_microsoft(node, "FusedMatMul") and any(
-        graph.attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB")
+        query.attribute(node, name, 0) for name in ("transA", "transBatchA", "transBatchB")
     ):
         return "it transposes its activations"
     depth, columns = _depth_and_columns(reader, site)
@@ -111,24 +111,24 @@ def _bias_fault(node: ir.Node, shapes: Shapes) -> str:
     """
     rank = shapes.rank(node.outputs[0])
     for use in node.outputs[0].uses():
-        if graph.is_op(use.node, "Add"):
+        if query.is_op(use.node, "Add"):
             tensor = float_constants.tensor(use.node.inputs[1 - use.idx])
-            axes = 0 if tensor is None else len(graph.dims(tensor))
+            axes = 0 if tensor is None else len(query.dims(tensor))
             if axes > (1 if rank is None else rank):
                 return f"a constant of {axes} axes is added, which onnxruntime would add without those"
     return ""
 
 
-def _depth_and_columns(reader: Reader, site: Site) -> tuple[int, int]:
+def _depth_and_columns(reader: WeightUse, site: StoredWeight) -> tuple[int, int]:
     """Return how many products a sum has, and how many columns the weight, as a product sees it."""
-    dims, out = graph.dims(site.tensor), reader.out_axis(2)
+    dims, out = query.dims(site.tensor), reader.out_axis(2)
     return dims[1 - out], dims[out]
 
 
 def _rows(node: ir.Node, shapes: Shapes) -> int:
     """Return the rows of activations that a product reads in a run, dynamic dimensions counted as 1."""
     dims = shapes.shape(node.inputs[0]) or ()
-    columns_first = graph.is_op(node, "Gemm") and graph.attribute(node, "transA", 0)
+    columns_first = query.is_op(node, "Gemm") and query.attribute(node, "transA", 0)
     dims = dims[1:] if columns_first else dims[:-1]
     return int(np.prod([d if isinstance(d, int) else 1 for d in dims], dtype=np.int64))
 
@@ -136,35 +136,40 @@ def _rows(node: ir.Node, shapes: Shapes) -> int:
 class QuantizedInputs:
     """The DynamicQuantizeLinear of each value that products read, one in each graph."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: WeightContext) -> None:
         self._scene = scene
         self._made: dict[tuple[ir.Graph, ir.Value], tuple[ir.Value, ...]] = {}
 
     def get(self, node: ir.Node, value: ir.Value) -> tuple[ir.Value, ...]:
         """Return the integers, the scale and the zero point of what `node` reads, before its first reader there."""
-        home = graph.home(node)
+        home = query.home(node)
         if (home, value) not in self._made:
             order = self._scene.order
             here = [node] + [use.node for use in value.uses() if use.node.graph is home and use.node in order]
             first = min(here, key=lambda reader: order[reader])
             name = f"{value.name}_DynamicQuantizeLinear"
-            made = graph.insert_before(first, self._scene.names, "DynamicQuantizeLinear", [value], outputs=3, hint=name)
+            made = edit.insert_before(first, self._scene.names, "DynamicQuantizeLinear", [value], outputs=3, hint=name)
             self._made[home, value] = tuple(made.outputs)
         return self._made[home, value]
 
 
-class ProductWriter(Writer):
+class ProductWriter(WeightWriter):
     """Writes one weight: as integers for the products among its readers that are given, as floats for the others."""
 
     def __init__(
-        self, scene: Scene, product: Product, rounding: Rounding, form: targets.WeightForm, inputs: QuantizedInputs
+        self,
+        scene: WeightContext,
+        product: DynamicProduct,
+        rounding: Rounding,
+        form: targets.WeightForm,
+        inputs: QuantizedInputs,
     ) -> None:
         super().__init__(scene, product.site, rounding, form)
         self._products = product.nodes
         self._inputs = inputs
         self._scales: dict[float, ir.Value] = {}
 
-    def _replace_weight(self, reader: Reader) -> None:
+    def _replace_weight(self, reader: WeightUse) -> None:
         if reader.node not in self._products:
             super()._replace_weight(reader)
             return
@@ -174,18 +179,18 @@ class ProductWriter(Writer):
         integers, scale, zero_point = self._inputs.get(node, self._activations(node))
         summed = self.insert(node, "MatMulInteger", [integers, weight, zero_point])
         floats = self.insert(node, "Cast", [summed], {"to": int(ir.DataType.FLOAT)})
-        factor = self.insert(node, "Mul", [scale, self._scale(float(graph.attribute(node, "alpha", 1.0)))])
+        factor = self.insert(node, "Mul", [scale, self._scale(float(query.attribute(node, "alpha", 1.0)))])
         result = self.insert(node, "Mul", [floats, factor])
         bias = self._bias(reader)
         if bias is not None:
             result = self.insert(node, "Add", [result, bias])
-        graph.take_over(node.outputs[0], result)
+        edit.take_over(node.outputs[0], result)
 
     def _activations(self, node: ir.Node) -> ir.Value:
         """Return what a product multiplies, rows first."""
         value = node.inputs[0]
         assert value is not None
-        if graph.is_op(node, "Gemm") and graph.attribute(node, "transA", 0):
+        if query.is_op(node, "Gemm") and query.attribute(node, "transA", 0):
             return self.insert(node, "Transpose", [value], {"perm": [1, 0]})
         return value
 
@@ -195,15 +200,15 @@ class ProductWriter(Writer):
             self._scales[alpha] = self.store("scale", np.asarray(self.rounding.scale * np.float32(alpha)))
         return self._scales[alpha]
 
-    def _bias(self, reader: Reader) -> ir.Value | None:
+    def _bias(self, reader: WeightUse) -> ir.Value | None:
         """Return what is added, as [N] where it is a constant that is the same for all rows, None where nothing is."""
         node, columns = reader.node, _depth_and_columns(reader, self.site)[1]
-        value = node.inputs[2] if graph.is_op(node, "Gemm") and len(node.inputs) > 2 else None
-        beta = float(graph.attribute(node, "beta", 1.0))
+        value = node.inputs[2] if query.is_op(node, "Gemm") and len(node.inputs) > 2 else None
+        beta = float(query.attribute(node, "beta", 1.0))
         if value is None or beta == 0:
             return None
-        tensor = graph.constant_tensor(value)
-        dims = None if tensor is None else graph.dims(tensor)
+        tensor = query.constant_tensor(value)
+        dims = None if tensor is None else query.dims(tensor)
         if dims == (columns,) and beta == 1:
             return value
         if tensor is not None and dims is not None and tensor.size in (1, *dims[-1:]):
@@ -215,7 +220,7 @@ class ProductWriter(Writer):
 
 
 def _is_written(node: ir.Node) -> bool:
-    return graph.is_op(node, "MatMul", "Gemm") or _is_microsoft(node, "FusedMatMul")
+    return query.is_op(node, "MatMul", "Gemm") or _is_microsoft(node, "FusedMatMul")
 
 
 def _is_microsoft(node: ir.Node, *op_types: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...ops import linear as layers
 from ...ops import table as ops
 
@@ -24,7 +24,7 @@ _FIRST_SPATIAL = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class ScalingSite:
     """Channels that one maker gives and only linear layers read, or that a Mul is to be put behind.
 
     Args:
@@ -47,9 +47,9 @@ class Site:
     def label(self) -> str:
         """The name by which reports speak of the place: its maker's."""
         node = self.value.producer()
-        return self.value.name or "?" if node is None else graph.label(node)
+        return self.value.name or "?" if node is None else query.label(node)
 
-    def apply(self, scale: np.ndarray, names: graph.Names) -> None:
+    def apply(self, scale: np.ndarray, names: edit.Names) -> None:
         """Divide the channels by `scale`, float32 [channels], and multiply what the layers read with by it."""
         if self.takes_node:
             self._divide(scale, names)
@@ -63,7 +63,7 @@ class Site:
             value = node.inputs[port]
             assert value is not None
             stored = float_constants.read(value)
-            axis = -1 if not graph.is_op(node, "BatchNormalization") else 0
+            axis = -1 if not query.is_op(node, "BatchNormalization") else 0
             spread = [1] * max(stored.ndim, 1)
             spread[axis] = self.channels
             float_constants.write(node, port, (stored / scale.reshape(spread)).astype(stored.dtype), names)
@@ -72,17 +72,17 @@ class Site:
             factors = np.repeat(scale, groups * columns // self.channels).reshape(groups, 1, columns)
             layer.with_weights(layer.matrix() * factors, None, names)
 
-    def _divide(self, scale: np.ndarray, names: graph.Names) -> None:
+    def _divide(self, scale: np.ndarray, names: edit.Names) -> None:
         """Put a Mul by 1 / scale before the first reader, and let all of them read it."""
         first = self.readers[0].node
         hint = f"{self.label}_scaled"
-        factors = graph.add_initializer(graph.home(first), names, f"{hint}_by", 1 / scale)
-        made = graph.insert_before(first, names, "Mul", [self.value, factors], hint=hint)
+        factors = edit.add_initializer(query.home(first), names, f"{hint}_by", 1 / scale)
+        made = edit.insert_before(first, names, "Mul", [self.value, factors], hint=hint)
         for layer in self.readers:
             layer.node.replace_input_with(layer.facts.data, made.outputs[0])
 
 
-def find_unmade(model: ir.Model, made: Sequence[Site]) -> list[Site]:
+def find_unmade(model: ir.Model, made: Sequence[ScalingSite]) -> list[ScalingSite]:
     """Return the places before matrix products that none of the sites `made` is about, where a Mul can divide channels.
 
     Layers that read one value in one graph share the Mul.
@@ -91,18 +91,18 @@ def find_unmade(model: ir.Model, made: Sequence[Site]) -> list[Site]:
     found: dict[tuple[ir.Value, ir.Graph], list[layers.LinearLayer]] = {}
     for layer in layers.linear_layers(model):
         if id(layer.node) not in known and _is_plain(layer) and layer.window is None and layer.input_axis == -1:
-            found.setdefault((layer.x, graph.home(layer.node)), []).append(layer)
+            found.setdefault((layer.x, query.home(layer.node)), []).append(layer)
     return [
-        Site(value, readers[0].shape[2], (), None, tuple(readers), takes_node=True)
+        ScalingSite(value, readers[0].shape[2], (), None, tuple(readers), takes_node=True)
         for (value, _), readers in found.items()
     ]
 
 
-def find(model: ir.Model) -> list[Site]:
+def find(model: ir.Model) -> list[ScalingSite]:
     """Return the places of a model, in the order of its nodes; each weight may be in several."""
     linear = {id(layer.node): layer for layer in layers.linear_layers(model) if _is_plain(layer)}
     found = []
-    for body in graph.graphs_outside_functions(model):
+    for body in query.graphs_outside_functions(model):
         for node in body:
             site = _site(node, linear)
             if site is not None:
@@ -111,19 +111,19 @@ def find(model: ir.Model) -> list[Site]:
 
 
 def _is_plain(layer: layers.LinearLayer) -> bool:
-    tensor = graph.constant_tensor(layer.weight)
+    tensor = query.constant_tensor(layer.weight)
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT
 
 
 @dataclass(frozen=True)
-class _Line:
+class _ScaledLine:
     """Where a value carries the channels: axis 1 behind a window (with the rank it has), or the last."""
 
     axis: int
     rank: int | None = None
 
 
-def _site(node: ir.Node, linear: dict[int, layers.LinearLayer]) -> Site | None:
+def _site(node: ir.Node, linear: dict[int, layers.LinearLayer]) -> ScalingSite | None:
     layer = linear.get(id(node))
     if layer is not None:
         groups, out, _ = layer.shape
@@ -131,7 +131,7 @@ def _site(node: ir.Node, linear: dict[int, layers.LinearLayer]) -> Site | None:
         parts: tuple[tuple[ir.Node, int], ...] = ()
         if layer.channel_axis == -2:
             return None
-        line = _Line(1, len(layer.window.kernel) + 2) if layer.window is not None else _Line(-1)
+        line = _ScaledLine(1, len(layer.window.kernel) + 2) if layer.window is not None else _ScaledLine(-1)
     else:
         made = _constants(node)
         if made is None:
@@ -141,19 +141,19 @@ def _site(node: ir.Node, linear: dict[int, layers.LinearLayer]) -> Site | None:
     readers: list[layers.LinearLayer] = []
     if not _follow(value, line, channels, linear, readers) or not readers:
         return None
-    return Site(value, channels, parts, layer, tuple(readers))
+    return ScalingSite(value, channels, parts, layer, tuple(readers))
 
 
-def _constants(node: ir.Node) -> tuple[tuple[tuple[ir.Node, int], ...], int, _Line] | None:
+def _constants(node: ir.Node) -> tuple[tuple[tuple[ir.Node, int], ...], int, _ScaledLine] | None:
     """Return the constants by which a node makes channels, how many and where; None where it does not."""
-    if graph.is_op(node, "LayerNormalization"):
-        if int(graph.attribute(node, "axis", -1)) != -1 or len(node.outputs) > 1:
+    if query.is_op(node, "LayerNormalization"):
+        if int(query.attribute(node, "axis", -1)) != -1 or len(node.outputs) > 1:
             return None
-        ports, line = [1, *([2] if len(node.inputs) > 2 and node.inputs[2] is not None else [])], _Line(-1)
-    elif graph.is_op(node, "BatchNormalization"):
-        if len(node.outputs) > 1 or graph.attribute(node, "training_mode", 0):
+        ports, line = [1, *([2] if len(node.inputs) > 2 and node.inputs[2] is not None else [])], _ScaledLine(-1)
+    elif query.is_op(node, "BatchNormalization"):
+        if len(node.outputs) > 1 or query.attribute(node, "training_mode", 0):
             return None
-        ports, line = [1, 2], _Line(1)
+        ports, line = [1, 2], _ScaledLine(1)
     else:
         return _scaled(node)
     sizes = {_channels(node.inputs[port]) for port in ports}
@@ -164,21 +164,21 @@ def _constants(node: ir.Node) -> tuple[tuple[tuple[ir.Node, int], ...], int, _Li
     return tuple((node, port) for port in ports), channels, line
 
 
-def _scaled(node: ir.Node) -> tuple[tuple[tuple[ir.Node, int], ...], int, _Line] | None:
+def _scaled(node: ir.Node) -> tuple[tuple[tuple[ir.Node, int], ...], int, _ScaledLine] | None:
     """Read x * scale, and x * scale + shift, with one number for each place of the last axis."""
     parts: list[tuple[ir.Node, int]] = []
     channels: int | None = None
-    while graph.is_op(node, "Add", "Mul") and len(node.inputs) == 2:
+    while query.is_op(node, "Add", "Mul") and len(node.inputs) == 2:
         port = next((p for p in (1, 0) if _channels(node.inputs[p]) is not None), None)
         other = None if port is None else node.inputs[1 - port]
         if port is None or other is None or channels not in (None, _channels(node.inputs[port])):
             return None
         channels = _channels(node.inputs[port])
         parts.append((node, port))
-        if graph.is_op(node, "Mul"):
-            return tuple(parts), channels or 0, _Line(-1)
+        if query.is_op(node, "Mul"):
+            return tuple(parts), channels or 0, _ScaledLine(-1)
         before = other.producer()
-        if before is None or graph.sole_consumer(other) is not node or before.graph is not node.graph:
+        if before is None or query.sole_consumer(other) is not node or before.graph is not node.graph:
             return None
         node = before
     return None
@@ -186,16 +186,16 @@ def _scaled(node: ir.Node) -> tuple[tuple[tuple[ir.Node, int], ...], int, _Line]
 
 def _channels(value: ir.Value | None) -> int | None:
     """Return the size of a constant vector of more than one float32, whose other axes are 1; None for all else."""
-    tensor = graph.constant_tensor(value)
+    tensor = query.constant_tensor(value)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
-    dims = graph.dims(tensor)
+    dims = query.dims(tensor)
     return dims[-1] if dims and dims[-1] > 1 and tensor.size == dims[-1] else None
 
 
 def _follow(
     value: ir.Value,
-    line: _Line,
+    line: _ScaledLine,
     channels: int,
     linear: dict[int, layers.LinearLayer],
     readers: list[layers.LinearLayer],
@@ -220,23 +220,23 @@ def _follow(
     return True
 
 
-def _through(node: ir.Node, line: _Line) -> _Line | None:
+def _through(node: ir.Node, line: _ScaledLine) -> _ScaledLine | None:
     """Return where the channels are behind a node that lets positive factors through; None for all other nodes."""
-    if graph.is_op(node, *ops.HOMOGENEOUS):
+    if query.is_op(node, *ops.HOMOGENEOUS):
         return line
-    if graph.is_op(node, *ops.HOMOGENEOUS_POOLS) and line.axis == 1 and len(node.outputs) == 1:
+    if query.is_op(node, *ops.HOMOGENEOUS_POOLS) and line.axis == 1 and len(node.outputs) == 1:
         return line
-    if graph.is_op(node, "ReduceMean", "ReduceMax", "ReduceMin") and line.axis == 1 and line.rank is not None:
-        axes = graph.integers(node, "axes", 1)
+    if query.is_op(node, "ReduceMean", "ReduceMax", "ReduceMin") and line.axis == 1 and line.rank is not None:
+        axes = query.integers(node, "axes", 1)
         if axes is None or {a % line.rank for a in axes} != set(range(_FIRST_SPATIAL, line.rank)):
             return None
-        return line if graph.attribute(node, "keepdims", 1) else _Line(-1)
-    if graph.is_op(node, "Flatten") and line.axis == 1 and int(graph.attribute(node, "axis", 1)) == 1:
-        return _Line(-1)
+        return line if query.attribute(node, "keepdims", 1) else _ScaledLine(-1)
+    if query.is_op(node, "Flatten") and line.axis == 1 and int(query.attribute(node, "axis", 1)) == 1:
+        return _ScaledLine(-1)
     return None
 
 
-def reads(sites: list[Site]) -> Iterator[str]:
+def reads(sites: list[ScalingSite]) -> Iterator[str]:
     """Yield the names of the values whose numbers decide about scales: what makers and readers read."""
     for site in sites:
         for layer in (*(() if site.maker is None else (site.maker,)), *site.readers):

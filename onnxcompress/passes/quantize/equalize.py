@@ -24,12 +24,19 @@ from ... import targets
 from ...activations.layer_inputs import LayerRows, sample_rows
 from ...base import schemes
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import edit
 from ...numerics.quantization.blocks import BlockGrid
-from ...numerics.quantization.equalization import BlockSimulation, Int8Simulation, Maker, Reader, Simulation, best_scale
+from ...numerics.quantization.equalization import (
+    BlockSimulation,
+    Int8Simulation,
+    Maker,
+    ScaledReader,
+    Simulation,
+    best_scale,
+)
 from ...ops.linear import LinearLayer
 from . import equalization_sites
-from .equalization_sites import Site
+from .equalization_sites import ScalingSite
 
 _INT8, _DYNAMIC = "int8", "dynamic-int8"
 _WORTH_A_NODE, _LOUD = 0.5, 3e-4
@@ -41,10 +48,10 @@ def _checked(scheme: str) -> str:
 
 
 @plain_dataclass(frozen=True)
-class Decision:
+class ScalingDecision:
     """The scales of one place, float32 [channels], and what int8 loses without and with them (noise to signal)."""
 
-    site: Site
+    site: ScalingSite
     scale: np.ndarray
     how: str
     before: float
@@ -70,7 +77,7 @@ class Equalize:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Scale channels in every graph of `model`."""
-        names = graph.Names(model)
+        names = edit.Names(model)
         changes = []
         for decision in self.decide(model, context):
             if context.gate.admits(self.name, decision.site.label):
@@ -78,7 +85,7 @@ class Equalize:
                 changes.append(self._change(decision))
         return changes
 
-    def decide(self, model: ir.Model, context: Context) -> list[Decision]:
+    def decide(self, model: ir.Model, context: Context) -> list[ScalingDecision]:
         """Return the scales that lower the simulated error enough, in the order of the graph."""
         sites = equalization_sites.find(model)
         if self.insert:
@@ -99,7 +106,7 @@ class Equalize:
         found = (self._decision(site, rows, context.target) for site in context.progress("Equalizing", sites))
         return [decision for decision in found if decision is not None]
 
-    def _decision(self, site: Site, rows: dict[int, LayerRows], target: str) -> Decision | None:
+    def _decision(self, site: ScalingSite, rows: dict[int, LayerRows], target: str) -> ScalingDecision | None:
         seen = [rows[id(layer.node)] for layer in (*_makers(site), *site.readers)]
         if any(each.is_empty for each in seen):
             return None  # no sample took this branch
@@ -110,9 +117,9 @@ class Equalize:
         chance = min(0.5, 3 / math.sqrt(max(1, sum(reader.outputs.size for reader in readers))))
         gain = max(self.least_gain, _WORTH_A_NODE) if site.takes_node else self.least_gain
         is_clear = after <= before * (1 - gain) * (1 - chance) and (before > _LOUD or not site.takes_node)
-        return Decision(site, scale, how, before, after) if is_clear else None
+        return ScalingDecision(site, scale, how, before, after) if is_clear else None
 
-    def _change(self, decision: Decision) -> Change:
+    def _change(self, decision: ScalingDecision) -> Change:
         readers = ", ".join(layer.label for layer in decision.site.readers[:3])
         gain_db = 10 * math.log10(decision.before / decision.after)
         return Change(
@@ -129,7 +136,7 @@ class Equalize:
             },
         )
 
-    def _simulation(self, site: Site, target: str) -> Simulation:
+    def _simulation(self, site: ScalingSite, target: str) -> Simulation:
         if self.scheme not in (_INT8, _DYNAMIC):
             scheme = schemes.parse(self.scheme)
             assert scheme.block is not None
@@ -140,11 +147,11 @@ class Equalize:
         return Int8Simulation(facts.grid, per_channel=per_channel, clips=self.scheme == _INT8)
 
 
-def _reader(seen: LayerRows, channels: int) -> Reader:
+def _reader(seen: LayerRows, channels: int) -> ScaledReader:
     """Return a layer as a reader of so many channels, each of which may fill several columns in a row."""
     lows, highs = (each.reshape(channels, -1) for each in (seen.extremes.lows, seen.extremes.highs))
-    return Reader(seen.rows(), seen.layer.matrix(), lows.min(axis=1), highs.max(axis=1))
+    return ScaledReader(seen.rows(), seen.layer.matrix(), lows.min(axis=1), highs.max(axis=1))
 
 
-def _makers(site: Site) -> Sequence[LinearLayer]:
+def _makers(site: ScalingSite) -> Sequence[LinearLayer]:
     return () if site.maker is None else (site.maker,)

@@ -24,14 +24,14 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Feed, Gate, Judge, Memo, Need, Pass, Trial
-from ...data import feed_facts
+from ...base.gate import Gate, Memo
+from ...core import Action, Candidate, Change, Context, Feed, Judge, Need, Pass, Trial
+from ...data import feeds as feed_facts
 from ...errors import ModelError
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...ops import table as ops
 from ...search import candidates as search
-from ...search.candidates import Candidate
 from ...shapes import count as counting
 from .blocks import QuantizeBlocks
 from .dynamic import QuantizeDynamic
@@ -66,7 +66,7 @@ _STEPS = 3
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class _Way:
+class _RouteVariant:
     """A route and how it is gone.
 
     Args:
@@ -106,10 +106,10 @@ class _Way:
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class _Tried(Candidate):
+class _TriedRoute(Candidate):
     """A candidate, and how it came about."""
 
-    way: _Way
+    way: _RouteVariant
 
     @property
     def layers(self) -> list[str]:
@@ -136,13 +136,13 @@ class QuantizeInt8:
             return []
         if context.judge is None:
             route = self.routes[0]
-            found, changes = _build(model, _Way(route=route), context)
-            graph.become(model, found)
+            found, changes = _build(model, _RouteVariant(route=route), context)
+            edit.become(model, found)
             return [_skipped(f"nothing was measured, the first route is taken: {route}"), *changes]
-        return _Search(model, context, context.judge, recover=self.recover).run(self.routes)
+        return _RouteSearch(model, context, context.judge, recover=self.recover).run(self.routes)
 
 
-class _Search:
+class _RouteSearch:
     """The search for the best way on one model."""
 
     def __init__(self, model: ir.Model, context: Context, judge: Judge, *, recover: bool) -> None:
@@ -158,7 +158,7 @@ class _Search:
                 self._refuse(candidate, self._objection(candidate.trial) or "another route is better")
         if chosen is None:
             return self.refusals
-        graph.become(self.model, chosen.model)
+        edit.become(self.model, chosen.model)
         if self.context.archive is not None:
             self.context.archive.choose(chosen, place=QuantizeInt8.name)
         summary = Change(
@@ -170,14 +170,14 @@ class _Search:
         )
         return [summary, *chosen.changes, *self.refusals]
 
-    def _candidates(self, routes: Sequence[Route]) -> list[_Tried]:
+    def _candidates(self, routes: Sequence[Route]) -> list[_TriedRoute]:
         """Return the routes that can be gone, measured, in the best way that was found."""
-        found: list[_Tried] = []
+        found: list[_TriedRoute] = []
         for route in routes:
             if self.context.clock.is_over:
                 self.refusals.append(_skipped(f"{route}: not tried, the time is over"))
                 continue
-            way = _Way(route=route)
+            way = _RouteVariant(route=route)
             built, changes = _build(self.model, way, self.context)
             done = {c.pass_name for c in _applied(changes)}
             if not done.issuperset(one.name for one in _PASSES[route]) or not done:
@@ -191,13 +191,13 @@ class _Search:
                 found[index] = self._improved(candidate)
         return [*found, *self._with_small_tables(found)]
 
-    def _with_small_tables(self, found: Sequence[_Tried]) -> Iterator[_Tried]:
+    def _with_small_tables(self, found: Sequence[_TriedRoute]) -> Iterator[_TriedRoute]:
         """Yield the best candidate with tables of 4 bits, where they make much of it."""
         best = next(iter(self._ranked(found)), None)
         if best is not None and not self.context.clock.is_over and _large_tables(self.model, self.context):
             yield self._tried(replace(best.way, small_tables=True))
 
-    def _improved(self, candidate: _Tried) -> _Tried:
+    def _improved(self, candidate: _TriedRoute) -> _TriedRoute:
         """Return a candidate that loses less, where one is needed and found."""
         limit = self.judge.limit
         if limit is None or self.context.clock.is_over:
@@ -212,7 +212,7 @@ class _Search:
         self._refuse(candidate, f"it loses too much: {relaxed.label} instead")
         return relaxed
 
-    def _recovered(self, candidate: _Tried) -> _Tried:
+    def _recovered(self, candidate: _TriedRoute) -> _TriedRoute:
         """Try each means against the rounding of activations, and keep it where the held-out error falls."""
         best = candidate
         for means in (_clipped, _equalized, _refitted) if best.layers else (_equalized,):
@@ -226,7 +226,7 @@ class _Search:
                     best = tried
         return best
 
-    def _relaxed(self, candidate: _Tried, limit: float) -> _Tried | None:
+    def _relaxed(self, candidate: _TriedRoute, limit: float) -> _TriedRoute | None:
         """Return the candidate within the limit, with fewer nodes on integers, or None where that can't be.
 
         Those that save little time go first, then layer by layer those that hurt the output most.
@@ -247,7 +247,7 @@ class _Search:
         )
         return self._tried(replace(plain, left_out=left_out)) if left_out else None
 
-    def _accepted(self, candidate: _Tried) -> _Tried | None:
+    def _accepted(self, candidate: _TriedRoute) -> _TriedRoute | None:
         """Return a candidate if the user's own samples agree, or one with fewer layers until they do."""
         limit = _drop(candidate)
         for _ in range(_STEPS):
@@ -262,19 +262,19 @@ class _Search:
             candidate = relaxed
         return None
 
-    def _tried(self, way: _Way) -> _Tried:
+    def _tried(self, way: _RouteVariant) -> _TriedRoute:
         return self._measured(way, *_build(self.model, way, self.context))
 
-    def _measured(self, way: _Way, built: ir.Model, changes: list[Change]) -> _Tried:
+    def _measured(self, way: _RouteVariant, built: ir.Model, changes: list[Change]) -> _TriedRoute:
         trial = self.judge(built, f"{QuantizeInt8.name}/{way.label}")
         explained = tuple(_explained(changes, way.left_out))
-        tried = _Tried(label=way.label, model=built, changes=explained, trial=trial, way=way)
+        tried = _TriedRoute(label=way.label, model=built, changes=explained, trial=trial, way=way)
         if self.context.archive is not None:
             prefer, limit = self.judge.prefer, self.judge.limit
             self.context.archive.offer(tried, prefer=prefer, limit=limit, place=QuantizeInt8.name)
         return tried
 
-    def _could_win(self, candidate: _Tried, others: Sequence[_Tried]) -> bool:
+    def _could_win(self, candidate: _TriedRoute, others: Sequence[_TriedRoute]) -> bool:
         """Say whether a candidate is the best, or would be by more than a few layers are worth but for its drop."""
         ranked = self._ranked(others)
         if ranked and ranked[0] is candidate:
@@ -285,7 +285,7 @@ class _Search:
         least = search.cost(ranked[0].trial, self.judge.prefer) if ranked else float("inf")
         return search.cost(candidate.trial, self.judge.prefer) < least * _WORTH_SEARCHING
 
-    def _ranked(self, candidates: Sequence[_Tried]) -> list[_Tried]:
+    def _ranked(self, candidates: Sequence[_TriedRoute]) -> list[_TriedRoute]:
         return search.ranked(candidates, self.judge.prefer, self.judge.limit)
 
     def _objection(self, trial: Trial) -> str | None:
@@ -295,7 +295,9 @@ class _Search:
         self.refusals.append(_skipped(f"{candidate.label}: {search.figures(candidate.trial)}; {why}"))
 
 
-def _build(model: ir.Model, way: _Way, context: Context, *, weights: bool = True) -> tuple[ir.Model, list[Change]]:
+def _build(
+    model: ir.Model, way: _RouteVariant, context: Context, *, weights: bool = True
+) -> tuple[ir.Model, list[Change]]:
     """Go a way on a copy of the model; layers that are left out have, if at all, their weights stored as int8.
 
     Args:
@@ -321,9 +323,9 @@ def _build(model: ir.Model, way: _Way, context: Context, *, weights: bool = True
         inner = replace(context, gate=gate, memo=Memo(gate))
         if isinstance(one, QuantizeBlocks):
             tables = _large_tables(copy, context)
-            inner = replace(inner, selects=lambda n: graph.label(n) in tables, judge=None, race=None, max_bytes=None)  # noqa: B023
+            inner = replace(inner, selects=lambda n: query.label(n) in tables, judge=None, race=None, max_bytes=None)  # noqa: B023
         elif not isinstance(one, QuantizeWeights):
-            inner = replace(inner, selects=lambda n: context.selects(n) and graph.label(n) not in way.left_out)
+            inner = replace(inner, selects=lambda n: context.selects(n) and query.label(n) not in way.left_out)
         changes += one.run(copy, inner)
     return copy, changes
 
@@ -331,32 +333,32 @@ def _build(model: ir.Model, way: _Way, context: Context, *, weights: bool = True
 def _large_tables(model: ir.Model, context: Context) -> frozenset[str]:
     """Return the labels of the nodes that look rows up in weights which nothing else reads, and that are large."""
     found = [site for site, fault in sites(model, context.selects, channelwise=True) if not fault and not site.others]
-    total = graph.tensor_bytes(v for body in graph.graphs_outside_functions(model) for v in body.initializers.values())
+    total = query.tensor_bytes(v for body in query.graphs_outside_functions(model) for v in body.initializers.values())
     return frozenset(
-        graph.label(reader.node) for site in found if site.stored_bytes > total * _MUCH for reader in site.tables
+        query.label(reader.node) for site in found if site.stored_bytes > total * _MUCH for reader in site.tables
     )
 
 
-def _equalize(model: ir.Model, way: _Way, context: Context) -> list[Change]:
+def _equalize(model: ir.Model, way: _RouteVariant, context: Context) -> list[Change]:
     """Scale channels before layers that will run on integers; for ranges of each run by a Mul where it takes one."""
     gate = Gate()
     inner = replace(context, gate=gate, memo=Memo(gate))
     if way.route != "dynamic":
         return Equalize().run(model, inner)
-    chosen = {graph.label(node) for product in QuantizeDynamic().products(model, inner) for node in product.nodes}
-    inner = replace(inner, selects=lambda node: context.selects(node) and graph.label(node) in chosen)
+    chosen = {query.label(node) for product in QuantizeDynamic().products(model, inner) for node in product.nodes}
+    inner = replace(inner, selects=lambda node: context.selects(node) and query.label(node) in chosen)
     return Equalize(scheme="dynamic-int8", insert=True).run(model, inner)
 
 
-def _clipped(way: _Way) -> _Way:
+def _clipped(way: _RouteVariant) -> _RouteVariant:
     return replace(way, guarded=True)
 
 
-def _equalized(way: _Way) -> _Way:
+def _equalized(way: _RouteVariant) -> _RouteVariant:
     return replace(way, equalized=True)
 
 
-def _refitted(way: _Way) -> _Way:
+def _refitted(way: _RouteVariant) -> _RouteVariant:
     return replace(way, refit=True)
 
 
@@ -372,7 +374,7 @@ def _layers(changes: Iterable[Change]) -> list[str]:
 def _costs(model: ir.Model, layers: Sequence[str], feed: Feed) -> dict[str, float]:
     """Return layer -> its MACs at the shapes of a feed, 1 where they are not known."""
     shape_of = counting.shape_lookup(counting.resolve_shapes(model, feed))
-    macs = {graph.label(node): count for node, count in ops.node_macs(model, shape_of)}
+    macs = {query.label(node): count for node, count in ops.node_macs(model, shape_of)}
     return {name: float(macs.get(name) or 1) for name in layers}
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ...core import Context
 from ...distillation import reconstruct
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...ops.linear import LinearLayer, linear_layer
 from ...shapes import count as counting
@@ -47,16 +47,16 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
     if macs is None or macs * len(context.feeds) > _MOST_MACS:
         return None
     wanted = set(labels)
-    originals = {graph.label(node): node for node in model.graph if graph.label(node) in wanted}
-    names = graph.Names(quantized)
+    originals = {query.label(node): node for node in model.graph if query.label(node) in wanted}
+    names = edit.Names(quantized)
     freed: list[ir.Node] = []
     for node in quantized.graph:
-        original = originals.get(graph.label(node))
+        original = originals.get(query.label(node))
         layer = None if original is None else linear_layer(original)
         if isinstance(layer, LinearLayer) and node.op_type == layer.node.op_type:
             array = float_constants.read(layer.weight)
             port = layer.facts.port
-            node.replace_input_with(port, graph.add_initializer(quantized.graph, names, f"{layer.label}_free", array))
+            node.replace_input_with(port, edit.add_initializer(quantized.graph, names, f"{layer.label}_free", array))
             freed.append(node)
     if not freed:
         return None
@@ -73,10 +73,10 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
     if not gained:
         return None
     result = model_io.clone(model)
-    own = graph.Names(result)
-    found = {graph.label(node): linear_layer(node) for node in result.graph if graph.label(node) in gained}
+    own = edit.Names(result)
+    found = {query.label(node): linear_layer(node) for node in result.graph if query.label(node) in gained}
     for node in quantized.graph:
-        fitted, layer = (linear_layer(node), found.get(graph.label(node)))
+        fitted, layer = (linear_layer(node), found.get(query.label(node)))
         if isinstance(fitted, LinearLayer) and isinstance(layer, LinearLayer):
             layer.with_weights(fitted.matrix(), fitted.bias(), own)
     return result

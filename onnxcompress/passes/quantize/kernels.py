@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import query
 from ...ops import table as ops
 from ...shapes.infer import Shapes
 from ...targets import OperatorFacts, StaticFacts
@@ -45,7 +45,7 @@ class Saturation:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Unit:
+class KernelGroup:
     """Nodes that become one kernel.
 
     Args:
@@ -95,7 +95,7 @@ class Unit:
         return tuple(value for port in self.reads if (value := self.node.inputs[port]) is not None)
 
 
-def units(body: ir.Graph, facts: StaticFacts, shapes: Shapes) -> tuple[list[Unit], dict[ir.Node, str]]:
+def units(body: ir.Graph, facts: StaticFacts, shapes: Shapes) -> tuple[list[KernelGroup], dict[ir.Node, str]]:
     """Return what can run on integers in one graph, and for each other layer with a weight the reason.
 
     Args:
@@ -103,14 +103,14 @@ def units(body: ir.Graph, facts: StaticFacts, shapes: Shapes) -> tuple[list[Unit
         facts: the target's.
         shapes: of the model.
     """
-    found: list[Unit] = []
+    found: list[KernelGroup] = []
     refused: dict[ir.Node, str] = {}
     taken: set[ir.Node] = set()
     for node in body:
         if node in taken:
             continue
         unit = _unit(node, facts, shapes)
-        if isinstance(unit, Unit):
+        if isinstance(unit, KernelGroup):
             found.append(unit)
             taken.update(unit.behind)
         elif unit and has_weight(node):
@@ -126,15 +126,15 @@ def has_weight(node: ir.Node) -> bool:
     )
 
 
-def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
+def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> KernelGroup | str:
     """Return the unit of a node, or why it has none."""
-    if node.domain not in graph.STANDARD_DOMAINS:
+    if node.domain not in query.STANDARD_DOMAINS:
         return f"{node.domain}'s {node.op_type} has no integer kernel that is known"
     if has_weight(node):
         return _weighted(node, facts, shapes)
     multiplies = any(not weight.is_table for weight in ops.spec(node).weights)
     row = facts.operators.get(f"{node.op_type}.activations") if multiplies else facts.operator(node.op_type)
-    if row is None or any(graph.attribute(node, name) != v for name, v in row.requires.items()):
+    if row is None or any(query.attribute(node, name) != v for name, v in row.requires.items()):
         return f"{node.op_type} runs on floats"
     if _is_quantized(node):
         return "quantized already"
@@ -154,9 +154,9 @@ def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
     if row.saturates and (saturation is None or facts.symmetric):
         return f"a {node.op_type} that no zero point stands for"
     behind, least = _absorbed(node, row)
-    return Unit(
+    return KernelGroup(
         node=node,
-        label=graph.label(node),
+        label=query.label(node),
         facts=row,
         reads=reads,
         constants=constants,
@@ -168,15 +168,15 @@ def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
 
 def _saturation(node: ir.Node) -> Saturation | None:
     """Return the hard sigmoid in a node, None where 8-bit integers can't stand for it."""
-    if graph.is_op(node, "HardSwish"):
+    if query.is_op(node, "HardSwish"):
         return Saturation(slope=1 / 6, zero_point=_LEVELS // 2, multiplies_input=True)
-    slope, zero = graph.attribute(node, "alpha", 0.2), _LEVELS * graph.attribute(node, "beta", 0.5)
+    slope, zero = query.attribute(node, "alpha", 0.2), _LEVELS * query.attribute(node, "beta", 0.5)
     if slope <= 0 or not 0 <= zero < _LEVELS or abs(zero - round(zero)) > _CLOSE:
         return None
     return Saturation(slope=float(slope), zero_point=round(zero), multiplies_input=False)
 
 
-def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
+def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> KernelGroup | str:
     """Return the unit of a node with a weight, or why it has none."""
     row = facts.operator(node.op_type, _kind(node))
     if row is None or row.form != "compute":
@@ -184,7 +184,7 @@ def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
     weight = next(w for w in ops.spec(node).weights if _float_constant(_port(node, w.port), 2) is not None)
     tensor = float_constants.tensor(_port(node, weight.port))
     assert tensor is not None
-    rank = len(graph.dims(tensor))
+    rank = len(query.dims(tensor))
     if _is_quantized(node):
         return "its activations are quantized already"
     if weight.port != 1:
@@ -196,27 +196,27 @@ def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
     data = node.inputs[0]
     if shapes.dtype(data) is not ir.DataType.FLOAT or float_constants.tensor(data) is not None:
         return "its input is not float32 or not an activation"
-    if graph.attribute(node, "transA", 0) or graph.attribute(node, "alpha", 1.0) != 1.0:
+    if query.attribute(node, "transA", 0) or query.attribute(node, "alpha", 1.0) != 1.0:
         return "transA or alpha"
-    if graph.attribute(node, "beta", 1.0) != 1.0 and _port(node, 2) is not None:
+    if query.attribute(node, "beta", 1.0) != 1.0 and _port(node, 2) is not None:
         return "a beta other than 1"
     bias: tuple[ir.Node, int] | None = None
     behind: tuple[ir.Node, ...] = ()
-    channels = graph.dims(tensor)[weight.out_axis(node, rank)]
+    channels = query.dims(tensor)[weight.out_axis(node, rank)]
     if weight.bias is not None and _port(node, weight.bias) is not None:
         stored = _float_constant(node.inputs[weight.bias])
         if stored is None or stored.size != channels:
             return "its bias is no constant with a value for each channel"
         bias = (node, weight.bias)
     elif weight.bias is None:
-        adder = graph.sole_consumer(node.outputs[0])
+        adder = query.sole_consumer(node.outputs[0])
         port = None if adder is None else _bias_port(adder, node.outputs[0], channels)
         if adder is not None and port is not None:
             bias, behind = (adder, port), (adder,)
     further, least = _absorbed(behind[-1] if behind else node, row)
-    return Unit(
+    return KernelGroup(
         node=node,
-        label=graph.label(node),
+        label=query.label(node),
         facts=row,
         reads=(0,),
         weight=1,
@@ -229,45 +229,45 @@ def _weighted(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> Unit | str:
 
 def _kind(node: ir.Node) -> str:
     """Return which of an operator's kernels a node with a weight uses."""
-    if not graph.is_op(node, "Conv"):
+    if not query.is_op(node, "Conv"):
         return ""
     tensor = float_constants.tensor(node.inputs[1])
     assert tensor is not None
-    dims = graph.dims(tensor)
+    dims = query.dims(tensor)
     if len(dims) != 4:
         return {3: "line", 5: "volume"}.get(len(dims), "")
-    if graph.attribute(node, "group", 1) > 1:
+    if query.attribute(node, "group", 1) > 1:
         return "depthwise" if dims[1] == 1 else ""
     return "pointwise" if dims[2:] == (1, 1) else ""
 
 
 def _absorbed(node: ir.Node, row: OperatorFacts) -> tuple[tuple[ir.Node, ...], float | None]:
     """Return the activation function behind a node that its kernel does by saturating, and its lower bound."""
-    after = graph.sole_consumer(node.outputs[0]) if len(node.outputs) == 1 else None
+    after = query.sole_consumer(node.outputs[0]) if len(node.outputs) == 1 else None
     if after is None or after.op_type not in row.absorbs or after.graph is not node.graph:
         return (), None
-    if graph.is_op(after, "Relu"):
+    if query.is_op(after, "Relu"):
         return (after,), 0.0
-    if graph.is_op(after, "Clip") and _clip_low(after) == 0 and after.inputs[0] is node.outputs[0]:
+    if query.is_op(after, "Clip") and _clip_low(after) == 0 and after.inputs[0] is node.outputs[0]:
         return (after,), 0.0
     return (), None
 
 
 def _clip_low(node: ir.Node) -> float | None:
     """Return the lower limit of a Clip whose limits are both constants, None for others."""
-    if any(graph.scalar(value) is None for value in node.inputs[1:3] if value is not None):
+    if any(query.scalar(value) is None for value in node.inputs[1:3] if value is not None):
         return None
     low = _port(node, 1)
-    return graph.attribute(node, "min") if low is None else graph.scalar(low)
+    return query.attribute(node, "min") if low is None else query.scalar(low)
 
 
 def _bias_port(adder: ir.Node, summand: ir.Value, channels: int) -> int | None:
     """Return the input through which an Add takes a bias with a value for each channel of the other summand."""
-    if not graph.is_op(adder, "Add"):
+    if not query.is_op(adder, "Add"):
         return None
     port = 1 - next(i for i, v in enumerate(adder.inputs) if v is summand)
     stored = _float_constant(adder.inputs[port], 1)
-    dims = () if stored is None else graph.dims(stored)
+    dims = () if stored is None else query.dims(stored)
     return port if dims and dims[-1] == channels and int(np.prod(dims)) == channels else None
 
 
@@ -275,8 +275,8 @@ def _is_quantized(node: ir.Node) -> bool:
     """Say whether a quantizer or dequantizer stands beside a node."""
     before = (value.producer() for value in node.inputs if value is not None)
     after = (use.node for output in node.outputs for use in output.uses())
-    return any(graph.is_op(n, "DequantizeLinear") for n in before) or any(
-        graph.is_op(n, "QuantizeLinear") for n in after
+    return any(query.is_op(n, "DequantizeLinear") for n in before) or any(
+        query.is_op(n, "QuantizeLinear") for n in after
     )
 
 

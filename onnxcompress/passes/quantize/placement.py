@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import query
 from ...numerics.optimization.mincut import Choices
 from ...ops import table as ops
 from ...shapes.infer import Shapes
 from ...targets import StaticFacts
-from .kernels import Saturation, Unit, units
+from .kernels import KernelGroup, Saturation, units
 
 _GUESS = 4096
 """Elements of a tensor whose shape nothing is known of."""
@@ -62,12 +62,12 @@ class Placement:
         reasons: layer with a weight that stays on floats -> why.
     """
 
-    units: tuple[Unit, ...]
+    units: tuple[KernelGroup, ...]
     quantizers: tuple[Quantizer, ...]
     reasons: dict[ir.Node, str]
 
     @property
-    def products(self) -> list[Unit]:
+    def products(self) -> list[KernelGroup]:
         """The units that multiply and accumulate."""
         return [unit for unit in self.units if unit.multiplies]
 
@@ -97,15 +97,15 @@ def plan(
         only: labels of the products and convolutions that may run on integers; None for all.
     """
     rounds = _inside_loops(model)
-    chosen: list[Unit] = []
+    chosen: list[KernelGroup] = []
     quantizers: list[Quantizer] = []
     reasons: dict[ir.Node, str] = {}
-    for body in graph.graphs_outside_functions(model):
+    for body in query.graphs_outside_functions(model):
         found, why_not = units(body, facts, shapes)
         reasons |= why_not
         allowed = []
         for unit in found:
-            why = next((refused[graph.label(n)] for n in unit.nodes if graph.label(n) in refused), None)
+            why = next((refused[query.label(n)] for n in unit.nodes if query.label(n) in refused), None)
             if why is None and unit.multiplies and only is not None and unit.label not in only:
                 why = "taken back"
             if why is None and unit.multiplies and unit.weight is None and body in rounds:
@@ -129,27 +129,29 @@ def plan(
 def _inside_loops(model: ir.Model) -> set[ir.Graph]:
     """Return the bodies that run several times, those inside them included."""
     found: set[ir.Graph] = set()
-    for body in graph.graphs_outside_functions(model):  # outer ones come first
+    for body in query.graphs_outside_functions(model):  # outer ones come first
         for node in body:
-            if body in found or graph.is_op(node, "Loop", "Scan"):
-                found.update(graph.bodies(node))
+            if body in found or query.is_op(node, "Loop", "Scan"):
+                found.update(query.bodies(node))
     return found
 
 
 class _Problem:
     """The choice for one graph."""
 
-    def __init__(self, body: ir.Graph, found: list[Unit], facts: StaticFacts, shapes: Shapes, noise_ps: float) -> None:
+    def __init__(
+        self, body: ir.Graph, found: list[KernelGroup], facts: StaticFacts, shapes: Shapes, noise_ps: float
+    ) -> None:
         self.noise_ps = noise_ps
         self.body, self.units, self.facts, self.shapes = body, found, facts, shapes
         self.choices = Choices()
         self.owner = {node: unit for unit in found for node in unit.nodes}
         self.maker = {output: unit for unit in found for output in unit.outputs}
-        self.reads: dict[Unit, int] = {}
-        self.hands: dict[Unit, int] = {}
-        self.costs: dict[Unit, tuple[float, float]] = {}
+        self.reads: dict[KernelGroup, int] = {}
+        self.hands: dict[KernelGroup, int] = {}
+        self.costs: dict[KernelGroup, tuple[float, float]] = {}
 
-    def solve(self) -> tuple[list[Unit], list[Quantizer]]:
+    def solve(self) -> tuple[list[KernelGroup], list[Quantizer]]:
         """Return the units that run on integers and the groups of their activations."""
         if not self.units:
             return [], []
@@ -162,11 +164,11 @@ class _Problem:
         reading = self._with_layers({unit for unit in self.units if answer[self.reads[unit]]})
         return self._groups(reading, {unit for unit in reading if answer[self.hands[unit]]})
 
-    def _with_layers(self, reading: set[Unit]) -> set[Unit]:
+    def _with_layers(self, reading: set[KernelGroup]) -> set[KernelGroup]:
         """Return the units of those islands in which something is multiplied; the others would only lose accuracy."""
         island = {unit: unit for unit in reading}
 
-        def root(unit: Unit) -> Unit:
+        def root(unit: KernelGroup) -> KernelGroup:
             while island[unit] is not unit:
                 island[unit] = unit = island[island[unit]]
             return unit
@@ -179,14 +181,14 @@ class _Problem:
         kept = {root(unit) for unit in reading if unit.multiplies}
         return {unit for unit in reading if root(unit) in kept}
 
-    def why_float(self, unit: Unit) -> str:
+    def why_float(self, unit: KernelGroup) -> str:
         """Say why an integer kernel was not chosen."""
         plain, integer = self.costs[unit]
         if integer >= plain:
             return "faster on floats on the target"
         return f"integers would save {(plain - integer) / 1e6:.3g} us, less than their conversions cost"
 
-    def _add_unit(self, unit: Unit) -> None:
+    def _add_unit(self, unit: KernelGroup) -> None:
         size = self._work(unit)
         plain, integer = size * unit.facts.float_ps, size * unit.facts.integer_ps
         if self._is_quantizer_itself(unit):
@@ -224,7 +226,7 @@ class _Problem:
             elif made is not None and not (node is not None and self._looks_at_shape(node)):
                 self.choices.add(made, cost_yes=dequantize)
 
-    def _is_quantizer_itself(self, unit: Unit) -> bool:
+    def _is_quantizer_itself(self, unit: KernelGroup) -> bool:
         """Say whether a hard sigmoid only has to be the quantizer of what another unit makes for nobody else."""
         if unit.saturation is None or unit.saturation.multiplies_input:
             return False
@@ -233,10 +235,10 @@ class _Problem:
             maker is not None
             and maker.facts.form != "moves"
             and maker.saturation is None
-            and graph.sole_consumer(unit.inputs[0]) is unit.node
+            and query.sole_consumer(unit.inputs[0]) is unit.node
         )
 
-    def _uses(self, value: ir.Value) -> Iterator[tuple[Unit | None, ir.Node | None]]:
+    def _uses(self, value: ir.Value) -> Iterator[tuple[KernelGroup | None, ir.Node | None]]:
         """Yield who reads a value: units through their activations, other nodes, and None for a graph output."""
         inside = self.maker.get(value)
         for use in value.uses():
@@ -249,19 +251,19 @@ class _Problem:
         if value.is_graph_output():
             yield None, None
 
-    def _readers(self, value: ir.Value) -> list[Unit]:
+    def _readers(self, value: ir.Value) -> list[KernelGroup]:
         return [unit for unit, _ in self._uses(value) if unit is not None]
 
     def _looks_at_shape(self, node: ir.Node) -> bool:
-        return graph.is_op(node, "Shape", "Size")
+        return query.is_op(node, "Shape", "Size")
 
-    def _layout(self, value: ir.Value, around: list[Unit]) -> float:
+    def _layout(self, value: ir.Value, around: list[KernelGroup]) -> float:
         """Return what it costs to bring a feature map into the layout of integer convolutions, or out of it."""
-        if not any(graph.is_op(unit.node, "Conv") for unit in around):
+        if not any(query.is_op(unit.node, "Conv") for unit in around):
             return 0.0
         return self._elements(value) * self.facts.conversions.layout_ps
 
-    def _work(self, unit: Unit) -> float:
+    def _work(self, unit: KernelGroup) -> float:
         """Return the multiply-accumulates of a unit, or the elements of its largest tensor."""
         if unit.facts.form == "compute":
             count = ops.spec(unit.node).macs
@@ -272,14 +274,16 @@ class _Problem:
             if macs:
                 return macs
             weight = None if unit.weight is None else float_constants.tensor(unit.node.inputs[unit.weight])
-            return _GUESS * (64 if weight is None else max(1, weight.size // max(1, graph.dims(weight)[0])))
+            return _GUESS * (64 if weight is None else max(1, weight.size // max(1, query.dims(weight)[0])))
         return max(self._elements(v) for v in (*unit.inputs, *unit.outputs))
 
     def _elements(self, value: ir.Value) -> int:
         dims = self.shapes.static(value)
         return _GUESS if dims is None else math.prod(dims)
 
-    def _groups(self, reading: set[Unit], handing: set[Unit]) -> tuple[list[Unit], list[Quantizer]]:
+    def _groups(
+        self, reading: set[KernelGroup], handing: set[KernelGroup]
+    ) -> tuple[list[KernelGroup], list[Quantizer]]:
         """Return the units that read integers, and their activations by scale: those that are moved share one."""
         made: dict[ir.Value, Quantizer] = {}
         read: dict[ir.Value, Quantizer] = {}

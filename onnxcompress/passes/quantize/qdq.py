@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.quantization.affine_activations import LEAST_SPAN, Affine, affine_for, quantize
 from ...shapes.infer import Shapes
 from ...targets import BiasForm, StaticFacts
-from .kernels import Saturation, Unit
+from .kernels import KernelGroup, Saturation
 from .placement import Placement, Quantizer
 from .weight_rounding import Rounding, round_weight
 
@@ -27,12 +27,12 @@ _MOST_BIAS = 2.0**31 - 1
 class WrittenLayer:
     """What a layer became: the name of its integers, and how well they stand for the weight."""
 
-    unit: Unit
+    unit: KernelGroup
     integers: str
     rounding: Rounding
 
 
-class Writer:
+class QdqWriter:
     """Writes one placement into a model, which must not be edited otherwise meanwhile.
 
     Args:
@@ -56,8 +56,8 @@ class Writer:
     ) -> None:
         self.seven_bits = seven_bits
         self.model, self.placement, self.ranges, self.facts, self.shapes = model, placement, ranges, facts, shapes
-        self.names = graph.Names(model)
-        self.order = {node: place for place, node in enumerate(graph.nodes(model))}
+        self.names = edit.Names(model)
+        self.order = {node: place for place, node in enumerate(query.nodes(model))}
         self.grid = facts.grid
         self.handed = {value for quantizer in placement.quantizers for value in quantizer.made}
         self.scale_of: dict[ir.Value, np.float32] = {}
@@ -108,10 +108,8 @@ class Writer:
         ]
         first = min((node for node, _ in ports), key=lambda node: self.order[node])
         stored = self._parameters(body, quantizer, value, affine)
-        q = graph.insert_before(first, self.names, "QuantizeLinear", [value, *stored], hint=f"{value.name}_q")
-        dq = graph.insert_before(
-            first, self.names, "DequantizeLinear", [q.outputs[0], *stored], hint=f"{value.name}_dq"
-        )
+        q = edit.insert_before(first, self.names, "QuantizeLinear", [value, *stored], hint=f"{value.name}_q")
+        dq = edit.insert_before(first, self.names, "DequantizeLinear", [q.outputs[0], *stored], hint=f"{value.name}_dq")
         for node, port in ports:
             node.replace_input_with(port, dq.outputs[0])
 
@@ -119,34 +117,34 @@ class Writer:
         """Let everybody, graph outputs included, read what was rounded to integers."""
         maker = value.producer()
         assert maker is not None
-        stored = self._parameters(graph.home(maker), quantizer, value, affine)
+        stored = self._parameters(query.home(maker), quantizer, value, affine)
         hint = value.name
-        q = graph.put_after(maker, self.names, "QuantizeLinear", [value, *stored], hint=f"{hint}_q")
-        dq = graph.put_after(q, self.names, "DequantizeLinear", [q.outputs[0], *stored], hint=f"{hint}_dq")
-        graph.move_readers(value, dq.outputs[0], keep={q})
+        q = edit.put_after(maker, self.names, "QuantizeLinear", [value, *stored], hint=f"{hint}_q")
+        dq = edit.put_after(q, self.names, "DequantizeLinear", [q.outputs[0], *stored], hint=f"{hint}_dq")
+        edit.move_readers(value, dq.outputs[0], keep={q})
         if value.name is None:
             value.name = self.names.fresh(f"{hint}_float")
 
-    def _write_saturation(self, unit: Unit, saturation: Saturation) -> None:
+    def _write_saturation(self, unit: KernelGroup, saturation: Saturation) -> None:
         """Let a quantizer saturate in place of a hard sigmoid, with another scale before than after it."""
-        node, home = unit.node, graph.home(unit.node)
+        node, home = unit.node, query.home(unit.node)
         before = Affine(self.grid, np.float32(saturation.scale), saturation.zero_point + self.grid.low)
         after = Affine(self.grid, np.float32(saturation.result_scale), self.grid.low)
         stored = [
             (
-                graph.add_initializer(home, self.names, f"{unit.label}_scale", np.asarray(affine.scale)),
+                edit.add_initializer(home, self.names, f"{unit.label}_scale", np.asarray(affine.scale)),
                 self._zero_point(home, np.asarray(affine.zero_point, self.grid.dtype)),
             )
             for affine in (before, after)
         ]
         x = node.inputs[0]
-        q = graph.insert_before(node, self.names, "QuantizeLinear", [x, *stored[0]], hint=f"{unit.label}_q")
+        q = edit.insert_before(node, self.names, "QuantizeLinear", [x, *stored[0]], hint=f"{unit.label}_q")
         dq_inputs = [q.outputs[0], *stored[1]]
         if saturation.multiplies_input:
-            dq = graph.insert_before(node, self.names, "DequantizeLinear", dq_inputs, hint=f"{unit.label}_dq")
-            graph.turn_into(node, "Mul", [x, dq.outputs[0]])
+            dq = edit.insert_before(node, self.names, "DequantizeLinear", dq_inputs, hint=f"{unit.label}_dq")
+            edit.turn_into(node, "Mul", [x, dq.outputs[0]])
         else:
-            graph.turn_into(node, "DequantizeLinear", dq_inputs)
+            edit.turn_into(node, "DequantizeLinear", dq_inputs)
 
     def _parameters(
         self, body: ir.Graph, quantizer: Quantizer, value: ir.Value, affine: Affine
@@ -155,14 +153,14 @@ class Writer:
         key = id(quantizer), id(body)
         if key not in self.stored:
             self.stored[key] = (
-                graph.add_initializer(body, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
+                edit.add_initializer(body, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
                 self._zero_point(body, np.asarray(affine.zero_point, self.grid.dtype)),
             )
         return self.stored[key]
 
     def _quantize_constant(self, node: ir.Node, port: int) -> None:
         """Store a constant operand as integers of the activations' type."""
-        value, home = node.inputs[port], graph.home(node)
+        value, home = node.inputs[port], query.home(node)
         tensor = float_constants.tensor(value)
         assert tensor is not None
         assert value is not None
@@ -170,18 +168,18 @@ class Writer:
         affine = affine_for(float(array.min(initial=0)), float(array.max(initial=0)), self.grid)
         integers = quantize(array.reshape(-1), affine).reshape(array.shape)
         stored = [
-            graph.add_initializer(home, self.names, f"{value.name}_integers", integers),
-            graph.add_initializer(home, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
+            edit.add_initializer(home, self.names, f"{value.name}_integers", integers),
+            edit.add_initializer(home, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
             self._zero_point(home, np.asarray(affine.zero_point, self.grid.dtype)),
         ]
-        dq = graph.insert_before(node, self.names, "DequantizeLinear", stored, hint=f"{value.name}_dq")
+        dq = edit.insert_before(node, self.names, "DequantizeLinear", stored, hint=f"{value.name}_dq")
         node.replace_input_with(port, dq.outputs[0])
-        graph.remove_unread(value)
+        edit.remove_unread(value)
 
-    def _quantize_weight(self, unit: Unit, data: ir.Value) -> WrittenLayer:
+    def _quantize_weight(self, unit: KernelGroup, data: ir.Value) -> WrittenLayer:
         """Store a layer's weight as integers, and its bias in the form that the target wants."""
         assert unit.weight is not None
-        node, home = unit.node, graph.home(unit.node)
+        node, home = unit.node, query.home(unit.node)
         value = node.inputs[unit.weight]
         tensor = float_constants.tensor(value)
         assert value is not None
@@ -194,19 +192,17 @@ class Writer:
         key = id(value), scale.tobytes(), id(home)
         attributes = {} if unit.axis is None else {"axis": unit.axis}
         if key not in self.weights:
-            integers = graph.add_initializer(
-                home, self.names, f"{value.name}_int8", rounding.integers(transposed=False)
-            )
+            integers = edit.add_initializer(home, self.names, f"{value.name}_int8", rounding.integers(transposed=False))
             assert integers.const_value is not None
             integers.const_value.name = integers.name
             self.weights[key] = integers
         integers = self.weights[key]
-        factors = graph.add_initializer(home, self.names, f"{value.name}_scale", scale)
+        factors = edit.add_initializer(home, self.names, f"{value.name}_scale", scale)
         form = self._bias_form(unit)
         zero = (
             [self._zero_point(home, np.zeros(scale.shape, np.int8))] if unit.facts.zero_point or form == "int32" else []
         )
-        dq = graph.insert_before(
+        dq = edit.insert_before(
             node,
             self.names,
             "DequantizeLinear",
@@ -215,7 +211,7 @@ class Writer:
             hint=f"{value.name}_dq",
         )
         node.replace_input_with(unit.weight, dq.outputs[0])
-        graph.remove_unread(value)
+        edit.remove_unread(value)
         if unit.bias is not None and bias is not None:
             self._write_bias(unit.bias, bias, form, self.scale_of[data] * scale)
         return WrittenLayer(unit=unit, integers=integers.name or "", rounding=rounding)
@@ -224,10 +220,10 @@ class Writer:
         """Return a zero point, stored once for each type, shape and value."""
         key = id(home), zero.dtype.str, zero.shape, zero.tobytes()
         if key not in self.zeros:
-            self.zeros[key] = graph.add_initializer(home, self.names, "zero_point", zero)
+            self.zeros[key] = edit.add_initializer(home, self.names, "zero_point", zero)
         return self.zeros[key]
 
-    def _bias_form(self, unit: Unit) -> BiasForm:
+    def _bias_form(self, unit: KernelGroup) -> BiasForm:
         """Return how the target wants a unit's bias."""
         if unit.bias is None:
             return "none"
@@ -246,17 +242,17 @@ class Writer:
             if bias.ndim < rank:
                 wide = bias.reshape((1,) * (rank - bias.ndim) + bias.shape)
                 node.replace_input_with(
-                    port, graph.add_initializer(graph.home(node), self.names, f"{value.name}_spread", wide)
+                    port, edit.add_initializer(query.home(node), self.names, f"{value.name}_spread", wide)
                 )
         elif form == "int32":
             scale = scale.astype(np.float32)
             integers = np.clip(np.rint(bias.reshape(-1).astype(np.float64) / scale), -_MOST_BIAS, _MOST_BIAS)
             stored = [
-                graph.add_initializer(graph.home(node), self.names, f"{value.name}_int32", integers.astype(np.int32)),
-                graph.add_initializer(graph.home(node), self.names, f"{value.name}_scale", scale),
+                edit.add_initializer(query.home(node), self.names, f"{value.name}_int32", integers.astype(np.int32)),
+                edit.add_initializer(query.home(node), self.names, f"{value.name}_scale", scale),
             ]
             attributes = {"axis": 0} if scale.ndim else {}
-            dq = graph.insert_before(
+            dq = edit.insert_before(
                 node,
                 self.names,
                 "DequantizeLinear",
@@ -265,7 +261,7 @@ class Writer:
                 hint=f"{value.name}_dq",
             )
             node.replace_input_with(port, dq.outputs[0])
-        graph.remove_unread(value)
+        edit.remove_unread(value)
 
 
 def _holding(rounding: Rounding, bias: np.ndarray | None, input_scale: np.float32) -> np.ndarray:

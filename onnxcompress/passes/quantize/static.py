@@ -25,9 +25,9 @@ from ...activations.calibration import Calibration, calibrate
 from ...activations.layer_inputs import sample_rows
 from ...base import host
 from ...core import Action, Change, Context, Need
-from ...data import feed_facts
+from ...data import feeds as feed_facts
 from ...errors import ModelError
-from ...graph import edit as graph
+from ...graph import query
 from ...io import model_io
 from ...numerics.quantization.affine_activations import affine_for, quantize
 from ...numerics.quantization.histograms import Histogram
@@ -40,7 +40,7 @@ from .clip_ranges import choose_ranges
 from .fused_kernels import Kernels, read_back
 from .kernels import units
 from .placement import Placement, plan
-from .qdq import Range, Writer, WrittenLayer
+from .qdq import QdqWriter, Range, WrittenLayer
 
 _SEVEN = ", weights in 7 bits against saturation"
 _MOST_ROUNDS = 10
@@ -80,9 +80,9 @@ class QuantizeStatic:
         """Quantize every graph of `model`: layers, those that lose least first, then products of activations."""
         facts = targets.static_facts(context.target)
         try:
-            raised = model if graph.opset(model) >= facts.opset else model_io.convert_opset(model, facts.opset)
+            raised = model if query.opset(model) >= facts.opset else model_io.convert_opset(model, facts.opset)
         except ModelError as error:
-            reason = f"opset stays at {graph.opset(model)}: {error.message}"
+            reason = f"opset stays at {query.opset(model)}: {error.message}"
             return [Change(pass_name=self.name, target="graph", action=Action.SKIPPED, reason=reason)]
         run = StaticRun(raised, context, facts, noise_ps=self.noise_ps)
         if self.ranges == "guarded":
@@ -96,7 +96,7 @@ class QuantizeStatic:
             if not order:
                 return run.write(whole, self.name)
             changes = raise_opset(model, context, self.name, facts.opset, "scales by channel need it")
-            if graph.opset(model) < facts.opset:
+            if query.opset(model) < facts.opset:
                 return changes
             run = StaticRun(model, context, facts, noise_ps=self.noise_ps, like=run)
         else:
@@ -205,7 +205,7 @@ class StaticRun:
     def write(self, settled: Settled, pass_name: str) -> list[Change]:
         """Write a placement into the model and say what became of each layer."""
         placement = settled.placement
-        sizes = {unit.label: graph.tensor_bytes([unit.node.inputs[unit.weight or 0]]) for unit in placement.products}
+        sizes = {unit.label: query.tensor_bytes([unit.node.inputs[unit.weight or 0]]) for unit in placement.products}
         layers = {w.unit.label: w for w in self._writer(self.model, placement).write()} if placement.units else {}
         changes = []
         for unit in placement.products:
@@ -241,15 +241,15 @@ class StaticRun:
                 )
             )
         return changes + [
-            Change(pass_name=pass_name, target=graph.label(node), action=Action.SKIPPED, reason=f"float: {why}")
+            Change(pass_name=pass_name, target=query.label(node), action=Action.SKIPPED, reason=f"float: {why}")
             for node, why in placement.reasons.items()
         ]
 
     def _plan(self, model: ir.Model, refused: Mapping[str, str], only: frozenset[str] | None) -> Placement:
         return plan(model, self.facts, self.shapes, refused=refused, only=only, noise_ps=self.noise_ps)
 
-    def _writer(self, model: ir.Model, placement: Placement) -> Writer:
-        return Writer(model, placement, self.ranges, self.facts, self.shapes, seven_bits=self.seven_bits)
+    def _writer(self, model: ir.Model, placement: Placement) -> QdqWriter:
+        return QdqWriter(model, placement, self.ranges, self.facts, self.shapes, seven_bits=self.seven_bits)
 
     def _read_back(self, model: ir.Model, placement: Placement, layers: list[WrittenLayer]) -> Kernels:
         if self.context.target != targets.HERE:
@@ -257,14 +257,14 @@ class StaticRun:
         return read_back(
             runtime.optimized_graph(model_io.to_bytes(model)),
             {w.unit.label: w.integers for w in layers},
-            [(u.label, [graph.label(node) for node in u.nodes]) for u in placement.units],
+            [(u.label, [query.label(node) for node in u.nodes]) for u in placement.units],
         )
 
     def _observe(self) -> None:
         """Find the ranges of all values that may become integers; units whose ranges are unknown are refused."""
         found = [
             unit
-            for body in graph.graphs_outside_functions(self.model)
+            for body in query.graphs_outside_functions(self.model)
             for unit in units(body, self.facts, self.shapes)[0]
         ]
         for unit in found:

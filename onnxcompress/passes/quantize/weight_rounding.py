@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ...graph import edit as graph
+from ...graph import query
 from ...io.tensors import StoredTensor, computed, cut
+from ...numerics import snr
 from ...numerics.quantization import affine_weights
 
 PIECE_BYTES = 8 << 20
@@ -49,14 +50,14 @@ class Rounding:
     @property
     def sqnr_db(self) -> float:
         """Signal to quantization noise of the weight, in decibels."""
-        return affine_weights.db(self.signal, self.noise)
+        return snr.db(self.signal, self.noise)
 
     def integers(self, *, transposed: bool) -> ir.TensorProtocol:
         """Return the int8 tensor, its two axes swapped if asked for.
 
         A large one is computed at first use, piece by piece, and then waits in a temporary file.
         """
-        dims = graph.dims(self.tensor)
+        dims = query.dims(self.tensor)
         shape = tuple(reversed(dims)) if transposed else dims
         if self.tensor.nbytes >= LAZY_BYTES:
             return computed(lambda: self._computed(transposed=transposed), ir.DataType.INT8, shape)
@@ -65,7 +66,7 @@ class Rounding:
 
     def _computed(self, *, transposed: bool) -> Iterator[np.ndarray]:
         """Yield the integers part by part, in the order in which they are stored."""
-        scale, grid, dims = self.scale.reshape(-1), _grid(self.bits), graph.dims(self.tensor)
+        scale, grid, dims = self.scale.reshape(-1), _grid(self.bits), query.dims(self.tensor)
         if not transposed:
             for where, piece in _pieces(self.tensor, _grouped(dims, self.axis)):
                 yield affine_weights.round_to(piece, scale[where[1]], None, grid)
@@ -89,7 +90,7 @@ def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool, bit
     Raises:
         ValueError: it holds NaN or infinities, or is too large for a scale of its own type.
     """
-    dims = graph.dims(tensor)
+    dims = query.dims(tensor)
     shape = _grouped(dims, axis)
     low, high = np.full(shape[1], np.inf, np.float32), np.full(shape[1], -np.inf, np.float32)
     signal, grid = 0.0, _grid(bits)
@@ -98,7 +99,7 @@ def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool, bit
         channels = where[1]
         low[channels] = np.minimum(low[channels], piece.min(axis=(0, 2)))
         high[channels] = np.maximum(high[channels], piece.max(axis=(0, 2)))
-        signal += affine_weights.energy(piece)
+        signal += snr.energy(piece)
     scale, _ = affine_weights.scale_and_zero_point(low, high, grid, tensor.dtype.numpy())
     if clip:
         errors = _errors(kept or _pieces(tensor, shape), shape, affine_weights.clip_candidates(scale), grid)

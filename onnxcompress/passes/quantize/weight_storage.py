@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from ... import targets
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import edit, query
 from .weight_rounding import Rounding
-from .weight_uses import Reader, readers
+from .weight_uses import WeightUse, readers
 
 _DEQUANTIZE_OPSET = 10
 _CHANNEL_OPSET = 13
@@ -26,7 +26,7 @@ _UNSUPPORTED = {ir.DataType.DOUBLE: "float64", ir.DataType.BFLOAT16: "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class StoredWeight:
     """A constant that nodes read as their weight, and how it is to be stored.
 
     Args:
@@ -41,7 +41,7 @@ class Site:
 
     value: ir.Value
     tensor: ir.TensorProtocol
-    readers: tuple[Reader, ...]
+    readers: tuple[WeightUse, ...]
     axis: int | None
     home: ir.Graph
     is_product: bool
@@ -55,7 +55,7 @@ class Site:
     @property
     def rank(self) -> int:
         """The number of its axes."""
-        return len(graph.dims(self.tensor))
+        return len(query.dims(self.tensor))
 
     @property
     def stored_bytes(self) -> int:
@@ -63,12 +63,12 @@ class Site:
         return float_constants.stored_bytes(self.value)
 
     @property
-    def tables(self) -> list[Reader]:
+    def tables(self) -> list[WeightUse]:
         """Those that look rows up."""
         return [r for r in self.readers if r.weight.is_table]
 
     @property
-    def others(self) -> list[Reader]:
+    def others(self) -> list[WeightUse]:
         """Those that compute with it."""
         return [r for r in self.readers if not r.weight.is_table]
 
@@ -86,27 +86,27 @@ class Site:
         return _DEQUANTIZE_OPSET if self.axis is None else _CHANNEL_OPSET
 
 
-class Scene:
+class WeightContext:
     """What is asked of a model while its weights are replaced; made on first use."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
 
     @functools.cached_property
-    def names(self) -> graph.Names:
+    def names(self) -> edit.Names:
         """Fresh names."""
-        return graph.Names(self.model)
+        return edit.Names(self.model)
 
     @functools.cached_property
     def order(self) -> dict[ir.Node, int]:
         """The place of every node in the order of its graph, before anything was inserted."""
-        return {node: place for place, node in enumerate(graph.nodes(self.model))}
+        return {node: place for place, node in enumerate(query.nodes(self.model))}
 
 
 class SiteWriter:
     """What all ways to write a weight share: names, initializers, nodes, the place of the first reader."""
 
-    def __init__(self, scene: Scene, site: Site) -> None:
+    def __init__(self, scene: WeightContext, site: StoredWeight) -> None:
         scene.order  # noqa: B018  before anything is inserted
         self.scene = scene
         self.site = site
@@ -114,7 +114,7 @@ class SiteWriter:
 
     def store(self, kind: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """Add an initializer beside the weight."""
-        value = graph.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
+        value = edit.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
         assert value.const_value is not None
         value.const_value.name = value.name
         return value
@@ -130,7 +130,7 @@ class SiteWriter:
     ) -> ir.Value:
         """Insert a node with one output before `anchor`."""
         hint = f"{self.site.name}_{op_type}"
-        made = graph.insert_before(
+        made = edit.insert_before(
             anchor, self.scene.names, op_type, inputs, attributes=attributes, domain=domain, hint=hint
         )
         return made.outputs[0]
@@ -143,14 +143,14 @@ class SiteWriter:
     def remove_floats(self) -> None:
         """Take the weight out, and the Transposes between it and its readers, as far as nobody reads them."""
         for via in {id(r.via): r.via for r in self.site.readers if r.via is not None}.values():
-            graph.remove_unread(via.outputs[0])
-        graph.remove_unread(self.site.value)
+            edit.remove_unread(via.outputs[0])
+        edit.remove_unread(self.site.value)
 
 
-class Writer(SiteWriter):
+class WeightWriter(SiteWriter):
     """Writes one weight as int8: the initializers once, the nodes at every reader."""
 
-    def __init__(self, scene: Scene, site: Site, rounding: Rounding, form: targets.WeightForm) -> None:
+    def __init__(self, scene: WeightContext, site: StoredWeight, rounding: Rounding, form: targets.WeightForm) -> None:
         super().__init__(scene, site)
         self.rounding = rounding
         self.form = form
@@ -174,13 +174,13 @@ class Writer(SiteWriter):
         if self._floats is not None and not site.transposed:
             self._floats.name = name  # it means what the weight meant
 
-    def _replace_weight(self, reader: Reader) -> None:
+    def _replace_weight(self, reader: WeightUse) -> None:
         """Let a node read the weight in floats, the way round that it needs."""
         node, floats, flag = reader.node, self._weight(), reader.weight.transpose_flag
         if reader.transposed == self.site.transposed:
             node.replace_input_with(reader.port, floats)
         elif flag:
-            node.attributes[flag] = ir.AttrInt64(flag, 0 if graph.attribute(node, flag, 0) else 1)
+            node.attributes[flag] = ir.AttrInt64(flag, 0 if query.attribute(node, flag, 0) else 1)
             node.replace_input_with(reader.port, floats)
         else:
             node.replace_input_with(reader.port, self.insert(node, "Transpose", [floats], {"perm": [1, 0]}))
@@ -202,22 +202,22 @@ class Writer(SiteWriter):
                 self._floats = self.insert(first, "Mul", [cast, scale])
         return self._floats
 
-    def _replace_lookup(self, reader: Reader) -> None:
+    def _replace_lookup(self, reader: WeightUse) -> None:
         """Look integers up in a table with one scale, then make floats of them."""
         node = reader.node
         axis = reader.weight.out_axis(node, self.site.rank)
         looked_up = self.insert(node, "Gather", [self.integers, node.inputs[1]], {"axis": axis})
         scale = self.store("scale", self.rounding.scale)
-        graph.take_over(node.outputs[0], self.insert(node, "Mul", [self._cast(node, looked_up), scale]))
+        edit.take_over(node.outputs[0], self.insert(node, "Mul", [self._cast(node, looked_up), scale]))
 
-    def _replace_rows(self, reader: Reader) -> None:
+    def _replace_rows(self, reader: WeightUse) -> None:
         """Look integers and their scales up, then multiply."""
         node, ids = reader.node, reader.node.inputs[1]
         axis = reader.weight.out_axis(node, self.site.rank)
         looked_up = self.insert(node, "Gather", [self.integers, ids], {"axis": axis})
         scales = self.store("row_scale", self._spread_scale(axis))
         factors = self.insert(node, "Gather", [scales, ids], {"axis": axis})
-        graph.take_over(node.outputs[0], self.insert(node, "Mul", [self._cast(node, looked_up), factors]))
+        edit.take_over(node.outputs[0], self.insert(node, "Mul", [self._cast(node, looked_up), factors]))
 
     def _spread_scale(self, axis: int | None) -> np.ndarray:
         """Return the scales in a shape that broadcasts along `axis` of the weight."""
@@ -229,7 +229,9 @@ class Writer(SiteWriter):
         return self.insert(anchor, "Cast", [integers], {"to": int(self.site.tensor.dtype)})
 
 
-def sites(model: ir.Model, selects: Callable[[ir.Node], bool], *, channelwise: bool) -> Iterator[tuple[Site, str]]:
+def sites(
+    model: ir.Model, selects: Callable[[ir.Node], bool], *, channelwise: bool
+) -> Iterator[tuple[StoredWeight, str]]:
     """Yield every float constant that a node reads as its weight, with the reason for leaving it alone or "".
 
     Args:
@@ -247,7 +249,7 @@ def sites(model: ir.Model, selects: Callable[[ir.Node], bool], *, channelwise: b
         site = _site(value, tensor, found, channelwise=channelwise)
         others += _others_of_stored(value)
         users = [node for r in found for node in r.users]
-        left_out = [graph.label(node) for node in users if not selects(node)]
+        left_out = [query.label(node) for node in users if not selects(node)]
         if tensor.dtype in _UNSUPPORTED:
             yield site, f"{_UNSUPPORTED[tensor.dtype]} weights can't be dequantized to their type"
         elif others:
@@ -261,15 +263,15 @@ def sites(model: ir.Model, selects: Callable[[ir.Node], bool], *, channelwise: b
             yield site, ""
 
 
-def _site(value: ir.Value, tensor: ir.TensorProtocol, found: list[Reader], *, channelwise: bool) -> Site:
+def _site(value: ir.Value, tensor: ir.TensorProtocol, found: list[WeightUse], *, channelwise: bool) -> StoredWeight:
     """Choose the axis of the scales: the output channels of the first reader that is no table, or else rows."""
-    rank = len(graph.dims(tensor))
+    rank = len(query.dims(tensor))
     first = next((r for r in found if not r.weight.is_table), found[0])
-    homes = {id(graph.home(r.node)): graph.home(r.node) for r in found}
+    homes = {id(query.home(r.node)): query.home(r.node) for r in found}
     # DequantizeLinear in a body that reads integers outside of it makes onnxruntime fail to load the model
     home = next(iter(homes.values())) if len(homes) == 1 else owner(value)
     is_product = rank == 2 and all(r.is_product for r in found) and list(homes) == [id(home)]
-    return Site(
+    return StoredWeight(
         value=value,
         tensor=tensor,
         readers=tuple(found),
@@ -287,7 +289,7 @@ def _others_of_stored(value: ir.Value) -> list[str]:
     if stored is None:
         return []
     outputs = ["a graph output"] if stored.is_graph_output() else []
-    return outputs + [graph.label(use.node) for use in stored.uses() if use.node is not node]
+    return outputs + [query.label(use.node) for use in stored.uses() if use.node is not node]
 
 
 def owner(value: ir.Value) -> ir.Graph:
@@ -300,11 +302,11 @@ def owner(value: ir.Value) -> ir.Graph:
 
 def _constants(model: ir.Model) -> Iterator[ir.Value]:
     """Yield initializers, outputs of Constant nodes and casts of both; local functions can't hold initializers."""
-    for body in graph.graphs_outside_functions(model):
+    for body in query.graphs_outside_functions(model):
         yield from body.initializers.values()
         for node in body:
-            if graph.is_op(node, "Constant") or (
-                graph.is_op(node, "Cast") and float_constants.is_cast(node.outputs[0])
+            if query.is_op(node, "Constant") or (
+                query.is_op(node, "Cast") and float_constants.is_cast(node.outputs[0])
             ):
                 yield node.outputs[0]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ...graph import constants as float_constants
-from ...graph import edit as graph
+from ...graph import query
 from ...ops import table as ops
 
 _MOST_MOVES = 64
@@ -18,7 +18,7 @@ _POSITIONS = ops.Weight(port=0, out_axis=lambda _node, rank: rank - 2, in_axis=l
 
 
 @dataclass(frozen=True)
-class Reader:
+class WeightUse:
     """One port through which a weight is read.
 
     Args:
@@ -56,7 +56,7 @@ class Reader:
         return self.out_axis(2) == 0
 
 
-def readers(value: ir.Value) -> tuple[list[Reader], list[str]]:
+def readers(value: ir.Value) -> tuple[list[WeightUse], list[str]]:
     """Return who reads a constant as a weight, and labels of all other readers, which need it as it is.
 
     A weight may be cut and joined on its way (gates of an LSTM in another order): then only its first axis is
@@ -64,8 +64,8 @@ def readers(value: ir.Value) -> tuple[list[Reader], list[str]]:
     one whose sum is normalised over the last axis. Others may be coordinates, for which 8 bits are too few.
     """
     tensor = float_constants.tensor(value)
-    rank = 0 if tensor is None else len(graph.dims(tensor))
-    found: list[Reader] = []
+    rank = 0 if tensor is None else len(query.dims(tensor))
+    found: list[WeightUse] = []
     others = ["a graph output"] if value.is_graph_output() else []
     for use in value.uses():
         node, port = use.node, use.idx
@@ -73,21 +73,21 @@ def readers(value: ir.Value) -> tuple[list[Reader], list[str]]:
         turned = _through_transpose(node) if rank == 2 else None
         moved = _moved_to(node, port) if rank >= 2 and not direct and not turned else None
         if direct is not None:
-            found.append(Reader(node, port, direct, (node,)))
+            found.append(WeightUse(node, port, direct, (node,)))
         elif turned:
             found += turned
         elif moved:
-            found.append(Reader(node, port, _MOVED, tuple(moved)))
+            found.append(WeightUse(node, port, _MOVED, tuple(moved)))
         elif rank >= 2 and _adds_positions(node):
-            found.append(Reader(node, port, _POSITIONS, (node,)))
+            found.append(WeightUse(node, port, _POSITIONS, (node,)))
         else:
-            others.append(graph.label(node))
+            others.append(query.label(node))
     return found, others
 
 
-def _through_transpose(node: ir.Node) -> list[Reader] | None:
+def _through_transpose(node: ir.Node) -> list[WeightUse] | None:
     """Return the weight ports behind a Transpose of a matrix, None where anything else reads it too."""
-    if not graph.is_op(node, "Transpose") or list(graph.attribute(node, "perm", (1, 0))) != [1, 0]:
+    if not query.is_op(node, "Transpose") or list(query.attribute(node, "perm", (1, 0))) != [1, 0]:
         return None
     output = node.outputs[0]
     if output.is_graph_output():
@@ -97,7 +97,7 @@ def _through_transpose(node: ir.Node) -> list[Reader] | None:
         weight = ops.spec(use.node).weight(use.idx)
         if weight is None:
             return None
-        found.append(Reader(use.node, use.idx, weight, (use.node,), via=node))
+        found.append(WeightUse(use.node, use.idx, weight, (use.node,), via=node))
     return found
 
 
@@ -126,7 +126,7 @@ def _moved_to(node: ir.Node, port: int) -> list[ir.Node] | None:
 
 def _adds_positions(node: ir.Node) -> bool:
     """Say whether a node is an Add whose sum goes through a LayerNormalization over the last axis."""
-    return graph.is_op(node, "Add") and any(
-        use.idx == 0 and graph.is_op(use.node, "LayerNormalization") and graph.attribute(use.node, "axis", -1) == -1
+    return query.is_op(node, "Add") and any(
+        use.idx == 0 and query.is_op(use.node, "LayerNormalization") and query.attribute(use.node, "axis", -1) == -1
         for use in node.outputs[0].uses()
     )

@@ -28,10 +28,10 @@ from pydantic.dataclasses import dataclass
 from ... import targets
 from ...base import schemes
 from ...core import Action, Change, Context, Need
-from ...graph import edit as graph
+from ...graph import query
 from ..raise_opset import raise_opset
 from .weight_rounding import Rounding, round_weight
-from .weight_storage import Scene, Site, Writer, sites
+from .weight_storage import StoredWeight, WeightContext, WeightWriter, sites
 
 _MULTIPLY_OPSET = 7
 """From here on Mul broadcasts as numpy does."""
@@ -40,14 +40,14 @@ _NODE_BYTES = 100
 
 
 @plain_dataclass(frozen=True, kw_only=True)
-class Decision:
+class WeightDecision:
     """What is to become of one weight. `rounding` is None where it is left alone, for the reason given."""
 
     target: str
     reason: str
     bytes_before: int
     bytes_after: int
-    site: Site | None = None
+    site: StoredWeight | None = None
     rounding: Rounding | None = None
     form: targets.WeightForm = "dequantize"
 
@@ -80,23 +80,23 @@ class QuantizeWeights:
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Quantize the weights of every graph of `model`, the least harmful first."""
         changes = self._raise_opset(model, context)
-        decisions = self._decide(model, context, graph.opset(model))
-        scene = Scene(model)
+        decisions = self._decide(model, context, query.opset(model))
+        scene = WeightContext(model)
         for decision in decisions:
             if decision.rounding is None or context.gate.admits(self.name, decision.target):
                 changes.append(self._apply(scene, decision))
         return changes
 
-    def decide(self, model: ir.Model, context: Context) -> list[Decision]:
+    def decide(self, model: ir.Model, context: Context) -> list[WeightDecision]:
         """Return what `run` does if the opset can be raised, the least harmful first, refusals last."""
-        return self._decide(model, context, max(graph.opset(model), self._needed_opset(model, context)))
+        return self._decide(model, context, max(query.opset(model), self._needed_opset(model, context)))
 
-    def apply(self, model: ir.Model, decision: Decision) -> Change:
+    def apply(self, model: ir.Model, decision: WeightDecision) -> Change:
         """Carry out one decision that was made on this model at its present opset."""
-        return self._apply(Scene(model), decision)
+        return self._apply(WeightContext(model), decision)
 
-    def _decide(self, model: ir.Model, context: Context, opset: int) -> list[Decision]:
-        found: list[Decision] = []
+    def _decide(self, model: ir.Model, context: Context, opset: int) -> list[WeightDecision]:
+        found: list[WeightDecision] = []
         small = 0
         for site, refusal in context.progress("Quantizing weights", list(self._sites(model, context))):
             if site.tensor.size < self.min_elements:
@@ -108,10 +108,10 @@ class QuantizeWeights:
         found.sort(key=lambda d: d.predicted_loss)  # stable: equal ones and refusals stay in the graph's order
         if small:
             reason = f"{small} weights of fewer than {self.min_elements} elements stay as they are"
-            found.append(Decision(target="graph", reason=reason, bytes_before=0, bytes_after=0))
+            found.append(WeightDecision(target="graph", reason=reason, bytes_before=0, bytes_after=0))
         return found
 
-    def _sites(self, model: ir.Model, context: Context) -> Iterator[tuple[Site, str]]:
+    def _sites(self, model: ir.Model, context: Context) -> Iterator[tuple[StoredWeight, str]]:
         channelwise = schemes.parse(self.scheme).group == "channel"
         return sites(model, context.selects, channelwise=channelwise)
 
@@ -133,13 +133,13 @@ class QuantizeWeights:
         why = "DequantizeLinear with a scale for each channel needs it"
         return raise_opset(model, context, self.name, self._needed_opset(model, context), why)
 
-    def _round(self, site: Site, context: Context, opset: int) -> Decision:
+    def _round(self, site: StoredWeight, context: Context, opset: int) -> WeightDecision:
         """Choose the scales of a weight and measure the error; refuse where it can't be written or saves nothing."""
         if opset < _MULTIPLY_OPSET:
             return _refusal(site, f"needs opset {_MULTIPLY_OPSET}, the model has {opset}")
         fact = site.fact(context.target)
         form = "multiply" if opset < site.dequantize_opset else self._form(site, context)
-        scales = 1 if site.axis is None else graph.dims(site.tensor)[site.axis]
+        scales = 1 if site.axis is None else query.dims(site.tensor)[site.axis]
         new_nodes = 2 + sum(3 if r.weight.is_table else 1 for r in site.readers) + (form == "multiply")
         before = site.stored_bytes
         added = scales * site.tensor.dtype.bitwidth // 8 + new_nodes * (_NODE_BYTES + 2 * len(site.name))
@@ -150,7 +150,7 @@ class QuantizeWeights:
             rounding = round_weight(site.tensor, site.axis, clip=self.clip == "mse")
         except ValueError as error:
             return _refusal(site, f"can't be rounded: {error}")
-        return Decision(
+        return WeightDecision(
             target=site.name,
             reason=_reason(site, fact.note if form == fact.form else ""),
             bytes_before=before,
@@ -160,14 +160,14 @@ class QuantizeWeights:
             form=form,
         )
 
-    def _form(self, site: Site, context: Context) -> targets.WeightForm:
+    def _form(self, site: StoredWeight, context: Context) -> targets.WeightForm:
         return site.fact(context.target).form if self.form == "auto" else self.form
 
-    def _apply(self, scene: Scene, decision: Decision) -> Change:
+    def _apply(self, scene: WeightContext, decision: WeightDecision) -> Change:
         details: dict[str, Any] = {}
         action = Action.SKIPPED
         if decision.rounding is not None and decision.site is not None:
-            Writer(scene, decision.site, decision.rounding, decision.form).write()
+            WeightWriter(scene, decision.site, decision.rounding, decision.form).write()
             action = Action.APPLIED
             details = {"scheme": self.scheme, "form": decision.form, "scales": int(decision.rounding.scale.size)}
             if np.isfinite(decision.rounding.sqnr_db):
@@ -183,12 +183,12 @@ class QuantizeWeights:
         )
 
 
-def _refusal(site: Site, reason: str) -> Decision:
+def _refusal(site: StoredWeight, reason: str) -> WeightDecision:
     size = site.stored_bytes
-    return Decision(target=site.name, reason=reason, bytes_before=size, bytes_after=size)
+    return WeightDecision(target=site.name, reason=reason, bytes_before=size, bytes_after=size)
 
 
-def _reason(site: Site, note: str) -> str:
+def _reason(site: StoredWeight, note: str) -> str:
     """Say how a weight is stored and what that does to speed."""
     scales = "one scale" if site.axis is None else f"a scale for each {'output channel' if site.others else 'row'}"
     return f"int8 with {scales}" + (f"; {note}" if note else "")

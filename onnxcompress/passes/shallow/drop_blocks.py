@@ -15,10 +15,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
-from ...data import feed_facts
-from ...graph import edit as graph
+from ...data import feeds as feed_facts
+from ...graph import edit
 from ...io import model_io
-from .drop_search import By, Finished, Search, State
+from .drop_search import BlockDropSearch, By, DropResult, DropState
 
 _GRAPH = "graph"
 _OVER = 0.02
@@ -47,7 +47,7 @@ class DropBlocks:
         if context.state:
             return [self._skipped("samples that carry a state from one run to the next can't be taken apart")]
         largest = feed_facts.largest(context.feeds)
-        search = Search(model, context, largest, self.by)
+        search = BlockDropSearch(model, context, largest, self.by)
         if not search.shortcuts(search.start):
             return [self._skipped("there is no residual branch or block to go past")]
         if not context.gate.admits(self.name, _GRAPH):
@@ -65,7 +65,9 @@ class DropBlocks:
             states[-1] = search.improved(states[-1], min(least, states[-1].macs), self.most)
         return self._best(model, states, search, context, total)
 
-    def _best(self, model: ir.Model, states: list[State], search: Search, context: Context, total: int) -> list[Change]:
+    def _best(
+        self, model: ir.Model, states: list[DropState], search: BlockDropSearch, context: Context, total: int
+    ) -> list[Change]:
         """Refit the last state on all samples; go back while it is over the limit."""
         changes: list[Change] = []
         while len(states) > 1:
@@ -82,7 +84,7 @@ class DropBlocks:
                 changes.append(self._skipped(f"without {', '.join(each.label for each in state.gone)}: {fault}"))
                 continue
             before = model_io.model_bytes(model)
-            graph.become(model, found.model)
+            edit.become(model, found.model)
             return [
                 self._summary(state, found, total, drop, (before, model_io.model_bytes(model))),
                 *(
@@ -98,7 +100,9 @@ class DropBlocks:
             ]
         return [*changes, self._skipped("nothing could go: the model is small enough, or every candidate is worse")]
 
-    def _summary(self, state: State, found: Finished, total: int, drop: float | None, sizes: tuple[int, int]) -> Change:
+    def _summary(
+        self, state: DropState, found: DropResult, total: int, drop: float | None, sizes: tuple[int, int]
+    ) -> Change:
         layers = sum(each.is_applied for each in found.refits)
         figures = [
             f"{len(state.gone)} blocks are gone, {state.macs / total:.1%} of the multiplications",

@@ -21,7 +21,7 @@ from ...core import Context, Feed
 from ...distillation import reconstruct
 from ...distillation.train import Distilled, affordable, distill, divided
 from ...errors import ModelError
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...ops import table as ops
 from ...ops.linear import linear_layers
@@ -51,7 +51,7 @@ _NONE_LOST = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gone:
+class DroppedBlock:
     """A block that is gone: its label, the multiplications saved, the values it stood between."""
 
     label: str
@@ -61,7 +61,7 @@ class Gone:
     nodes: frozenset[str]
 
     @classmethod
-    def of(cls, shortcut: Shortcut, by: By) -> Gone:
+    def of(cls, shortcut: Shortcut, by: By) -> DroppedBlock:
         """Say what goes when a shortcut is taken."""
         channels = shortcut.shape[shortcut.axis]
         map_macs = math.prod(shortcut.shape) * channels if by == "linear" else 0
@@ -70,12 +70,12 @@ class Gone:
             macs=shortcut.macs - map_macs,
             out=shortcut.out.name or "",
             through=shortcut.through.name or "",
-            nodes=frozenset(graph.label(node) for node in shortcut.nodes),
+            nodes=frozenset(query.label(node) for node in shortcut.nodes),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
+class DropState:
     """A model with some blocks gone.
 
     Args:
@@ -85,7 +85,7 @@ class State:
     """
 
     model: ir.Model
-    gone: tuple[Gone, ...]
+    gone: tuple[DroppedBlock, ...]
     loss: float
 
     @property
@@ -95,7 +95,7 @@ class State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class DropResult:
     """A result.
 
     Args:
@@ -113,7 +113,7 @@ class Finished:
     loss: float | None
 
 
-class Search:
+class BlockDropSearch:
     """Looks for what can go from one model, which it does not change.
 
     Args:
@@ -140,10 +140,10 @@ class Search:
         self._scored = chosen[:third]
         self._fitted = chosen[third:] or chosen
         self._divergence = Divergence(model, self._scored)
-        self._singles: list[State] = []
-        self.start = State(model=model, gone=(), loss=0.0)
+        self._singles: list[DropState] = []
+        self.start = DropState(model=model, gone=(), loss=0.0)
 
-    def shortcuts(self, state: State) -> list[Shortcut]:
+    def shortcuts(self, state: DropState) -> list[Shortcut]:
         """Return what may go from a state's model."""
         taken = {(each.out, each.through) for each in state.gone}
         return [
@@ -153,7 +153,7 @@ class Search:
             and all(self._context.selects(node) for node in shortcut.nodes)
         ]
 
-    def next(self, state: State, left: float) -> State | None:
+    def next(self, state: DropState, left: float) -> DropState | None:
         """Return a state with one block more gone, the one that costs least for what it saves; None if there is none.
 
         Args:
@@ -167,16 +167,16 @@ class Search:
                 rough.append((loss / min(shortcut.macs, left), shortcut))
         rough.sort(key=lambda each: each[0])
         tried = [shortcut for _, shortcut in rough[: self._most_refitted()]]
-        found: list[State] = []
+        found: list[DropState] = []
         for shortcut in self._context.progress("Refitting blocks", tried):
-            gone = Gone.of(shortcut, self._by)
+            gone = DroppedBlock.of(shortcut, self._by)
             if gone.macs <= 0:
                 continue
             made = self._without(state, shortcut, self._by)
             self._refit(made, self._fitted, _ROWS)
             loss = self.measured(made)
             if loss is not None:
-                found.append(State(model=made, gone=(*state.gone, gone), loss=loss))
+                found.append(DropState(model=made, gone=(*state.gone, gone), loss=loss))
         if not state.gone:
             self._singles = found
         lost = state.loss
@@ -186,7 +186,7 @@ class Search:
             default=None,
         )
 
-    def improved(self, state: State, least: float, most: int | None) -> State:
+    def improved(self, state: DropState, least: float, most: int | None) -> DropState:
         """Return the state, or one that loses less and saves enough: other sets of blocks, then fewer of them.
 
         Args:
@@ -210,7 +210,7 @@ class Search:
                 return state
             state = best
 
-    def finished(self, state: State, steps: int) -> Finished:
+    def finished(self, state: DropState, steps: int) -> DropResult:
         """Return the original without what is gone, its layers refitted and then trained together on all samples.
 
         It begins anew: rough fits would be judged by samples that they have seen.
@@ -239,11 +239,11 @@ class Search:
                 progress=self._context.progress,
                 selects=self._context.selects,
             )
-        return Finished(model=made, refits=refits, refitted=refitted, distilled=distilled, loss=self.measured(made))
+        return DropResult(model=made, refits=refits, refitted=refitted, distilled=distilled, loss=self.measured(made))
 
-    def _sets(self, least: float, most: int) -> list[tuple[Gone, ...]]:
+    def _sets(self, least: float, most: int) -> list[tuple[DroppedBlock, ...]]:
         """Return sets of blocks that save enough, those first whose losses, each alone, add up to least."""
-        found: list[tuple[float, tuple[Gone, ...]]] = []
+        found: list[tuple[float, tuple[DroppedBlock, ...]]] = []
         for size in range(1, min(most, _MOST_TOGETHER) + 1):
             for states in itertools.combinations(self._singles, size):
                 gone = tuple(state.gone[0] for state in states)
@@ -253,16 +253,16 @@ class Search:
         found.sort(key=lambda each: each[0])
         return [gone for _, gone in found[:_OTHERS]]
 
-    def _rebuilt(self, gone: Sequence[Gone]) -> State | None:
+    def _rebuilt(self, gone: Sequence[DroppedBlock]) -> DropState | None:
         """Return the state with just these blocks gone; None where one can't go without another."""
         made = self._removed(gone)
         if made is None:
             return None
         self._refit(made, self._fitted, _ROWS)
         loss = self.measured(made)
-        return None if loss is None else State(model=made, gone=tuple(gone), loss=loss)
+        return None if loss is None else DropState(model=made, gone=tuple(gone), loss=loss)
 
-    def _removed(self, gone: Sequence[Gone]) -> ir.Model | None:
+    def _removed(self, gone: Sequence[DroppedBlock]) -> ir.Model | None:
         """Return the original without these blocks, not refitted; None where one can't go without another."""
         state = self.start
         for each in gone:
@@ -271,7 +271,7 @@ class Search:
             if shortcut is None:
                 return None
             made = self._without(state, shortcut, self._by)
-            state = State(model=made, gone=(*state.gone, each), loss=state.loss)
+            state = DropState(model=made, gone=(*state.gone, each), loss=state.loss)
         return state.model
 
     def _refit(
@@ -279,12 +279,12 @@ class Search:
     ) -> list[reconstruct.RefitChange]:
         """Refit the layers that a change has reached: those behind it, and those that are added to what it changed."""
         reached = _reached(made, self._model)
-        known = {graph.label(node) for node in self._model.graph}
+        known = {query.label(node) for node in self._model.graph}
         maps = {
             node.inputs[1].name or "": node.outputs[0].name or ""
             for node in made.graph
-            if graph.label(node) not in known and node.inputs[1] is not None and node.inputs[1].producer() is not None
-            if graph.is_op(node, "Add")
+            if query.label(node) not in known and node.inputs[1] is not None and node.inputs[1].producer() is not None
+            if query.is_op(node, "Add")
         }
         return reconstruct.refit(
             made,
@@ -309,12 +309,12 @@ class Search:
         work = sum(layer.shape[0] * layer.shape[2] ** 2 * _ROWS_ABOUT for layer in linear_layers(self._model))
         return max(2, min(_MOST_REFITTED, int(_WORK / max(work, 1.0))))
 
-    def _without(self, state: State, shortcut: Shortcut, by: By) -> ir.Model:
+    def _without(self, state: DropState, shortcut: Shortcut, by: By) -> ir.Model:
         """Return a copy of a state's model in which the shortcut is taken."""
         made = model_io.clone(state.model)
         values = {v.name: v for v in made.graph.inputs} | {v.name: v for n in made.graph for v in n.outputs}
         out, through = values[shortcut.out.name], values[shortcut.through.name]
-        names = graph.Names(made)
+        names = edit.Names(made)
         maker = out.producer()
         assert maker is not None
         mean = self._mean(state.model, shortcut)
@@ -322,11 +322,9 @@ class Search:
             value = _mapped(maker, through, mean, names, shortcut)
         else:
             shape = (-1, *[1] * (len(shortcut.shape) - 1 - shortcut.axis % len(shortcut.shape)))
-            value = graph.add_initializer(made.graph, names, f"{shortcut.label}_mean", mean.reshape(shape))
-        added = graph.put_after(
-            value.producer() or maker, names, "Add", [through, value], hint=f"{shortcut.label}_past"
-        )
-        graph.take_over(out, added.outputs[0])
+            value = edit.add_initializer(made.graph, names, f"{shortcut.label}_mean", mean.reshape(shape))
+        added = edit.put_after(value.producer() or maker, names, "Add", [through, value], hint=f"{shortcut.label}_past")
+        edit.take_over(out, added.outputs[0])
         return made
 
     def _mean(self, model: ir.Model, shortcut: Shortcut) -> np.ndarray:
@@ -345,26 +343,26 @@ class Search:
 
 def _reached(made: ir.Model, original: ir.Model) -> set[ir.Node]:
     """Return the nodes of a changed copy that read or add to what is not as in the original."""
-    known = {graph.label(node) for node in original.graph}
+    known = {query.label(node) for node in original.graph}
     reached: set[ir.Node] = set()
     for node in made.graph:
-        if graph.label(node) not in known or any(v.producer() in reached for v in graph.reads(node)):
+        if query.label(node) not in known or any(v.producer() in reached for v in query.reads(node)):
             reached.add(node)
-    for node in [each for each in reached if graph.is_op(each, "Add")]:
+    for node in [each for each in reached if query.is_op(each, "Add")]:
         for maker in [m for v in node.inputs if v is not None and (m := v.producer()) is not None]:
-            above = [v.producer() for v in maker.inputs if v is not None] if graph.is_op(maker, "Add") else []
+            above = [v.producer() for v in maker.inputs if v is not None] if query.is_op(maker, "Add") else []
             reached.update(each for each in (maker, *above) if each is not None)
     return reached
 
 
-def _mapped(maker: ir.Node, through: ir.Value, mean: np.ndarray, names: graph.Names, shortcut: Shortcut) -> ir.Value:
+def _mapped(maker: ir.Node, through: ir.Value, mean: np.ndarray, names: edit.Names, shortcut: Shortcut) -> ir.Value:
     """Return a linear map of what goes past, put behind `maker`: zero but for its bias, until it is refitted."""
-    home, hint, width = graph.home(maker), f"{shortcut.label}_map", len(mean)
+    home, hint, width = query.home(maker), f"{shortcut.label}_map", len(mean)
     spatial = len(shortcut.shape) - 2
-    bias = graph.add_initializer(home, names, f"{hint}_bias", mean)
+    bias = edit.add_initializer(home, names, f"{hint}_bias", mean)
     if shortcut.axis % len(shortcut.shape) == 1 and spatial > 0:
-        weight = graph.add_initializer(home, names, hint, np.zeros((width, width, *[1] * spatial), np.float32))
-        return graph.put_after(maker, names, "Conv", [through, weight, bias], hint=f"{hint}_conv").outputs[0]
-    weight = graph.add_initializer(home, names, hint, np.zeros((width, width), np.float32))
-    product = graph.put_after(maker, names, "MatMul", [through, weight], hint=f"{hint}_product")
-    return graph.put_after(product, names, "Add", [product.outputs[0], bias], hint=f"{hint}_sum").outputs[0]
+        weight = edit.add_initializer(home, names, hint, np.zeros((width, width, *[1] * spatial), np.float32))
+        return edit.put_after(maker, names, "Conv", [through, weight, bias], hint=f"{hint}_conv").outputs[0]
+    weight = edit.add_initializer(home, names, hint, np.zeros((width, width), np.float32))
+    product = edit.put_after(maker, names, "MatMul", [through, weight], hint=f"{hint}_product")
+    return edit.put_after(product, names, "Add", [product.outputs[0], bias], hint=f"{hint}_sum").outputs[0]

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from ...activations import observe
 from ...core import Feed
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...numerics.linear.lowrank import Decomposition, input_basis, output_basis
 from ...numerics.linear.moments import MOST_COLUMNS, Moments
 from ...numerics.linear.patches import Window, choose, patches
@@ -58,7 +58,7 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class Factorization:
     """A layer that can be written as thin ones.
 
     Args:
@@ -90,7 +90,7 @@ def candidates(
     forms: Sequence[Form],
     multiple: int,
     seed: int,
-) -> list[Candidate]:
+) -> list[Factorization]:
     """Return the layers that have options with fewer numbers.
 
     Args:
@@ -115,7 +115,7 @@ def candidates(
             if option.numbers < weight.size and option.macs < macs
         ]
         if options:
-            found.append(Candidate(layer, weight.size, macs, options, bases))
+            found.append(Factorization(layer, weight.size, macs, options, bases))
     return found
 
 
@@ -144,26 +144,26 @@ def layers_of(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposit
     return [inputs.dual[:first].reshape(1, first, into, 1, 1), core[None], outputs.reshape(1, out, last, 1, 1)]
 
 
-def write(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition], names: graph.Names) -> None:
+def write(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition], names: edit.Names) -> None:
     """Put the thin layers in a layer's place; its node becomes the last of them."""
     *before, last = layers_of(layer, option, bases)
     value = layer.x
     windows = _windows(layer, option.form)
-    tensor = graph.constant_tensor(layer.weight)
+    tensor = query.constant_tensor(layer.weight)
     assert tensor is not None
     for number, (weight, window) in enumerate(zip(before, windows, strict=False)):
         hint = f"{layer.label}_thin{number or ''}"
         array = weight[0].astype(tensor.dtype.numpy())
         if window is None:
             is_left = layer.channel_axis == -2
-            constant = graph.add_initializer(
-                graph.home(layer.node), names, f"{hint}_weight", array if is_left else array.T
+            constant = edit.add_initializer(
+                query.home(layer.node), names, f"{hint}_weight", array if is_left else array.T
             )
             inputs = [constant, value] if is_left else [value, constant]
-            made = graph.insert_before(layer.node, names, "MatMul", inputs, hint=hint)
+            made = edit.insert_before(layer.node, names, "MatMul", inputs, hint=hint)
         else:
-            constant = graph.add_initializer(graph.home(layer.node), names, f"{hint}_weight", array)
-            made = graph.insert_before(layer.node, names, "Conv", [value, constant], hint=hint)
+            constant = edit.add_initializer(query.home(layer.node), names, f"{hint}_weight", array)
+            made = edit.insert_before(layer.node, names, "Conv", [value, constant], hint=hint)
             layer_composition.set_window(made, window, 1)
         value = made.outputs[0]
     shift, bias = _shift(layer, option, bases), layer.bias()

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from ...activations import observe
 from ...core import Action, Change, Context, Need
 from ...distillation import reconstruct
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...ops import table as ops
 from ...ops.linear import LinearLayer
@@ -68,14 +68,14 @@ class Linearize:
         return changes
 
     def _merged(
-        self, model: ir.Model, original: ir.Model, place: _Place, line: _Line, judge: Divergence, context: Context
+        self, model: ir.Model, original: ir.Model, place: _Place, line: _LinearFit, judge: Divergence, context: Context
     ) -> Change:
         """Merge at one place, and take it back where the outputs or the score suffer too much."""
         made = model_io.clone(model)
-        node = next(node for node in made.graph if graph.label(node) == place.label)
+        node = next(node for node in made.graph if query.label(node) == place.label)
         there = _place(node)
         assert there is not None
-        names = graph.Names(made)
+        names = edit.Names(made)
         first, second = _straighten(there, line, names), there.second
         merged = layer_composition.merge_chain(first, second)
         assert isinstance(merged, layer_composition.Merged)
@@ -90,12 +90,12 @@ class Linearize:
         if drop is not None and limit is not None and drop > limit:
             return self._skipped(place.label, f"{figure}, the score falls by {drop:.4g}, more than {limit:g}")
         before = model_io.model_bytes(model)
-        graph.become(model, made)
+        edit.become(model, made)
         return Change(
             pass_name=self.name,
             target=place.label,
             action=Action.APPLIED,
-            reason=f"it goes, {graph.label(first.node)} and {graph.label(second.node)} become one: {figure}",
+            reason=f"it goes, {query.label(first.node)} and {query.label(second.node)} become one: {figure}",
             bytes_before=before,
             bytes_after=model_io.model_bytes(model),
             details={"predicted_loss": line.missed, "measured_divergence": loss, "measured_drop": drop},
@@ -115,11 +115,11 @@ class _Place:
 
     @property
     def label(self) -> str:
-        return graph.label(self.node)
+        return query.label(self.node)
 
 
 @plain_dataclass(frozen=True)
-class _Line:
+class _LinearFit:
     """What an activation nearly is: slope and height of each channel, and the part of its variance that this misses."""
 
     slope: np.ndarray
@@ -129,15 +129,15 @@ class _Line:
 
 def _place(node: ir.Node) -> _Place | None:
     """Return what stands around an activation, None where nothing could be merged."""
-    if not graph.is_op(node, *ops.ELEMENTWISE) or graph.is_op(node, "Cast") or node.inputs[0] is None:
+    if not query.is_op(node, *ops.ELEMENTWISE) or query.is_op(node, "Cast") or node.inputs[0] is None:
         return None
-    if any(graph.constant_tensor(value) is None for value in node.inputs[1:] if value is not None):
+    if any(query.constant_tensor(value) is None for value in node.inputs[1:] if value is not None):
         return None
     value, result = node.inputs[0], node.outputs[0]
     if not layer_composition.is_private(value) or not layer_composition.is_private(result):
         return None
     first = layer_composition.made_by(value)
-    reader = graph.sole_consumer(result)
+    reader = query.sole_consumer(result)
     second = layer_composition.free_layer(reader)
     if first is None or second is None or second.x is not result or first.node.graph is not second.node.graph:
         return None
@@ -152,7 +152,7 @@ def _may(place: _Place, context: Context) -> bool:
     return all(context.selects(node) for node in (place.node, place.first.node, place.second.node))
 
 
-def _lines(model: ir.Model, places: list[_Place], context: Context) -> dict[str, _Line]:
+def _lines(model: ir.Model, places: list[_Place], context: Context) -> dict[str, _LinearFit]:
     """Return the best line for each activation, by its label; none for those that no sample reaches."""
     sums: dict[str, np.ndarray] = {}
     names = [value.name or "" for place in places for value in (place.node.inputs[0], place.node.outputs[0]) if value]
@@ -175,7 +175,7 @@ def _by_channel(array: np.ndarray, axis: int) -> np.ndarray:
     return moved.reshape(len(moved), -1)
 
 
-def _fitted(sums: np.ndarray) -> _Line:
+def _fitted(sums: np.ndarray) -> _LinearFit:
     """Return the line of least squares of each channel from count, sums and sums of products [6, channels]."""
     count, x, y, xx, xy, yy = sums
     mean_x, mean_y = x / count, y / count
@@ -184,10 +184,10 @@ def _fitted(sums: np.ndarray) -> _Line:
     variance = np.maximum(yy / count - mean_y**2, 0.0)
     slope = np.where(spread > 0, shared / np.where(spread > 0, spread, 1.0), 0.0)
     missed = np.maximum(variance - slope * shared, 0.0).sum() / max(variance.sum(), np.finfo(np.float64).tiny)
-    return _Line(slope, mean_y - slope * mean_x, float(missed))
+    return _LinearFit(slope, mean_y - slope * mean_x, float(missed))
 
 
-def _straighten(place: _Place, line: _Line, names: graph.Names) -> LinearLayer:
+def _straighten(place: _Place, line: _LinearFit, names: edit.Names) -> LinearLayer:
     """Let the first layer give what the line makes of what it gave, and take the activation out; return it as it is."""
     first = place.first
     matrix, bias = first.matrix(), first.bias()
@@ -195,6 +195,6 @@ def _straighten(place: _Place, line: _Line, names: graph.Names) -> LinearLayer:
     height = line.height + (0.0 if bias is None else bias * line.slope)
     value, result = place.node.inputs[0], place.node.outputs[0]
     assert value is not None
-    graph.replace_value(result, value)
-    graph.remove_node(place.node)
+    edit.replace_value(result, value)
+    edit.remove_node(place.node)
     return first.with_weights((matrix * slope).astype(np.float32), height.astype(np.float32), names)

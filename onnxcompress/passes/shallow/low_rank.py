@@ -21,11 +21,11 @@ from pydantic.dataclasses import dataclass
 
 from ... import targets
 from ...core import Action, Change, Context, Judge, Need
-from ...data import feed_facts
+from ...data import feeds as feed_facts
 from ...distillation import reconstruct
 from ...distillation.train import Distilled, affordable, distill, divided
 from ...errors import UsageError
-from ...graph import edit as graph
+from ...graph import edit, query
 from ...io import model_io
 from ...numerics.optimization.allocation import allocate
 from ...ops import table as ops
@@ -34,7 +34,7 @@ from ...quality.divergence import Divergence
 from ...shapes import count as counting
 from ..fold import layer_composition
 from . import factorizations
-from .factorizations import Candidate, Form, Option
+from .factorizations import Factorization, Form, Option
 from .shortcuts import seen_shapes
 
 _GRAPH = "graph"
@@ -128,7 +128,7 @@ class LowRank:
             return [self._skipped("even the thinnest layers are over the budget")]
         return self._tried(model, chosen, judge, context)
 
-    def _chosen(self, possible: Sequence[Candidate], slopes: Sequence[float]) -> list[_Choice] | None:
+    def _chosen(self, possible: Sequence[Factorization], slopes: Sequence[float]) -> list[_RankChoice] | None:
         """Share the budget out; None where it can't be met."""
         by_macs = self.keep_macs is not None
         costs = [
@@ -148,12 +148,12 @@ class LowRank:
         if taken is None:
             return None
         return [
-            _Choice(each, each.options[index - 1], loss[index])
+            _RankChoice(each, each.options[index - 1], loss[index])
             for each, index, loss in zip(possible, taken, losses, strict=True)
             if index
         ]
 
-    def _tried(self, model: ir.Model, chosen: list[_Choice], judge: Divergence, context: Context) -> list[Change]:
+    def _tried(self, model: ir.Model, chosen: list[_RankChoice], judge: Divergence, context: Context) -> list[Change]:
         """Build what was chosen; where it is not good enough, the better half of it."""
         refusals: list[Change] = []
         before = None if context.judge is None else context.judge(model, f"{self.name}/before").latency_ratio
@@ -176,22 +176,22 @@ class LowRank:
                 f"{after:,} bytes, not fewer than {size:,}" if after >= size else _objection(made, drop, context.judge)
             )
             if why is None:
-                graph.become(model, made)
+                edit.become(model, made)
                 return [self._summary(built, chosen, (size, after), drop), *map(self._written, chosen), *refusals]
             refusals.append(self._skipped(f"{len(chosen)} layers: {why}"))
             chosen = sorted(chosen, key=lambda each: each.loss / max(1, each.saved))[: len(chosen) // 2]
         return [*refusals, self._skipped("no layer is worth thin ones")]
 
-    def _finished(self, made: ir.Model, original: ir.Model, judge: Divergence, context: Context) -> _Built:
+    def _finished(self, made: ir.Model, original: ir.Model, judge: Divergence, context: Context) -> _BuiltFactors:
         """Refit and train a model that has been cut, in place."""
         cut = judge.of(made)
         refitted = None
         if self.refit:
             learnt_from, judged_by = divided(context.feeds)
-            known = {graph.label(node) for node in original.graph}
+            known = {query.label(node) for node in original.graph}
             reached: set[ir.Node] = set()
             for node in made.graph:
-                if graph.label(node) not in known or any(v.producer() in reached for v in graph.reads(node)):
+                if query.label(node) not in known or any(v.producer() in reached for v in query.reads(node)):
                     reached.add(node)
             reconstruct.refit(
                 made,
@@ -216,9 +216,11 @@ class LowRank:
                 selects=context.selects,
                 progress=context.progress,
             )
-        return _Built(cut, refitted, distilled, judge.of(made))
+        return _BuiltFactors(cut, refitted, distilled, judge.of(made))
 
-    def _summary(self, made: _Built, chosen: Sequence[_Choice], sizes: tuple[int, int], drop: float | None) -> Change:
+    def _summary(
+        self, made: _BuiltFactors, chosen: Sequence[_RankChoice], sizes: tuple[int, int], drop: float | None
+    ) -> Change:
         predicted = sum(each.loss for each in chosen)
         figures = [f"{len(chosen)} layers as thin ones", f"predicted loss {predicted:.3g}, measured {made.cut:.3g}"]
         details: dict[str, Any] = {"predicted_loss": predicted, "loss_when_cut": made.cut, "loss": made.loss}
@@ -241,7 +243,7 @@ class LowRank:
             details=details,
         )
 
-    def _written(self, choice: _Choice) -> Change:
+    def _written(self, choice: _RankChoice) -> Change:
         option = choice.option
         rank = " and ".join(map(str, option.ranks))
         return Change(
@@ -264,10 +266,10 @@ class LowRank:
 
 
 @plain_dataclass(frozen=True)
-class _Choice:
+class _RankChoice:
     """An option of a layer, with the loss that is predicted of it."""
 
-    candidate: Candidate
+    candidate: Factorization
     option: Option
     loss: float
 
@@ -283,7 +285,7 @@ class _Choice:
 
 
 @plain_dataclass(frozen=True)
-class _Built:
+class _BuiltFactors:
     """The divergence of a result's outputs when it was cut, when it was refitted and in the end."""
 
     cut: float
@@ -301,19 +303,19 @@ def _objection(made: ir.Model, drop: float | None, judge: Judge | None) -> str |
     return judge.fault(made)
 
 
-def _write(model: ir.Model, chosen: Sequence[_Choice]) -> None:
+def _write(model: ir.Model, chosen: Sequence[_RankChoice]) -> None:
     """Write layers of a copy as thin ones."""
-    nodes = {graph.label(node): node for node in model.graph}
-    names = graph.Names(model)
+    nodes = {query.label(node): node for node in model.graph}
+    names = edit.Names(model)
     for choice in chosen:
         layer = layer_composition.free_layer(nodes[choice.candidate.label])
         assert layer is not None
         factorizations.write(layer, choice.option, choice.candidate.bases, names)
 
 
-def _measured(model: ir.Model, candidate: Candidate, judge: Divergence) -> float:
+def _measured(model: ir.Model, candidate: Factorization, judge: Divergence) -> float:
     """Return what a layer's error costs the outputs, for each part of its mean square, by a cut in the middle."""
     option = sorted(candidate.options, key=lambda each: each.error)[len(candidate.options) // 2]
     made = model_io.clone(model)
-    _write(made, [_Choice(candidate, option, 0.0)])
+    _write(made, [_RankChoice(candidate, option, 0.0)])
     return judge.of(made) / max(option.error, np.finfo(np.float64).eps)

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from ...activations import observe
 from ...core import Feed
-from ...data import feed_facts
-from ...graph import edit as graph
+from ...data import feeds as feed_facts
+from ...graph import query
 from ...ops import table as ops
 from ...ops.linear import LinearLayer, linear_layer
 from ...shapes import count as counting
@@ -53,7 +53,7 @@ class Shortcut:
     def label(self) -> str:
         """The name by which reports speak of it."""
         maker = self.out.producer()
-        return (self.out.name or "") if maker is None else graph.label(maker)
+        return (self.out.name or "") if maker is None else query.label(maker)
 
 
 def seen_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
@@ -62,10 +62,10 @@ def seen_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
     Raises:
         ModelError: the runtime can't run the model.
     """
-    names = [v.name for node in model.graph for v in node.outputs if v.name and graph.constant_tensor(v) is None]
+    names = [v.name for node in model.graph for v in node.outputs if v.name and query.constant_tensor(v) is None]
     found = feed_facts.dims({v.name or "": feed[v.name or ""] for v in model.graph.inputs if v.name in feed})
     return found | {
-        name: array.shape for name, array in observe.Watch(model, names, skip_refused=True).run(feed).items()
+        name: array.shape for name, array in observe.ActivationTap(model, names, skip_refused=True).run(feed).items()
     }
 
 
@@ -95,7 +95,7 @@ def _pairs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[t
 
     points: list[ir.Value] = []
     for node in model.graph:
-        if not graph.is_op(node, "Add") or any(_is_fixed(v) for v in node.inputs):
+        if not query.is_op(node, "Add") or any(_is_fixed(v) for v in node.inputs):
             continue
         total = node.outputs[0]
         operands = [v for v in dict.fromkeys(node.inputs) if v is not None]
@@ -115,23 +115,23 @@ def _pairs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[t
 def _end(value: ir.Value, alike: Callable[[ir.Value, ir.Value], bool]) -> tuple[ir.Value, bool]:
     """Follow a sum through nodes that alone read it and keep its shape; say whether they do more than clip."""
     changes = False
-    while (node := graph.sole_consumer(value)) is not None and len(node.outputs) == 1 and not graph.bodies(node):
+    while (node := query.sole_consumer(value)) is not None and len(node.outputs) == 1 and not query.bodies(node):
         others = [v for v in node.inputs if v is not None and v is not value]
         if linear_layer(node) is not None or not all(_is_fixed(v) for v in others):
             break
         if not alike(value, node.outputs[0]):
             break
         value = node.outputs[0]
-        changes = changes or not graph.is_op(node, *_IDEMPOTENT)
+        changes = changes or not query.is_op(node, *_IDEMPOTENT)
     return value, changes
 
 
 def _is_fixed(value: ir.Value | None) -> bool:
     """Say whether a value is a constant, stored as it is or as integers."""
-    if value is None or graph.constant_tensor(value) is not None:
+    if value is None or query.constant_tensor(value) is not None:
         return True
     node = value.producer()
-    return graph.is_op(node, "DequantizeLinear") and node is not None and _is_fixed(node.inputs[0])
+    return query.is_op(node, "DequantizeLinear") and node is not None and _is_fixed(node.inputs[0])
 
 
 def _depends(value: ir.Value, on: ir.Value) -> bool:
@@ -144,7 +144,7 @@ def _depends(value: ir.Value, on: ir.Value) -> bool:
         node = one.producer()
         if node is not None and one not in seen:
             seen.add(one)
-            pending += graph.reads(node)
+            pending += query.reads(node)
     return False
 
 
@@ -164,7 +164,7 @@ def _dead(out: ir.Value, through: ir.Value) -> tuple[ir.Node, ...]:
         )
         if not needed:
             dead[node] = None
-            pending += graph.reads(node)
+            pending += query.reads(node)
     return tuple(dead)
 
 

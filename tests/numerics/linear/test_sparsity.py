@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.numerics.linear import sparsity
-from onnxcompress.numerics.linear.sparsity import Pattern
+from onnxcompress.numerics.linear.sparsity import SparsityPattern
 from onnxcompress.numerics.quantization import weight_clipping
 
 SEEDS = st.integers(0, 10_000)
 
 
 def test_patterns_are_read_and_wrong_ones_named():
-    assert Pattern.parse("2:4") == Pattern(2, 4)
-    assert Pattern.parse("free") == Pattern()
+    assert SparsityPattern.parse("2:4") == SparsityPattern(2, 4)
+    assert SparsityPattern.parse("free") == SparsityPattern()
     for text in ("4:4", "0:4", "2/4", ""):
         with pytest.raises(ValueError, match="neither"):
-            Pattern.parse(text)
+            SparsityPattern.parse(text)
 
 
 def test_the_smallest_go_from_each_row_or_from_all():
@@ -34,7 +34,7 @@ def test_the_smallest_go_from_each_row_or_from_all():
 @settings(max_examples=30, deadline=None)
 @given(SEEDS, st.sampled_from(["2:4", "1:4", "1:2"]), st.integers(3, 14))
 def test_every_whole_group_keeps_its_largest(seed, text, columns):
-    pattern = Pattern.parse(text)
+    pattern = SparsityPattern.parse(text)
     scores = np.random.default_rng(seed).random((3, columns))
     goes = sparsity.patterned(scores, pattern)
     for row, start in itertools.product(range(3), range(0, columns, pattern.of)):
@@ -60,7 +60,7 @@ def error(x, one, other):
 @given(SEEDS, st.sampled_from(["free", "2:4"]))
 def test_elimination_has_the_zeros_wanted_and_less_error_than_magnitude(seed, text):
     x, w, h = case(seed)
-    pattern = Pattern.parse(text)
+    pattern = SparsityPattern.parse(text)
     found = sparsity.eliminated(w, h, 0.5, pattern)
     assert (found == 0).mean() == pytest.approx(0.5)
     if pattern.of:
@@ -72,22 +72,22 @@ def test_elimination_has_the_zeros_wanted_and_less_error_than_magnitude(seed, te
 def test_columns_make_up_for_a_copy_of_them():
     x, w, _ = case(1, columns=6)
     x[:, 3:] = x[:, :3]
-    found = sparsity.eliminated(w, x.T @ x / len(x), 0.5, Pattern())
+    found = sparsity.eliminated(w, x.T @ x / len(x), 0.5, SparsityPattern())
     assert error(x, found, w) < 0.3 * error(x, np.where(found == 0, 0, w), w)
 
 
 def test_blocks_of_columns_are_decided_on_one_after_the_other():
     _, w, h = case(2, columns=200)
-    found = sparsity.eliminated(w, h, 0.5, Pattern())
+    found = sparsity.eliminated(w, h, 0.5, SparsityPattern())
     assert (found[:, :112] == 0).mean() == pytest.approx(0.5)
     assert (found[:, 112:] == 0).mean() == pytest.approx(0.5)
 
 
 def test_without_the_last_solution_the_columns_behind_make_up_alone(monkeypatch):
     x, w, h = case(3, columns=64)
-    solved = sparsity.eliminated(w, h, 0.5, Pattern())
+    solved = sparsity.eliminated(w, h, 0.5, SparsityPattern())
     monkeypatch.setattr(sparsity, "_MOST_WORK", 0)
-    plain = sparsity.eliminated(w, h, 0.5, Pattern())
+    plain = sparsity.eliminated(w, h, 0.5, SparsityPattern())
     np.testing.assert_array_equal(plain == 0, solved == 0)
     assert error(x, solved, w) < error(x, plain, w) < error(x, np.where(plain == 0, 0, w), w)
 

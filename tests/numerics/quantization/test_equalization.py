@@ -15,7 +15,7 @@ from onnxcompress.numerics.quantization.equalization import (
     BlockSimulation,
     Int8Simulation,
     Maker,
-    Reader,
+    ScaledReader,
     best_scale,
     migration,
     spread_to,
@@ -27,10 +27,10 @@ TENSOR = Int8Simulation(IntegerGrid("u8"), per_channel=False)
 UNEVEN = np.array([100, 1, 1, 1, 1, 1, 0.01, 0], np.float32)
 
 
-def _reader(channels: np.ndarray, weight: np.ndarray | None = None) -> Reader:
+def _reader(channels: np.ndarray, weight: np.ndarray | None = None) -> ScaledReader:
     rows = np.maximum(floats(1, 200, channels.size), 0) * channels
     weight = floats(1, 6, channels.size, seed=1) if weight is None else weight
-    return Reader(rows, weight, rows.min(axis=(0, 1)), rows.max(axis=(0, 1)))
+    return ScaledReader(rows, weight, rows.min(axis=(0, 1)), rows.max(axis=(0, 1)))
 
 
 magnitudes = hnp.arrays(np.float32, 6, elements=st.floats(0, 2.0**40, width=32))
@@ -86,7 +86,7 @@ def test_scales_balance_the_weights_of_both_layers_where_a_weight_has_one_scale(
     first = rng.standard_normal((1, 8, 16)).astype(np.float32) * factors[None, :, None]
     second = rng.standard_normal((1, 5, 8)).astype(np.float32) / factors
     hidden = np.maximum(rows @ first[0].T, 0)
-    reader = Reader(hidden, second, hidden.min(axis=(0, 1)), hidden.max(axis=(0, 1)))
+    reader = ScaledReader(hidden, second, hidden.min(axis=(0, 1)), hidden.max(axis=(0, 1)))
     scale, _, before, after = best_scale(TENSOR, [reader], Maker(rows, first))
     assert after < before / 100
 

@@ -14,12 +14,12 @@ from onnxcompress.errors import LostWorkerError
 from onnxcompress.io import model_io
 from onnxcompress.jobs.node_selector import selector
 from onnxcompress.passes.auto import build as auto_build
-from onnxcompress.passes.auto.build import Builder, Order, Step
+from onnxcompress.passes.auto.build import Builder, BuildOrder, PassCall
 from onnxcompress.runtime import executors
 from tests.helpers import floats, with_constants
 
-ORDER = Order((Step(name="quantize-weights", options=()),))
-OTHER = Order((Step(name="quantize-weights", options=(("min_elements", 1),)),))
+ORDER = BuildOrder((PassCall(name="quantize-weights", options=()),))
+OTHER = BuildOrder((PassCall(name="quantize-weights", options=(("min_elements", 1),)),))
 
 
 def _model():
@@ -57,7 +57,7 @@ def test_without_workers_it_is_built_here():
 
 
 def test_the_passes_of_an_order_run_one_after_another():
-    order = Order((Step(name="remove-dead", options=()), *ORDER.steps))
+    order = BuildOrder((PassCall(name="remove-dead", options=()), *ORDER.steps))
     assert order.label == "remove-dead + quantize-weights"
     model = with_constants(
         "g (float[n, 64] x, float[64, 64] w) => (float[n, 64] y) { d = Relu(x) y = MatMul(x, w) }", w=floats(64, 64)
@@ -124,7 +124,7 @@ def test_a_cluster_builds_on_though_a_worker_is_killed(monkeypatch):
         ) as cluster,
         executors.wanted(workers=1, scheduler=cluster.scheduler_address) as executor,
     ):
-        orders = [Order((Step(name="quantize-weights", options=(("min_elements", n),)),)) for n in range(1, 5)]
+        orders = [BuildOrder((PassCall(name="quantize-weights", options=(("min_elements", n),)),)) for n in range(1, 5)]
         builder = Builder(_model(), Context(executor=executor))
         builder.ahead(orders)
         os.kill(cluster.workers[0].process.process.pid, signal.SIGKILL)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from onnxcompress.passes.auto.build import Step
+from onnxcompress.passes.auto.build import PassCall
 from onnxcompress.passes.auto.strategy import Level, shared_out
 
 
 def _levels(name, *figures):
-    return [Level(Step(name=name, options=(("at", cost),)), cost, lost) for cost, lost in figures]
+    return [Level(PassCall(name=name, options=(("at", cost),)), cost, lost) for cost, lost in figures]
 
 
 CUTS = _levels("cut", (0.8, 0.001), (0.6, 0.003), (0.4, 0.009))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import onnxcompress as oc
 from onnxcompress import targets
-from onnxcompress.core import Action, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.numerics.quantization import float16
 from onnxcompress.passes.float16.convert import ConvertFloat16
@@ -33,7 +34,7 @@ def _model(text, opset=17, **weights):
     """Return the model of a text, the named inputs, of whichever graph, replaced by initializers."""
     header = f'<ir_version: 8, opset_import: ["" : {opset}]> '
     model = model_io.load(ir.to_proto(ir.from_onnx_text(header + text)))
-    for body in graph.graphs(model):
+    for body in query.graphs(model):
         for value in [v for v in body.inputs if v.name in weights]:
             array = weights[value.name]
             body.inputs.remove(value)
@@ -44,16 +45,16 @@ def _model(text, opset=17, **weights):
 
 
 def _types(model):
-    return [n.op_type for body in graph.graphs(model) for n in body]
+    return [n.op_type for body in query.graphs(model) for n in body]
 
 
 def _stored(model):
     """Return the types of all initializers by name."""
-    return {v.name: v.dtype for b in graph.graphs(model) for v in b.initializers.values()}
+    return {v.name: v.dtype for b in query.graphs(model) for v in b.initializers.values()}
 
 
 def _cast_types(model):
-    nodes = [n for body in graph.graphs(model) for n in body if n.op_type == "Cast"]
+    nodes = [n for body in query.graphs(model) for n in body if n.op_type == "Cast"]
     return [ir.DataType(n.attributes["to"].as_int()) for n in nodes]
 
 
@@ -123,7 +124,7 @@ def test_bfloat16_on_request_raises_the_opset_that_its_cast_needs():
     before = model_io.to_bytes(model)
     changes = ConvertFloat16(storage="bfloat16").run(model, Context())
     assert _stored(model) == {"w_bfloat16": BFLOAT16}
-    assert graph.opset(model) == 13
+    assert query.opset(model) == 13
     assert changes[0].target == "opset 13"
     assert 50 < _db(before, model) < 65
     assert _db(before, model, optimize=True) > 50
@@ -235,7 +236,7 @@ def test_only_and_skip_and_the_gate_are_obeyed():
 def test_an_opset_without_numbers_in_cast_is_raised():
     model = _model(MATMUL, opset=4, w=helpers.floats(64, 48))
     changes = ConvertFloat16().run(model, Context())
-    assert graph.opset(model) == 6
+    assert query.opset(model) == 6
     assert [c.target for c in changes] == ["opset 6", "w"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcompress.core import Context
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.passes.fold.affine import FuseAffine
 from tests.lossless import (
     applied,
@@ -253,7 +253,7 @@ def _skewed(kind: str, constant: np.ndarray, x: list[int | str]) -> ir.Model:
 def test_constants_that_do_not_fit(kind: str, constant: np.ndarray, reason: str) -> None:
     model = _skewed(kind, constant, [2, 3, 6, 6])
     if kind == "Mul" and "float" in reason:
-        graph.set_weight(model.graph.initializers["w"], _f(5, 3, 3, 3) * np.float32(10))
+        edit.set_weight(model.graph.initializers["w"], _f(5, 3, 3, 3) * np.float32(10))
     before = kinds(model)
     assert reason in reasons(FuseAffine().run(model, Context()))
     assert kinds(model) == before
@@ -410,7 +410,7 @@ def test_a_wrong_answer_would_fail() -> None:
             changes = super().run(model, context)
             weight = model.graph.initializers["w"]
             if changes:
-                graph.set_weight(weight, weight.const_value.numpy() * np.float32(1.0001))
+                edit.set_weight(weight, weight.const_value.numpy() * np.float32(1.0001))
             return changes
 
     model = _build([_CONV, _BN], {"w": _f(5, 3, 3, 3), **_norm(5)}, [2, 3, 6, 6])

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.core import Context, Feed, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Context, Feed
+from onnxcompress.graph import query
 from onnxcompress.passes.fold.branches import FoldBranches
 from tests.helpers import floats, from_text, op_types, run
 
@@ -126,4 +127,4 @@ def test_a_where_that_must_stay(mask: str, output: str) -> None:
 def test_readers_of_a_shared_condition_keep_it() -> None:
     model = from_text(f"g (float[N] x) => (float[M] y, bool z) <bool c = {{1}}> {{ y = If(c) <{_IF}> z = Not(c) }}")
     assert _fold(model, {"x": floats(4)}) == 1
-    assert graph.constant(model.graph.initializers["c"]) is not None
+    assert query.constant(model.graph.initializers["c"]) is not None

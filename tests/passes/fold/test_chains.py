@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxcompress.core import Action, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
+from onnxcompress.graph import query
 from onnxcompress.passes.fold.chains import SimplifyChains
 from onnxcompress.passes.fold.noops import RemoveNoops
 from onnxcompress.shapes import infer as shapes
@@ -420,7 +421,7 @@ def test_gate_is_asked() -> None:
     model = model_of("float[N,M] x", "a = Unsqueeze(x, s) y = Unsqueeze(a, s)", "int64[1] s = {0}", 4)
     assert not SimplifyChains().run(model, Context(gate=Gate(limit=0)))
     assert op_types(model) == ["Unsqueeze", "Unsqueeze"]
-    assert all(node.graph is not None for node in graph.nodes(model))
+    assert all(node.graph is not None for node in query.nodes(model))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcompress.core import Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Context
+from onnxcompress.graph import edit
 from onnxcompress.passes.fold.common_subexpressions import ShareNodes
 from tests.helpers import floats, from_text, op_types, run
 
@@ -93,7 +94,7 @@ def test_gate_is_asked() -> None:
 
 def test_a_reader_with_thousands_of_inputs_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "g (float[N] x) => (float[M] y) { a = Exp(x) b = Exp(x) c = Exp(x) y = Concat<axis=0>(a, b, c) }"
-    monkeypatch.setattr(graph, "_MOST_INPUTS", 2)
+    monkeypatch.setattr(edit, "_MOST_INPUTS", 2)
     assert not ShareNodes().run(from_text(text), Context())
-    monkeypatch.setattr(graph, "_MOST_INPUTS", 3)
+    monkeypatch.setattr(edit, "_MOST_INPUTS", 3)
     assert len(ShareNodes().run(from_text(text), Context())) == 2

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.core import Action, Change, Context, Feed, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Change, Context, Feed
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.io.tensors import StoredTensor
 from onnxcompress.passes.fold.constants import FoldConstants
@@ -39,7 +40,7 @@ def _model(body: str, weights: str, x: str = "float[2] x", y: str = "float[2] y"
 
 def _with_weight(model: ir.Model, name: str, array: np.ndarray) -> ir.Model:
     """Give an initializer larger data than text can hold."""
-    graph.set_weight(model.graph.initializers[name], array)
+    edit.set_weight(model.graph.initializers[name], array)
     return model
 
 
@@ -47,7 +48,7 @@ def test_of_a_chain_only_the_end_is_stored() -> None:
     model = _model("b = Add(a, a) c = Neg(b) y = Mul(x, c)", "float[2] a = {1, 2}")
     assert [c.action for c in _fold(model)] == [Action.APPLIED]
     assert op_types(model) == ["Mul"]
-    np.testing.assert_array_equal(graph.constant(model.graph[0].inputs[1]), np.float32([-2, -4]))
+    np.testing.assert_array_equal(query.constant(model.graph[0].inputs[1]), np.float32([-2, -4]))
     assert list(model.graph.initializers) == ["c"]
 
 
@@ -101,7 +102,7 @@ def test_quantized_weights_stay_quantized_and_float_ones_become_it() -> None:
     model = _model(body, "float[2] w = {1, 2}, float s = {0.5}")
     _fold(model)
     assert op_types(model) == ["Add", "DequantizeLinear"]
-    assert graph.constant(model.graph.initializers["q"]).dtype == np.uint8
+    assert query.constant(model.graph.initializers["q"]).dtype == np.uint8
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.core import Context, Feed, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Context, Feed
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.passes.fold.dead_code import RemoveDead
 from tests.helpers import floats, from_text, op_types, run
@@ -151,4 +152,4 @@ def test_overridable_weights_and_outputs_stay() -> None:
         "g (float[2] x, int64[1] s) => (float[2] y, float[2] w) <int64[1] s = {2}, float[2] w = {1, 2}> { y = Neg(x) }"
     )
     assert not _clean(model, {"x": floats(2)})
-    assert graph.constant(model.graph.outputs[1]) is not None
+    assert query.constant(model.graph.outputs[1]) is not None

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.core import Context, Feed, Gate
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Context, Feed
 from onnxcompress.passes.fold.drop_zeros import DropZeros
 from tests.helpers import floats, from_text, op_types, run
 

@@ -8,8 +8,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress.core import Action, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.passes.fold.duplicates import ShareDuplicates
 from tests.helpers import floats, from_text, op_types, run
@@ -27,7 +28,7 @@ def build(nodes: list, weights: dict[str, np.ndarray], inputs: dict[str, list], 
 
 
 def stored(model: ir.Model) -> list[str]:
-    return [name for body in graph.graphs(model) for name in body.initializers]
+    return [name for body in query.graphs(model) for name in body.initializers]
 
 
 def sums(weights: dict[str, np.ndarray]) -> ir.Model:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcompress.core import Action, Change, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Change, Context
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.numerics.linear.composition import carried, composed, overlaid, regrouped, scaling
 from onnxcompress.passes.fold.merge_layers import MergeLayers
@@ -108,7 +109,7 @@ def test_a_convolution_of_single_positions_goes_into_its_neighbour(body, shapes,
     out = shapes["v"][0]
     original, model, _ = _merged(f"g ({IMAGE}, {inputs}) => (float[N, {out}, H, W] y) {{ {body} }}", **shapes)
     (node,) = model.graph
-    assert tuple(graph.attribute(node, "strides")) == window
+    assert tuple(query.attribute(node, "strides")) == window
     _same(original, model, 2, 4, 9, 9)
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.core import Context
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.io import model_io
 from onnxcompress.io.tensors import StoredTensor
 from onnxcompress.passes.fold.merge_matmuls import MergeMatmuls
@@ -204,7 +204,7 @@ def test_in_a_body() -> None:
 def test_large_weights_wait_in_a_file() -> None:
     model = model_of(f"{PRODUCTS}  y = Concat<axis = 2>(q0, k0, v0)", x=("B", 5, 512), sizes=(256, 256, 256))
     for name in ("wq", "wk", "wv"):
-        graph.set_weight(model.graph.initializers[name], np.full((512, 256), ord(name[1]), np.float32))
+        edit.set_weight(model.graph.initializers[name], np.full((512, 256), ord(name[1]), np.float32))
     rewritten(model, MergeMatmuls())
     (weight,) = model.graph.initializers.values()
     assert isinstance(weight.const_value, StoredTensor)

@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.core import Action, Change, Context, Feed, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Change, Context, Feed
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.passes.fold.normalize import Normalize
 from tests.helpers import floats, from_text, op_types, run
@@ -49,7 +50,7 @@ def test_every_kind_of_constant_becomes_an_initializer(attribute: str, expected:
     )
     _normalize(model, {"x": floats(2)})
     assert op_types(model) == ["Add", "Cast"]
-    stored = graph.constant(model.graph.initializers["c"])
+    stored = query.constant(model.graph.initializers["c"])
     assert stored is not None
     assert stored.dtype == expected.dtype
     np.testing.assert_array_equal(stored, expected)
@@ -103,7 +104,7 @@ def test_functions_are_inlined_with_bodies_attributes_and_clashing_names(*, cond
     assert kinds.count("If") == 2
     assert kinds.count("LeakyRelu") == 2
     assert any(node.metadata_props.get("origin") == "kept" for node in model.graph)
-    names = [v.name for g in graph.graphs(model) for node in g for v in node.outputs]
+    names = [v.name for g in query.graphs(model) for node in g for v in node.outputs]
     assert len(set(names)) == len(names)
 
 
@@ -255,4 +256,4 @@ def test_equal_names_in_bodies_side_by_side_are_told_apart() -> None:
         "else_branch = e () => (float[2] o) { k = Exp(x) o = Relu(k) }> }"
     )
     _normalize(model, {"c": np.array(False), "x": floats(2)})
-    assert not graph.repeated_values(model)
+    assert not query.repeated_values(model)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.core import Context
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.passes.fold.patterns import FusePatterns
 from tests.lossless import applied, kinds, parsed, proto_of, random_feed, reasons, rewritten
 
@@ -474,10 +474,10 @@ def test_inside_a_body() -> None:
 def test_float16_constants_may_be_coarse() -> None:
     model = model_of(GELU[0], 20)
     root = model.graph.initializers["root"]
-    graph.set_weight(root, np.array(1.4142135, np.float16).astype(np.float32))
+    edit.set_weight(root, np.array(1.4142135, np.float16).astype(np.float32))
     assert not FusePatterns().run(model, Context()), "1e-4 off is another number among float32"
     for value in model.graph.initializers.values():
-        graph.set_weight(value, value.const_value.numpy().astype(np.float16))
+        edit.set_weight(value, value.const_value.numpy().astype(np.float16))
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.dtype = ir.DataType.FLOAT16
     for node in model.graph:

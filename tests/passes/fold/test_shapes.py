@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.core import Action, Change, Context, Feed, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Change, Context, Feed
+from onnxcompress.graph import query
 from onnxcompress.passes.fold.shapes import FoldShapes
 from tests.helpers import floats, from_text, op_types, run
 
@@ -42,8 +43,8 @@ def _fold(model: ir.Model, *feeds: Feed) -> list[Change]:
 
 
 def _target(model: ir.Model, op_type: str = "Reshape") -> list[int] | None:
-    node = next(n for n in graph.nodes(model) if n.op_type == op_type)
-    array = graph.constant(node.inputs[1])
+    node = next(n for n in query.nodes(model) if n.op_type == op_type)
+    array = query.constant(node.inputs[1])
     return None if array is None else array.tolist()
 
 
@@ -113,7 +114,7 @@ def test_static_dimensions_are_constants() -> None:
     _fold(model)
     assert not len(model.graph)
     assert model.graph.outputs[0].is_initializer()
-    np.testing.assert_array_equal(graph.constant(model.graph.outputs[0]), [12])
+    np.testing.assert_array_equal(query.constant(model.graph.outputs[0]), [12])
 
 
 def test_shape_with_a_range_that_is_dynamic_stays() -> None:
@@ -157,7 +158,7 @@ def test_a_slice_that_begins_later_gets_an_open_end() -> None:
     model = _model(_S + "y = Slice(x, one, uq, one)")
     _fold(model)
     assert op_types(model) == ["Slice"]
-    assert graph.constant(next(iter(model.graph)).inputs[2]).tolist() == [2**63 - 1]
+    assert query.constant(next(iter(model.graph)).inputs[2]).tolist() == [2**63 - 1]
 
 
 def test_a_slice_along_another_length_stays() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcompress.core import Context, Gate
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Context
 from onnxcompress.passes.fold.transposes import SimplifyTransposes
 from tests.helpers import floats, from_text, op_types, run
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 import onnxcompress as oc
 from onnxcompress import passes
+from onnxcompress.base.gate import Gate
 from onnxcompress.channels import groups as channel_groups
-from onnxcompress.core import Action, Context, Gate, Need, Trial
+from onnxcompress.core import Action, Context, Need, Trial
 from onnxcompress.distillation import train
 from onnxcompress.errors import UsageError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.numerics.linear.elimination import Curve
 from onnxcompress.passes.prune import budgets, consumers, loss_curves, pruner
@@ -92,7 +93,7 @@ def macs(model):
 
 
 def dims(model, name):
-    return list(graph.dims(graph.constant_tensor(model.graph.initializers[name])))
+    return list(query.dims(query.constant_tensor(model.graph.initializers[name])))
 
 
 def test_what_adds_nothing_goes_first_and_the_outputs_stay_what_they_were():
@@ -278,7 +279,7 @@ def test_norms_tell_many_small_weights_from_one_large_one():
     kept = {}
     for norm in ("l1", "l2"):
         cut, _ = prune(model, (), keep_macs=0.6, criterion="magnitude", norm=norm, refit=False)
-        kept[norm] = graph.constant(cut.graph.initializers["w1"])[:, 0, 0, 1]
+        kept[norm] = query.constant(cut.graph.initializers["w1"])[:, 0, 0, 1]
     assert (kept["l1"] > 0).sum() > (kept["l2"] > 0).sum()
 
 
@@ -289,16 +290,16 @@ def test_activation_sees_channels_that_give_nothing():
     w2[:, :6] = 5.0
     model = net(b1=b1, bd=np.zeros(16, np.float32), w2=w2)
     cut, _ = prune(model, keep_macs=0.7, criterion="activation", refit=False, scope="uniform")
-    assert (graph.constant(cut.graph.initializers["b1"]) < -50).sum() <= 2
+    assert (query.constant(cut.graph.initializers["b1"]) < -50).sum() <= 2
     big, _ = prune(model, keep_macs=0.7, criterion="magnitude", refit=False, scope="uniform")
-    assert (graph.constant(big.graph.initializers["b1"]) < -50).sum() >= 3
+    assert (query.constant(big.graph.initializers["b1"]) < -50).sum() >= 3
 
 
 def test_nodes_that_are_not_selected_keep_their_weights():
-    model, _ = prune(net(), keep_macs=0.7, selects=lambda node: graph.label(node) != "first")
+    model, _ = prune(net(), keep_macs=0.7, selects=lambda node: query.label(node) != "first")
     assert dims(model, "w1")[0] == 16
     np.testing.assert_array_equal(
-        graph.constant(model.graph.initializers["w1"]), graph.constant(net().graph.initializers["w1"])
+        query.constant(model.graph.initializers["w1"]), query.constant(net().graph.initializers["w1"])
     )
     assert dims(model, "w2")[0] < 16
 

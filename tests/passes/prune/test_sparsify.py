@@ -5,9 +5,10 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress import passes
-from onnxcompress.core import Action, Context, Gate, Need
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context, Need
 from onnxcompress.errors import UsageError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.quantize.clip_weights import ClipWeights
@@ -38,7 +39,7 @@ def sparsify(model, feeds=FEEDS, selects=lambda _: True, **options):
 
 
 def weight(model, name):
-    return graph.constant(model.graph.initializers[name])
+    return query.constant(model.graph.initializers[name])
 
 
 def distance(model):
@@ -83,7 +84,7 @@ def test_across_layers_the_one_with_more_small_weights_loses_more():
     model = net()
     skewed = weight(model, "b").copy()
     skewed[:, ::2] *= 0.01
-    graph.set_weight(model.graph.initializers["b"], skewed)
+    edit.set_weight(model.graph.initializers["b"], skewed)
     for norm in ("l1", "l2"):
         found, _ = sparsify(model, (), criterion="magnitude", scope="global", ratio=0.2, norm=norm)
         total = (zeros(found, "a") * 1152 + zeros(found, "b") * 512) / 1664
@@ -96,7 +97,7 @@ def test_across_layers_the_one_with_more_small_weights_loses_more():
 def test_norms_differ_across_layers():
     model = net()
     spiky = np.where(np.arange(512).reshape(16, 32) % 16 == 0, 10, 0.3).astype(np.float32)
-    graph.set_weight(model.graph.initializers["b"], spiky * np.sign(weight(model, "b")))
+    edit.set_weight(model.graph.initializers["b"], spiky * np.sign(weight(model, "b")))
     shares = [
         zeros(sparsify(model, (), criterion="magnitude", scope="global", ratio=0.4, norm=norm)[0], "b")
         for norm in ("l1", "l2")
@@ -123,7 +124,7 @@ def test_shared_weights_and_unselected_layers_stay():
     copy, changes = sparsify(model, feeds)
     assert [(c.action, c.reason) for c in changes] == [(Action.SKIPPED, "others read its weights too")] * 2
     np.testing.assert_array_equal(weight(copy, "w"), weight(model, "w"))
-    _, changes = sparsify(net(), selects=lambda node: graph.label(node) == "gemm")
+    _, changes = sparsify(net(), selects=lambda node: query.label(node) == "gemm")
     assert [c.target for c in changes] == ["gemm"]
 
 
@@ -206,7 +207,7 @@ def test_clips_leave_shared_unselected_and_denied_weights():
     copy, changes = clip(model, alpha=0.1)
     assert {c.reason for c in changes} == {"others read its weights too"}
     np.testing.assert_array_equal(weight(copy, "w"), weight(model, "w"))
-    assert [c.target for c in clip(net(), selects=lambda n: graph.label(n) == "gemm", alpha=0.1)[1]] == ["gemm"]
+    assert [c.target for c in clip(net(), selects=lambda n: query.label(n) == "gemm", alpha=0.1)[1]] == ["gemm"]
     model = net()
     denied = Gate(denied=frozenset({("clip-weights", "conv")}))
     ClipWeights(alpha=0.1).run(model, Context(gate=denied))

@@ -8,8 +8,9 @@ import pytest
 
 from onnxcompress import errors
 from onnxcompress.base import schemes
-from onnxcompress.core import Action, Context, Gate, Trial
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context, Trial
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.numerics.quantization.blocks import BlockGrid
 from onnxcompress.pack import archive as packing
@@ -64,7 +65,7 @@ def _rounded(model, scheme, method="auto"):
     rounder = Rounder({site.name: grid for site in found}, method=method)
     rounder.all_alone(found)
     for site in found:
-        graph.set_weight(site.value, array_of(site, rounder.blocks[site.name].floats()))
+        edit.set_weight(site.value, array_of(site, rounder.blocks[site.name].floats()))
     return copy
 
 
@@ -322,7 +323,7 @@ def test_what_is_left_alone_and_why():
 
 def test_two_weights_of_one_name_are_not_mixed_up():
     model = with_constants(BRANCHES, opset=21, v=floats(64, 40), w=floats(64, 40, seed=1))
-    body = graph.bodies(model.graph[0])[0]
+    body = query.bodies(model.graph[0])[0]
     for value, home in ((model.graph.initializers["w"], body), (model.graph.initializers["v"], None)):
         if home is not None:
             made = ir.Value(name="v", const_value=value.const_value, type=value.type, shape=value.shape)
@@ -335,10 +336,10 @@ def test_the_opset_is_raised_where_tensors_of_few_bits_need_it():
     model = with_constants(CONV, opset=13, w=floats(24, 8, 3, 3))
     changes = QuantizeBlocks(min_elements=64).run(model, Context())
     assert [c.target for c in changes] == ["opset 21", "w"]
-    assert graph.opset(model) == 21
+    assert query.opset(model) == 21
     old = with_constants(PRODUCT, opset=13, w=floats(80, 48))
     QuantizeBlocks(min_elements=64).run(old, Context())
-    assert graph.opset(old) == 13  # the runtime's own operators take bytes
+    assert query.opset(old) == 13  # the runtime's own operators take bytes
 
 
 def test_where_the_opset_stays_low_the_weight_stays():

@@ -7,7 +7,7 @@ import pytest
 
 from onnxcompress.activations.calibration import calibrate
 from onnxcompress.activations.layer_inputs import sample_rows
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.numerics.quantization.affine_activations import IntegerGrid
 from onnxcompress.ops.linear import linear_layers
 from onnxcompress.passes.quantize.clip_ranges import choose_ranges
@@ -33,7 +33,7 @@ def _chosen(outlier_weight: float, count: int = 3):
     model = from_text(TEXT)
     weight = np.ones((4, 2), np.float32)
     weight[3] = outlier_weight
-    graph.set_weight(model.graph.initializers["w"], weight)
+    edit.set_weight(model.graph.initializers["w"], weight)
     feeds = []
     for i in range(count):
         x = floats(1000, 4, seed=i)

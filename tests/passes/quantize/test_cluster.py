@@ -5,8 +5,9 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress import errors
-from onnxcompress.core import Action, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.pack import archive as packing
 from onnxcompress.passes import build
@@ -41,7 +42,7 @@ def test_it_gives_what_its_values_stand_for(case, bits, rows):
         assert 0 < error < {2: 0.6, 4: 0.06, 5: 0.02, 8: 1e-3}[bits]
     left = runtime.optimized_nodes(model_io.to_bytes(model))
     assert not {"Cast", "Add"} & set(left)  # folded at load
-    assert left.count("Gather") == len([n for n in graph.nodes(model) if n.inputs[-1].name == "i"])
+    assert left.count("Gather") == len([n for n in query.nodes(model) if n.inputs[-1].name == "i"])
 
 
 def test_the_floats_are_exactly_the_shared_values():
@@ -92,14 +93,14 @@ def test_bodies_and_shared_tensors():
 def test_opsets_without_half_bytes():
     old = with_constants(PRODUCT, opset=13, w=floats(80, 48))
     assert [c.bytes_after for c in _applied(old)] == [80 * 48 // 2 + 64]
-    assert graph.opset(old) == 21
+    assert query.opset(old) == 21
     stays = with_constants(PRODUCT, opset=13, w=floats(80, 48))
     gate = Gate(denied=frozenset({("cluster", "opset 21")}))
     assert [c.bytes_after for c in _applied(stays, Context(gate=gate))] == [80 * 48 + 64]
     assert run(stays, {"x": floats(2, 80)})["y"].shape == (2, 48)
     bytes_only = with_constants(PRODUCT, opset=13, w=floats(80, 48))
     _applied(bytes_only, bits=5)
-    assert graph.opset(bytes_only) == 13
+    assert query.opset(bytes_only) == 13
 
 
 def test_what_is_left_alone():

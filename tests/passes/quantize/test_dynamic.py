@@ -8,8 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress import targets
-from onnxcompress.core import Action, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.passes.quantize.dynamic import QuantizeDynamic
 from onnxcompress.passes.quantize.weights import QuantizeWeights
@@ -29,7 +30,7 @@ def _model(text, *, header=HEADER, **weights):
     for name, array in weights.items():
         value = next(v for v in model.graph.inputs if v.name == name)
         model.graph.inputs.remove(value)
-        graph.set_weight(value, array)
+        edit.set_weight(value, array)
         model.graph.register_initializer(value)
     return model
 
@@ -144,7 +145,7 @@ def test_integers_are_the_nearest_and_the_weight_has_no_zero_point():
     QuantizeDynamic().run(model, Context())
     product = next(n for n in model.graph if n.op_type == "MatMulInteger")
     assert len(product.inputs) == 3
-    integers, scale = (graph.constant(model.graph.initializers[name]) for name in ("w_int8", "w_scale"))
+    integers, scale = (query.constant(model.graph.initializers[name]) for name in ("w_int8", "w_scale"))
     assert scale.shape == (384,)
     assert np.abs(integers).max(axis=0).tolist() == [127] * 384
     assert np.all(np.abs(weight - integers * scale) <= scale * 0.5000001)
@@ -170,7 +171,7 @@ def test_gemm_with_a_bias_for_all_rows_is_one_kernel(attributes, x, w, c):
     model = _model(text, **weights)
     _rewritten(model, {"x": floats(*x)})
     assert [k for k in _kernels(model) if k != "Transpose"] == ["DynamicQuantizeMatMul"]
-    assert graph.dims(graph.constant_tensor(model.graph.initializers["w_int8"])) == (256, 384)
+    assert query.dims(query.constant_tensor(model.graph.initializers["w_int8"])) == (256, 384)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.25])
@@ -254,7 +255,7 @@ def test_an_old_opset_is_raised():
     model = _model(MATMUL, header='<ir_version: 5, opset_import: ["" : 9]> ', w=_weight(256, 384))
     changes = _rewritten(model, {"x": floats(5, 256)})
     assert [c.target for c in _applied(changes)] == ["opset 11", "w"]
-    assert graph.opset(model) == 11
+    assert query.opset(model) == 11
     assert _kernels(model) == ["DynamicQuantizeMatMul"]
 
 
@@ -264,13 +265,13 @@ def test_an_old_opset_is_raised():
 def test_seven_bits_leave_room_for_sums_of_16_bits():
     model = _model(MATMUL, w=_weight(256, 384))
     _rewritten(model, {"x": floats(5, 256)}, the_pass=QuantizeDynamic(weight_bits=7), least_db=30)
-    assert np.abs(graph.constant(model.graph.initializers["w_int8"])).max() == 63
+    assert np.abs(query.constant(model.graph.initializers["w_int8"])).max() == 63
 
 
 def test_one_scale_on_request():
     model = _model(MATMUL, w=_weight(256, 384))
     _rewritten(model, {"x": floats(5, 256)}, the_pass=QuantizeDynamic(scheme="int8/tensor/sym"), least_db=28)
-    assert graph.constant(model.graph.initializers["w_scale"]).shape == ()
+    assert query.constant(model.graph.initializers["w_scale"]).shape == ()
     assert _kernels(model) == ["DynamicQuantizeMatMul"]
 
 

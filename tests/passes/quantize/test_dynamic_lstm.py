@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.core import Action, Context
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.passes.quantize.dynamic import QuantizeDynamic
 from onnxcompress.runtime import session as runtime
@@ -47,7 +47,7 @@ def _lstm(*, inputs="x, W, R, B", directions=1, attributes="", outputs="y, h, c"
     for name in set(weights) & set(used):
         value = next(v for v in model.graph.inputs if v.name == name)
         model.graph.inputs.remove(value)
-        graph.set_weight(value, weights[name])
+        edit.set_weight(value, weights[name])
         model.graph.register_initializer(value)
     return model
 
@@ -109,8 +109,8 @@ def test_absent_outputs_stay_absent():
 
 
 def _scales(model):
-    node = next(n for n in graph.nodes(model) if n.op_type == "DynamicQuantizeLSTM")
-    return [graph.dims(graph.constant_tensor(node.inputs[port])) for port in (8, 10)]
+    node = next(n for n in query.nodes(model) if n.op_type == "DynamicQuantizeLSTM")
+    return [query.dims(query.constant_tensor(node.inputs[port])) for port in (8, 10)]
 
 
 def test_the_recurrent_weight_has_one_scale_where_that_is_good_enough():
@@ -131,14 +131,14 @@ def test_one_scale_for_both_and_fewer_bits_on_request():
     model = _lstm()
     _check(model, _feed(model), least_db=25, the_pass=QuantizeDynamic(scheme="int8/tensor/sym", weight_bits=7))
     assert _scales(model) == [(1,), (1,)]
-    assert {np.abs(graph.constant(model.graph.initializers[f"{n}_int8"])).max() for n in "WR"} == {63}
+    assert {np.abs(query.constant(model.graph.initializers[f"{n}_int8"])).max() for n in "WR"} == {63}
 
 
 def test_weights_are_stored_input_by_gates_and_floats_go():
     model = _lstm()
     before, counts = len(model_io.to_bytes(model)), counting.count(model, _feed(model))
     changes = _check(model, _feed(model), least_db=33)
-    assert graph.dims(graph.constant_tensor(model.graph.initializers["W_int8"])) == (1, WIDTH, 4 * HIDDEN)
+    assert query.dims(query.constant_tensor(model.graph.initializers["W_int8"])) == (1, WIDTH, 4 * HIDDEN)
     assert "W" not in model.graph.initializers
     after = counting.count(model, _feed(model))
     assert (after.parameters, after.macs) == (counts.parameters, counts.macs)
@@ -150,12 +150,12 @@ def test_weights_are_stored_input_by_gates_and_floats_go():
 def test_weights_that_are_stored_as_float16():
     model = _lstm()
     first = next(iter(model.graph))
-    names = graph.Names(model)
+    names = edit.Names(model)
     for port, name in ((1, "W"), (2, "R")):
-        stored = graph.add_initializer(model.graph, names, f"{name}_half", _weights(1)[name].astype(np.float16))
-        cast = graph.insert_before(first, names, "Cast", [stored], attributes={"to": 1})
+        stored = edit.add_initializer(model.graph, names, f"{name}_half", _weights(1)[name].astype(np.float16))
+        cast = edit.insert_before(first, names, "Cast", [stored], attributes={"to": 1})
         first.replace_input_with(port, cast.outputs[0])
-        graph.remove_initializer(model.graph.initializers[name])
+        edit.remove_initializer(model.graph.initializers[name])
     changes = _check(model, _feed(model), least_db=33)
     assert changes[0].bytes_after < 0.54 * changes[0].bytes_before
     assert op_types(model) == ["DynamicQuantizeLSTM"]
@@ -172,7 +172,7 @@ def test_bodies_that_share_weights_store_them_once():
     for name in "WR":
         value = next(v for v in model.graph.inputs if v.name == name)
         model.graph.inputs.remove(value)
-        graph.set_weight(value, _weights(1)[name])
+        edit.set_weight(value, _weights(1)[name])
         model.graph.register_initializer(value)
     feed = {"x": floats(9, 3, WIDTH), "k": np.array(False)}
     _check(model, feed, least_db=33, the_pass=QuantizeDynamic(layers="all"), kernels=2)

@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.core import Action, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.numerics.quantization.affine_activations import IntegerGrid, affine_for, fake_quantize
 from onnxcompress.passes.quantize import equalization_sites
@@ -21,7 +22,7 @@ FACTORS = np.array([100, 1, 1, 0.02], np.float32)
 def _model(body: str, x: str = "float[N, 6]", y: str = "float[N, M]", **weights: np.ndarray) -> ir.Model:
     model = from_text(f"g ({x} x) => ({y} y) <{_placeholders(weights)}> {{ {body} }}")
     for name, array in weights.items():
-        graph.set_weight(model.graph.initializers[name], array)
+        edit.set_weight(model.graph.initializers[name], array)
     return model_io.load(model)
 
 
@@ -113,7 +114,7 @@ def test_int8_loses_less_afterwards():
     _applied(model)
 
     def error(m: ir.Model) -> float:
-        read = {n: graph.constant(v) for n, v in m.graph.initializers.items()}
+        read = {n: query.constant(v) for n, v in m.graph.initializers.items()}
         a, p, b = (next(v for k, v in read.items() if k.startswith(n)) for n in "apb")
         x = np.concatenate([feed["x"] for feed in _feeds(m)])
         hidden = np.maximum(x @ a + p, 0)
@@ -206,7 +207,7 @@ def test_a_real_model_gets_its_balance_back():
     sites = equalization_sites.find(model)
     assert len(sites) == 8
     uneven = np.where(np.arange(sites[3].channels) % 7, 1, 1 / 64).astype(np.float32)
-    sites[3].apply(uneven, graph.Names(model))
+    sites[3].apply(uneven, edit.Names(model))
     (change,) = Equalize().run(model, Context(feeds=feeds))
     assert change.target == sites[3].label
     for name, array in run(model, feeds[0]).items():
@@ -255,7 +256,7 @@ def test_a_mul_is_put_in_where_others_read_the_channels_too():
 
 def test_no_mul_is_put_in_for_little():
     model = model_io.clone(RESIDUAL)
-    graph.set_weight(model.graph.initializers["g"], np.ones(16, np.float32))
+    edit.set_weight(model.graph.initializers["g"], np.ones(16, np.float32))
     assert not Equalize(insert=True).run(model, Context(feeds=_feeds(model)))
 
 

@@ -8,9 +8,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxcompress as oc
-from onnxcompress.core import Context, Gate, Trial
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Context, Trial
 from onnxcompress.errors import ModelError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.io import model_io
 from onnxcompress.passes.quantize.int8 import QuantizeInt8
 from onnxcompress.passes.quantize.int8_refit import refitted
@@ -193,7 +194,7 @@ def test_layers_are_refitted_for_running_on_integers(net):
         changes = QuantizeStatic().run(copy, context)
         for value in copy.graph.initializers.values():
             if value.name.endswith("_scale") and value.const_value.size == 1:
-                graph.set_weight(value, value.const_value.numpy() / 3)
+                edit.set_weight(value, value.const_value.numpy() / 3)
         return copy, [c.target for c in changes if "sqnr_db" in c.details]
 
     def error(model):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.core import Action, Change, Context, Feed
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.io import model_io
 from onnxcompress.passes import SHIPPED, build
 from onnxcompress.runtime import session as runtime
@@ -30,7 +30,7 @@ def _model(text: str, weights: dict[str, np.ndarray]) -> ir.Model:
     for value in list(model.graph.inputs):
         if value.name in weights:
             model.graph.inputs.remove(value)
-            graph.set_weight(value, weights[value.name])
+            edit.set_weight(value, weights[value.name])
             model.graph.register_initializer(value)
     return model
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress import targets
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.passes.quantize.kernels import units
 from onnxcompress.passes.quantize.placement import plan
 from onnxcompress.shapes import infer as shapes
@@ -23,11 +23,11 @@ def _net(
     model = from_text(
         f"g ({inputs}{''.join(f', float{list(s)} {n}' for n, s in weights.items())}) => ({outputs}) {{{body}}}"
     )
-    names = graph.Names(model)
+    names = edit.Names(model)
     for value in list(model.graph.inputs):
         if value.name in weights:
             array = np.random.default_rng(0).standard_normal(weights[value.name]).astype(np.float32)
-            value.replace_all_uses_with(graph.add_initializer(model.graph, names, f"{value.name}_w", array))
+            value.replace_all_uses_with(edit.add_initializer(model.graph, names, f"{value.name}_w", array))
             model.graph.inputs.remove(value)
     for index, node in enumerate(model.graph):
         node.name = f"{node.op_type}{index}"

@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.core import Action, Context, Gate, Need
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context, Need
+from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.passes.quantize.static import QuantizeStatic
 from onnxcompress.runtime import session as runtime
@@ -27,10 +28,10 @@ def _with(model: ir.Model, **arrays: np.ndarray) -> ir.Model:
         if value.name in arrays:
             name, array = value.name, arrays[value.name]
             value.name = None
-            made = graph.add_initializer(model.graph, graph.Names(model), name, array)
+            made = edit.add_initializer(model.graph, edit.Names(model), name, array)
             value.replace_all_uses_with(made)
             model.graph.inputs.remove(value)
-    for index, node in enumerate(graph.nodes(model)):
+    for index, node in enumerate(query.nodes(model)):
         node.name = f"{node.op_type}{index}"
     return model
 
@@ -176,7 +177,7 @@ def test_a_bias_that_int32_can_not_hold_raises_the_scale():
     model = _conv_net("z = Relu(a)", w=w, b=np.full(32, 3.0, np.float32))
     quantized, _ = _quantized(model)
     assert _sqnr_db(model, quantized) > 28
-    scale = next(graph.constant(v) for n, v in quantized.graph.initializers.items() if n == "w_scale")
+    scale = next(query.constant(v) for n, v in quantized.graph.initializers.items() if n == "w_scale")
     assert scale is not None
     step = scale * 8 / 255
     assert (3.0 / step < 2**31).all()
@@ -218,7 +219,7 @@ def test_an_old_opset_is_raised_only_as_far_as_needed():
     old = model_io.clone(model)
     old.opset_imports[""] = 12
     changes = QuantizeStatic().run(old, Context(feeds=FEEDS))
-    assert graph.opset(old) == 13
+    assert query.opset(old) == 13
     assert changes[0].target == "opset 13"
     assert _sqnr_db(model, old) > 28
 

@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress import errors
-from onnxcompress.core import Action, Context, Gate
-from onnxcompress.graph import edit as graph
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.io.tensors import StoredTensor
 from onnxcompress.passes import build
@@ -58,11 +59,11 @@ def _db(before, after, feed, *, optimize=False):
 
 
 def _types(model):
-    return [n.op_type for body in graph.graphs(model) for n in body]
+    return [n.op_type for body in query.graphs(model) for n in body]
 
 
 def _int8(model):
-    return {v.name: v.const_value for b in graph.graphs(model) for v in b.initializers.values() if v.dtype == 3}
+    return {v.name: v.const_value for b in query.graphs(model) for v in b.initializers.values() if v.dtype == 3}
 
 
 def test_a_product_has_a_scale_for_each_column_and_the_weight_keeps_its_name():
@@ -72,7 +73,7 @@ def test_a_product_has_a_scale_for_each_column_and_the_weight_keeps_its_name():
     assert [c.action for c in changes] == [Action.APPLIED]
     assert _types(model) == ["Cast", "Mul", "MatMul"]
     assert model.graph[-1].inputs[1].name == "w"
-    assert graph.constant(model.graph[1].inputs[1]).shape == (1, 48)
+    assert query.constant(model.graph[1].inputs[1]).shape == (1, 48)
     assert _db(before, model, {"x": X}) > 40  # 8 bits over a normal weight: about 43
     assert len(model_io.to_bytes(model)) < 0.35 * len(before)
     assert changes[0].bytes_after < 0.35 * changes[0].bytes_before
@@ -86,8 +87,8 @@ def test_dequantize_linear_on_request():
     QuantizeWeights(form="dequantize").run(model, Context())
     assert _types(model) == ["DequantizeLinear", "MatMul"]
     node = model.graph[0]
-    assert graph.attribute(node, "axis") == 1
-    assert graph.constant(node.inputs[1]).shape == (48,)
+    assert query.attribute(node, "axis") == 1
+    assert query.constant(node.inputs[1]).shape == (48,)
     assert counting.parameters(model) == 64 * 48
     assert _db(before, model, {"x": X}) > 40
 
@@ -97,7 +98,7 @@ def test_integers_round_to_the_nearest_step():
     model = _model(MATMUL, w=weight)
     QuantizeWeights().run(model, Context())
     integers = _int8(model)["w_int8"].numpy()
-    scale = graph.constant(model.graph[1].inputs[1])
+    scale = query.constant(model.graph[1].inputs[1])
     assert np.abs(integers).max(axis=0).tolist() == [127] * 48
     assert np.all(np.abs(weight - integers * scale) <= scale * 0.5000001)
 
@@ -109,8 +110,8 @@ def test_gemm_is_stored_in_by_out():
     model = _model(text, w=_normal(48, 64), b=_normal(48))
     before = model_io.to_bytes(model)
     QuantizeWeights(form="dequantize").run(model, Context())
-    assert graph.dims(_int8(model)["w_int8"]) == (64, 48)
-    assert graph.attribute(model.graph[-1], "transB") == 0
+    assert query.dims(_int8(model)["w_int8"]) == (64, 48)
+    assert query.attribute(model.graph[-1], "transB") == 0
     for optimize in (False, True):
         assert _db(before, model, {"x": X}, optimize=optimize) > 38
     assert "MatMulNBits" in runtime.optimized_nodes(model_io.to_bytes(model))
@@ -134,7 +135,7 @@ def test_output_channels_of_each_operator(body, dims, channels):
     before = model_io.to_bytes(model)
     assert QuantizeWeights(min_elements=1).run(model, Context())[0].action is Action.APPLIED
     scale = next(n for n in model.graph if n.op_type == "Mul").inputs[1]
-    assert graph.dims(scale.const_value) == channels
+    assert query.dims(scale.const_value) == channels
     assert _db(before, model, {"x": _normal(1, 4, 8, 8).astype(np.float32)}) > 38
 
 
@@ -161,7 +162,7 @@ def test_a_table_is_looked_up_as_integers(scheme, optimize):
     QuantizeWeights(scheme=scheme).run(model, Context())
     first, last = model.graph[0], model.graph[-1]
     assert (first.op_type, last.op_type) == ("Gather", "Transpose")
-    assert graph.constant(first.inputs[0]).dtype == np.int8
+    assert query.constant(first.inputs[0]).dtype == np.int8
     assert _types(model).count("Gather") == (2 if scheme == "int8/channel/sym" else 1)
     assert counting.parameters(model) == 90 * 32
     feed = {"i": RNG.integers(0, 90, (2, 7))}
@@ -187,7 +188,7 @@ def test_a_tied_embedding_is_stored_once(form, optimize):
     model = _model(text, w=_normal(300, 32))
     before = model_io.to_bytes(model)
     QuantizeWeights(form=form).run(model, Context())
-    assert [graph.dims(t) for t in _int8(model).values()] == [(300, 32)]
+    assert [query.dims(t) for t in _int8(model).values()] == [(300, 32)]
     assert _db(before, model, {"i": RNG.integers(0, 300, 9)}, optimize=optimize) > 38
 
 
@@ -212,7 +213,7 @@ def test_weights_of_bodies(form, optimize):
     model = _model(HEADER + BRANCHES, w=_normal(64, 64), v=_normal(64, 64))
     before = model_io.to_bytes(model)
     assert len(QuantizeWeights(form=form).run(model, Context())) == 2
-    homes = {v.name: v.graph is model.graph for b in graph.graphs(model) for v in b.initializers.values()}
+    homes = {v.name: v.graph is model.graph for b in query.graphs(model) for v in b.initializers.values()}
     assert homes["w_int8"]  # read by both branches
     assert not homes["v_int8"]  # read by one: onnxruntime can't load integers of another graph
     for condition in (True, False):
@@ -248,12 +249,12 @@ def test_an_old_opset_is_raised_only_for_dequantize_linear():
     text = MATMUL.replace("17", "11")
     model = _model(text, w=_normal(64, 48))
     assert QuantizeWeights().run(model, Context())[0].action is Action.APPLIED
-    assert graph.opset(model) == 11
+    assert query.opset(model) == 11
     model = _model(text, w=_normal(64, 48))
     before = model_io.to_bytes(model)
     changes = QuantizeWeights(form="dequantize").run(model, Context())
     assert [c.target for c in changes] == ["opset 13", "w"]
-    assert graph.opset(model) == 13
+    assert query.opset(model) == 13
     assert _db(before, model, {"x": X}) > 40
 
 
@@ -267,7 +268,7 @@ def test_without_the_opset_the_other_form_is_written():
 def test_the_opset_stays_where_nothing_is_quantized():
     model = _model(MATMUL.replace("17", "11"), w=_normal(64, 48))
     QuantizeWeights(form="dequantize").run(model, Context(selects=lambda _: False))
-    assert graph.opset(model) == 11
+    assert query.opset(model) == 11
 
 
 def test_opset_6_is_refused():
@@ -283,7 +284,7 @@ def test_float16_has_scales_of_its_own_type():
     before = model_io.to_bytes(model)
     QuantizeWeights(form="dequantize").run(model, Context())  # at opset 17 that form has no float16
     assert _types(model) == ["Cast", "Mul", "MatMul"]
-    assert graph.opset(model) == 17
+    assert query.opset(model) == 17
     assert _db(before, model, {"x": X.astype(np.float16)}) > 35
 
 

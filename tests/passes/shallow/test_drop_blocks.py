@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.core import Action, Change, Context, Trial
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import edit
 from onnxcompress.passes.shallow.drop_blocks import DropBlocks
 from onnxcompress.quality.divergence import Divergence
 from tests.helpers import floats, op_types, run, with_constants
@@ -75,7 +75,7 @@ def test_later_layers_make_up_for_what_is_gone():
     DropBlocks(distill_steps=0, keep_macs=0.6).run(model, Context(feeds=FEEDS))
     plain = _chain([0.3, 0.1])
     cut = next(node for node in plain.graph if node.outputs[0].name == "s1")
-    graph.replace_value(cut.outputs[0], cut.inputs[0])  # type: ignore[arg-type]
+    edit.replace_value(cut.outputs[0], cut.inputs[0])  # type: ignore[arg-type]
     assert "a1" not in _names(model)
     assert _missed(model, original) < 0.7 * _missed(plain, original)
 

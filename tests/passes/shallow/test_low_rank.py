@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.core import Action, Context, Gate, Trial
+from onnxcompress.base.gate import Gate
+from onnxcompress.core import Action, Context, Trial
 from onnxcompress.errors import UsageError
-from onnxcompress.graph import edit as graph
+from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.passes.shallow import factorizations
 from onnxcompress.passes.shallow.low_rank import LowRank
@@ -79,10 +80,10 @@ def test_inputs_that_are_never_near_zero_lose_nothing_by_their_mean():
 def test_the_budget_is_met_in_parameters_and_macs(share):
     for name in ("keep_parameters", "keep_macs"):
         model = _dense()
-        before = sum(graph.constant(value).size for value in model.graph.initializers.values() if value.name in "uv")
+        before = sum(query.constant(value).size for value in model.graph.initializers.values() if value.name in "uv")
         changes = LowRank(**{name: share}, multiple=1, distill_steps=0, refit=False).run(model, Context(feeds=FEEDS))
         assert changes[0].action is Action.APPLIED
-        weights = [graph.constant(v) for v in model.graph.initializers.values()]
+        weights = [query.constant(v) for v in model.graph.initializers.values()]
         assert sum(array.size for array in weights if array.ndim > 1 and array.shape != (40, 5)) <= share * before
 
 
