@@ -99,20 +99,28 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What was measured of a candidate against the original, on samples that passes don't see.
+    """Figures of a candidate against the original, on samples that passes don't see.
 
     `latency_ratio` is None where the model is meant for a processor that is not this one, `drop` where no output can
-    be scored; `least_sqnr_db` is of the output that differs most, None where none differs.
+    be scored.
     """
 
     bytes: int
     size_ratio: float
     latency_ratio: float | None
     drop: float | None
-    least_sqnr_db: float | None
-    expected_drop: float | None = None
-    """A steadier figure than `drop`, for searches; None where no output scores classes."""
+    drop_interval: tuple[float, float] | None = None
+    """The ends of the 90% interval of `drop`."""
+    divergence: float | None = None
+    """A figure of low variance by which candidates are ranked, see `quality.divergence`; None where none is known."""
+    decisive_drop: float | None = None
+    """The figure that is held against a limit where that is not `drop`: the upper end at the confidence asked for."""
     latency_ms: float | None = None
+
+    @property
+    def limited_drop(self) -> float | None:
+        """The loss that a limit is compared with."""
+        return self.drop if self.decisive_drop is None else self.decisive_drop
 
 
 class Workers(Protocol):

@@ -18,10 +18,10 @@ from ..data.evaluation_set import DataOptions, Evaluation
 from ..errors import ModelError
 from ..io import model_io
 from ..quality import equality
-from ..quality.compare_outputs import measure, silent_outputs
-from ..quality.estimated_drop import OutputKinds
+from ..quality.compare_outputs import measure, quality_notes
+from ..quality.verdict import OutputPlan
 from ..runtime import session as runtime
-from ..runtime.loaded_model import open_one, path_of
+from ..runtime.loaded_model import LoadedModel, path_of
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
 from .limits import check_drop
@@ -97,7 +97,8 @@ def compare(
         LimitError: the metric falls by more than `max_drop`; its `report` is the comparison.
     """
     a, b = model_io.load(original), model_io.load(other)
-    plain_a, plain_b = open_one(a, original, optimize=False), open_one(b, other, optimize=False)
+    base, result = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
+    plain_a, plain_b = base.plain, result.plain
     _check_interface(plain_a, plain_b)
     source = eval_data if eval_data is not None else data
     if source is None:
@@ -113,21 +114,20 @@ def compare(
         ),
         None,
     )
-    fast_a = open_one(a, original, optimize=True, threads=threads)
-    fast_b = open_one(b, other, optimize=True, threads=threads)
-    quality = measure(fast_a, fast_b, judged, metric=metric, kinds=OutputKinds.of(a), progress=progress)
+    plan = OutputPlan.of(a, states=tuple(judged.state.values()))
+    quality = measure(plan.session(base), plan.session(result), judged, plan=plan, metric=metric, progress=progress)
     largest = judged.largest()
-    result = Comparison(
+    found = Comparison(
         original=facts(a, counting.count(a, largest), path_of(original)),
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=runtime.race(fast_a, fast_b, largest).as_json(),
+        latency=runtime.race(base.fast, result.fast, largest).as_json(),
         limits={"max_drop": max_drop},
-        notes=(*judged.notes(), *silent_outputs(quality)),
+        notes=(*judged.notes(), *quality_notes(quality, max_drop)),
     )
-    check_drop(quality, max_drop, result)
-    return result
+    check_drop(quality, max_drop, found)
+    return found
 
 
 def _check_interface(a: runtime.Session, b: runtime.Session) -> None:

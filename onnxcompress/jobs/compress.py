@@ -30,8 +30,8 @@ from ..io import model_io
 from ..pack import archive as packing
 from ..quality import ablation, metrics
 from ..quality.ablation import LayerAblation
-from ..quality.compare_outputs import measure, silent_outputs
-from ..quality.estimated_drop import OutputKinds
+from ..quality.compare_outputs import measure, quality_notes
+from ..quality.verdict import OutputPlan
 from ..recipe import Recipe
 from ..runtime import executors
 from ..runtime import session as runtime
@@ -204,14 +204,14 @@ def compress(
     judged = judged or Evaluation(feeds=feeds, source="synthetic")
     start = model_io.clone(original) if model_io.has_records(original) else original
     first = _drop_records(start, base.size_bytes, keep_node_metadata=keep_node_metadata)
-    kinds = OutputKinds.of(original)
+    kinds = OutputPlan.of(original, states=tuple(judged.state.values()))
     judge_limit = chosen.max_drop if max_drop is None else max_drop
     own_limit = None if chosen.max_drop is None else judge_limit
 
     def over(candidate: LoadedModel, limit: float | None) -> str | None:
         if limit is None:
             return None
-        quality = measure(base.fast, candidate.fast, judged, metric=metric, kinds=kinds)
+        quality = measure(kinds.session(base), kinds.session(candidate), judged, metric=metric, plan=kinds)
         drop = quality["drop"]
         is_over = drop is not None and drop > limit
         return f"{quality['metric']} falls by {drop:.4g}, more than {limit:g}" if is_over else None
@@ -230,12 +230,11 @@ def compress(
             final=lambda candidate: over(candidate, judge_limit),
             limit=judge_limit,
             prefer=prefer,
-            kinds=kinds,
+            plan=kinds,
             timed=target == targets.HERE,
             timings=times,
             threads=threads,
             checkpoint=kept,
-            others=working.feeds[:_MOST_OTHERS] if working is not None and not working.state else (),
         )
     race = None
     if session is not None and target == targets.HERE and not plan:
@@ -297,9 +296,9 @@ def compress(
     elif session is None:
         quality, verification = _region_figures(region_proofs)
     else:
-        before = runtime.TimedSession(base.fast)
-        after = before if other is base else runtime.TimedSession(other.fast)
-        quality = measure(before, after, judged, metric=metric, kinds=kinds, progress=progress)
+        before = runtime.TimedSession(kinds.session(base))
+        after = before if other is base else runtime.TimedSession(kinds.session(other))
+        quality = measure(before, after, judged, metric=metric, plan=kinds, progress=progress)
         if chosen.lossless and max_latency is None:
             latency = runtime.seen(before, after)
             spare = _GLANCE * (time.monotonic() - started)
@@ -341,7 +340,7 @@ def compress(
             *unleaned,
             *_sample_notes(original, given, judged),
             *_notes(judged, latency, verification["mode"]),
-            *silent_outputs(quality or {"outputs": {}}),
+            *(quality_notes(quality, judge_limit) if quality and session is not None else []),
             *(["the time limit was reached: a longer search may find more"] if clock.is_over else []),
         ),
     )
@@ -382,7 +381,6 @@ def _as_candidate(label: str, model: ir.Model, found: ModelFacts, report: Report
         size_ratio=ratio,
         latency_ratio=latency["ratio"] if latency else None,
         drop=quality.get("drop"),
-        least_sqnr_db=None,
     )
     return Candidate(label=label, model=model, changes=(), trial=trial)
 

@@ -22,10 +22,10 @@ import onnx_ir as ir
 from ..core import Feed, Prefer, Trial
 from ..data.evaluation_set import Evaluation
 from ..errors import UsageError
+from ..numerics.statistics.estimate import Estimate
 from ..numerics.threads import one_thread
-from ..quality.compare_outputs import Runs, measure
-from ..quality.estimated_drop import OutputKinds
-from ..quality.expected_drop import SteadyDrop
+from ..quality.compare_outputs import measure
+from ..quality.verdict import OutputPlan, Runs
 from ..runtime import session as runtime
 from ..runtime.loaded_model import LoadedModel
 from ..search.checkpoint import Checkpoint, digest
@@ -111,12 +111,12 @@ class Trials:
         final: says by how much a candidate is over the limit where the user's own samples decide.
         limit: most that the estimated score may fall.
         prefer: see `core.Prefer`.
-        kinds: what the outputs are.
+        plan: what is compared of the outputs.
         timed: False where the candidates are meant for another processor than this one.
         timings: records and replays.
         threads: of the runtime when it is timed.
         checkpoint: where what is measured is noted, and read again by a run that goes on.
-        others: samples that passes see; the original's scores on them steady an expected drop.
+        confidence: that the loss is within the limit, where not the estimate but the upper end decides.
     """
 
     def __init__(
@@ -128,12 +128,12 @@ class Trials:
         final: Callable[[LoadedModel], str | None],
         limit: float | None,
         prefer: Prefer,
-        kinds: OutputKinds,
+        plan: OutputPlan,
         timed: bool,
         timings: Timings,
         threads: int,
         checkpoint: Checkpoint | None = None,
-        others: Sequence[Feed] = (),
+        confidence: float | None = None,
     ) -> None:
         self.limit = limit
         self.prefer: Prefer = prefer
@@ -141,14 +141,13 @@ class Trials:
         self._held_out = held_out
         self._feed = feed
         self._final = final
-        self._kinds = kinds
+        self._plan = plan
         self._timed = timed
         self._timings = timings
         self._threads = threads
         self._checkpoint = checkpoint
-        self._original = _Recorded(base.fast, len(held_out.feeds))
-        self._others = others
-        self._on_others: list[dict[str, Any]] | None = None
+        self._confidence = confidence
+        self._original = _Recorded(plan.session(base), len(held_out.feeds))
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
         """Score and time a candidate; the label stands for it where times are recorded and replayed."""
@@ -174,8 +173,9 @@ class Trials:
             size_ratio=candidate.size_bytes / self._base.size_bytes,
             latency_ratio=None if latency is None else latency.ratio,
             drop=noted["drop"],
-            least_sqnr_db=noted["least_sqnr_db"],
-            expected_drop=noted.get("expected_drop"),
+            drop_interval=None if noted["drop_interval"] is None else tuple(noted["drop_interval"]),
+            divergence=noted["divergence"],
+            decisive_drop=decisive_drop(noted["drop"], noted["drop_interval"], self._confidence),
             latency_ms=None if latency is None else latency.compressed_ms,
         )
 
@@ -193,59 +193,26 @@ class Trials:
 
     def _measured(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> dict[str, Any]:
         self._original.rewind()
-        steady = SteadyDrop(self._kinds, skip=tuple(judged.state.values()))
-        pairs = _Pairs(self._original, candidate.fast, steady)
         with one_thread():
-            quality = measure(pairs.first, pairs.second, judged, kinds=self._kinds)
-            expected = steady.drop(self._outputs_on_others() if steady.is_wanting else ())
-        levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
-        found = {"drop": quality["drop"], "least_sqnr_db": min(levels, default=None), "latency": None}
-        found["expected_drop"] = expected
+            quality = measure(self._original, self._plan.session(candidate), judged, plan=self._plan)
+        found = {name: quality[name] for name in ("drop", "drop_interval", "divergence")} | {"latency": None}
         if label is not None and not self._timings.knows(label):
             raced = runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
             found["latency"] = raced.as_json()
         return found
 
-    def _outputs_on_others(self) -> list[dict[str, Any]]:
-        if self._on_others is None:
-            self._on_others = [self._base.fast.run(feed) for feed in self._others]
-        return self._on_others
 
-
-class _Pairs:
-    """Two models that run in turns on the same feeds, and what is told of their outputs."""
-
-    def __init__(self, first: Runs, second: Runs, steady: SteadyDrop) -> None:
-        self.first = _Told(first, self._note)
-        self.second = _Told(second, self._compare)
-        self._steady = steady
-        self._last: dict[str, Any] = {}
-
-    def _note(self, found: dict[str, Any]) -> None:
-        self._last = found
-
-    def _compare(self, found: dict[str, Any]) -> None:
-        self._steady.add(self._last, found)
-
-
-class _Told:
-    """A model whose outputs are told to somebody."""
-
-    def __init__(self, inner: Runs, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._inner = inner
-        self._tell = tell
-
-    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
-        """Return output name -> array."""
-        found = self._inner.run(feed)
-        self._tell(found)
-        return found
+def decisive_drop(drop: float | None, interval: Sequence[float] | None, confidence: float | None) -> float | None:
+    """Return the loss that a limit is compared with: the estimate, or its upper end at a confidence."""
+    if drop is None or interval is None or confidence is None:
+        return drop
+    return Estimate(drop, *interval).upper(confidence)
 
 
 class _Recorded:
     """A session whose outputs for a fixed round of feeds are kept from the first round on."""
 
-    def __init__(self, session: runtime.Session, count: int) -> None:
+    def __init__(self, session: Runs, count: int) -> None:
         self._session = session
         self._count = count
         self._kept: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,19 +12,12 @@ from ..core import Progress
 from ..data.evaluation_set import Evaluation
 from ..errors import DataError, UsageError
 from . import metrics
-from .estimated_drop import ClassScores, OutputKinds
 from .output_error import Difference
+from .output_sources import Ending
+from .verdict import OutputPlan, Runs, Verdict, VerdictMeter, samples_needed, unsure
 
 ESTIMATED = "estimated"
-"""What is reported without labels where outputs score classes; the others, and none of these, by cosine."""
-
-
-class Runs(Protocol):
-    """What runs a model: a session, or something that stands in for one."""
-
-    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
-        """Return output name -> array."""
-        ...
+"""Name of the metric without labels: the loss of the worst output in points of its kind."""
 
 
 def measure(
@@ -32,17 +25,25 @@ def measure(
     other: Runs,
     judged: Evaluation,
     *,
+    plan: OutputPlan,
     metric: str | None = None,
-    kinds: OutputKinds = OutputKinds(),  # noqa: B008 - frozen
     progress: Progress = lambda _, items: iter(items),
 ) -> dict[str, Any]:
     """Run both models as a user would, each with its own state, and compare outputs and score.
 
+    Args:
+        original: gives the sources of the plan, see `OutputPlan.session`.
+        other: the same, or `original` itself.
+        judged: samples, and labels where there are any.
+        plan: what is compared.
+        metric: see `metrics`; by default top1 with labels, else the loss is estimated.
+        progress: wraps the loop over the samples.
+
     Returns:
-        the report's `quality` object; `original` and `compressed` are None where no output can be scored.
+        the report's `quality` object; `drop` is None where no output can be scored.
 
     Raises:
-        ModelError: a model can't run a feed, or gives another kind of output than the original.
+        ModelError: a model can't run a feed.
         UsageError: the metric needs labels and there are none.
     """
     name = metric or ("top1" if judged.labels is not None else ESTIMATED)
@@ -52,83 +53,103 @@ def measure(
         raise UsageError(f"metric {name!r} needs labels, and the data has none", hint=hint)
     differences: dict[str, Difference] = {}
     collected: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    keeps = name not in ("cosine", ESTIMATED)
-    estimates: dict[str, ClassScores] = {}
+    meter = VerdictMeter(plan)
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     count = len(judged.feeds)
     pairs = zip(judged.stateful(before), judged.stateful(after), strict=True)
     for _ in progress("Comparing", range(count)):
         feed_a, feed_b = next(pairs)
-        found = original.run(feed_a)
-        before.update(found)
-        after.update(found if other is original else other.run(feed_b))
-        for output, expected in before.items():
-            if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
-                is_sigmoid = output in kinds.sigmoids
-                differences.setdefault(output, Difference(output, is_sigmoid=is_sigmoid)).add(expected, after[output])
-                if name == ESTIMATED:
-                    scores = estimates.setdefault(output, ClassScores(is_logits=output in kinds.logits))
-                    scores.add(expected, after[output])
-        if keeps:
-            collected[0].append(dict(before))
-            collected[1].append(dict(after))
-    outputs = {output: difference.as_json() for output, difference in differences.items()}
+        before.update(original.run(feed_a))
+        after.update(before if other is original else other.run(feed_b))
+        meter.add(feed_a, before, after)
+        _add_differences(differences, plan, before, after)
+        if score is not None:
+            collected[0].append({output: before[output] for output in plan.sources})
+            collected[1].append({output: after[output] for output in plan.sources})
+    verdict = meter.verdict()
     samples = count if judged.labels is None else len(judged.labels)
-    quality: dict[str, Any] = {"metric": name, "samples": samples, "data": judged.source, "outputs": outputs}
-    if name == ESTIMATED:
-        for output, scores in estimates.items():
-            if scores.is_scores:
-                outputs[output] |= scores.as_json()
-        return quality | _estimated({k: v for k, v in outputs.items() if k not in judged.state.values()})
-    if score is None or not keeps:
-        scored = {k: v for k, v in outputs.items() if k not in judged.state.values()}
-        worst = min((o["cosine"] for o in scored.values() if o["cosine"] is not None), default=None)
-        was: float | None = None if worst is None else 1.0
-        return quality | {"original": was, "compressed": worst, "drop": None if worst is None else 1.0 - worst}
+    quality: dict[str, Any] = {"metric": name, "samples": samples, "data": judged.source}
+    quality["outputs"] = _outputs(differences, verdict)
+    quality["divergence"] = verdict.divergence
+    if score is None:
+        return quality | _estimated(verdict)
     named = ":" in name
     was_all, now_all = (_scorable(each, whole=named) for each in collected)
     truth = judged.labels if metrics.needs_labels(name) else was_all
     was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
-    return quality | {"original": was, "compressed": now, "drop": was - now}
+    interval = metrics.drop_interval(name, was_all, now_all, truth)
+    return quality | {"original": was, "compressed": now, "drop": was - now, "drop_interval": interval}
 
 
-def _estimated(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return metric, original, compressed and drop of the output that loses most.
+def _add_differences(
+    differences: dict[str, Difference], plan: OutputPlan, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    for output, source in plan.sources.items():
+        one, other = before[output], after[output]
+        if isinstance(one, np.ndarray) and one.dtype.kind == "f" and getattr(other, "shape", None) == one.shape:
+            is_sigmoid = source.ending is Ending.SIGMOID
+            differences.setdefault(output, Difference(output, is_sigmoid=is_sigmoid)).add(one, other)
 
-    An output that scores classes loses what `estimate` says, any other one 1 - cosine: of its values, or of its
-    answers where it is a sigmoid's and near zero everywhere.
-    """
-    cosines = {n: "cosine_of_answers" if "cosine_of_answers" in found else "cosine" for n, found in outputs.items()}
-    losses = {n: found.get("estimated_drop", _one_minus(found[cosines[n]])) for n, found in outputs.items()}
-    known = {name: loss for name, loss in losses.items() if loss is not None}
-    if not known:
-        return {"metric": "cosine", "original": None, "compressed": None, "drop": None}
-    worst = max(known, key=lambda name: (known[name], "estimated_drop" in outputs[name]))
-    found, cosine = outputs[worst], cosines[worst]
-    if "estimated_drop" not in found:
-        return {"metric": cosine, "original": 1.0, "compressed": found[cosine], "drop": known[worst]}
+
+def _outputs(differences: Mapping[str, Difference], verdict: Verdict) -> dict[str, Any]:
+    nothing = {"max_abs": None, "cosine": None, "sqnr_db": None}
     return {
-        "metric": ESTIMATED,
-        "original": found["confidence"],
-        "compressed": found["confidence"] - found["estimated_drop"],
-        "drop": found["estimated_drop"],
-        "disagreement": found["disagreement"],
+        output.name: {
+            **(differences[output.name].as_json() if output.name in differences else nothing),
+            **output.as_json(),
+        }
+        for output in verdict.outputs
     }
 
 
-def silent_outputs(quality: Mapping[str, Any]) -> list[str]:
-    """Return a line for each sigmoid output that says yes on no sample: its quality could not be seen."""
-    return [
-        f"output {name!r} is at most {found['largest']:.2g} on all samples, and 1 would be a yes: only its noes were "
-        "compared; samples with what the model looks for (--data, --eval) would show the rest"
-        for name, found in quality["outputs"].items()
-        if "cosine_of_answers" in found and not metrics.needs_labels(quality["metric"])
+def _estimated(verdict: Verdict) -> dict[str, Any]:
+    """Return original, compressed, drop and its interval, of the output that loses most."""
+    worst = verdict.worst
+    if worst is None or worst.loss is None:
+        return {"original": None, "compressed": None, "drop": None, "drop_interval": None}
+    loss = worst.loss
+    was = loss.figures.get("confidence", 1.0)
+    found: dict[str, Any] = {
+        "output": worst.name,
+        "original": was,
+        "compressed": was - loss.drop.value,
+        "drop": loss.drop.value,
+        "drop_interval": [loss.drop.low, loss.drop.high],
+    }
+    if "disagreement" in loss.figures:
+        found["disagreement"] = loss.figures["disagreement"]
+    return found
+
+
+def quality_notes(quality: Mapping[str, Any], limit: float | None) -> list[str]:
+    """Return a line for each thing that the user should know about how sure the figures are."""
+    outputs: Mapping[str, Mapping[str, Any]] = quality["outputs"]
+    is_estimated = not metrics.needs_labels(quality["metric"])
+    lines = [
+        f"output {name!r} is at most {found['largest']:.2g} on all samples, and 1 would be a yes: samples with what the "
+        "model looks for (--data, --eval) would show the rest"
+        for name, found in outputs.items()
+        if found.get("largest") is not None and is_estimated
     ]
-
-
-def _one_minus(value: float | None) -> float | None:
-    return None if value is None else 1.0 - value
+    if quality["metric"] != ESTIMATED:
+        return lines
+    lines += [
+        f"output {name!r}: the model is unsure about these samples (mean confidence {found['confidence']:.2f}), so its "
+        "loss may be told too high; samples of its classes, or labels (--eval), would give a sharper figure"
+        for name, found in outputs.items()
+        if unsure(found)
+    ]
+    interval = quality.get("drop_interval")
+    needed = samples_needed(quality["drop"], interval, limit, quality["samples"]) if interval and limit else None
+    if interval and needed is not None:
+        lines.append(
+            f"the loss is between {interval[0]:.4g} and {interval[1]:.4g} (90%), so these {quality['samples']} samples "
+            f"don't settle whether it is within {limit:g}; about {needed} would"
+        )
+    if quality["drop"] is None:
+        lines.append("no output could be scored, so the loss is unknown")
+    return lines
 
 
 def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:

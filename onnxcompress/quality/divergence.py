@@ -1,9 +1,9 @@
-"""How far the outputs of a changed model are from the original's, in one number that falls with every repair.
+"""Divergence of a changed model's outputs from the original's: one number that falls with every repair.
 
     scores of classes, probabilities   mean Kullback-Leibler divergence of the original's from the other's, in nats
-    everything else                    mean squared error as a part of the output's variance
+    everything else                    half of the squared error over the variance, or the error of the output's kind
 
-Unlike a count of hits, it sees damage to any class on a few samples.
+Unlike a count of hits, it sees damage to any class on a few samples. Integers are compared by the floats behind them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import log_softmax
 
 from ..activations import observe
 from ..core import Feed
-from ..io import model_io
-from ..runtime import session as runtime
-from . import estimated_drop
+from ..runtime.loaded_model import LoadedModel
+from . import output_kinds
+from .output_kinds import OutputKind
+from .output_sources import sources
+from .verdict import OutputPlan, VerdictMeter
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 BATCH = 64
-_SMALL = 1e-12
-_SUM_TOLERANCE = 1e-3
+"""Samples that are run together where the model allows it."""
 
 
 class DivergenceKind(enum.Enum):
@@ -40,16 +40,18 @@ class DivergenceKind(enum.Enum):
 
 def kinds(model: ir.Model, outputs: Mapping[str, Any]) -> dict[str, DivergenceKind]:
     """Return the kind of each output that is an array of floats, by the graph and by what a run gave."""
-    logits = estimated_drop.logit_outputs(model)
     found = {}
-    for name, value in outputs.items():
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not value.size:
+    for name, source in sources(model).items():
+        value = outputs.get(name)
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not value.size or not value.ndim:
             continue
-        is_row = value.ndim > 0 and value.shape[-1] > 1
-        if is_row and (value >= 0).all() and (np.abs(value.sum(axis=-1) - 1) < _SUM_TOLERANCE).all():
+        rows = value.reshape(-1, value.shape[-1])
+        if value.shape[-1] > 1 and output_kinds.are_probabilities(rows):
             found[name] = DivergenceKind.PROBABILITIES
-        else:
-            found[name] = DivergenceKind.LOGITS if is_row and name in logits else DivergenceKind.NUMBERS
+            continue
+        decision = output_kinds.decide(source, list(rows), [])
+        is_scored = decision.kind is OutputKind.CLASS_SCORES
+        found[name] = DivergenceKind.LOGITS if is_scored else DivergenceKind.NUMBERS
     return found
 
 
@@ -77,14 +79,10 @@ class Divergence:
         self._feeds = feeds if state else observe.batched(original, feeds, BATCH)
         self._state = dict(state or {})
         self._threads = threads
+        self._plan = OutputPlan.of(original, states=tuple(self._state.values()))
         self._expected = list(self._runs(original))
         self.kinds = kinds(original, self._expected[0] if self._expected else {})
-        """The outputs that are compared."""
-        self._variances = {
-            name: float(np.var(np.concatenate([np.ravel(run[name]) for run in self._expected]), dtype=np.float64))
-            for name, kind in self.kinds.items()
-            if kind is DivergenceKind.NUMBERS
-        }
+        """The outputs that are compared as scores and as numbers."""
 
     def of(self, model: ir.Model) -> float:
         """Return the mean over the outputs; infinity where an output is not a number, or has another shape.
@@ -92,33 +90,16 @@ class Divergence:
         Raises:
             ModelError: the model can't be run.
         """
-        sums = dict.fromkeys(self.kinds, 0.0)
-        counts = dict.fromkeys(self.kinds, 0)
-        for expected, got in zip(self._expected, self._runs(model), strict=True):
-            for name, kind in self.kinds.items():
-                one, other = np.asarray(expected[name], np.float64), np.asarray(got[name], np.float64)
-                if one.shape != other.shape or not np.isfinite(other).all():
-                    return math.inf
-                if kind is DivergenceKind.NUMBERS:
-                    sums[name] += float(np.square(one - other).sum()) / max(self._variances[name], _SMALL)
-                    counts[name] += one.size
-                else:
-                    p, q = (_log(each, kind) for each in (one, other))
-                    sums[name] += float((np.exp(p) * (p - q)).sum())
-                    counts[name] += one.size // one.shape[-1]
-        if not sums:
-            return 0.0
-        return sum(sums[name] / max(1, counts[name]) for name in sums) / len(sums)
+        meter = VerdictMeter(self._plan)
+        for feed, expected, got in zip(self._feeds, self._expected, self._runs(model), strict=True):
+            meter.add(feed, expected, got)
+        found = meter.verdict().divergence
+        return 0.0 if found is None or math.isnan(found) else found
 
     def _runs(self, model: ir.Model) -> Iterable[dict[str, Any]]:
-        session = runtime.open_session(model_io.to_bytes(model), optimize=True, threads=self._threads)
+        session = self._plan.session(LoadedModel(model, threads=self._threads))
         last: dict[str, Any] = {}
         for feed in self._feeds:
             carried = {name: last[output] for name, output in self._state.items() if output in last}
             last = session.run({**feed, **carried})
             yield last
-
-
-def _log(values: np.ndarray, kind: DivergenceKind) -> np.ndarray:
-    found = log_softmax(values, axis=-1) if kind is DivergenceKind.LOGITS else np.log(np.maximum(values, _SMALL))
-    return np.asarray(found)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..base.user_code import load_function
 from ..errors import UsageError
+from ..numerics.statistics.ratios import mean_interval
 
 Metric = Callable[[Any, Any], float]
 """(outputs, labels or the original's outputs) -> score."""
@@ -82,6 +83,24 @@ def resolve_metric(name: str) -> Metric:
     if ":" in name:
         return load_function(name)
     raise UsageError(f"unknown metric {name!r}", hint=f"Known are {', '.join(sorted(METRICS))} and module:function")
+
+
+def drop_interval(name: str, before: Any, after: Any, truth: Any) -> list[float] | None:
+    """Return the 90% interval of the fall of a score of rows, None for scores that are none of rows.
+
+    Args:
+        name: of the metric.
+        before: outputs of the original, float [n, ..., classes].
+        after: outputs of the result, the same.
+        truth: labels, or the original's outputs.
+    """
+    if name not in ("agreement", "top1", "top5"):
+        return None
+    metric = METRICS[name]
+    rows = zip(before, after, truth, strict=True)
+    falls = [metric(a[None], t[None]) - metric(b[None], t[None]) for a, b, t in rows]
+    found = mean_interval(np.array(falls))
+    return [found.low, found.high]
 
 
 def _classes(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -19,14 +19,13 @@ class Difference:
 
     Args:
         name: the output's.
-        is_sigmoid: a sigmoid makes it, so that each element p is the chance of a yes and 1 - p that of a no.
+        is_sigmoid: a sigmoid makes it, so that each element is the chance of a yes.
     """
 
     def __init__(self, name: str, *, is_sigmoid: bool = False) -> None:
         self._name = name
         self._is_sigmoid = is_sigmoid
         self._moments = np.zeros(3)
-        self._answers = np.zeros(3)
         self._error = self._max_abs = 0.0
         self._largest = -math.inf
         self._not_finite = [0, 0]
@@ -50,13 +49,11 @@ class Difference:
             self._max_abs = max(self._max_abs, float(np.abs(x - y).max(initial=0.0)))
         if self._is_sigmoid:
             self._largest = max(self._largest, float(x.max(initial=-math.inf)))
-            self._answers += _moments(x, y) + _moments(1 - x, 1 - y)
 
     def as_json(self) -> dict[str, Any]:
         """Return max_abs, cosine and sqnr_db (None where they are not defined or infinite) and what was not finite.
 
-        A sigmoid's output that says yes nowhere also gets `cosine_of_answers`, that of p and 1 - p as one vector,
-        and `largest`, its largest value: the direction of nothing but near-zeros means nothing.
+        A sigmoid's output that is below one half everywhere also gets `largest`, its largest value.
         """
         square, error = float(self._moments[1]), self._error
         sqnr_db = 10 * math.log10(square / error) if error and square and math.isfinite(error) else None
@@ -67,7 +64,7 @@ class Difference:
             "not_finite": self._not_finite,
         }
         if self._is_sigmoid and self._largest < _YES:
-            found |= {"cosine_of_answers": _cosine(self._answers), "largest": _finite(self._largest)}
+            found["largest"] = _finite(self._largest)
         return found
 
 

@@ -33,8 +33,10 @@ def cost(trial: Trial, prefer: Prefer) -> float:
 
 def objection(trial: Trial, prefer: Prefer, limit: float | None) -> str | None:
     """Return why a candidate may not be the result, None where it may."""
-    if limit is not None and trial.drop is not None and trial.drop > limit:
-        return f"the score falls by {trial.drop:.4g}, more than {limit:g}"
+    if limit is not None and trial.limited_drop is None:
+        return "no output can be scored, so nothing shows that the loss is within the limit"
+    if limit is not None and trial.limited_drop is not None and trial.limited_drop > limit:
+        return f"the loss is {trial.limited_drop:.4g}, more than {limit:g}"
     if prefer != "size" and trial.latency_ratio is not None and trial.latency_ratio > _EQUAL:
         return f"it is slower than the original: {trial.latency_ratio:.2f} times its time"
     return None
@@ -43,8 +45,9 @@ def objection(trial: Trial, prefer: Prefer, limit: float | None) -> str | None:
 def ranked(candidates: Sequence[SomeCandidate], prefer: Prefer, limit: float | None) -> list[SomeCandidate]:
     """Return the candidates that may be the result, best first.
 
-    Of those whose costs are within 5% of the least, the one with the least drop comes first; of equals, the one that
-    was given first. Where times are wanted and not known, they come in the order in which they were given.
+    Of those whose costs are within 5% of the least, the one with the least divergence comes first: its variance is far
+    less than that of the drop. Of equals, the one that was given first. Where times are wanted and not known, they come
+    in the order in which they were given.
     """
     rest = [c for c in candidates if objection(c.trial, prefer, limit) is None]
     if prefer != "size" and any(c.trial.latency_ratio is None for c in rest):
@@ -53,7 +56,7 @@ def ranked(candidates: Sequence[SomeCandidate], prefer: Prefer, limit: float | N
     while rest:
         least = min(cost(c.trial, prefer) for c in rest)
         near = [c for c in rest if cost(c.trial, prefer) <= least * _EQUAL]
-        first = min(near, key=lambda c: (c.trial.drop or 0.0, candidates.index(c)))
+        first = min(near, key=lambda c: (noise(c.trial), candidates.index(c)))
         found.append(first)
         rest.remove(first)
     return found
@@ -91,8 +94,8 @@ def figures(trial: Trial) -> str:
 
 
 def noise(trial: Trial) -> float:
-    """Return the power of the error in the worst output, relative to the output's own."""
-    return 0.0 if trial.least_sqnr_db is None else 10 ** (-trial.least_sqnr_db / 10)
+    """Return the divergence of the outputs, 0 where none is known."""
+    return trial.divergence or 0.0
 
 
 def least_left_out(
@@ -123,8 +126,8 @@ def least_left_out(
     names = list(sites)
 
     def meets(left_out: frozenset[str]) -> bool:
-        drop = judge.score(build(left_out)).drop
-        return drop is None or drop <= limit
+        drop = judge.score(build(left_out)).limited_drop
+        return drop is not None and drop <= limit
 
     if meets(frozenset()):
         return frozenset()

@@ -316,7 +316,7 @@ class _AutoSearch:
         """Return what a reduction may lose."""
         if self.judge.limit is None:
             return None
-        return self.judge.limit * (_SHARE_OF_COSINE if trial.expected_drop is None else _SHARE)
+        return self.judge.limit * _SHARE
 
     def _reduce(self, steps: Sequence[PassCall], label: str) -> _Start | None:
         """Return the reduced model, None where nothing can go."""
@@ -412,7 +412,7 @@ def _too_lossy(label: str, lost: float, most: float) -> Change:
 
 
 def _lost(trial: Trial) -> float | None:
-    return trial.drop if trial.expected_drop is None else trial.expected_drop
+    return trial.limited_drop
 
 
 def _was_applied(changes: Sequence[Change]) -> bool:

@@ -1,0 +1,40 @@
+"""Ratios of sums over few samples, with intervals by resampling whole samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import t
+
+from .estimate import Estimate
+
+_RESAMPLES = 400
+_TAIL = 0.05
+_ALONE = 4.0
+"""Factor to both sides where a single sample says nothing about the spread."""
+
+
+def worst_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
+    """Return the largest over the groups of sum(numerators) / sum(denominators), with its 90% interval.
+
+    Samples are resampled (bootstrap), never positions within them, which are not independent; the interval is widened
+    as Student's t is against the normal distribution.
+
+    Args:
+        numerators: float [samples, groups].
+        denominators: float [samples, groups], sums that are positive for each group.
+    """
+    count = len(numerators)
+    value = float((numerators.sum(0) / denominators.sum(0)).max())
+    if count == 1:
+        return Estimate(value, value / _ALONE, value * _ALONE)
+    weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), _RESAMPLES).astype(np.float64)
+    floor = denominators.sum(0) * 1e-3
+    found = ((weights @ numerators) / np.maximum(weights @ denominators, floor)).max(1)
+    widening = float(t.ppf(1 - _TAIL, count - 1) / t.ppf(1 - _TAIL, 10**6)) * (count / (count - 1)) ** 0.5
+    low, high = (float(end) for end in np.quantile(found, [_TAIL, 1 - _TAIL]))
+    return Estimate(value, value - max(0.0, value - low) * widening, value + max(0.0, high - value) * widening)
+
+
+def mean_interval(values: np.ndarray) -> Estimate:
+    """Return the mean of float [samples] with its 90% interval."""
+    return worst_ratio(values[:, None], np.ones((len(values), 1)))

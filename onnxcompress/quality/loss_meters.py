@@ -1,0 +1,165 @@
+"""One meter for each kind of output: takes pairs of outputs and tells the loss in points, with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ..numerics.statistics.estimate import Estimate
+from . import class_loss, value_loss
+from .output_kinds import KindDecision, OutputKind
+
+_POINT = 0.01
+"""Loss that is one point, in the unit of `drop`."""
+_ALL = Estimate.exact(1.0)
+"""Loss of an output that can't be compared: its shape or type is another, or it is not finite."""
+_MOST_VECTORS = 256
+"""Vectors of one sample of which embeddings are compared."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one output.
+
+    Args:
+        drop: 0.01 is one point of the kind.
+        divergence: a figure of low variance that falls with every repair: KL in nats, or relative squared error.
+        figures: what else was measured, by name.
+    """
+
+    drop: Estimate
+    divergence: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class LossMeter(Protocol):
+    """Measures one output."""
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:
+        """Take the outputs of both models for the next sample, and the input that they resemble."""
+        ...
+
+    def loss(self) -> Loss:
+        """Return the loss of all samples; at least one was added."""
+        ...
+
+
+def meter(decision: KindDecision) -> LossMeter:
+    """Return the meter for a kind of output."""
+    return _METERS[decision.kind](decision)
+
+
+class _ClassMeter:
+    def __init__(self, decision: KindDecision) -> None:
+        self._kind = decision.kind
+        self._rows = class_loss.RowCollector(-1 if decision.axis is None else decision.axis)
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:  # noqa: ARG002
+        if self._kind is OutputKind.BINARY_SCORE:
+            one, other = class_loss.yes_and_no(one), class_loss.yes_and_no(other)
+        self._rows.add(one, other)
+
+    def loss(self) -> Loss:
+        rows = self._rows.rows()
+        common = int(np.bincount(rows.best).argmax())
+        drop = (
+            class_loss.text_loss(rows, common) if self._kind is OutputKind.TEXT_SCORES else class_loss.class_loss(rows)
+        )
+        figures = {
+            "confidence": float(rows.confidence.mean()),
+            "disagreement": float((rows.best != rows.new).mean()),
+            "positions": float(len(rows.best)),
+            "classes": rows.classes,
+        }
+        return Loss(drop, class_loss.mean_divergence(rows), figures)
+
+
+class _NumbersMeter:
+    def __init__(self, decision: KindDecision) -> None:
+        self._moments = value_loss.ErrorMoments(decision.axis)
+        self._is_residual = decision.kind is OutputKind.RESIDUAL
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:
+        if self._is_residual and reference is not None:
+            one, other = one.astype(np.float64) - reference, other.astype(np.float64) - reference
+        self._moments.add(one, other)
+
+    def loss(self) -> Loss:
+        error = self._moments.relative_error()
+        return Loss(error, error.value, {"relative_error": error.value})
+
+
+class _ImageMeter:
+    def __init__(self, decision: KindDecision) -> None:
+        self._numbers = _NumbersMeter(decision)
+        self._errors: list[float] = []
+        self._sizes: list[int] = []
+        self._sums = np.zeros(2)
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:
+        self._numbers.add(one, other, reference)
+        values = one.astype(np.float64)
+        self._errors.append(float(np.abs(values - other).sum()))
+        self._sizes.append(values.size)
+        self._sums += values.sum(), np.square(values).sum()
+
+    def loss(self) -> Loss:
+        found = self._numbers.loss()
+        mean, square = self._sums / sum(self._sizes)
+        spread = math.sqrt(max(square - mean**2, value_loss.DEAD * square, value_loss.TINY))
+        error = value_loss.share(np.array(self._errors), np.array(self._sizes)).scaled(1 / spread)
+        drop = error.scaled(_POINT / value_loss.IMAGE_POINT).at_least(found.drop)
+        return Loss(drop, found.divergence, {**found.figures, "mean_error": error.value})
+
+
+class _PairsMeter:
+    """Keeps the pairs, for figures that need them all."""
+
+    def __init__(self, figure: str, error: Callable[[value_loss.Pairs], Estimate], point: float) -> None:
+        self._figure = figure
+        self._error = error
+        self._point = point
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:  # noqa: ARG002
+        self._pairs.append((one, other))
+
+    def loss(self) -> Loss:
+        error = self._error(self._pairs)
+        return Loss(error.scaled(_POINT / self._point), error.value, {self._figure: error.value})
+
+
+class _EmbeddingMeter(_PairsMeter):
+    def __init__(self, decision: KindDecision) -> None:
+        super().__init__("centred_cosine_distance", value_loss.embedding_error, value_loss.EMBEDDING_POINT)
+        self._axis = -1 if decision.axis is None else decision.axis
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:
+        rows = [np.moveaxis(each, self._axis, -1).reshape(-1, each.shape[self._axis]) for each in (one, other)]
+        step = max(1, -(-len(rows[0]) // _MOST_VECTORS))
+        super().add(rows[0][::step], rows[1][::step], reference)
+
+
+def _share(_: KindDecision) -> LossMeter:
+    return _PairsMeter("differing", value_loss.differing_share, value_loss.SHARE_POINT)
+
+
+_METERS: Mapping[OutputKind, Callable[[KindDecision], LossMeter]] = {
+    **dict.fromkeys(
+        (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES, OutputKind.BINARY_SCORE),
+        _ClassMeter,
+    ),
+    **dict.fromkeys((OutputKind.NUMBERS, OutputKind.RESIDUAL, OutputKind.MASK, OutputKind.SEQUENCE), _NumbersMeter),
+    OutputKind.IMAGE_8BIT: _ImageMeter,
+    OutputKind.EMBEDDING: _EmbeddingMeter,
+    **dict.fromkeys((OutputKind.LABELS, OutputKind.BOOLEANS, OutputKind.STRINGS), _share),
+    OutputKind.DETECTION_ROWS: lambda _: _PairsMeter(
+        "matched_distance", value_loss.detection_error, value_loss.DETECTION_POINT
+    ),
+    OutputKind.SELECTION: lambda _: _PairsMeter("unshared", value_loss.selection_error, value_loss.DETECTION_POINT),
+    OutputKind.SIGNAL: lambda _: _PairsMeter("level_distance", value_loss.signal_error, 1.0),
+}

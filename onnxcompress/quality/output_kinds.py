@@ -1,0 +1,277 @@
+"""The decision table of outputs: from graph pattern and values on samples to the kind of loss that is measured.
+
+rows look, in this order                                          kind
+the user said so (--output-kind NAME=KIND)                        that one
+fed back as an input, or a cache or state by its operators        state
+a sequence                                                        sequence
+strings                                                           strings
+booleans                                                          booleans
+integers behind ArgMax, TopK, a classifier                        labels
+integers behind NonMaxSuppression, NonZero                        selection
+8-bit integers, or integers behind Round, Clip, Cast              image-8bit
+other integers                                                    labels
+length differs between samples' runs of both models               signal (or detection-rows: rows in any order)
+rows sum to 1, or log-probabilities                               class-scores, position-scores, text-scores
+behind a last product, rows with a winner                         the same
+rows with a column that never rises (sorted detections)           detection-rows
+a single number behind a sigmoid                                  binary-score
+shaped like an input and correlated with it above .8              residual
+behind a sigmoid                                                  mask
+vectors of 32 and more numbers                                    embedding
+other floats                                                      numbers
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp
+
+from .output_sources import Ending, Source
+
+_SUM_TOLERANCE = 1e-3
+"""Deviation of a row's sum from 1, and of its log-sum-exp from 0, up to which it holds probabilities."""
+_WINNER = 0.45
+"""Sum of winner and skewness from which on rows score classes: ten real sets of class scores had at least .69, nine
+embeddings and regressions at most .23, at any scale."""
+_CORRELATED = 0.8
+_EMBEDDING_WIDTH = 32
+"""Numbers from which on a vector is taken for an embedding rather than for a set of measured quantities."""
+_TOKEN_WIDTH = 64
+"""The same for a vector at each position of a sequence."""
+_TEXT_CLASSES = 11
+"""Classes from which on scores along an axis of time with a common blank spell a text: ten digits and a blank."""
+_COMMON_BLANK = 0.4
+_MOST_ROWS = 4000
+"""Rows that are looked at to tell kinds apart."""
+_GAUSSIAN_ROWS = 2000
+_LEAST_DETECTIONS = 5
+
+
+class OutputKind(enum.StrEnum):
+    """What the numbers of an output mean, and so what one point of loss is."""
+
+    CLASS_SCORES = "class-scores"
+    POSITION_SCORES = "position-scores"
+    TEXT_SCORES = "text-scores"
+    BINARY_SCORE = "binary-score"
+    EMBEDDING = "embedding"
+    NUMBERS = "numbers"
+    RESIDUAL = "residual"
+    IMAGE_8BIT = "image-8bit"
+    MASK = "mask"
+    LABELS = "labels"
+    BOOLEANS = "booleans"
+    STRINGS = "strings"
+    DETECTION_ROWS = "detection-rows"
+    SELECTION = "selection"
+    SIGNAL = "signal"
+    SEQUENCE = "sequence"
+    STATE = "state"
+
+
+@dataclass(frozen=True)
+class KindDecision:
+    """The kind of an output, the axis of its classes or columns (of one sample, None: all numbers alike), and why."""
+
+    kind: OutputKind
+    axis: int | None
+    why: str
+
+
+def decide(source: Source, values: Sequence[object], inputs: Sequence[Mapping[str, np.ndarray]]) -> KindDecision:
+    """Return the kind of an output.
+
+    Args:
+        source: the computation behind it.
+        values: what the original gives, one array a sample without its batch axis (or a list, for a sequence).
+        inputs: the samples' inputs in the same order, without their batch axis.
+    """
+    if source.ending is Ending.STATE:
+        return KindDecision(OutputKind.STATE, None, f"state or cache of {source.operator}")
+    if not all(isinstance(value, np.ndarray) for value in values):
+        return KindDecision(OutputKind.SEQUENCE, None, "a sequence")
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    code = arrays[0].dtype.kind if arrays else "f"
+    if code in "OUS":
+        return KindDecision(OutputKind.STRINGS, None, "strings")
+    if code == "b":
+        return KindDecision(OutputKind.BOOLEANS, None, f"booleans of {source.operator or 'an input'}")
+    if code in "iu":
+        return _integers(source, arrays[0].dtype)
+    return _floats(source, arrays, inputs)
+
+
+def _integers(source: Source, dtype: np.dtype[np.generic]) -> KindDecision:
+    if source.operator in ("NonMaxSuppression", "NonZero"):
+        return KindDecision(OutputKind.SELECTION, None, f"indices chosen by {source.operator}")
+    if source.ending is Ending.CHOICE:
+        return KindDecision(OutputKind.LABELS, None, f"integers chosen by {source.operator}")
+    is_rounded = source.ending is Ending.OTHER and source.operator in ("Cast", "Round", "Clip", "Floor", "Ceil")
+    if dtype.itemsize == 1 or (is_rounded and source.values):
+        return KindDecision(OutputKind.IMAGE_8BIT, None, f"integers that {source.operator or 'the model'} rounds")
+    return KindDecision(OutputKind.LABELS, None, "integers")
+
+
+def _floats(source: Source, arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> KindDecision:
+    rank = arrays[0].ndim
+    axis = class_axis(rank)
+    if rank and all(a.size for a in arrays):
+        found = _scores(source, arrays, axis) or (_scores(source, arrays, -1) if axis != -1 else None)
+        if found is not None:
+            return found
+    if rank == 2 and _falls_along_rows(arrays):
+        return KindDecision(OutputKind.DETECTION_ROWS, 1, "rows sorted by a column that never rises")
+    if source.ending is Ending.SIGMOID and all(a.size == 1 for a in arrays):
+        return KindDecision(OutputKind.BINARY_SCORE, None, "a single number behind a sigmoid")
+    reference = like_an_input(arrays, inputs)
+    if reference is not None:
+        return KindDecision(OutputKind.RESIDUAL, _column_axis(arrays), f"like the input {reference!r} and near it")
+    if source.ending is Ending.SIGMOID:
+        return KindDecision(OutputKind.MASK, _column_axis(arrays), f"behind {source.operator or 'a sigmoid'}")
+    width = arrays[0].shape[-1] if rank else 1
+    if (rank == 1 and width >= _EMBEDDING_WIDTH) or (rank == 2 and _is_token_vector(arrays)):
+        return KindDecision(OutputKind.EMBEDDING, rank - 1, f"vectors of {width} numbers without a winner in each")
+    return KindDecision(OutputKind.NUMBERS, _column_axis(arrays), "floats without a special meaning")
+
+
+def class_axis(rank: int) -> int:
+    """Return the axis along which a sample's class scores lie: the channels of pictures, else the last one."""
+    return 0 if rank >= 3 else -1
+
+
+def _scores(source: Source, arrays: Sequence[np.ndarray], axis: int) -> KindDecision | None:
+    rows = _rows(arrays, axis)
+    if not rows or min(r.shape[1] for r in rows) < 2:
+        return None
+    if all(are_probabilities(r) for r in rows):
+        why = "rows sum to 1"
+    elif all(_are_log_probabilities(r) for r in rows):
+        why = "rows are logarithms of probabilities"
+    elif source.ending is Ending.PRODUCT and len({r.shape[1] for r in rows}) == 1:
+        winner = winner_statistic(np.concatenate(rows)[:_MOST_ROWS])
+        if not winner > _WINNER:
+            return None
+        why = f"behind a last {source.operator}, each row with a winner (statistic {winner:.2f} > {_WINNER})"
+    else:
+        return None
+    if arrays[0].ndim == 1:
+        return KindDecision(OutputKind.CLASS_SCORES, axis, why)
+    blank = _blank(rows)
+    if arrays[0].ndim == 2 and blank is not None:
+        return KindDecision(OutputKind.TEXT_SCORES, axis, f"{why}; class {blank} is a common blank")
+    return KindDecision(OutputKind.POSITION_SCORES, axis, why)
+
+
+def _rows(arrays: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:
+    """Return some of the rows of each sample, float64 [rows, classes]."""
+    each = max(1, _MOST_ROWS // len(arrays))
+    found = []
+    for array in arrays:
+        rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).astype(np.float64)
+        found.append(rows[:: max(1, len(rows) // each)][:each])
+    return found if all(np.isfinite(r).all() for r in found) else []
+
+
+def are_probabilities(rows: np.ndarray) -> bool:
+    """Return whether each row of float [rows, classes] holds numbers from 0 on that sum to 1."""
+    return bool((rows >= -_SUM_TOLERANCE).all() and (np.abs(rows.sum(-1) - 1) <= _SUM_TOLERANCE).all())
+
+
+def _are_log_probabilities(rows: np.ndarray) -> bool:
+    return bool((rows <= _SUM_TOLERANCE).all() and (np.abs(logsumexp(rows, axis=-1)) <= _SUM_TOLERANCE).all())
+
+
+def winner_statistic(rows: np.ndarray) -> float:
+    """Return by how much the largest number of a row exceeds what chance gives, plus the skewness of columns.
+
+    Columns are centred first. The first part is the mean of (maximum - mean) / standard deviation of a row over the
+    same of Gaussian rows, less 1; the second the median over columns of their skewness.
+
+    Args:
+        rows: float64 [n, classes].
+    """
+    centred = rows - rows.mean(0)
+    variance = np.square(centred).mean(0)
+    used = variance > 1e-12 * max(float(variance.max(initial=0.0)), 1e-300)
+    if used.sum() < 2:
+        return 0.0
+    skewness = (centred[:, used] ** 3).mean(0) / variance[used] ** 1.5
+    return _peak(centred[:, used]) / _gaussian_peak(int(used.sum())) - 1 + float(np.median(skewness))
+
+
+def _peak(rows: np.ndarray) -> float:
+    spread = rows.std(1) + 1e-12
+    return float(((rows.max(1) - rows.mean(1)) / spread).mean())
+
+
+def _gaussian_peak(classes: int) -> float:
+    return _peak(np.random.default_rng(0).standard_normal((min(_GAUSSIAN_ROWS, 2_000_000 // classes), classes)))
+
+
+def _blank(rows: Sequence[np.ndarray]) -> int | None:
+    """Return the class that separates symbols of a text, None where the rows spell none."""
+    classes = rows[0].shape[1]
+    if classes < _TEXT_CLASSES or sum(map(len, rows)) < 2 * len(rows):
+        return None
+    counts = np.bincount(np.concatenate([r.argmax(1) for r in rows]), minlength=classes)
+    common = int(counts.argmax())
+    is_common = counts[common] > _COMMON_BLANK * counts.sum()
+    return common if is_common and common in (0, classes - 1) else None
+
+
+def _falls_along_rows(arrays: Sequence[np.ndarray]) -> bool:
+    """Return whether some column never rises along the rows of any sample and varies."""
+    full = [a for a in arrays if a.shape[0] >= _LEAST_DETECTIONS and a.shape[1] >= 2]
+    return bool(full) and sorted_column(full) is not None
+
+
+def sorted_column(arrays: Sequence[np.ndarray]) -> int | None:
+    """Return the column of [rows, columns] arrays by which their rows are sorted, highest first; None without one."""
+    falls = np.ones(arrays[0].shape[1], bool)
+    varies = np.zeros(arrays[0].shape[1], bool)
+    for array in arrays:
+        if len(array) > 1:
+            steps = np.diff(array.astype(np.float64), axis=0)
+            falls &= (steps <= 0).all(0)
+            varies |= (steps < 0).any(0)
+    found = np.flatnonzero(falls & varies)
+    return int(found[0]) if len(found) else None
+
+
+def like_an_input(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> str | None:
+    """Return the name of a float input that has the output's shape and is correlated with it, None without one."""
+    for name in inputs[0] if inputs else ():
+        pairs = [(a, i[name]) for a, i in zip(arrays, inputs, strict=True) if isinstance(i.get(name), np.ndarray)]
+        if len(pairs) < len(arrays) or any(a.shape != b.shape or b.dtype.kind not in "fiu" for a, b in pairs):
+            continue
+        if arrays[0].size < 2 and len(arrays) < 3:
+            continue
+        one, other = (np.concatenate([p[k].ravel()[:_MOST_ROWS] for p in pairs]).astype(np.float64) for k in (0, 1))
+        if one.std() > 0 and other.std() > 0 and np.corrcoef(one, other)[0, 1] > _CORRELATED:
+            return name
+    return None
+
+
+def _is_token_vector(arrays: Sequence[np.ndarray]) -> bool:
+    widths, lengths = {a.shape[1] for a in arrays}, {a.shape[0] for a in arrays}
+    return len(widths) == 1 and min(widths) >= _TOKEN_WIDTH and (len(lengths) > 1 or min(widths) >= max(lengths))
+
+
+def _column_axis(arrays: Sequence[np.ndarray]) -> int | None:
+    """Return the axis of a sample whose entries are quantities of their own: channels, columns of a table.
+
+    Of a table the shorter axis that is the same in all samples, of pictures and volumes the first.
+    """
+    rank = arrays[0].ndim
+    if rank == 0:
+        return None
+    if rank == 1:
+        return 0 if len({a.shape for a in arrays}) == 1 else None
+    if rank >= 3:
+        return 0 if len({a.shape[0] for a in arrays}) == 1 else None
+    fixed = [axis for axis in (1, 0) if len({a.shape[axis] for a in arrays}) == 1]
+    return min(fixed, key=lambda axis: arrays[0].shape[axis]) if fixed else None

@@ -1,0 +1,183 @@
+"""Loss of outputs that score no classes, in points: 0.01 is what counts as one point of loss for the kind.
+
+kind                        figure                                                        one point
+numbers, residual, mask     half of the squared error over the variance, worst columns    .01
+image-8bit                  mean absolute error over the standard deviation; the same     .03; .01
+embedding                   1 - cosine of vectors centred over the samples                .03
+labels, booleans, strings   share of elements that differ                                 .03
+labels behind scores of     share that differ, beside the loss of accuracy                .05
+classes
+detection-rows              distance of matched rows, weighted by score                   .05
+selection                   share of chosen rows that only one model chooses              .05
+signal of another length    distance of mean levels in 32 bands, against two draws        twice
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..numerics.statistics.estimate import Estimate
+from ..numerics.statistics.ratios import mean_interval, worst_ratio
+from ..numerics.statistics.row_matching import unmatched_share
+from .output_kinds import sorted_column
+
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Outputs of the original and the changed model, one pair a sample, without the batch axis."""
+
+SHARE_POINT = 0.03
+SCORED_SHARE_POINT = 0.05
+EMBEDDING_POINT = 0.03
+IMAGE_POINT = 0.03
+DETECTION_POINT = 0.05
+_POINT = 0.01
+_JUMP = 5.0
+"""Ratio of neighbouring sorted standard deviations from which on columns belong to different groups."""
+DEAD = 1e-6
+"""Part of a column's mean square up to which its variance makes it constant."""
+_LEAST_VALUES = 4
+"""Values of a column from which on it has a variance of its own."""
+TINY = 1e-30
+_MOST_COLUMNS = 1 << 14
+_BANDS = 32
+_FRAME = 512
+"""Values of a signal in one spectrum: 32 ms at 16 kHz."""
+_DRAW_DB = 1.0
+"""Distance in dB of the levels of two draws that is assumed where the original gives the same each time."""
+
+
+class ErrorMoments:
+    """Squared errors over variances, by columns and samples.
+
+    Args:
+        axis: whose entries are columns of their own; None: all values are one column.
+    """
+
+    def __init__(self, axis: int | None) -> None:
+        self._axis = axis
+        self._found: list[list[np.ndarray]] = [[], [], []]
+        self._counts: list[int] = []
+
+    def add(self, one: np.ndarray, other: np.ndarray) -> None:
+        """Take the outputs of both models for the next sample; values that are not finite are left out."""
+        x, y = (self._columns(each.astype(np.float64)) for each in (one, other))
+        fine = np.isfinite(x) & np.isfinite(y)
+        x, y = np.where(fine, x, 0.0), np.where(fine, y, 0.0)
+        for part, value in zip(self._found, (np.square(x - y).sum(0), np.square(x).sum(0), x.sum(0)), strict=True):
+            part.append(value)
+        self._counts.append(len(x))
+
+    def relative_error(self) -> Estimate:
+        """Return half of the squared error over the variance of the original, of the group of columns that is worst.
+
+        Columns form groups where their sorted standard deviations jump by more than five times, so that boxes in pixels
+        don't hide scores between 0 and 1. The error of a column that is constant is taken over its square.
+        """
+        errors, squares, sums = (np.stack(part) for part in self._found)
+        counts = np.array(self._counts, np.float64)
+        if counts.sum() < _LEAST_VALUES:
+            errors, squares, sums = (part.sum(1, keepdims=True) for part in (errors, squares, sums))
+            counts = counts * len(self._found[0][0])
+        number = counts.sum()
+        mean, power = sums.sum(0) / number, squares.sum(0) / number
+        spread = np.maximum(squares - 2 * mean * sums + counts[:, None] * mean**2, 0.0)
+        is_dead = spread.sum(0) / number <= DEAD * power
+        spread = np.where(is_dead, squares, spread) + TINY * counts[:, None]
+        groups = _groups(np.sqrt(spread.sum(0) / number))
+        return worst_ratio(
+            np.stack([0.5 * errors[:, group].sum(1) for group in groups], 1),
+            np.stack([spread[:, group].sum(1) for group in groups], 1),
+        )
+
+    def _columns(self, array: np.ndarray) -> np.ndarray:
+        if self._axis is None or not array.ndim or array.shape[self._axis] > _MOST_COLUMNS:
+            return array.reshape(-1, 1)
+        return np.moveaxis(array, self._axis, -1).reshape(-1, array.shape[self._axis])
+
+
+def share(parts: np.ndarray, totals: np.ndarray) -> Estimate:
+    """Return the sum of the parts over the sum of the totals, both float [samples]."""
+    return worst_ratio(parts[:, None], totals[:, None].astype(np.float64))
+
+
+def embedding_error(pairs: Pairs) -> Estimate:
+    """Return 1 - the mean cosine of vectors (the last axis) after subtraction of the original's mean vector."""
+    width = pairs[0][0].shape[-1]
+    rows = [tuple(each.reshape(-1, width).astype(np.float64) for each in pair) for pair in pairs]
+    vectors = np.concatenate([a for a, _ in rows])
+    centre = vectors.mean(0) if len(vectors) > 1 else np.zeros(width)
+    found = []
+    for a, b in rows:
+        x, y = a - centre, b - centre
+        size = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        same = (np.abs(x - y).max(1) <= DEAD * np.abs(a).max(initial=TINY)).astype(np.float64)
+        found.append(float(np.mean(1 - np.where(size > TINY, (x * y).sum(1) / np.maximum(size, TINY), same))))
+    return mean_interval(np.maximum(np.array(found), 0.0))
+
+
+def differing_share(pairs: Pairs) -> Estimate:
+    """Return the share of elements that differ; all of a sample whose shape does."""
+    shares = [float(np.mean(a != b)) if a.shape == b.shape else 1.0 for a, b in pairs if a.size or b.size]
+    return mean_interval(np.array(shares or [0.0]))
+
+
+def detection_error(pairs: Pairs) -> Estimate:
+    """Return the distance of matched rows, weighted by the score that they are sorted by."""
+    originals = [a.astype(np.float64) for a, _ in pairs]
+    column = sorted_column([a for a in originals if len(a) > 1] or originals[:1]) if originals else None
+    everything = np.concatenate(originals) if originals else np.zeros((0, 1))
+    scale = everything.std(0) if len(everything) else np.ones(originals[0].shape[1])
+    scale = np.maximum(scale, np.maximum(DEAD * np.abs(everything).max(0, initial=0.0), TINY))
+    found = []
+    for (a, b), own in zip(pairs, originals, strict=True):
+        weights = np.ones(len(own)) if column is None else np.maximum(own[:, column], 0.0)
+        if column is not None and not weights.sum() > 0:
+            weights = np.ones(len(own))
+        found.append(unmatched_share(own, b.astype(np.float64).reshape(-1, own.shape[1]), weights, scale))
+        extra = max(0, len(b) - len(a)) / max(len(b), 1) if a.shape != b.shape else 0.0
+        found[-1] = max(found[-1], extra)
+    return mean_interval(np.array(found or [0.0]))
+
+
+def selection_error(pairs: Pairs) -> Estimate:
+    """Return the share of rows that only one of the models gives: 1 - F1."""
+    found = []
+    for a, b in pairs:
+        one, other = ({tuple(row) for row in np.atleast_2d(each).tolist()} if each.size else set() for each in (a, b))
+        total = len(one) + len(other)
+        found.append(1 - 2 * len(one & other) / total if total else 0.0)
+    return mean_interval(np.array(found or [0.0]))
+
+
+def signal_error(pairs: Pairs, draws: Pairs = ()) -> Estimate:
+    """Return the distance of levels in 32 bands as a part of twice that of two draws of the original; 1 is one point.
+
+    Args:
+        pairs: signals of the original and the changed model, of any lengths.
+        draws: two runs of the original on the same inputs, where it draws random numbers.
+    """
+    reference = max((_level_distance(a, b) for a, b in draws), default=0.0)
+    found = np.array([_level_distance(a, b) for a, b in pairs])
+    return mean_interval(found).scaled(1 / (2 * max(reference, _DRAW_DB)))
+
+
+def _level_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the root mean square difference in dB of the mean levels of two signals in 32 bands."""
+    a, b = (_levels(each.ravel().astype(np.float64)) for each in (one, other))
+    floor = a.max() - 60.0
+    return float(np.sqrt(np.mean(np.square(np.maximum(a, floor) - np.maximum(b, floor)))))
+
+
+def _levels(signal: np.ndarray) -> np.ndarray:
+    frames = max(1, len(signal) // _FRAME)
+    padded = np.resize(signal, frames * _FRAME) if len(signal) else np.zeros(_FRAME)
+    spectrum = np.square(np.abs(np.fft.rfft(padded.reshape(frames, _FRAME) * np.hanning(_FRAME)))).mean(0)
+    bands = [part.mean() for part in np.array_split(spectrum[1:], _BANDS)]
+    return np.asarray(10 * np.log10(np.maximum(np.array(bands), TINY)))
+
+
+def _groups(deviation: np.ndarray) -> list[np.ndarray]:
+    order = np.argsort(deviation, kind="stable")
+    ratios = deviation[order][1:] / np.maximum(deviation[order][:-1], TINY)
+    return np.split(order, np.flatnonzero(ratios > _JUMP) + 1)

@@ -1,0 +1,420 @@
+"""The verdict on a changed model: the loss of every output by its kind, from the samples, and the worst of them.
+
+original --sources, kinds--> plan --+
+samples --> original and changed ---+--> meters --> losses --> worst --> drop with its 90% interval
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from ..core import Feed
+from ..errors import UsageError
+from ..numerics.statistics.estimate import Estimate
+from ..runtime.loaded_model import LoadedModel
+from . import class_loss, output_kinds, value_loss
+from .loss_meters import Loss, LossMeter, meter
+from .output_kinds import KindDecision, OutputKind
+from .output_sources import Ending, Source, show, sources
+
+_KIND_SAMPLES = 16
+"""Samples on which it is decided what an output is."""
+_FEW_LABELS = 4
+"""Labels of a sample up to which their share is smoothed by the scores that decide them."""
+_UNSURE = 0.45
+"""Mean confidence below which samples may be of none of a model's classes: the loss was then 2.6 points too high."""
+_MANY_CLASSES = 100
+_POINT = 0.01
+_NOT_COMPARABLE = Estimate.exact(1.0)
+
+
+class Runs(Protocol):
+    """What runs a model: a session, or something that represents one."""
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return output name -> array."""
+        ...
+
+
+@dataclass(frozen=True)
+class JudgedValue:
+    """One value that is compared: an output, a piece of one, or a float behind one.
+
+    Args:
+        name: of the value in the original.
+        decision: its kind.
+        source: the computation behind it.
+        is_scored: whether an output of labels is decided by class scores, which are compared too.
+        axis: along which a choice is made; moved to the end before samples are taken apart.
+    """
+
+    name: str
+    decision: KindDecision
+    source: Source
+    is_scored: bool = False
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class OutputLoss:
+    """The loss of one output: of its worst part.
+
+    Args:
+        name: the output's.
+        kind: what its numbers mean.
+        why: what showed that.
+        loss: None where it is not scored.
+    """
+
+    name: str
+    kind: OutputKind
+    why: str
+    loss: Loss | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the report says of the output's loss."""
+        found: dict[str, Any] = {"kind": str(self.kind), "why": self.why}
+        if self.loss is not None:
+            found |= {"drop": self.loss.drop.value, "drop_interval": [self.loss.drop.low, self.loss.drop.high]}
+            found |= self.loss.figures
+        return found
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The losses of all outputs; `worst` is None where none can be measured."""
+
+    outputs: tuple[OutputLoss, ...]
+
+    @property
+    def worst(self) -> OutputLoss | None:
+        """The output that loses most."""
+        scored = [output for output in self.outputs if output.loss is not None]
+        return max(scored, key=lambda output: output.loss.drop.value if output.loss else 0.0, default=None)
+
+    @property
+    def divergence(self) -> float | None:
+        """The mean over the outputs of a figure of low variance, for comparisons between candidates."""
+        found = [output.loss.divergence for output in self.outputs if output.loss is not None]
+        return sum(found) / len(found) if found else None
+
+
+@dataclass
+class OutputPlan:
+    """What is compared of a model's outputs; kinds are decided on the first samples that the original runs.
+
+    Args:
+        sources: output -> the computation behind it, in the original.
+        overrides: output -> kind, as the user says.
+        states: outputs that are fed back, which are not scored.
+    """
+
+    sources: Mapping[str, Source]
+    overrides: Mapping[str, OutputKind] = field(default_factory=dict)
+    states: frozenset[str] = frozenset()
+    values: dict[str, tuple[JudgedValue, ...]] | None = None
+
+    @classmethod
+    def of(
+        cls, model: ir.Model, *, overrides: Mapping[str, OutputKind] | None = None, states: Sequence[str] = ()
+    ) -> OutputPlan:
+        """Read the sources off the graph.
+
+        Raises:
+            UsageError: a kind is given for an output that there is not.
+        """
+        found = sources(model)
+        for name in overrides or {}:
+            if name not in found:
+                raise UsageError(
+                    f"--output-kind names {name!r}, which is no output", hint=f"Outputs: {', '.join(found)}"
+                )
+        return cls(found, dict(overrides or {}), frozenset(states))
+
+    def session(self, loaded: LoadedModel) -> Runs:
+        """Return what runs a model and gives the sources that it has in common with the original."""
+        shown = show(loaded.model, sources(loaded.model), self.sources)
+        if shown.model is loaded.model:
+            return loaded.fast
+        return _ShownSession(loaded.showing(shown.model), shown.names)
+
+    def decide(self, runs: Sequence[Mapping[str, Any]], feeds: Sequence[Feed]) -> dict[str, tuple[JudgedValue, ...]]:
+        """Decide what every output is.
+
+        Args:
+            runs: what the original gives for the first samples, sources included.
+            feeds: their inputs.
+        """
+        if self.values is None:
+            batches = [batch_size(feed) for feed in feeds]
+            inputs = [one for feed, n in zip(feeds, batches, strict=True) for one in _inputs(feed, n)]
+            self.values = {
+                name: tuple(self._parts(name, source, runs, batches, inputs)) for name, source in self.sources.items()
+            }
+        return self.values
+
+    def _parts(
+        self,
+        name: str,
+        source: Source,
+        runs: Sequence[Mapping[str, Any]],
+        batches: Sequence[int],
+        inputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> Iterator[JudgedValue]:
+        values = _samples([run[name] for run in runs], batches)
+        if name in self.overrides:
+            kind = self.overrides[name]
+            found = replace(output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind")
+            yield JudgedValue(name, found, source)
+            return
+        if name in self.states:
+            yield JudgedValue(name, KindDecision(OutputKind.STATE, None, "fed back as an input"), source)
+            return
+        pieces = [(p, inner) for p, inner in source.pieces if all(p in run for run in runs)]
+        decision = output_kinds.decide(source, values, inputs)
+        if pieces and decision.kind is OutputKind.DETECTION_ROWS:
+            pieces = []
+        for piece, ending in pieces:
+            if all(_is_float(run[piece]) for run in runs):
+                inner = _samples([run[piece] for run in runs], batches)
+                yield JudgedValue(piece, output_kinds.decide(ending, inner, inputs), ending)
+        behind = [v for v in source.values if all(_is_float(run.get(v)) for run in runs)]
+        probes = [self._probe(v, source, runs, batches, inputs) for v in behind]
+        is_scored = any(probe.decision.kind in _SCORES for probe in probes)
+        yield JudgedValue(name, decision, source, is_scored=is_scored)
+        yield from probes
+
+    def _probe(
+        self,
+        name: str,
+        source: Source,
+        runs: Sequence[Mapping[str, Any]],
+        batches: Sequence[int],
+        inputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> JudgedValue:
+        """Return how a float behind an output is compared: as scores of the classes that it chooses from, or as is."""
+        axis = source.axis if source.ending is Ending.CHOICE else None
+        ending = Source(Ending.PRODUCT if axis is not None else source.ending, source.operator)
+        moved = _samples([_choices_last(run[name], axis) for run in runs], batches)
+        return JudgedValue(name, output_kinds.decide(ending, moved, inputs), source, axis=axis)
+
+
+_SCORES = (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES)
+
+
+class VerdictMeter:
+    """Takes the outputs of two models, sample after sample.
+
+    Args:
+        plan: of the original.
+    """
+
+    def __init__(self, plan: OutputPlan) -> None:
+        self._plan = plan
+        self._waiting: list[tuple[Feed, Mapping[str, Any], Mapping[str, Any]]] = []
+        self._meters: dict[tuple[str, str], LossMeter] | None = None
+        self._scores: dict[str, class_loss.RowCollector] = {}
+        self._broken: dict[tuple[str, str], str] = {}
+
+    def add(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+        """Take the inputs and outputs of the next feed."""
+        if self._meters is None:
+            self._waiting.append((feed, one, other))
+            if self._plan.values is not None or len(self._waiting) >= _KIND_SAMPLES:
+                self._begin()
+        else:
+            self._take(feed, one, other)
+
+    def verdict(self) -> Verdict:
+        """Return the losses of all samples that were added."""
+        self._begin()
+        values = self._plan.values or {}
+        return Verdict(tuple(self._output(name, parts) for name, parts in values.items()))
+
+    def _begin(self) -> None:
+        if self._meters is not None:
+            return
+        self._meters = {}
+        if self._waiting:
+            self._plan.decide([one for _, one, _ in self._waiting], [feed for feed, _, _ in self._waiting])
+        for each in self._waiting:
+            self._take(*each)
+        self._waiting = []
+
+    def _take(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+        count = batch_size(feed)
+        for output, parts in (self._plan.values or {}).items():
+            for part in parts:
+                if part.decision.kind is not OutputKind.STATE and part.name in one and part.name in other:
+                    self._compare(output, part, feed, count, one[part.name], other[part.name])
+
+    def _compare(self, output: str, part: JudgedValue, feed: Feed, count: int, one: Any, other: Any) -> None:
+        key = (output, part.name)
+        assert self._meters is not None
+        apart = [_apart(_choices_last(each, part.axis), count) for each in (one, other)]
+        pairs = list(zip(*apart, strict=len(apart[0]) == len(apart[1])))
+        references = _inputs(feed, count)
+        for index, (a, b) in enumerate(pairs):
+            problem = _incomparable(a, b, part.decision.kind)
+            if problem:
+                self._broken.setdefault(key, problem)
+                continue
+            kind = _kind_of_pair(part.decision, a, b)
+            slot = key if kind is part.decision.kind else (output, f"{part.name} as {kind}")
+            found = self._meters.get(slot)
+            if found is None:
+                found = self._meters[slot] = meter(replace(part.decision, kind=kind))
+            reference = None
+            if kind is OutputKind.RESIDUAL:
+                name = output_kinds.like_an_input([a], [references[index]]) if references else None
+                reference = references[index][name] if name else _reference(a, references[index])
+            found.add(_array(a), _array(b), reference)
+
+    def _output(self, name: str, parts: tuple[JudgedValue, ...]) -> OutputLoss:
+        head = next((part for part in parts if part.name == name), parts[0])
+        if head.decision.kind is OutputKind.STATE:
+            return OutputLoss(name, OutputKind.STATE, head.decision.why, None)
+        losses: list[Loss] = []
+        for part in parts:
+            broken = self._broken.get((name, part.name))
+            if broken is not None:
+                return OutputLoss(name, head.decision.kind, broken, Loss(_NOT_COMPARABLE, math.inf))
+            slots = [k for k in self._meters or {} if k[0] == name and k[1].split(" as ")[0] == part.name]
+            for slot in slots:
+                assert self._meters is not None
+                found = self._meters[slot].loss()
+                if part.is_scored and part.decision.kind is OutputKind.LABELS:
+                    ratio = value_loss.SHARE_POINT / value_loss.SCORED_SHARE_POINT
+                    found = replace(found, drop=found.drop.scaled(ratio))
+                losses.append(found)
+        if not losses:
+            return OutputLoss(name, head.decision.kind, head.decision.why, None)
+        worst = max(losses, key=lambda loss: loss.drop.value)
+        drop = worst.drop
+        for loss in losses:
+            drop = drop.at_least(loss.drop)
+        figures = {key: value for loss in losses for key, value in loss.figures.items()} | dict(worst.figures)
+        return OutputLoss(
+            name, head.decision.kind, head.decision.why, Loss(drop, max(loss.divergence for loss in losses), figures)
+        )
+
+
+class _ShownSession:
+    """A session whose shown sources have the names that they have in the original."""
+
+    def __init__(self, session: Runs, names: Mapping[str, str]) -> None:
+        self._session = session
+        self._names = names
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """Return output name -> array, sources included."""
+        found = self._session.run(feed)
+        return {**found, **{name: found[own] for name, own in self._names.items() if own in found}}
+
+
+def batch_size(feed: Feed) -> int:
+    """Return the number of samples in a feed: the length of axis 0 where all inputs share it, else 1."""
+    lengths = {array.shape[0] for array in feed.values() if isinstance(array, np.ndarray) and array.ndim}
+    is_whole = all(isinstance(array, np.ndarray) for array in feed.values())
+    return lengths.pop() if is_whole and len(lengths) == 1 and min(lengths) > 0 else 1
+
+
+def _inputs(feed: Feed, count: int) -> list[dict[str, np.ndarray]]:
+    arrays = {k: v for k, v in feed.items() if isinstance(v, np.ndarray) and v.ndim and len(v) == count}
+    return [{name: array[index] for name, array in arrays.items()} for index in range(count)]
+
+
+def _samples(values: Sequence[Any], batches: Sequence[int]) -> list[Any]:
+    return [one for value, count in zip(values, batches, strict=True) for one in _apart(value, count)]
+
+
+def _apart(value: Any, count: int) -> list[Any]:
+    """Return the parts of an output that belong to one sample each, without the batch axis; else the whole."""
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == count:
+        return [_squeezed(np.asarray(value[index])) for index in range(count)]
+    return [_squeezed(value) if isinstance(value, np.ndarray) else value]
+
+
+def _squeezed(array: np.ndarray) -> np.ndarray:
+    """Return an array without axes of length 1, but for the first of three and more (channels) and the last."""
+    kept = [n for axis, n in enumerate(array.shape[:-1]) if n != 1 or (axis == 0 and array.ndim > 2)]
+    return array.reshape(*kept, *array.shape[-1:]) if array.ndim else array
+
+
+def _choices_last(value: Any, axis: int | None) -> Any:
+    return np.moveaxis(value, axis, -1) if axis is not None and isinstance(value, np.ndarray) and value.ndim else value
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0
+
+
+def _incomparable(one: Any, other: Any, kind: OutputKind) -> str | None:
+    """Return why two values can't be compared at all."""
+    if isinstance(one, np.ndarray) != isinstance(other, np.ndarray):
+        return "only one of the models gives an array"
+    if not isinstance(one, np.ndarray):
+        a, b = _flattened(one), _flattened(other)
+        return None if a.shape == b.shape else f"sequences of {a.size} and {b.size} numbers"
+    if one.dtype.kind != other.dtype.kind:
+        return f"{one.dtype} of the original and {other.dtype} of the result"
+    if one.dtype.kind == "f" and one.shape == other.shape and (np.isfinite(one) & ~np.isfinite(other)).any():
+        return "numbers that are not finite where the original's are"
+    free = (OutputKind.DETECTION_ROWS, OutputKind.SELECTION, OutputKind.SIGNAL)
+    if one.shape == other.shape or kind in free:
+        return None
+    is_rows = one.ndim == other.ndim == 2 and one.shape[1] == other.shape[1]
+    is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) > 0 and one.ndim == other.ndim
+    return None if is_rows or is_signal else f"{list(one.shape)} of the original and {list(other.shape)} of the result"
+
+
+def _kind_of_pair(decision: KindDecision, one: Any, other: Any) -> OutputKind:
+    """Return the kind by which a pair is compared: another than the output's where the shapes differ."""
+    if not isinstance(one, np.ndarray) or one.shape == other.shape:
+        return decision.kind
+    if decision.kind in (OutputKind.DETECTION_ROWS, OutputKind.SELECTION, OutputKind.SIGNAL):
+        return decision.kind
+    if one.ndim == 2 and one.shape[1] == other.shape[1]:
+        return OutputKind.DETECTION_ROWS if one.dtype.kind == "f" else OutputKind.SELECTION
+    return OutputKind.SIGNAL
+
+
+def _array(value: Any) -> np.ndarray:
+    return value if isinstance(value, np.ndarray) else _flattened(value)
+
+
+def _flattened(value: Any) -> np.ndarray:
+    """Return the numbers of a sequence, of arrays or of maps, in order."""
+    if isinstance(value, Mapping):
+        return _flattened([value[key] for key in sorted(value, key=str)])
+    if isinstance(value, list | tuple):
+        return np.concatenate([_flattened(each) for each in value]) if value else np.zeros(0)
+    return np.atleast_1d(np.asarray(value, np.float64)).ravel()
+
+
+def _reference(value: np.ndarray, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    return next((array for array in inputs.values() if array.shape == value.shape), None)
+
+
+def samples_needed(drop: float, interval: Sequence[float], limit: float, count: int) -> int | None:
+    """Return how many samples would settle on which side of a limit the loss is, None where these do.
+
+    The interval narrows with the root of the number of samples.
+    """
+    low, high = interval
+    if not low <= limit <= high:
+        return None
+    half = high - drop if limit >= drop else drop - low
+    distance = max(abs(limit - drop), 0.05 * limit, 1e-6)
+    return math.ceil(count * max(1.0, half / distance) ** 2)
+
+
+def unsure(figures: Mapping[str, Any]) -> bool:
+    """Return whether the samples seem to be of none of a classifier's classes, so that its loss is overstated."""
+    return bool(figures.get("confidence", 1.0) < _UNSURE and figures.get("classes", 0.0) >= _MANY_CLASSES)
