@@ -20,6 +20,12 @@ T = TypeVar("T")
 Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
 """Wraps a loop in a progress display: (title, items) -> items."""
 
+
+def no_progress(_: str, items: Sequence[Any]) -> Iterator[Any]:
+    """Show no progress."""
+    return iter(items)
+
+
 Feed = dict[str, np.ndarray]
 """One set of inputs of a model: input name -> array, batch axis included."""
 
@@ -316,7 +322,7 @@ class Context:
     """Most bytes of the result, where the user set a limit."""
     excess: Callable[[Trial], str | None] = no_excess
     """Returns by how much a candidate is over the user's limits of bytes and time, None within them."""
-    progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items)
+    progress: Progress = no_progress
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
 
 

@@ -5,12 +5,8 @@ original, other --run on the same feeds--> differences, scores --race--> Compari
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import onnx_ir as ir
 
 from ..core import Progress
 from ..data import evaluation_set, synthetic
@@ -20,15 +16,17 @@ from ..io import model_io
 from ..quality import equality
 from ..quality.compare_outputs import measure, silent_outputs
 from ..quality.estimated_drop import OutputKinds
+from ..quality.result import Quality
 from ..runtime import session as runtime
 from ..runtime.loaded_model import open_one, path_of
+from ..runtime.session import Latency
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
 from .limits import check_drop
+from .report import Limits
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_graphsurgeon as gs
+    from .options import ModelSource
 
 
 _EQUALITY_FEEDS = 4
@@ -43,9 +41,9 @@ class Comparison:
     original: ModelFacts
     compressed: ModelFacts
     difference: str | None
-    quality: Mapping[str, Any]
-    latency: Mapping[str, Any]
-    limits: Mapping[str, Any]
+    quality: Quality
+    latency: Latency
+    limits: Limits
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -56,16 +54,16 @@ class Comparison:
             "compressed": self.compressed.as_json(),
             "equal": self.difference is None,
             "difference": self.difference,
-            "limits": dict(self.limits),
-            "quality": dict(self.quality),
-            "latency": dict(self.latency),
+            "limits": self.limits.as_json(),
+            "quality": self.quality.as_json(),
+            "latency": self.latency.as_json(),
             "notes": list(self.notes),
         }
 
 
 def compare(
-    original: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
-    other: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    original: ModelSource,
+    other: ModelSource,
     *,
     data: Any = None,
     eval_data: Any = None,
@@ -122,8 +120,8 @@ def compare(
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=runtime.race(fast_a, fast_b, largest).as_json(),
-        limits={"max_drop": max_drop},
+        latency=runtime.race(fast_a, fast_b, largest),
+        limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *silent_outputs(quality)),
     )
     check_drop(quality, max_drop, result)

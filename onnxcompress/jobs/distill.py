@@ -34,8 +34,7 @@ from . import limits
 from .compare import Comparison
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_graphsurgeon as gs
+    from .options import ModelSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +103,8 @@ class Transferred:
 
 
 def distill(
-    student: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
-    teacher: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    student: ModelSource,
+    teacher: ModelSource,
     *,
     data: Any,
     eval_data: Any = None,

@@ -32,8 +32,7 @@ from ..shapes import count as counting
 from .inspect_passes import PassPotential, Still, channels_of, tried
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_graphsurgeon as gs
+    from .options import ModelSource
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ class Inspection:
 
 
 def inspect(
-    source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    source: ModelSource,
     *,
     data: Any = None,
     data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen

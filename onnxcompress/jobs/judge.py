@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..base.report_value import ReportValue
 from ..core import Feed, Prefer, Trial
 from ..data.evaluation_set import Evaluation
 from ..errors import UsageError
@@ -28,6 +29,7 @@ from ..quality.estimated_drop import OutputKinds
 from ..quality.expected_drop import SteadyDrop
 from ..runtime import session as runtime
 from ..runtime.loaded_model import LoadedModel
+from ..runtime.session import Latency
 from ..search.checkpoint import Checkpoint, digest
 
 _RACE_SECONDS = 2.0
@@ -37,12 +39,21 @@ _KEPT_BYTES = 256 << 20
 """Outputs of the original that are kept, so that it is not run again for every candidate."""
 
 
+class Measurement(ReportValue):
+    """Figures of one candidate, as a checkpoint keeps them."""
+
+    drop: float | None
+    least_sqnr_db: float | None
+    latency: Latency | None
+    expected_drop: float | None = None
+
+
 class Timings:
     """Times of races by label: measured here, or replayed from the report of an earlier run."""
 
-    def __init__(self, replayed: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, replayed: Mapping[str, Latency] | None = None) -> None:
         self._replayed = dict(replayed or {})
-        self.used: dict[str, dict[str, Any]] = {}
+        self.used: dict[str, Latency] = {}
 
     @classmethod
     def read(cls, path: Path) -> Timings:
@@ -53,8 +64,7 @@ class Timings:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = content["timings"]
-            known = {label: runtime.Latency(**latency).as_json() for label, latency in found.items()}
+            known = {label: Latency(**latency) for label, latency in content["timings"].items()}
         except OSError as error:
             raise UsageError(f"can't read the timings: {error.strerror}", where=str(path)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -67,12 +77,11 @@ class Timings:
         """Say whether the time for a label is replayed."""
         return label in self._replayed
 
-    def race(self, label: str, measured: Callable[[], runtime.Latency]) -> runtime.Latency:
+    def race(self, label: str, measured: Callable[[], Latency]) -> Latency:
         """Return the time that is to be replayed for a label, or else measure it."""
         known = self._replayed.get(label)
-        found = measured() if known is None else runtime.Latency(**known)
-        self.used[label] = found.as_json()
-        return found
+        self.used[label] = measured() if known is None else known
+        return self.used[label]
 
 
 class Races:
@@ -94,7 +103,7 @@ class Races:
     def __call__(self, model: ir.Model, label: str) -> float:
         """Return the time of a candidate as a part of the original's."""
 
-        def raced() -> runtime.Latency:
+        def raced() -> Latency:
             candidate = LoadedModel(model, threads=self._threads)
             return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
@@ -165,46 +174,51 @@ class Trials:
 
     def _trial(self, model: ir.Model, label: str | None, judged: Evaluation) -> Trial:
         candidate = LoadedModel(model, threads=self._threads)
-        noted = self._noted(candidate, label, judged)
+        measured = self._noted(candidate, label, judged)
         latency = None
         if label is not None:
-            latency = self._timings.race(label, lambda: runtime.Latency(**noted["latency"]))
+            latency = self._timings.race(label, lambda: measured.latency or self._race(candidate))
         return Trial(
             bytes=candidate.size_bytes,
             size_ratio=candidate.size_bytes / self._base.size_bytes,
             latency_ratio=None if latency is None else latency.ratio,
-            drop=noted["drop"],
-            least_sqnr_db=noted["least_sqnr_db"],
-            expected_drop=noted.get("expected_drop"),
+            drop=measured.drop,
+            least_sqnr_db=measured.least_sqnr_db,
+            expected_drop=measured.expected_drop,
             latency_ms=None if latency is None else latency.compressed_ms,
         )
 
-    def _noted(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> dict[str, Any]:
-        """Return what an interrupted run measured of the same bytes, or measure and note it."""
+    def _noted(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> Measurement:
+        """Return the figures that an interrupted run measured of the same bytes, or measure and note them."""
         if self._checkpoint is None:
             return self._measured(candidate, label, judged)
         name = digest([candidate.data, str(len(judged.feeds)), label or ""])
-        known = self._checkpoint.trial(name)
+        noted = self._checkpoint.trial(name)
+        known = None if noted is None else Measurement.model_validate(noted)
         is_timed = label is None or self._timings.knows(label)
-        if known is None or (known["latency"] is None and not is_timed):
+        if known is None or (known.latency is None and not is_timed):
             known = self._measured(candidate, label, judged)
-            self._checkpoint.note_trial(name, known)
+            self._checkpoint.note_trial(name, known.as_json())
         return known
 
-    def _measured(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> dict[str, Any]:
+    def _measured(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> Measurement:
         self._original.rewind()
         steady = SteadyDrop(self._kinds, skip=tuple(judged.state.values()))
         pairs = _Pairs(self._original, candidate.fast, steady)
         with one_thread():
             quality = measure(pairs.first, pairs.second, judged, kinds=self._kinds)
             expected = steady.drop(self._outputs_on_others() if steady.is_wanting else ())
-        levels = [found["sqnr_db"] for found in quality["outputs"].values() if found["sqnr_db"] is not None]
-        found = {"drop": quality["drop"], "least_sqnr_db": min(levels, default=None), "latency": None}
-        found["expected_drop"] = expected
-        if label is not None and not self._timings.knows(label):
-            raced = runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
-            found["latency"] = raced.as_json()
-        return found
+        levels = [found.sqnr_db for found in quality.outputs.values() if found.sqnr_db is not None]
+        is_raced = label is not None and not self._timings.knows(label)
+        return Measurement(
+            drop=quality.drop,
+            least_sqnr_db=min(levels, default=None),
+            latency=self._race(candidate) if is_raced else None,
+            expected_drop=expected,
+        )
+
+    def _race(self, candidate: LoadedModel) -> Latency:
+        return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
     def _outputs_on_others(self) -> list[dict[str, Any]]:
         if self._on_others is None:

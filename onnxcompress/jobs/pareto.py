@@ -63,9 +63,9 @@ def write(
         index = {
             "schema": 1,
             "original": report.input.as_json(),
-            "metric": None if report.quality is None else report.quality["metric"],
+            "metric": None if report.quality is None else report.quality.metric,
             "chosen": next((each.label for each in report.candidates if each.chosen), None),
-            "limits": dict(report.limits),
+            "limits": report.limits.as_json(),
             "front": entries,
         }
         content = (json.dumps(index, indent=2) + "\n").encode()

@@ -22,6 +22,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from ..base import host
+from ..base.report_value import NotNegative, Positive, ReportValue
 from ..errors import ModelError, StuckError
 from . import isolation
 from .isolation import RunTimeout
@@ -247,31 +248,19 @@ def optimized_nodes(model: bytes | Path) -> list[str]:
     return [node.op_type for node in optimized_graph(model)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Latency:
+class Latency(ReportValue):
     """Two sessions timed in turns; the report's `latency` object.
 
-    `ratio` is the median over the paired runs of compressed / original (below 1 is faster), so it need not be
-    the quotient of the two medians in `original_ms` and `compressed_ms`.
+    `ratio` need not be the quotient of the two medians in `original_ms` and `compressed_ms`.
     """
 
-    original_ms: float
-    compressed_ms: float
-    ratio: float
-    runs: int
-    threads: int
+    original_ms: NotNegative
+    compressed_ms: NotNegative
+    ratio: NotNegative
+    """Median over the paired runs of compressed / original; below 1 is faster."""
+    runs: Positive
+    threads: Positive
     provider: str
-
-    def as_json(self) -> dict[str, float | int | str]:
-        """Return the report's `latency` object."""
-        return {
-            "original_ms": self.original_ms,
-            "compressed_ms": self.compressed_ms,
-            "ratio": self.ratio,
-            "runs": self.runs,
-            "threads": self.threads,
-            "provider": self.provider,
-        }
 
 
 def race(
