@@ -52,7 +52,7 @@ def compare(
         elif not quiet:
             from ..report import tables_compare
 
-            console.show(tables_compare.renderables(found))
+            console.show(tables_compare.comparison_tables(found))
 
     try:
         found = compare_job.compare(

@@ -345,7 +345,7 @@ def write_front(folder: Path, run: Run, result: ir.Model, report: Report, prover
         run.archive.offer(measured, prefer=prefer, limit=limit)
     size = report.input.bytes
     run.archive.offer(_candidate("original", run.original, size, size, drop=0.0, ratio=1.0), prefer=prefer, limit=limit)
-    pareto.write(folder, run.archive.front, report, prover(run.start, run.recipe.lossless).problem)
+    pareto.write_front(folder, run.archive.front, report, prover(run.start, run.recipe.lossless).problem)
 
 
 def _candidate(

@@ -20,7 +20,7 @@ INDEX = "front.json"
 _SAFE = re.compile(r"[^A-Za-z0-9.-]+")
 
 
-def check(folder: Path, *, force: bool) -> None:
+def check_front_folder(folder: Path, *, force: bool) -> None:
     """Raise, before any work is done, where the front can't be written to a folder.
 
     Raises:
@@ -30,7 +30,7 @@ def check(folder: Path, *, force: bool) -> None:
     atomic_files.check_folder(folder, force=force)
 
 
-def write(
+def write_front(
     folder: Path,
     front: Sequence[Candidate],
     report: Report,

@@ -63,7 +63,7 @@ def _model(*, node_docs=False):
 
 def _printed(found, **options):
     console = Console(file=StringIO(), width=250, highlight=False)
-    for part in tables_inspect.renderables(found, **options):
+    for part in tables_inspect.inspection_tables(found, **options):
         console.print(part)
 
     return console.file.getvalue()

@@ -22,11 +22,11 @@ from onnxcompress import cli
 from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.io import model_io
 from onnxcompress.io.sources import OpenFile
+from onnxcompress.jobs.report import json_schema
 from onnxcompress.pack import archive as packing
 from onnxcompress.pack.archive import pack, save_packed, unpack
 from onnxcompress.pack.blocks import BLOCK_BYTES, Decoder, Encoder
 from onnxcompress.pack.layout import RangeKind, model_layout
-from onnxcompress.report import tables as report_text
 
 MODELS = Path(__file__).parents[2] / "models"
 RNG = np.random.default_rng(0)
@@ -440,7 +440,7 @@ def test_compress_packs_what_it_would_have_saved(tmp_path, monkeypatch, capsys):
     assert _main(monkeypatch, *base, "--pack", "--json", "report.json") == 0
     archive = Path("m-compressed.onnxpack")
     report = json.loads(Path("report.json").read_text())
-    jsonschema.validate(report, json.loads((Path(report_text.__file__).parent / "schema.json").read_text()))
+    jsonschema.validate(report, json_schema())
     assert report["output"]["path"] == report["packed"]["path"] == str(archive.absolute())
     assert report["packed"]["bytes"] == archive.stat().st_size < 0.85 * report["packed"]["unpacked_bytes"]
     assert report["packed"]["unpacked_bytes"] == report["output"]["bytes"] == Path("plain.onnx").stat().st_size
