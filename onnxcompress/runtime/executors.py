@@ -36,7 +36,7 @@ class Processes(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function of the top level of a module; arguments and value are pickled."""
-        return self._threads.submit(self._call, fn, args, kwargs)
+        return self._threads.submit(self._call, functools.partial(fn, *args, **kwargs))
 
     def share(self, value: T) -> T:
         """Return what stands for a value that many pieces get."""
@@ -48,9 +48,8 @@ class Processes(Executor):
             self._stopped.set()
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
 
-    def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        answer: T = call_isolated(_apply, fn, args, kwargs, stopped=self._stopped).value
-        return answer
+    def _call(self, piece: Callable[[], T]) -> T:
+        return call_isolated(piece, stopped=self._stopped).value
 
 
 class DaskCluster(Executor):
@@ -138,7 +137,3 @@ def wanted(*, workers: int, scheduler: str | None) -> Iterator[Processes | DaskC
         yield executor
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _apply(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    return fn(*args, **kwargs)
