@@ -20,8 +20,9 @@ from ..io import model_io
 from ..quality import equality
 from ..quality.compare_outputs import measure, silent_outputs
 from ..quality.estimated_drop import OutputKinds
-from ..runtime import session as runtime
+from ..runtime.latency import race
 from ..runtime.loaded_model import open_one, path_of
+from ..runtime.session import Session
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
 from .limits import check_drop
@@ -122,7 +123,7 @@ def compare(
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=runtime.race(fast_a, fast_b, largest).as_json(),
+        latency=race(fast_a, fast_b, largest).as_json(),
         limits={"max_drop": max_drop},
         notes=(*judged.notes(), *silent_outputs(quality)),
     )
@@ -130,7 +131,7 @@ def compare(
     return result
 
 
-def _check_interface(a: runtime.Session, b: runtime.Session) -> None:
+def _check_interface(a: Session, b: Session) -> None:
     for kind, ours, theirs in (("inputs", a.inputs, b.inputs), ("outputs", a.outputs, b.outputs)):
         names, others = [spec.name for spec in ours], [spec.name for spec in theirs]
         if sorted(names) != sorted(others):

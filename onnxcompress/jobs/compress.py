@@ -34,7 +34,7 @@ from ..quality.compare_outputs import measure, silent_outputs
 from ..quality.estimated_drop import OutputKinds
 from ..recipe import Recipe
 from ..runtime import executors
-from ..runtime import session as runtime
+from ..runtime import latency as timing
 from ..runtime.loaded_model import LoadedModel, path_of
 from ..runtime.processes import peak_memory_bytes
 from ..search.archive import Archive
@@ -297,16 +297,16 @@ def compress(
     elif session is None:
         quality, verification = _region_figures(region_proofs)
     else:
-        before = runtime.TimedSession(base.fast)
-        after = before if other is base else runtime.TimedSession(other.fast)
+        before = timing.TimedSession(base.fast)
+        after = before if other is base else timing.TimedSession(other.fast)
         quality = measure(before, after, judged, metric=metric, kinds=kinds, progress=progress)
         if chosen.lossless and max_latency is None:
-            latency = runtime.seen(before, after)
+            latency = timing.seen(before, after)
             spare = _GLANCE * (time.monotonic() - started)
             if latency.original_ms + latency.compressed_ms <= 1e3 * spare:
-                latency = runtime.glance(base.fast, other.fast, largest, max_seconds=spare)
+                latency = timing.glance(base.fast, other.fast, largest, max_seconds=spare)
         else:
-            latency = times.race("result", lambda: runtime.race(base.fast, other.fast, largest))
+            latency = times.race("result", lambda: timing.race(base.fast, other.fast, largest))
         verification = {"mode": "full"}
     counts = counting.count(original, largest)
     input_facts = facts(original, counts, path, size_bytes=base.size_bytes)
@@ -429,7 +429,7 @@ def _sample_notes(original: ir.Model, given: Evaluation | None, judged: Evaluati
     return list(dict.fromkeys((*given.notes(), *odd, *judged.notes())))
 
 
-def _notes(judged: Evaluation, latency: runtime.Latency | None, mode: str) -> list[str]:
+def _notes(judged: Evaluation, latency: timing.Latency | None, mode: str) -> list[str]:
     if mode == "none":
         return ["a plan: nothing was proved, scored, timed or written"]
     if mode == "regions":

@@ -26,8 +26,9 @@ from ..numerics.threads import one_thread
 from ..quality.compare_outputs import Runs, measure
 from ..quality.estimated_drop import OutputKinds
 from ..quality.expected_drop import SteadyDrop
-from ..runtime import session as runtime
+from ..runtime.latency import Latency, race
 from ..runtime.loaded_model import LoadedModel
+from ..runtime.session import Session
 from ..search.checkpoint import Checkpoint, digest
 
 _RACE_SECONDS = 2.0
@@ -54,7 +55,7 @@ class Timings:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             found = content["timings"]
-            known = {label: runtime.Latency(**latency).as_json() for label, latency in found.items()}
+            known = {label: Latency(**latency).as_json() for label, latency in found.items()}
         except OSError as error:
             raise UsageError(f"can't read the timings: {error.strerror}", where=str(path)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -67,10 +68,10 @@ class Timings:
         """Say whether the time for a label is replayed."""
         return label in self._replayed
 
-    def race(self, label: str, measured: Callable[[], runtime.Latency]) -> runtime.Latency:
+    def race(self, label: str, measured: Callable[[], Latency]) -> Latency:
         """Return the time that is to be replayed for a label, or else measure it."""
         known = self._replayed.get(label)
-        found = measured() if known is None else runtime.Latency(**known)
+        found = measured() if known is None else Latency(**known)
         self.used[label] = found.as_json()
         return found
 
@@ -94,9 +95,9 @@ class Races:
     def __call__(self, model: ir.Model, label: str) -> float:
         """Return the time of a candidate as a part of the original's."""
 
-        def raced() -> runtime.Latency:
+        def raced() -> Latency:
             candidate = LoadedModel(model, threads=self._threads)
-            return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+            return race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
         return self._timings.race(label, raced).ratio
 
@@ -168,7 +169,7 @@ class Trials:
         noted = self._noted(candidate, label, judged)
         latency = None
         if label is not None:
-            latency = self._timings.race(label, lambda: runtime.Latency(**noted["latency"]))
+            latency = self._timings.race(label, lambda: Latency(**noted["latency"]))
         return Trial(
             bytes=candidate.size_bytes,
             size_ratio=candidate.size_bytes / self._base.size_bytes,
@@ -202,7 +203,7 @@ class Trials:
         found = {"drop": quality["drop"], "least_sqnr_db": min(levels, default=None), "latency": None}
         found["expected_drop"] = expected
         if label is not None and not self._timings.knows(label):
-            raced = runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+            raced = race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
             found["latency"] = raced.as_json()
         return found
 
@@ -245,7 +246,7 @@ class _Told:
 class _Recorded:
     """A session whose outputs for a fixed round of feeds are kept from the first round on."""
 
-    def __init__(self, session: runtime.Session, count: int) -> None:
+    def __init__(self, session: Session, count: int) -> None:
         self._session = session
         self._count = count
         self._kept: list[dict[str, Any]] = []

@@ -38,8 +38,7 @@ _POLL_SECONDS = 0.25
 
 _LENGTH = struct.Struct("<Q")
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    "from onnxcompress.runtime.processes import serve; serve()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);from onnxcompress.runtime.processes import serve; serve()"
 )
 
 

@@ -24,9 +24,7 @@ class RemoteSession:
     """
 
     def __init__(self, held: Callable[..., Any], *args: Any) -> None:
-        self._remote = RemoteObject(
-            held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes()
-        )
+        self._remote = RemoteObject(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
         self.inputs, self.outputs = self._remote.call("specs", timeout_seconds=LOAD_SECONDS)
 
     def get_inputs(self) -> list[Any]:

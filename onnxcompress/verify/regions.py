@@ -246,9 +246,7 @@ class _Runner:
                 self._worker = RemoteObject(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
                 self._used_bytes = 0
             self._used_bytes += size_bytes
-            answer: Isolated[list[Verdict]] = self._worker.call(
-                "run", jobs, timeout_seconds=_TIMEOUT_SECONDS
-            )
+            answer: Isolated[list[Verdict]] = self._worker.call("run", jobs, timeout_seconds=_TIMEOUT_SECONDS)
             return answer
         except BaseException:
             self._worker = None
