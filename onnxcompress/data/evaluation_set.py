@@ -17,7 +17,7 @@ from .feeds import Lazy
 
 if TYPE_CHECKING:
     from ..runtime.session import TensorSpec
-    from .load import Layout
+    from .read_files import Layout
 
 _LEAST_TO_DIVIDE = 16
 _HELD_OUT_STEP = 4

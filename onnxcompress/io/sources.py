@@ -17,6 +17,9 @@ from ..errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PACKED = b"ONNXPACK"
+"""First bytes of an archive of a model, which `pack.archive` writes."""
+
 CHUNK_BYTES = 4 << 20
 
 
