@@ -15,9 +15,10 @@ from ..errors import ModelError
 from .input_semantics import Role, roles
 
 SHAPES_OF_UNKNOWN_RANK: tuple[tuple[int, ...], ...] = ((3,), (2, 3), (2, 3, 4), (2, 3, 8, 8), ())
+"""Shapes that are tried, in this order, where a model declares none. Chosen by judgement; not measured."""
 
 _MOST_ELEMENTS = 1 << 25
-"""An input of more elements, 128 MiB of floats, is not made up."""
+"""An input of more elements, 128 MiB of floats, is refused. Chosen by judgement; not measured."""
 
 PlanKey = tuple[Any, ...]
 
@@ -43,7 +44,7 @@ class InputPlan:
     numbers: WholeNumbers = "guess"
     positive_floats: bool = False
     other_branch: str = ""
-    """The input whose value is to send If nodes the other way."""
+    """The input whose value is to make If nodes take their other branch."""
     unknown_rank: tuple[int, ...] = SHAPES_OF_UNKNOWN_RANK[0]
 
     @property
@@ -90,13 +91,13 @@ def filled(inputs: Sequence[FreeInput], plan: InputPlan) -> Feed:
     """Make the values of all inputs.
 
     Raises:
-        ModelError: one is too large to make up, or of a type that can't be.
+        ModelError: one is too large, or of a type that has no synthetic values.
     """
     rng = np.random.default_rng([plan.seed, 0x0C])
     for item in inputs:
         shape = () if item.dims is None else _shape(item.dims, plan)
         if math.prod(shape) > _MOST_ELEMENTS:
-            text = f"input {item.name!r} {list(shape)} has {math.prod(shape):,} elements, too many to make up"
+            text = f"input {item.name!r} {list(shape)} has {math.prod(shape):,} elements, too many for synthetic ones"
             raise ModelError(text, hint="Give real ones with --data, or check the shape that the model declares")
     return {item.name: cast("np.ndarray", _value(item, plan, rng)) for item in inputs}
 
@@ -124,7 +125,9 @@ def _array(
         words = np.array(["a", "ab", "b", "some words"], dtype=object)
         return words[rng.integers(0, len(words), shape)] if shape else words[:1].reshape(())
     if dtype == ir.DataType.UNDEFINED:
-        raise ModelError(f"input {item.name!r} of type {item.type} can't be made up", hint="Give --data with real ones")
+        raise ModelError(
+            f"input {item.name!r} of type {item.type} has no synthetic values", hint="Give --data with real ones"
+        )
     numpy_dtype = np.dtype(dtype.numpy())
     if dtype == ir.DataType.BOOL:
         return np.full(shape, _truth(item, plan))

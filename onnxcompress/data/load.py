@@ -87,7 +87,7 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     """Return the numbers of "0.01" or "0.01,0.02,0.03".
 
     Raises:
-        UsageError: something else stands there.
+        UsageError: the text is something else.
 
     """
     try:

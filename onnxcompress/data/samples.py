@@ -25,7 +25,7 @@ Raw = Mapping[str, Any]
 LABEL_NAMES = ("label", "labels", "y")
 
 ANY = "*"
-"""Stands for the only input's name in a sample that has one array without a name."""
+"""Replaces the only input's name in a sample that has one array without a name."""
 
 
 @dataclass(frozen=True, kw_only=True)

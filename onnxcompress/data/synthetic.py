@@ -1,6 +1,6 @@
 """Seeded feeds for a model without data: shapes filled in, values that make sense, tried in the runtime.
 
-    input_roles.roles --> plans (sizes of dynamic dimensions, kind of values) --> feeds --> the ones that run
+    input_semantics.roles --> plans (sizes of dynamic dimensions, kind of values) --> feeds --> the ones that run
 
 Declared shapes of outputs are never believed; those of inputs are, since the runtime enforces them.
 """
@@ -23,18 +23,25 @@ from ..runtime.session import Session
 from .fill_inputs import SHAPES_OF_UNKNOWN_RANK, FreeInput, InputPlan, PlanKey, WholeNumbers, filled, free_inputs
 
 _BATCH_SIZES = (2, 1, 3, 4)
+"""Sizes that are tried for a batch, likeliest first. Chosen on the zoo models, as are the three below."""
+
 _LENGTHS = (8, 16, 5, 32, 64, 576, 288, 128, 256, 1, 2, 3, 4, 512, 224, 1024, 4096, 16000)
+"""Sizes that are tried for sequences and other dynamic dimensions, likeliest first."""
+
 _HEIGHTS = (64, 32, 48, 224, 28, 128, 256, 299, 416, 640, 16, 8)
+"""Pixels that are tried for the height of an image, likeliest first."""
+
 _WIDTHS = (96, 64, 32, 224, 28, 128, 256, 299, 416, 640, 320, 16, 8)
+"""Pixels that are tried for its width; the first differs from the height, so that a swap of the two is seen."""
 
 _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
-"""Size combinations that are tried for each kind of whole numbers."""
+"""Size combinations that are tried for each kind of whole numbers. Chosen on the zoo models."""
 
 _MANY_ELEMENTS = 10_000
-"""A feed of so many floats is enough for each combination of sizes."""
+"""One feed of so many floats is enough for each combination of sizes. Chosen by judgement; not measured."""
 
 _MOST_REFUSED_ELEMENTS = 20_000_000
-"""In all feeds that a model does not run: after these no more are tried."""
+"""Elements of all feeds that a model refused, after which no more are tried. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +53,7 @@ class TriedInput:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all outputs that are floats are finite."""
+        """True where all outputs that are floats are finite."""
         floats = [v for v in self.outputs.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
         return all(bool(np.isfinite(value).all()) for value in floats)
 
@@ -224,7 +231,7 @@ class _InputSearch:
                 limit = run_seconds(self._weight_bytes, elements)
                 self._ran[plan.key] = TriedInput(feed=feed, outputs=self._session.run(feed, max_seconds=limit))
             except StuckError as error:
-                raise ModelError(f"{error.message} on made-up inputs", hint="Give --data with real ones") from error
+                raise ModelError(f"{error.message} on synthetic inputs", hint="Give --data with real ones") from error
             except ModelError as error:
                 self._first_error = self._first_error or error
                 self._refused_elements += elements

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 
 _MANY = 1 << 30
+"""Inputs or outputs from which on an operator takes any number: schemas say 2**31 - 1."""
+
 
 _OF_TYPES = ("to", "dtype", "output_dtype")
 
 _TYPES = frozenset(int(each) for each in ir.DataType)
 
 _MOST_VERSION = (1 << 31) - 1
+"""Opset versions are int32 in onnx's schemas."""
 
 
 def check_versions(model: ir.Model, where: str) -> None:
@@ -165,7 +168,7 @@ def check_inputs(model: ir.Model, where: str) -> None:
 
 
 def _check_texts(graph: ir.Graph | ir.Function, where: str) -> None:
-    """Raise ModelError for names and records that are not UTF-8, which protobuf hands over as bytes."""
+    """Raise ModelError for names and records that are not UTF-8, which protobuf gives as bytes."""
     holders: list[ir.Node | ir.Value] = list(graph.inputs)
     if isinstance(graph, ir.Graph):
         holders += graph.initializers.values()

@@ -27,7 +27,7 @@ from .header import ArchivedFile, Cursor, Header, blocks_of, check_size, make_he
 from .layout import RangeKind, Segment, model_layout, segments
 
 _FEW_BYTES = 4 << 20
-"""Two files of a few bytes need no check of free space beforehand."""
+"""Restoring up to so many bytes needs no check of free space beforehand. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def unpack(
 
     Args:
         archive: what `pack` wrote.
-        target: where the model goes, under any name.
+        target: path of the model, under any name.
         force: replace files that exist.
         max_bytes: most bytes to restore. Without it 1 GiB, or 1,000 times the archive if that is more.
 

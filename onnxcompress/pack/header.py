@@ -27,15 +27,16 @@ SUFFIX = ".onnxpack"
 _VERSION = 1
 """Of the format; a reader refuses any other."""
 
-
 _START = struct.Struct("<8sIII")
 
 _OWN_BYTES = 64 << 10
 """Segments from this size on have blocks of their own."""
 
 _MOST_HEADER_BYTES = 256 << 20
+"""Longer headers are refused before memory is taken for them. Chosen by judgement; not measured."""
 
 _MOST_RATIO = 1000
+"""Most bytes restored from one byte of an archive, without `max_bytes`. Chosen by judgement; not measured."""
 
 _ALWAYS_BYTES = 1 << 30
 """What is unpacked without `max_bytes`: this much, or more where the archive's own size makes it likely."""
@@ -69,7 +70,7 @@ class ArchivedFile(pydantic.BaseModel, extra="forbid", frozen=True):
 
 
 class Header(pydantic.BaseModel, extra="forbid", frozen=True):
-    """What an archive holds: the model first, then the files that it keeps tensors in."""
+    """Files of an archive: the model first, then those that it keeps tensors in."""
 
     files: Annotated[tuple[ArchivedFile, ...], pydantic.Field(min_length=1)]
 
@@ -142,7 +143,7 @@ class Cursor:
 
     @property
     def left(self) -> int:
-        """How many bytes there still are."""
+        """The bytes that are not read yet."""
         return self._source.size - self._at
 
     def read(self, length: int) -> bytes:

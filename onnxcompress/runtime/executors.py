@@ -1,6 +1,6 @@
-"""Where work runs that is done in pieces: in processes of this machine, or on a Dask cluster.
+"""Executors for work in pieces: processes of this machine, or a Dask cluster.
 
-Both are `concurrent.futures.Executor`s. What crashes or goes away there is a `LostWorkerError` of the one piece.
+Both are `concurrent.futures.Executor`s. A crash or a lost worker is a `LostWorkerError` of the one piece.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _RETRIES = 2
+"""Further tries of a piece whose worker was lost. Chosen by judgement; not measured."""
+
 _CONNECT_SECONDS = 15
+"""For a scheduler to answer. Chosen by judgement; not measured."""
 
 
 class Processes(Executor):
@@ -39,7 +42,7 @@ class Processes(Executor):
         return self._threads.submit(self._call, functools.partial(fn, *args, **kwargs))
 
     def share(self, value: T) -> T:
-        """Return what stands for a value that many pieces get."""
+        """Return a value for many pieces: the value itself."""
         return value
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as its base
@@ -53,7 +56,7 @@ class Processes(Executor):
 
 
 class DaskCluster(Executor):
-    """Runs pieces on the workers of a Dask scheduler; a piece whose worker goes away is begun again on another.
+    """Runs pieces on the workers of a Dask scheduler; a piece whose worker is lost is begun again on another.
 
     Args:
         address: of the scheduler, as tcp://host:8786.
@@ -77,7 +80,7 @@ class DaskCluster(Executor):
         self._killed: type[Exception] = distributed.KilledWorker
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a function of the top level of a module that workers have too; values that are shared may stand in it."""
+        """Run a function of the top level of a module that workers have too; arguments may be shared values."""
         inner: Future[T] = self._inner.submit(fn, *args, **kwargs)
         outer: Future[T] = Future()
         outer.set_running_or_notify_cancel()
@@ -85,7 +88,7 @@ class DaskCluster(Executor):
         return outer
 
     def share(self, value: T) -> Any:
-        """Send a value to all workers once, and return what stands for it."""
+        """Send a value to all workers once, and return its reference."""
         return self._client.scatter(value, broadcast=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as its base

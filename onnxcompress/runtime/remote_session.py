@@ -11,8 +11,10 @@ from .isolation import GRACE_SECONDS
 from .processes import RemoteObject
 
 LOAD_SECONDS = 600.0
+"""Most time for loading a model. Chosen by judgement; not measured."""
+
 RUN_SECONDS = 3600.0
-"""Most time for loading and for one run, where nothing else limits it."""
+"""Most time for one run, where nothing else limits it. Chosen by judgement; not measured."""
 
 
 class RemoteSession:
@@ -36,7 +38,7 @@ class RemoteSession:
         return list(self.outputs)
 
     def run(self, feed: Mapping[str, Any], names: Sequence[str], max_seconds: float | None) -> dict[str, Any]:
-        """Run once; the process is ended where a run goes on after its time."""
+        """Run once; the process is ended where a run takes longer."""
         limit = RUN_SECONDS if max_seconds is None else max_seconds
         found: dict[str, Any] = self._remote.call(
             "run", feed, names, timeout_seconds=limit + GRACE_SECONDS, max_seconds=limit

@@ -31,8 +31,10 @@ PROVIDER = "CPUExecutionProvider"
 
 
 _SILENT = 4
-_MOST_PROFILE_BYTES = 24 << 20
 """The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
+
+_MOST_PROFILE_BYTES = 24 << 20
+"""Longer profiles are not read: parsed, they take many times the memory. Chosen by judgement; not measured."""
 
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(
@@ -68,7 +70,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a model declares about one of its inputs or outputs.
+    """Name, type and shape that a model declares for one of its inputs or outputs.
 
     `dtype` is None for what the runtime's Python interface has no number array for: strings, sequences,
     optionals, maps, bfloat16, float8 and 4-bit integers; `type` is the runtime's name for it in every case
@@ -139,7 +141,7 @@ class Session:
 
 
 class _Held:
-    """What stands at the other end of a `Distant`."""
+    """Other end of a `RemoteSession`."""
 
     def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
         self._session = opens(model, **options)
@@ -177,7 +179,7 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
 def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Session:
     """Load a model whose weights are in data files so that it takes little memory: theirs, and what is alive.
 
-    The weights are mapped from the files. Memory goes back to the system once it is not needed, which an arena
+    The weights are mapped from the files. Memory is returned to the system once it is not needed, which an arena
     would keep, and no block is laid out for all activations of a run.
 
     Args:
@@ -249,7 +251,7 @@ def optimized_nodes(model: bytes | Path) -> list[str]:
 def profile(
     model: bytes | Path, feed: Mapping[str, Any], *, threads: int = 1, runs: int = 5
 ) -> list[tuple[str, str, float]]:
-    """Say where the time goes: (node name, operator type, milliseconds per run), slowest first.
+    """Return the time of each node: (node name, operator type, milliseconds per run), slowest first.
 
     The nodes are those of the optimised graph: fused ones have the runtime's names. A node in a loop body
     counts with all its iterations; If, Loop and Scan count without their bodies.
