@@ -150,11 +150,6 @@ class Clock:
         """Whether nothing more should be begun."""
         return self._now() >= self._end
 
-    @property
-    def left_seconds(self) -> float:
-        """The time that is left, infinite where there is no limit."""
-        return max(0.0, self._end - self._now())
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:

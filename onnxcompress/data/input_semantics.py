@@ -1,4 +1,4 @@
-"""What a model does with its inputs, read from its graph: which values of an input make sense.
+"""Sensible values for the inputs of a model, read from what its graph does with them.
 
 Token ids must lie within the table that they index, a sampling rate must be one that the model compares with,
 a mask should let everything through, a shape must fit. Each input is followed through the operators that only
@@ -63,7 +63,7 @@ _LARGE = np.iinfo(np.int32).max
 
 @dataclass
 class Role:
-    """What is known of the sensible values of one input.
+    """Known properties of the sensible values of one input.
 
     Attributes:
         limit: values must be in [0, limit); None where the input is no index.

@@ -20,7 +20,7 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Dropped:
-    """What `drop_node_records` removed.
+    """Count and size of the records that were removed.
 
     Args:
         count: metadata entries and doc strings.

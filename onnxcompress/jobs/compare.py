@@ -17,9 +17,10 @@ from ..quality import equality
 from ..quality.compare_outputs import measure, silent_outputs
 from ..quality.estimated_drop import OutputKinds
 from ..quality.result import Quality
+from ..runtime import latency as timing
 from ..runtime import session as runtime
+from ..runtime.latency import Latency
 from ..runtime.loaded_model import open_one, path_of
-from ..runtime.session import Latency
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
 from .limits import check_drop
@@ -120,7 +121,7 @@ def compare(
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=runtime.race(fast_a, fast_b, largest),
+        latency=timing.race(fast_a, fast_b, largest),
         limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *silent_outputs(quality)),
     )

@@ -30,10 +30,10 @@ from ..quality.estimated_drop import OutputKinds
 from ..quality.result import Quality
 from ..recipe import Recipe
 from ..runtime import executors
-from ..runtime import session as runtime
+from ..runtime import latency as timing
+from ..runtime.latency import Latency
 from ..runtime.loaded_model import LoadedModel
 from ..runtime.processes import peak_memory_bytes
-from ..runtime.session import Latency
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
 from ..shapes import count as counting
@@ -293,16 +293,16 @@ def measure_result(run: Run, done: RecipeResult, prover: Prover) -> Measured:
 
 def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency]:
     """Compare and time original and result; lossless recipes without a limit of latency take little time for it."""
-    before = runtime.TimedSession(run.base.fast)
-    after = before if result is run.base else runtime.TimedSession(result.fast)
+    before = timing.TimedSession(run.base.fast)
+    after = before if result is run.base else timing.TimedSession(result.fast)
     quality = run.quality(before, after, progress=run.options.progress)
     largest = run.samples.largest
     if not run.recipe.lossless or run.latency_limit is not None:
-        return quality, run.timings.race("result", lambda: runtime.race(run.base.fast, result.fast, largest))
-    latency = runtime.seen(before, after)
+        return quality, run.timings.race("result", lambda: timing.race(run.base.fast, result.fast, largest))
+    latency = timing.seen(before, after)
     spare_seconds = _TIMED_SHARE * (time.monotonic() - run.started)
     if latency.original_ms + latency.compressed_ms <= 1e3 * spare_seconds:
-        latency = runtime.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
+        latency = timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
     return quality, latency
 
 

@@ -27,9 +27,10 @@ from ..numerics.threads import one_thread
 from ..quality.compare_outputs import Runs, measure
 from ..quality.estimated_drop import OutputKinds
 from ..quality.expected_drop import SteadyDrop
+from ..runtime import latency as timing
 from ..runtime import session as runtime
+from ..runtime.latency import Latency
 from ..runtime.loaded_model import LoadedModel
-from ..runtime.session import Latency
 from ..search.checkpoint import Checkpoint, digest
 
 _RACE_SECONDS = 2.0
@@ -105,7 +106,7 @@ class Races:
 
         def raced() -> Latency:
             candidate = LoadedModel(model, threads=self._threads)
-            return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+            return timing.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
         return self._timings.race(label, raced).ratio
 
@@ -218,7 +219,7 @@ class Trials:
         )
 
     def _race(self, candidate: LoadedModel) -> Latency:
-        return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+        return timing.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
     def _outputs_on_others(self) -> list[dict[str, Any]]:
         if self._on_others is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from ..data.lint import oddities
-from ..runtime.session import Latency
+from ..runtime.latency import Latency
 from .report import Verification
 from .setup import Samples
 

@@ -14,7 +14,7 @@ from ..core import Action, Change, Trial
 from ..pack.archive import Packed
 from ..quality.ablation import LayerAblation
 from ..quality.result import Quality
-from ..runtime.session import Latency
+from ..runtime.latency import Latency
 from ..search.archive import TriedCandidate
 from ..shapes.count import ModelFacts
 

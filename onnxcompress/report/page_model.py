@@ -15,7 +15,7 @@ from ..jobs.report import PassOptions, Report, Verification
 from ..pack.archive import Packed
 from ..quality.ablation import Ablation, LayerAblation
 from ..quality.result import OutputDifference, Quality
-from ..runtime.session import Latency
+from ..runtime.latency import Latency
 from ..shapes.count import ModelFacts
 from .wording import counted, grouped, number, small
 

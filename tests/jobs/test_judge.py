@@ -9,8 +9,8 @@ import onnxcompress as oc
 from onnxcompress.data.evaluation_set import Evaluation
 from onnxcompress.jobs.judge import Races, Timings, Trials
 from onnxcompress.quality.estimated_drop import OutputKinds
+from onnxcompress.runtime.latency import Latency
 from onnxcompress.runtime.loaded_model import LoadedModel
-from onnxcompress.runtime.session import Latency
 from tests.helpers import floats, from_text
 
 TEXT = "g (float[n, 4] x) => (float[n, 4] y) <float[4] a = {{{a}}}> {{ y = Add(x, a) }}"

@@ -13,7 +13,7 @@ from onnxcompress.jobs.report import Limits, PassOptions, Report, ResolvedRecipe
 from onnxcompress.quality.ablation import Ablation, LayerAblation
 from onnxcompress.quality.result import OutputDifference, Quality
 from onnxcompress.report import files, html, page_model, plots
-from onnxcompress.runtime.session import Latency
+from onnxcompress.runtime.latency import Latency
 from onnxcompress.search.archive import TriedCandidate
 from onnxcompress.shapes.count import ModelFacts
 

@@ -16,7 +16,7 @@ from onnxcompress.jobs.report import Limits, Report, ResolvedRecipe, Verificatio
 from onnxcompress.quality.result import OutputDifference, Quality
 from onnxcompress.report import tables as report_tables
 from onnxcompress.report import wording
-from onnxcompress.runtime.session import Latency
+from onnxcompress.runtime.latency import Latency
 from onnxcompress.shapes.count import ModelFacts
 
 MODELS = Path(__file__).parents[2] / "models"
