@@ -51,8 +51,6 @@ _MANY_NODES = 5_000
 """A runtime's record of each node in each run takes memory."""
 _MOST_TIMED_SECONDS = 2.0
 """Of all timed runs where one takes long."""
-_STORAGE_OPS = ("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape")
-"""Between a weight and the node that computes with it; a weight counts as the latter's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,10 +335,10 @@ class _Shares:
 
 
 def _reader(value: ir.Value) -> ir.Node | None:
-    """Return the first node that computes with a constant, None where nobody reads it."""
+    """Return the first node that computes with a constant, whose weight it counts as; None where nobody reads it."""
     while True:
         node = next((use.node for use in value.uses()), None)
-        if node is None or not query.is_op(node, *_STORAGE_OPS) or not node.outputs[0].uses():
+        if node is None or not query.is_op(node, *ops.STORAGE) or not node.outputs[0].uses():
             return node
         value = node.outputs[0]
 

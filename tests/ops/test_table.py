@@ -105,6 +105,26 @@ def test_kinds_of_operators_hold_in_the_standard_domain_only():
     assert ops.moves_data(ir.node("Concat", []), 1)
 
 
+def test_elements_are_carried_through_data_ports_only():
+    inputs = [ir.Value(name=name) for name in "abc"]
+    where, gather, join, cast = (
+        ir.node("Where", inputs),
+        ir.node("Gather", inputs[:2]),
+        ir.node("Concat", inputs, {"axis": 0}),
+        ir.node("CastLike", inputs[:2]),
+    )
+    carried = [[ops.carries(node, port) for port in range(3)] for node in (where, gather, join, cast)]
+    assert carried == [[False, True, True], [True, False, False], [True, True, True], [True, False, False]]
+    assert not ops.carries(ir.node("Concat", inputs, domain="custom"), 0)
+
+
+def test_the_columns_that_move_data_lie_in_each_other():
+    assert ops.RESHAPES < ops.REARRANGES < ops.MOVES < ops.DATA_MOVEMENT < ops.CARRIES < ops.SELECT | ops.CARRIES
+    assert ops.MOVES < ops.KEEPS_FILL < ops.CARRIES
+    assert ops.STORAGE < ops.CARRIES_SCORES
+    assert ops.STOCHASTIC - ops.NONDETERMINISTIC == {"Dropout"}
+
+
 def test_every_weight_port_of_the_table_names_distinct_axes():
     for (domain, op_type), row in ops.OPS.items():
         for weight in row.weights:
