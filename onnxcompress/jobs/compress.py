@@ -22,8 +22,8 @@ from ..activations.calibration import CalibrationCache
 from ..base.versions import versions
 from ..core import Action, Candidate, Change, Clock, Context, Prefer, Progress, Trial, Workers
 from ..data import evaluation_set
-from ..data import input_specs as specs_module
 from ..data.evaluation_set import DataOptions, Evaluation
+from ..data.input_specs import input_specs
 from ..data.lint import oddities
 from ..errors import ModelError, UsageError
 from ..io import model_io
@@ -190,7 +190,7 @@ def compress(
     session = None if setup.by_regions(base, verify) else setup.open_whole(base, verify)
     if session is None and (max_drop is not None or max_latency is not None):
         raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
-    specs = specs_module.declared_inputs(original) if session is None else session.inputs
+    specs = input_specs(original) if session is None else session.inputs
     given = None if data is None else evaluation_set.read(data, specs, data_options)
     working, held_out = (given, given) if given is None or not chosen.uses_data else given.divided()
     judged = held_out if eval_data is None else evaluation_set.read(eval_data, specs, data_options)

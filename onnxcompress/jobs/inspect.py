@@ -1,6 +1,6 @@
 """What is in a model: where bytes, parameters, MACs and time are, and which pass could save what.
 
-Weights are not read, except by the trial of the passes; models over `RUN_LIMIT_BYTES` are neither tried nor run.
+Weights are not read, except by the trial of the passes; models over `INSPECT_BYTES` are neither tried nor run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from ..base import size_limits
 from ..channels import groups as channel_groups
 from ..core import Context, Feed
 from ..data import evaluation_set, synthetic
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 log = logging.getLogger(__name__)
-
-RUN_LIMIT_BYTES = 320 << 20
-"""Models above this are not loaded into the runtime, which takes up to three times as much."""
-
-_APART_BYTES = 64 << 20
-"""Models above this run in a process of their own, which maps their weights from a file."""
 
 _TOP = 10
 """Layers that are listed one by one."""
@@ -181,7 +176,7 @@ def inspect(
         **times,
     )
     notes += shares.notes
-    if size_bytes <= RUN_LIMIT_BYTES:
+    if size_bytes <= size_limits.INSPECT_BYTES:
         still = Still(model)
         del model, shares, in_nodes  # a graph of many nodes takes room, and the trials take as much again
         reached = tried(still, size_bytes, context, notes)
@@ -192,13 +187,12 @@ def inspect(
 @contextlib.contextmanager
 def _runnable(model: ir.Model, size_bytes: int, notes: list[str]) -> Iterator[bytes | Path | None]:
     """Yield what the runtime can load, None for a model that is too large; sessions are opened where they have room."""
-    if size_bytes > RUN_LIMIT_BYTES:
-        notes.append(
-            f"{size_bytes:,} bytes: over {RUN_LIMIT_BYTES:,} the model is not run, and the passes are not tried on it"
-        )
+    limit = size_limits.INSPECT_BYTES
+    if size_bytes > limit:
+        notes.append(f"{size_bytes:,} bytes: over {limit:,} the model is not run, and the passes are not tried on it")
         yield None
         return
-    is_large = size_bytes > _APART_BYTES
+    is_large = size_bytes > size_limits.APART_BYTES
     with isolation.roomy(query.node_count(model), is_large=is_large):
         if not is_large:
             yield model_io.to_bytes(model)

@@ -7,26 +7,25 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from ..base.size_limits import RUN_BYTES
 from ..core import Feed
 from ..data import synthetic
 from ..data.evaluation_set import Evaluation
 from ..errors import ModelError
 from ..graph import query
+from ..io.wire import MAX_MESSAGE_BYTES
 from ..runtime import session as runtime
-from ..runtime.loaded_model import LARGEST_BYTES, LoadedModel
+from ..runtime.loaded_model import LoadedModel
 
 Verify = Literal["auto", "full", "regions"]
 
 _PROOF_FEEDS = 2
 """Synthetic feeds of a proof: two sizes of every dynamic dimension."""
 
-WHOLE_BYTES = 256 << 20
-"""Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
-
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:
     """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
-    return verify == "regions" or (verify == "auto" and model.size_bytes > WHOLE_BYTES)
+    return verify == "regions" or (verify == "auto" and model.size_bytes > RUN_BYTES)
 
 
 def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
@@ -35,7 +34,7 @@ def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
     Raises:
         ModelError: the runtime can't load it, for another reason or although `verify` is "full".
     """
-    if model.size_bytes > LARGEST_BYTES:
+    if model.size_bytes > MAX_MESSAGE_BYTES:
         raise ModelError(
             f"the model has {model.size_bytes:,} bytes; over 2 GiB it can't be run as one piece",
             where=model.path or "",

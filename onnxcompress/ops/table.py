@@ -318,8 +318,11 @@ SELECT = DATA_MOVEMENT | KEEPS_FILL | {"Cast", "Gather", "GlobalAveragePool", "G
 DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         **dict.fromkeys(
-            "ArgMax ArgMin CastLike Clip Expand Gather GatherElements GatherND Pad ReduceMax ReduceMean ReduceMin "
-            "ReduceSum Reshape Resize Slice Split Squeeze Tile TopK Unsqueeze".split(),
+            (
+                *("ArgMax", "ArgMin", "CastLike", "Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad"),
+                *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Slice", "Split"),
+                *("Squeeze", "Tile", "TopK", "Unsqueeze"),
+            ),
             (0, 1),
         ),
         "Where": (1, 3),

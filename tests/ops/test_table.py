@@ -122,7 +122,7 @@ def test_the_columns_that_move_data_lie_in_each_other():
     assert ops.RESHAPES < ops.REARRANGES < ops.MOVES < ops.DATA_MOVEMENT < ops.CARRIES < ops.SELECT | ops.CARRIES
     assert ops.MOVES < ops.KEEPS_FILL < ops.CARRIES
     assert ops.STORAGE < ops.CARRIES_SCORES
-    assert ops.STOCHASTIC - ops.NONDETERMINISTIC == {"Dropout"}
+    assert {"Dropout"} == ops.STOCHASTIC - ops.NONDETERMINISTIC
 
 
 def test_every_weight_port_of_the_table_names_distinct_axes():
