@@ -27,7 +27,8 @@ def input_specs(model: ir.Model) -> list[runtime.TensorSpec]:
         if not value.is_initializer():
             text = _full_text(value.type)
             dtype = None if text == "tensor(string)" else runtime.array_type(text)
-            shape = tuple(d if isinstance(d, int) else d.value for d in value.shape or ())
+            dims = value.shape if isinstance(value.type, ir.TensorType) and value.shape is not None else ()
+            shape = tuple(d if isinstance(d, int) else d.value for d in dims)
             found.append(runtime.TensorSpec(value.name or "", dtype, shape, text))
     return found
 

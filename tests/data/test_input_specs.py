@@ -8,7 +8,6 @@ from onnx import TensorProto, helper
 from onnxcompress.data.input_specs import input_specs
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session as runtime
-from tests.helpers import from_text
 
 
 def _model(*kinds):
@@ -35,9 +34,10 @@ def test_inputs_with_a_default_need_not_be_fed():
 
 
 def test_sequences_have_the_name_of_their_elements():
-    text = "(seq(float[n]) x) => (float[m] y) { y = ConcatFromSequence<axis = 0>(x) }"
-    model = from_text('<ir_version: 8, opset_import: ["" : 17]> g ' + text)
-    session = runtime.open_session(model_io.to_bytes(model), optimize=False)
-    assert (
-        [spec.type for spec in input_specs(model)] == [spec.type for spec in session.inputs] == ["seq(tensor(float))"]
-    )
+    info = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, ["n"])
+    node = helper.make_node("ConcatFromSequence", ["x"], ["y"], axis=0)
+    graph = helper.make_graph([node], "g", [info], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m"])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = runtime.open_session(model.SerializeToString(), optimize=False)
+    assert input_specs(model_io.load(model)) == list(session.inputs)
+    assert session.inputs[0].type == "seq(tensor(float))"
