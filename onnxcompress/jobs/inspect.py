@@ -30,6 +30,7 @@ from ..partition import value_sizes
 from ..runtime import isolation
 from ..runtime import session as runtime
 from ..shapes import count as counting
+from ..shapes import resolve
 from .inspect_passes import PassPotential, Still, channels_of, tried
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ class _Shares:
             t.nbytes for v, t in self.tensors if v in ports and t.dtype.is_floating_point() and t.dtype.bitwidth >= 16
         )
         unknown: list[str] = []
-        for node, macs in ops.node_macs(model, counting.shape_lookup(counting.resolve_shapes(model, feed))):
+        for node, macs in ops.node_macs(model, resolve.shape_lookup(resolve.infer_dims(model, feed))):
             if macs is None:
                 unknown.append(query.label(node))
             else:

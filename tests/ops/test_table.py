@@ -8,11 +8,12 @@ import pytest
 from onnxcompress.graph import query
 from onnxcompress.ops import table as ops
 from onnxcompress.shapes import count as counting
+from onnxcompress.shapes import resolve
 from tests.helpers import from_text
 
 
 def _macs(text, **weights):
-    return ops.total_macs(from_text(text), counting.shape_lookup(counting.resolve_shapes(from_text(text), weights)))
+    return ops.total_macs(from_text(text), resolve.shape_lookup(resolve.infer_dims(from_text(text), weights)))
 
 
 @pytest.mark.parametrize(
