@@ -105,7 +105,7 @@ def infer_proto(proto: onnx.ModelProto) -> Shapes:
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
         return Shapes(dict(_declared(proto.graph.input)))
     facts: dict[str, list[_Fact]] = {}
-    for body in _all_graphs(proto.graph):
+    for body in all_graphs(proto.graph):
         own = dict((*_declared(body.input), *_declared(body.value_info), *_declared(body.output)))
         for name in _defined(body):
             facts.setdefault(name, []).append(own.get(name, (None, None)))
@@ -138,10 +138,11 @@ def _bodies(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from attr.graphs
 
 
-def _all_graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def all_graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a serialized graph and every body in it, outermost first."""
     yield proto
     for body in _bodies(proto):
-        yield from _all_graphs(body)
+        yield from all_graphs(body)
 
 
 def _defined(proto: onnx.GraphProto) -> set[str]:

@@ -61,7 +61,7 @@ class SimplifyChains:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge them in every graph of `model` but local functions, which can't hold weights."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
+        inside = {id(graph) for graph in query.function_graphs(model)}
         rules: dict[str, list[Rule]] = {
             "Cast": [_casts],
             "Slice": [merge_slices],
