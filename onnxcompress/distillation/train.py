@@ -36,7 +36,7 @@ from ..ops.linear import linear_layers
 from ..quality import divergence
 from ..quality.divergence import DivergenceKind
 from ..runtime import session as runtime
-from ..shapes import count as counting
+from ..shapes import resolve
 
 _PREFIX = "onnxcompress_"
 _LOSS = f"{_PREFIX}loss"
@@ -194,7 +194,7 @@ def affordable(model: ir.Model, feed: Feed, steps: int) -> tuple[int, int]:
     Raises:
         ModelError: the model can't be run.
     """
-    shape_of = counting.shape_lookup(counting.resolve_shapes(model, feed))
+    shape_of = resolve.shape_lookup(resolve.infer_dims(model, feed))
     work = sum(
         (macs or 0) * (_GROUPED if int(query.attribute(node, "group", 1)) > 1 else 1)
         for node, macs in ops.node_macs(model, shape_of)

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import ModelError
+from ..graph.query import bodies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +84,11 @@ def _makers(node: ir.Node) -> Iterator[ir.Node]:
     pending = [node]
     while pending:
         each = pending.pop()
-        yield from (value.producer() for value in each.inputs if value is not None and value.producer() is not None)  # type: ignore[misc]
-        for attribute in each.attributes.values():
-            bodies = {ir.AttributeType.GRAPH: [attribute.value], ir.AttributeType.GRAPHS: attribute.value}
-            for body in bodies.get(attribute.type, ()) if not attribute.is_ref() else ():
-                pending += list(body)
-                yield from (v.producer() for v in body.outputs if v.producer() is not None)
+        inside = bodies(each)
+        pending += [inner for body in inside for inner in body]
+        read = (*each.inputs, *(output for body in inside for output in body.outputs))
+        makers = (value.producer() for value in read if value is not None)
+        yield from (maker for maker in makers if maker is not None)
 
 
 def _check_nodes(graph: ir.Graph | ir.Function, model: ir.Model, where: str) -> None:

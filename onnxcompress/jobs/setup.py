@@ -8,17 +8,19 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..base.size_limits import RUN_BYTES
 from ..core import Change, Clock, Feed
 from ..data import evaluation_set, input_specs, synthetic
 from ..data.evaluation_set import Evaluation
 from ..errors import ModelError, UsageError
 from ..graph import query
+from ..io.wire import MAX_MESSAGE_BYTES
 from ..quality.compare_outputs import Runs, measure
 from ..quality.estimated_drop import OutputKinds
 from ..quality.result import Quality
 from ..recipe import Recipe
 from ..runtime import session as runtime
-from ..runtime.loaded_model import LARGEST_BYTES, LoadedModel
+from ..runtime.loaded_model import LoadedModel
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint
 from .judge import Timings
@@ -27,9 +29,6 @@ from .options import RunOptions, Verify
 
 _PROOF_FEEDS = 2
 """Synthetic feeds of a proof: two sizes of every dynamic dimension."""
-
-WHOLE_BYTES = 256 << 20
-"""Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +156,7 @@ def read_inputs(
         DataError: the data can't be read or does not fit.
         ModelError: no feed is found that the model runs, and the whole model has to be run.
     """
-    specs = input_specs.declared_inputs(base.model) if session is None else session.inputs
+    specs = input_specs.input_specs(base.model) if session is None else session.inputs
     given = None if options.data is None else evaluation_set.read(options.data, specs, options.data_options)
     working, held_out = (given, given) if given is None or not recipe.uses_data else given.divided()
     judged = held_out
@@ -175,7 +174,7 @@ def read_inputs(
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:
     """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
-    return verify == "regions" or (verify == "auto" and model.size_bytes > WHOLE_BYTES)
+    return verify == "regions" or (verify == "auto" and model.size_bytes > RUN_BYTES)
 
 
 def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
@@ -184,7 +183,7 @@ def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
     Raises:
         ModelError: the runtime can't load it, for another reason or although `verify` is "full".
     """
-    if model.size_bytes > LARGEST_BYTES:
+    if model.size_bytes > MAX_MESSAGE_BYTES:
         raise ModelError(
             f"the model has {model.size_bytes:,} bytes; over 2 GiB it can't be run as one piece",
             where=model.path or "",

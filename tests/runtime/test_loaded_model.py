@@ -12,6 +12,7 @@ from onnxcompress.runtime import session as runtime
 from onnxcompress.runtime.latency import glance, race
 from onnxcompress.runtime.loaded_model import LoadedModel
 from onnxcompress.shapes import count as counting
+from onnxcompress.shapes import resolve
 from onnxcompress.verify.whole import WholeProof
 
 TEXT = """
@@ -112,7 +113,7 @@ def test_a_glance_is_short_and_a_model_against_itself_is_timed_once():
 
 def test_shapes_that_only_a_run_would_show_and_that_nothing_needs_are_not_looked_for():
     model = _model('<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }')
-    assert counting._shapes_by_running(model, FEED, frozenset({"none"})) == {}
+    assert resolve.look(model, FEED, counting._touched(model, frozenset({"none"}))) == {}
 
 
 def test_feeds_of_many_floats_are_not_repeated_with_another_seed():

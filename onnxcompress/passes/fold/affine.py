@@ -48,7 +48,7 @@ class FuseAffine:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of the model but local functions, which can't hold weights."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
+        inside = {id(graph) for graph in query.function_graphs(model)}
         layers = outside(inside, _merge_into_layer)
         pairs = outside(inside, _merge_pair)
         kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization")

@@ -16,7 +16,6 @@ from ...ops import table as ops
 from ..rewriting import RewriteContext
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_RESHAPES = ("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Identity", "Expand", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def parameter(value: ir.Value | None, scene: RewriteContext) -> Parameter | None
             return None
         return Parameter(value, query.dims(tensor), tensor.dtype, None)
     source = value
-    while (node := source.producer()) is not None and query.is_op(node, *_RESHAPES) and node.inputs[0] is not None:
+    while (node := source.producer()) is not None and query.is_op(node, *ops.KEEPS_FILL) and node.inputs[0] is not None:
         source = node.inputs[0]
     if node is None or not query.is_op(node, "ConstantOfShape") or query.constant_tensor(node.inputs[0]) is None:
         return None

@@ -17,7 +17,7 @@ from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
 from ..rewriting import Rewrite, RewriteContext, Rule, outside, rewrite
-from .chains_common import RESHAPES, before, counted_from_front, merged
+from .chains_common import before, counted_from_front, merged
 from .chains_reshape import merge_reshapes, moved_ones
 from .chains_slice import adjacent_parts, listed_parts, merge_slices, nested_concat
 from .noops import FAR, slice_parts
@@ -61,7 +61,7 @@ class SimplifyChains:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge them in every graph of `model` but local functions, which can't hold weights."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
+        inside = {id(graph) for graph in query.function_graphs(model)}
         rules: dict[str, list[Rule]] = {
             "Cast": [_casts],
             "Slice": [merge_slices],
@@ -170,7 +170,7 @@ def _picked(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
 
 def _shape_of(node: ir.Node, scene: RewriteContext) -> Rewrite | None:  # noqa: ARG001
     """Read the shape of x for that of f(x); the size also where only the order changes."""
-    also = (*RESHAPES, "Transpose") if node.op_type == "Size" else ()
+    also = (*ops.RESHAPES, "Transpose") if node.op_type == "Size" else ()
     first = before(node, *ops.SAME_SHAPE, *also)
     if first is None or first.inputs[0] is None:
         return None

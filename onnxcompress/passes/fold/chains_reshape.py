@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph import edit, query
+from ...ops import table as ops
 from ...shapes.infer import Dim
 from ..rewriting import Rewrite, RewriteContext
-from .chains_common import RESHAPES, before, counted_from_front, merged
+from .chains_common import before, counted_from_front, merged
 from .noops import same_shape
 
 
@@ -18,7 +19,7 @@ def merge_reshapes(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     """Write two nodes that change the shape as the last shape alone."""
     middle = node.inputs[0]
     first = None if middle is None else middle.producer()
-    if first is None or middle is None or not query.is_op(first, *RESHAPES) or first.graph is not node.graph:
+    if first is None or middle is None or not query.is_op(first, *ops.RESHAPES) or first.graph is not node.graph:
         return None
     x, out = first.inputs[0], node.outputs[0]
     if x is None:
@@ -55,11 +56,11 @@ def moved_ones(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     x, out = node.inputs[0], node.outputs[0]
     dims = scene.shapes.shape(x)
     after = query.sole_consumer(out)
-    beside = before(node, *RESHAPES) or after
+    beside = before(node, *ops.RESHAPES) or after
     if x is None or dims is None or 0 in dims or scene.opset < 5:
         return None
     perm = query.integers(node, "perm", default=range(len(dims))[::-1])
-    if perm is None or beside is None or not query.is_op(beside, *RESHAPES) or beside.graph is not node.graph:
+    if perm is None or beside is None or not query.is_op(beside, *ops.RESHAPES) or beside.graph is not node.graph:
         return None
     kept = [axis for axis in perm if dims[axis] != 1]
     if kept != sorted(kept):

@@ -14,11 +14,8 @@ from pydantic.dataclasses import dataclass
 
 from ...core import Action, Change, Context, Need
 from ...graph import edit, query
+from ...ops import table as ops
 
-_CHANCE = (
-    *("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
-    "RandomUniformLike",
-)
 _QUANTIZATION = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 """Runtimes look for these right beside the operator they belong to."""
 _SMALL_BYTES = 1024
@@ -67,7 +64,7 @@ class ShareNodes:
 
 def _key(node: ir.Node) -> Hashable | None:
     """Return what two nodes share that always compute the same, None where that can't be told."""
-    if node.domain not in query.STANDARD_DOMAINS or query.is_op(node, *_CHANCE, *_QUANTIZATION):
+    if node.domain not in query.STANDARD_DOMAINS or query.is_op(node, *ops.STOCHASTIC, *_QUANTIZATION):
         return None
     attributes = []
     for attr in sorted(node.attributes.values(), key=lambda a: a.name):

@@ -166,4 +166,4 @@ def _called(model: ir.Model) -> Iterator[tuple[str, str, str]]:
             seen.add(identifier)
             yield identifier
             function = model.functions[identifier]
-            pending += [*function, *(node for body in function.subgraphs() for node in body)]
+            pending += [*function, *query.inner_nodes(function)]

@@ -16,9 +16,6 @@ from ...core import Action, Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
 
-_MOVES = ("Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
-"""Operators that only move or repeat elements of their first input: zeros stay zeros."""
-
 _DEPTH = 8
 _MOST_ELEMENTS = 1 << 16
 """Larger constants are not read: no bias or state is that large."""
@@ -72,7 +69,7 @@ def _is_zero(value: ir.Value) -> bool:
         if query.is_op(node, "ConstantOfShape") and node is not None:
             fill = query.attribute(node, "value")
             return "value" not in node.attributes or (fill is not None and not np.any(fill.numpy()))
-        if node is None or not query.is_op(node, *_MOVES) or node.inputs[0] is None:
+        if node is None or not query.is_op(node, "Cast", *ops.KEEPS_FILL) or node.inputs[0] is None:
             return False
         value = node.inputs[0]
     return False

@@ -138,7 +138,7 @@ def _is_shareable(value: ir.Value) -> bool:
 
 
 def _weights(model: ir.Model) -> Iterator[ir.Value]:
-    for body in (model.graph, *model.graph.subgraphs()):
+    for body in query.graphs_outside_functions(model):
         yield from (v for v in tuple(body.initializers.values()) if _is_shareable(v))
 
 
@@ -146,7 +146,7 @@ def _parents(model: ir.Model) -> dict[int, ir.Graph]:
     """Map each body (by id) to the graph around it."""
     return {
         id(body): outer
-        for outer in (model.graph, *model.graph.subgraphs())
+        for outer in query.graphs_outside_functions(model)
         for node in outer
         for body in query.bodies(node)
     }

@@ -8,7 +8,7 @@ of its operators changed in between).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
@@ -80,7 +80,7 @@ def _own_outputs(function: ir.Function, names: edit.Names) -> None:
 
 def _refusal(model: ir.Model, function: ir.Function, imports: Mapping[str, int]) -> str | None:
     """Return why a function can't be inlined into this model, None where it can."""
-    for node in _nodes(function):
+    for node in (*function, *query.inner_nodes(function)):
         theirs = function.opset_imports.get(node.domain, 0)
         ours = imports.get(node.domain, theirs)
         if theirs != ours and node.op_identifier() not in model.functions and not _same(node, theirs, ours):
@@ -109,12 +109,6 @@ def _same(node: ir.Node, one: int, other: int) -> bool:
     return schemas[0].since_version == schemas[1].since_version
 
 
-def _nodes(function: ir.Function) -> Iterator[ir.Node]:
-    yield from function
-    for body in function.subgraphs():
-        yield from body
-
-
 def _calls(model: ir.Model) -> set[Identifier]:
     return {node.op_identifier() for node in query.nodes(model)} & set(model.functions)
 
@@ -122,7 +116,7 @@ def _calls(model: ir.Model) -> set[Identifier]:
 def _recursive(model: ir.Model) -> bool:
     """Say whether functions call each other in a circle."""
     calls = {
-        identifier: {n.op_identifier() for n in _nodes(function)} & set(model.functions)
+        identifier: {n.op_identifier() for n in (*function, *query.inner_nodes(function))} & set(model.functions)
         for identifier, function in model.functions.items()
     }
     try:

@@ -47,7 +47,7 @@ class RemoveNoops:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Remove them in every graph of `model` but local functions, whose names may mislead."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
+        inside = {id(graph) for graph in query.function_graphs(model)}
         there = {node.op_type for node in query.nodes(model)} & _TESTS.keys()
         return rewrite(model, context, self.name, {op: [outside(inside, _rule(_TESTS[op]))] for op in there})
 

@@ -7,7 +7,7 @@ without: names would make the file larger, and `graph.label` speaks of them by t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -69,20 +69,13 @@ def _unsorted(body: ir.Graph) -> bool:
     """Say whether a node, or a body inside of it, reads what a later node of this graph makes."""
     done: set[ir.Node] = set()
     for node in body:
-        for reader in _with_inner(node):
+        for reader in (node, *query.inner_nodes([node])):
             for value in reader.inputs:
                 made_by = None if value is None else value.producer()
                 if made_by is not None and made_by.graph is body and made_by not in done:
                     return True
         done.add(node)
     return False
-
-
-def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
-    yield node
-    for body in query.bodies(node):
-        for inner in body:
-            yield from _with_inner(inner)
 
 
 def _seal(model: ir.Model, context: Context) -> list[Change]:

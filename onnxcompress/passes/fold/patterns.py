@@ -60,7 +60,7 @@ class FusePatterns:
         for kind in ("Conv", "ConvTranspose", "AveragePool", "MaxPool"):
             rules.setdefault(kind, []).append(absorb_pad)
         rules.setdefault("ReduceMean", []).append(_global_average)
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
+        inside = {id(graph) for graph in query.function_graphs(model)}
         return rewrite(
             model,
             context,

@@ -37,7 +37,7 @@ class SimplifyTransposes:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of `model` but local functions, which can't hold weights."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
+        inside = {id(graph) for graph in query.function_graphs(model)}
         compose, sink, gemm = (outside(inside, rule) for rule in (_compose, _sink, _into_gemm))
         return rewrite(model, context, self.name, {"Transpose": [compose, sink], "Gemm": [gemm]})
 

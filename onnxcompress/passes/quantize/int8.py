@@ -32,7 +32,7 @@ from ...graph import edit, query
 from ...io import model_io
 from ...ops import table as ops
 from ...search import candidates as search
-from ...shapes import count as counting
+from ...shapes import resolve
 from .blocks import QuantizeBlocks
 from .dynamic import QuantizeDynamic
 from .equalize import Equalize
@@ -373,7 +373,7 @@ def _layers(changes: Iterable[Change]) -> list[str]:
 
 def _costs(model: ir.Model, layers: Sequence[str], feed: Feed) -> dict[str, float]:
     """Return layer -> its MACs at the shapes of a feed, 1 where they are not known."""
-    shape_of = counting.shape_lookup(counting.resolve_shapes(model, feed))
+    shape_of = resolve.shape_lookup(resolve.infer_dims(model, feed))
     macs = {query.label(node): count for node, count in ops.node_macs(model, shape_of)}
     return {name: float(macs.get(name) or 1) for name in layers}
 

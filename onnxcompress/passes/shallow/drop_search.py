@@ -26,8 +26,8 @@ from ...io import model_io
 from ...ops import table as ops
 from ...ops.linear import linear_layers
 from ...quality.divergence import Divergence
-from ...shapes import count as counting
-from .shortcuts import Shortcut, find_shortcuts, seen_shapes
+from ...shapes import resolve
+from .shortcuts import Shortcut, find_shortcuts, main_shapes
 
 By = Literal["bias", "linear"]
 
@@ -127,8 +127,8 @@ class BlockDropSearch:
     """
 
     def __init__(self, model: ir.Model, context: Context, largest: Feed, by: By) -> None:
-        self._shapes = seen_shapes(model, largest)
-        self.macs = ops.total_macs(model, counting.shape_lookup(self._shapes)).total
+        self._shapes = main_shapes(model, largest)
+        self.macs = ops.total_macs(model, resolve.shape_lookup(self._shapes)).total
         self._model = model
         self._context = context
         self._by = by

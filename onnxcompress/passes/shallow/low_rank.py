@@ -31,11 +31,11 @@ from ...numerics.optimization.allocation import allocate
 from ...ops import table as ops
 from ...ops.linear import linear_layers
 from ...quality.divergence import Divergence
-from ...shapes import count as counting
+from ...shapes import resolve
 from ..fold import layer_composition
 from . import factorizations
 from .factorizations import Factorization, Form, Option
-from .shortcuts import seen_shapes
+from .shortcuts import main_shapes
 
 _GRAPH = "graph"
 _FORMS: dict[str, tuple[Form, ...]] = {
@@ -103,7 +103,7 @@ class LowRank:
             if context.selects(layer.node)
         ]
         largest = feed_facts.largest(context.feeds)
-        shapes = seen_shapes(model, largest)
+        shapes = main_shapes(model, largest)
         some = context.feeds[:: max(1, -(-len(context.feeds) // _SAMPLES))]
         possible = factorizations.candidates(
             layers,
@@ -118,7 +118,7 @@ class LowRank:
             return [self._skipped("no layer is large enough to be worth thin ones")]
         if not context.gate.admits(self.name, _GRAPH):
             return []
-        macs = ops.total_macs(model, counting.shape_lookup(shapes)).total
+        macs = ops.total_macs(model, resolve.shape_lookup(shapes)).total
         scored = min(_SCORED[1], max(_SCORED[0], int(_SCORED_MACS / max(1, macs * len(possible)))))
         judge = Divergence(model, context.feeds[:: max(1, -(-len(context.feeds) // scored))])
         chosen = self._chosen(

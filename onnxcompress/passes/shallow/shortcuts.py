@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...activations import observe
 from ...core import Feed
-from ...data import feeds as feed_facts
 from ...graph import query
 from ...ops import table as ops
 from ...ops.linear import LinearLayer, linear_layer
-from ...shapes import count as counting
+from ...shapes import resolve
 
 _LONGEST = 2
 """Blocks that are gone past at once: attention and what follows it make one layer of a transformer."""
@@ -56,17 +54,14 @@ class Shortcut:
         return (self.out.name or "") if maker is None else query.label(maker)
 
 
-def seen_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the values of the main graph in a run of a feed; empty ones are left out.
+def main_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the values of the main graph at a feed; empty ones are left out.
 
     Raises:
-        ModelError: the runtime can't run the model.
+        ModelError: shape inference leaves one open, and the runtime can't run the model.
     """
     names = [v.name for node in model.graph for v in node.outputs if v.name and query.constant_tensor(v) is None]
-    found = feed_facts.dims({v.name or "": feed[v.name or ""] for v in model.graph.inputs if v.name in feed})
-    return found | {
-        name: array.shape for name, array in observe.ActivationTap(model, names, skip_refused=True).run(feed).items()
-    }
+    return resolve.resolve(model, feed, names)
 
 
 def find_shortcuts(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Shortcut]:
@@ -74,9 +69,9 @@ def find_shortcuts(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> li
 
     Args:
         model: its nodes in topological order.
-        shapes: shape of each value at which values are compared and multiplications counted; see `seen_shapes`.
+        shapes: shape of each value at which values are compared and multiplications counted; see `main_shapes`.
     """
-    macs = {n: count or 0 for n, count in ops.node_macs(model, counting.shape_lookup(shapes)) if n.graph is model.graph}
+    macs = {n: count or 0 for n, count in ops.node_macs(model, resolve.shape_lookup(shapes)) if n.graph is model.graph}
     found: list[Shortcut] = []
     for out, through in _pairs(model, shapes):
         dead = _dead(out, through)
