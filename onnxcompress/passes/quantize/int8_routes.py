@@ -23,7 +23,7 @@ from .weights import QuantizeWeights
 Route = Literal["static", "mixed", "dynamic", "weights"]
 
 CAREFUL_PS = 400.0
-"""Picoseconds: `QuantizeStatic.noise_ps` of a careful variant. Measured on a text recogniser and a MobileNet, see there."""
+"""Picoseconds: `QuantizeStatic.noise_ps` of a careful variant; the measurements are there."""
 _LARGE_TABLE = 0.05
 """Part of the bytes of all weights from which on a table is tried in few bits. Chosen by judgement; not measured."""
 
@@ -143,7 +143,7 @@ class RouteBuilder:
         )
 
     def _equalized(self, model: ir.Model, variant: RouteVariant) -> list[Change]:
-        """Scale channels before layers that will run on integers; for ranges of each run by a Mul where none takes it."""
+        """Scale channels before layers that will run on int8; for ranges of each run also by a Mul."""
         inner = self._inner()
         if variant.route != "dynamic":
             return self._passes.equalize.run(model, inner)
