@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from ...activations import observe
-from ...core import Action, Change, Context, Feed
+from ...core import Change, Context, Feed
 from ...data import synthetic
 from ...errors import ModelError
 from ...graph import edit, query
@@ -306,15 +306,10 @@ class Conversion:
             edit.remove_unread(value)
 
     def _applied(self, node: ir.Node) -> Change:
-        return Change(
-            pass_name=self._pass_name,
-            target=query.label(node),
-            action=Action.APPLIED,
-            reason="computes in float16",
-        )
+        return Change.applied(self._pass_name, "computes in float16", target=query.label(node))
 
     def _refusal(self, target: str, reason: str) -> Change:
-        return Change(pass_name=self._pass_name, target=target, action=Action.SKIPPED, reason=reason)
+        return Change.skipped(self._pass_name, reason, target=target)
 
 
 def _touched(node: ir.Node, form: _Form) -> list[ir.Value]:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...shapes import infer as shapes
 
@@ -42,9 +42,7 @@ class FoldBranches:
                 if query.bodies(node) and not ready:
                     _make_names_unique(model, names)
                     ready = True
-                changes.append(
-                    Change(pass_name=self.name, target=query.label(node), action=Action.APPLIED, reason=reason)
-                )
+                changes.append(Change.applied(self.name, reason, target=query.label(node)))
                 _follow(node, names)
         return changes
 

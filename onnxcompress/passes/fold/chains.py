@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
-from ..rewriting import Rewrite, RewriteContext, Rule, outside, rewrite
+from ..rewriting import Rewrite, RewriteContext, Rule, rewrite
 from .chains_common import RESHAPES, before, counted_from_front, merged
 from .chains_reshape import merge_reshapes, moved_ones
 from .chains_slice import adjacent_parts, listed_parts, merge_slices, nested_concat
@@ -61,7 +61,6 @@ class SimplifyChains:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge them in every graph of `model` but local functions, which can't hold weights."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
         rules: dict[str, list[Rule]] = {
             "Cast": [_casts],
             "Slice": [merge_slices],
@@ -75,18 +74,13 @@ class SimplifyChains:
             "Shape": [_shape_of],
             "Size": [_shape_of],
         }
-        return rewrite(
-            model,
-            context,
-            self.name,
-            {kind: [outside(inside, r) for r in own] for kind, own in rules.items()},
-        )
+        return rewrite(model, context, self.name, rules)
 
 
-def _casts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _casts(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     first = before(node, "Cast")
     x = None if first is None else first.inputs[0]
-    source = scene.shapes.dtype(x)
+    source = ctx.shapes.dtype(x)
     if first is None or x is None or source is None:
         return None
     between, goal = (ir.DataType(int(query.attribute(n, "to", 0))) for n in (first, node))
@@ -101,7 +95,7 @@ def _casts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     return merged(node, first, lambda: edit.turn_into(node, "Cast", [x], {"to": int(goal)}))
 
 
-def _reduced(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _reduced(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Find a reduction that keeps its axes before a Squeeze of them, or drops them before an Unsqueeze."""
     first = before(node, *_REDUCTIONS)
     kept = 1 if node.op_type == "Squeeze" else 0
@@ -112,7 +106,7 @@ def _reduced(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     own = query.integers(node, "axes", 1)
     if not axes or not own:
         return None
-    rank = scene.shapes.rank(first.inputs[0])
+    rank = ctx.shapes.rank(first.inputs[0])
     normal = counted_from_front(axes, rank)
     if sorted(axes) != sorted(own) and (normal is None or normal != counted_from_front(own, rank)):
         return None
@@ -122,7 +116,7 @@ def _reduced(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     return merged(node, first, lambda: edit.turn_into(node, op_type, inputs, attributes))
 
 
-def _gathered(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _gathered(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Find one index taken out along an axis that comes back: Gather with a list of one index."""
     first = before(node, "Gather")
     if first is None or first.inputs[0] is None or query.is_op(first.inputs[0].producer(), "Shape"):
@@ -130,7 +124,7 @@ def _gathered(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     index = query.small_constant(first.inputs[1], most=1)
     own = query.integers(node, "axes", 1)
     axis = int(query.attribute(first, "axis", 0))
-    rank = scene.shapes.rank(first.inputs[0])
+    rank = ctx.shapes.rank(first.inputs[0])
     if index is None or index.shape != () or own is None or len(own) != 1:
         return None
     if own != [axis] and (rank is None or counted_from_front([axis], rank) != counted_from_front(own, rank)):
@@ -138,13 +132,13 @@ def _gathered(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     x = first.inputs[0]
 
     def apply() -> None:
-        one = edit.add_initializer(query.home(node), scene.names, f"{node.outputs[0].name}_index", index.reshape(1))
+        one = ctx.add_constant(node, f"{node.outputs[0].name}_index", index.reshape(1))
         edit.turn_into(node, "Gather", [x, one], {"axis": axis})
 
     return merged(node, first, apply)
 
 
-def _picked(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _picked(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Find a slice of length 1 whose axis is squeezed: Gather with one index."""
     first = before(node, "Slice")
     x, parts, own = (
@@ -153,22 +147,20 @@ def _picked(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     if first is None or x is None or parts is None or own is None or len(own) != 1 or len(parts[0]) != 1:
         return None
     start, end, axis, step = (p[0] for p in parts)
-    rank = scene.shapes.rank(x)
+    rank = ctx.shapes.rank(x)
     if own != [axis] and (rank is None or counted_from_front([axis], rank) != counted_from_front(own, rank)):
         return None
-    if step != 1 or not (end == start + 1 != 0 or (start == -1 and end >= FAR)) or scene.opset < 11:
+    if step != 1 or not (end == start + 1 != 0 or (start == -1 and end >= FAR)) or ctx.opset < 11:
         return None
 
     def apply() -> None:
-        index = edit.add_initializer(
-            query.home(node), scene.names, f"{node.outputs[0].name}_index", np.asarray(start, np.int64)
-        )
+        index = ctx.add_constant(node, f"{node.outputs[0].name}_index", np.asarray(start, np.int64))
         edit.turn_into(node, "Gather", [x, index], {"axis": axis})
 
     return merged(node, first, apply)
 
 
-def _shape_of(node: ir.Node, scene: RewriteContext) -> Rewrite | None:  # noqa: ARG001
+def _shape_of(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:  # noqa: ARG001
     """Read the shape of x for that of f(x); the size also where only the order changes."""
     also = (*RESHAPES, "Transpose") if node.op_type == "Size" else ()
     first = before(node, *ops.SAME_SHAPE, *also)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 
 _CHANCE = (
@@ -62,7 +62,7 @@ class ShareNodes:
                 continue
             reason = f"computes the same as {query.label(first)}"
             edit.replace_node(node, list(first.outputs))
-            changes.append(Change(pass_name=self.name, target=target, action=Action.APPLIED, reason=reason))
+            changes.append(Change.applied(self.name, reason, target=target))
 
 
 def _key(node: ir.Node) -> Hashable | None:

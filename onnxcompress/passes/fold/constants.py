@@ -17,7 +17,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
@@ -56,8 +56,7 @@ class FoldConstants:
             return changes
         plan = _plan(candidates, shapes.inferred(model, context), self.allowance_bytes)
         changes += [
-            Change(pass_name=self.name, target=query.label(node), action=Action.SKIPPED, reason=reason)
-            for node, reason in plan.refused.items()
+            Change.skipped(self.name, reason, target=query.label(node)) for node, reason in plan.refused.items()
         ]
         names = edit.Names(model)
         for batch in _batches(plan.stored):
@@ -84,20 +83,16 @@ def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
     for node in likes:
         dtype = known.dtype(node.inputs[1]) if known is not None else None
         if dtype == ir.DataType.FLOAT16 and _is_float32_number(node.inputs[0]):
-            yield Change(
-                pass_name=FoldConstants.name,
+            yield Change.skipped(
+                FoldConstants.name,
+                "where float16 is computed in float32 the number is read as it is; in float16 it needs a Cast",
                 target=query.label(node),
-                action=Action.SKIPPED,
-                reason="where float16 is computed in float32 the number is read as it is; in float16 it needs a Cast",
             )
             continue
         if dtype in constants_run.RUNNABLE and context.gate.admits(FoldConstants.name, query.label(node)):
             edit.turn_into(node, "Cast", [node.inputs[0]], {"to": int(dtype)})
-            yield Change(
-                pass_name=FoldConstants.name,
-                target=query.label(node),
-                action=Action.APPLIED,
-                reason=f"the type that it casts to is {dtype.name}",
+            yield Change.applied(
+                FoldConstants.name, f"the type that it casts to is {dtype.name}", target=query.label(node)
             )
 
 
@@ -240,7 +235,7 @@ def _store(
     target = query.label(node)
     if any(plan.sizes[output] is None for output in read) and stored > max(expected, freed):
         reason = f"its result takes {stored:,} bytes, what it is computed from {freed:,}"
-        return [Change(pass_name=FoldConstants.name, target=target, action=Action.SKIPPED, reason=reason)]
+        return [Change.skipped(FoldConstants.name, reason, target=target)]
     if not context.gate.admits(FoldConstants.name, target):
         return []
     sources = [v for v in dict.fromkeys(node.inputs) if v is not None and not v.is_initializer()]
@@ -249,11 +244,10 @@ def _store(
     for value in sources:
         edit.remove_unread(value)
     return [
-        Change(
-            pass_name=FoldConstants.name,
+        Change.applied(
+            FoldConstants.name,
+            f"{node.op_type} of constants is stored as its result",
             target=target,
-            action=Action.APPLIED,
-            reason=f"{node.op_type} of constants is stored as its result",
             bytes_before=freed,
             bytes_after=stored,
         )

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 
 _LOOP_STATE_FROM = 2
@@ -134,15 +134,7 @@ class _Cleaning:
         """Ask the gate and note the change."""
         if not self._context.gate.admits(RemoveDead.name, target):
             return False
-        self.changes.append(
-            Change(
-                pass_name=RemoveDead.name,
-                target=target,
-                action=Action.APPLIED,
-                reason=reason,
-                bytes_before=size_bytes,
-            )
-        )
+        self.changes.append(Change.applied(RemoveDead.name, reason, target=target, bytes_before=size_bytes))
         return True
 
 

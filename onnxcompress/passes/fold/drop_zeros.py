@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
 
@@ -50,15 +50,7 @@ class DropZeros:
                 reason = f"{value.name} is all zeros, which is what {node.op_type} takes without it"
                 size_bytes = query.tensor_bytes([value])
                 _drop_input(node, port)
-                changes.append(
-                    Change(
-                        pass_name=self.name,
-                        target=target,
-                        action=Action.APPLIED,
-                        reason=reason,
-                        bytes_before=size_bytes,
-                    )
-                )
+                changes.append(Change.applied(self.name, reason, target=target, bytes_before=size_bytes))
         return changes
 
 

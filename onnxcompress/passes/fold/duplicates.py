@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...io.tensors import chunks, excerpt
 
@@ -108,23 +108,15 @@ class ShareDuplicates:
             return self._applied(name, f"is the transpose of {stays.name}, which Gemm reads as well", tensor.nbytes)
         if not _is_transpose(one, other):
             return None
-        return Change(
-            pass_name=self.name,
-            target=one.name or "",
-            action=Action.SKIPPED,
-            reason=f"is the transpose of {other.name}, but not all that reads one of them is a Gemm, "
+        return Change.skipped(
+            self.name,
+            f"is the transpose of {other.name}, but not all that reads one of them is a Gemm, "
             "and a Transpose would hold both in memory at run time",
+            target=one.name or "",
         )
 
     def _applied(self, target: str, reason: str, saved: int) -> Change:
-        return Change(
-            pass_name=self.name,
-            target=target,
-            action=Action.APPLIED,
-            reason=reason,
-            bytes_before=saved,
-            bytes_after=0,
-        )
+        return Change.applied(self.name, reason, target=target, bytes_before=saved)
 
 
 def _is_shareable(value: ir.Value) -> bool:

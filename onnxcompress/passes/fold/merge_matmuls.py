@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
@@ -150,35 +150,22 @@ def _merge(
     if not _gains(group, rank):
         return []
     if not _gains(kept, rank):
-        return [
-            Change(pass_name=MergeMatmuls.name, target=query.label(b.node), action=Action.SKIPPED, reason=b.obstacle)
-            for b in group
-            if b.obstacle
-        ]
+        return [Change.skipped(MergeMatmuls.name, b.obstacle, target=query.label(b.node)) for b in group if b.obstacle]
     first = kept[0].node
     target = query.label(first)
     stored = query.tensor_bytes([v for b in kept for v in (b.weight, b.bias)])
     if query.tensor_bytes([b.weight for b in kept]) > _MOST_BYTES:
         reason = f"the merged weight would take {stored:,} bytes"
-        return [Change(pass_name=MergeMatmuls.name, target=target, action=Action.SKIPPED, reason=reason)]
+        return [Change.skipped(MergeMatmuls.name, reason, target=target)]
     result = _least_result_bytes(kept, known)
     if result > _MOST_RESULT_BYTES:
         reason = f"to cut {result:,} bytes of results apart takes longer than one product saves"
-        return [Change(pass_name=MergeMatmuls.name, target=target, action=Action.SKIPPED, reason=reason)]
+        return [Change.skipped(MergeMatmuls.name, reason, target=target)]
     if not context.gate.admits(MergeMatmuls.name, target):
         return []
     reason = f"{len(kept)} products of {first.inputs[0].name} became one"  # type: ignore[union-attr]
     _apply(kept, names, opset)
-    return [
-        Change(
-            pass_name=MergeMatmuls.name,
-            target=target,
-            action=Action.APPLIED,
-            reason=reason,
-            bytes_before=stored,
-            bytes_after=stored,
-        )
-    ]
+    return [Change.applied(MergeMatmuls.name, reason, target=target, bytes_before=stored, bytes_after=stored)]
 
 
 def _gains(branches: Sequence[_Branch], rank: int | None) -> bool:

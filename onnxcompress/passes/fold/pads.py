@@ -17,13 +17,13 @@ from ..rewriting import Refusal, Rewrite, RewriteContext
 from .value_bounds import non_negative
 
 
-def absorb_pad(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
+def absorb_pad(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
     """Merge the Pad in front of a node into its pads."""
     value = node.inputs[0]
     pad = None if value is None else value.producer()
     if value is None or pad is None or not query.is_op(pad, "Pad") or pad.graph is not node.graph:
         return None
-    found = _pads(pad, scene)
+    found = _pads(pad, ctx)
     if isinstance(found, str):
         return _refuse(node, found)
     added, fill = found
@@ -48,12 +48,12 @@ def _refuse(node: ir.Node, reason: str) -> Refusal:
     return Refusal(target=query.label(node), reason=f"the Pad before it stays: {reason}")
 
 
-def _pads(pad: ir.Node, scene: RewriteContext) -> tuple[list[int], float] | str:
+def _pads(pad: ir.Node, ctx: RewriteContext) -> tuple[list[int], float] | str:
     """Return what a Pad adds to the spatial axes (all begins, all ends) and the number it adds."""
     if query.attribute(pad, "mode", "constant") != "constant":
         return f"its mode is {query.attribute(pad, 'mode')}"
     amounts = query.integers(pad, "pads", 1)
-    if amounts is None or (scene.opset < 11 and "value" not in pad.attributes and len(pad.inputs) > 1):
+    if amounts is None or (ctx.opset < 11 and "value" not in pad.attributes and len(pad.inputs) > 1):
         return "its amounts are computed"
     fill: float | None = float(query.attribute(pad, "value", 0.0))
     if len(pad.inputs) > 2 and pad.inputs[2] is not None:
@@ -61,7 +61,7 @@ def _pads(pad: ir.Node, scene: RewriteContext) -> tuple[list[int], float] | str:
     if fill is None:
         return "its number is computed"
     if len(pad.inputs) > 3 and pad.inputs[3] is not None:
-        axes, rank = query.integers(pad, "axes", 3), scene.shapes.rank(pad.inputs[0])
+        axes, rank = query.integers(pad, "axes", 3), ctx.shapes.rank(pad.inputs[0])
         if axes is None or rank is None:
             return "its axes are not known"
         full = [0] * (2 * rank)

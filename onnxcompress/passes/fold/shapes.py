@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...numerics.polynomials import Size
 from ...shapes import infer as shapes
@@ -97,9 +97,7 @@ class _Folding:
         return self._context.gate.admits(FoldShapes.name, query.label(node))
 
     def _applied(self, node: ir.Node, reason: str) -> None:
-        self.changes.append(
-            Change(pass_name=FoldShapes.name, target=query.label(node), action=Action.APPLIED, reason=reason)
-        )
+        self.changes.append(Change.applied(FoldShapes.name, reason, target=query.label(node)))
 
     def _store(self, node: ir.Node) -> bool:
         """Store a node's output where every element is known."""

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...data import feeds as feed_facts
 from ...graph import edit
 from ...io import model_io
@@ -88,11 +88,8 @@ class DropBlocks:
             return [
                 self._summary(state, found, total, drop, (before, model_io.model_bytes(model))),
                 *(
-                    Change(
-                        pass_name=self.name,
-                        target=each.label,
-                        action=Action.APPLIED,
-                        reason=f"it goes, {each.macs / total:.1%} of the multiplications",
+                    Change.applied(
+                        self.name, f"it goes, {each.macs / total:.1%} of the multiplications", target=each.label
                     )
                     for each in state.gone
                 ),
@@ -122,15 +119,9 @@ class DropBlocks:
             figures += found.distilled.told(found.loss)
         if drop is not None:
             figures.append(f"the score falls by {drop:.4f}")
-        return Change(
-            pass_name=self.name,
-            target=_GRAPH,
-            action=Action.APPLIED,
-            reason="; ".join(figures),
-            bytes_before=sizes[0],
-            bytes_after=sizes[1],
-            details=details,
+        return Change.applied(
+            self.name, "; ".join(figures), bytes_before=sizes[0], bytes_after=sizes[1], details=details
         )
 
     def _skipped(self, reason: str) -> Change:
-        return Change(pass_name=self.name, target=_GRAPH, action=Action.SKIPPED, reason=reason)
+        return Change.skipped(self.name, reason)

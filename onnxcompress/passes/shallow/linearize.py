@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...activations import observe
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...distillation import reconstruct
 from ...graph import edit, query
 from ...io import model_io
@@ -91,18 +91,17 @@ class Linearize:
             return self._skipped(place.label, f"{figure}, the score falls by {drop:.4g}, more than {limit:g}")
         before = model_io.model_bytes(model)
         edit.become(model, made)
-        return Change(
-            pass_name=self.name,
+        return Change.applied(
+            self.name,
+            f"it goes, {query.label(first.node)} and {query.label(second.node)} become one: {figure}",
             target=place.label,
-            action=Action.APPLIED,
-            reason=f"it goes, {query.label(first.node)} and {query.label(second.node)} become one: {figure}",
             bytes_before=before,
             bytes_after=model_io.model_bytes(model),
             details={"predicted_loss": line.missed, "measured_divergence": loss, "measured_drop": drop},
         )
 
     def _skipped(self, target: str, reason: str) -> Change:
-        return Change(pass_name=self.name, target=target, action=Action.SKIPPED, reason=reason)
+        return Change.skipped(self.name, reason, target=target)
 
 
 @plain_dataclass(frozen=True)

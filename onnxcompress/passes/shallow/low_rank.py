@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ... import targets
-from ...core import Action, Change, Context, Judge, Need
+from ...core import Change, Context, Judge, Need
 from ...data import feeds as feed_facts
 from ...distillation import reconstruct
 from ...distillation.train import Distilled, affordable, distill, divided
@@ -233,24 +233,17 @@ class LowRank:
         if drop is not None:
             figures.append(f"the score falls by {drop:.4f}")
             details["measured_drop"] = drop
-        return Change(
-            pass_name=self.name,
-            target=_GRAPH,
-            action=Action.APPLIED,
-            reason="; ".join(figures),
-            bytes_before=sizes[0],
-            bytes_after=sizes[1],
-            details=details,
+        return Change.applied(
+            self.name, "; ".join(figures), bytes_before=sizes[0], bytes_after=sizes[1], details=details
         )
 
     def _written(self, choice: _RankChoice) -> Change:
         option = choice.option
         rank = " and ".join(map(str, option.ranks))
-        return Change(
-            pass_name=self.name,
+        return Change.applied(
+            self.name,
+            f"{option.form} of rank {rank}: {option.numbers / choice.candidate.numbers:.2f} of its numbers",
             target=choice.candidate.label,
-            action=Action.APPLIED,
-            reason=f"{option.form} of rank {rank}: {option.numbers / choice.candidate.numbers:.2f} of its numbers",
             details={
                 "form": option.form,
                 "ranks": list(option.ranks),
@@ -262,7 +255,7 @@ class LowRank:
         )
 
     def _skipped(self, reason: str) -> Change:
-        return Change(pass_name=self.name, target=_GRAPH, action=Action.SKIPPED, reason=reason)
+        return Change.skipped(self.name, reason)
 
 
 @plain_dataclass(frozen=True)
