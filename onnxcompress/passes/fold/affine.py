@@ -92,7 +92,7 @@ def _chain_after(layer: AffineLayer, ctx: RewriteContext) -> Chain:
 
 
 def _other_readers(value: ir.Value, line: ChannelAxis, ctx: RewriteContext) -> str:
-    """Return why the affine nodes that read a value, if any, can't go into the layer that made it."""
+    """Return why the affine nodes that read a value, if any, can't be merged into the layer that computes it."""
     readers = [use.node for use in value.uses()]
     near = next((n for n in readers if isinstance(read_map(n, value, line, ctx), AffineMap)), None)
     if near is None:

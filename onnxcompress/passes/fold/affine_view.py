@@ -69,14 +69,14 @@ def parameter(value: ir.Value | None, ctx: RewriteContext) -> Parameter | None:
 
 @dataclass(frozen=True)
 class ChannelAxis:
-    """How a value carries its channels: `channels` of them along `axis`; None where it has no such axis."""
+    """Channel axis of a value: `channels` of them along `axis`; None where it has no such axis."""
 
     axis: int
     channels: int | None
     rank: int | None
     """The value's rank where known."""
     least_rank: int
-    """What its rank is at least."""
+    """Least rank that it can have."""
 
     def vector(self, given: Parameter) -> Array | str:
         """Return a constant beside the value as one number per channel, or why it is not that."""
@@ -149,7 +149,7 @@ class _Axes:
 
 
 def _axes(node: ir.Node, weight: Parameter, port: int) -> _Axes:
-    """Return what the operator table says of the weight that a node reads through `port`."""
+    """Return the axes of the weight at `port` by the operator table."""
     row, rank = ops.spec(node).weight(port), len(weight.shape)
     if row is None or row.in_axis is None:
         raise ValueError(f"{node.op_type} has no linear weight at port {port}")
@@ -255,7 +255,7 @@ def _matmul(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
 
 
 def _norm(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
-    """Read a batch normalisation's scale and bias as a weight: what follows goes in, nothing from before."""
+    """Read a batch normalisation's scale and bias as a weight: maps after it can be merged, none before it."""
     weight, rank = parameter(node.inputs[1], ctx), ctx.shapes.rank(node.inputs[0])
     if weight is None or rank is None or rank < 2 or not isinstance(norm_map(node, ctx), AffineMap):
         return None
@@ -325,7 +325,7 @@ def _norm_fault(node: ir.Node, opset: int) -> str:
     if query.attribute(node, "training_mode", 0) or (opset < 7 and not query.attribute(node, "is_test", 0)):
         return "it is in training mode"
     if any(o.name or o.uses() for o in node.outputs[1:]):
-        return "it gives out statistics, as in training"
+        return "it outputs statistics, as in training"
     if not query.attribute(node, "spatial", 1):
         return "it normalises every position by itself (spatial=0)"
     if len(node.inputs) != 5:

@@ -1,6 +1,6 @@
-"""Two nodes in a row that one can do: reshapes, casts, slices, concatenations and reductions.
+"""Replace two nodes in a row by one: reshapes, casts, slices, concatenations and reductions.
 
-Both must stand in the same graph, and the first one's result must have no other reader (so it goes away).
+Both must be in the same graph, and the first one's result must have no other reader (so that it is removed).
 Nothing here depends on sizes that only a run knows: a shape is rewritten only where it is right for all.
 """
 
@@ -27,9 +27,7 @@ _REDUCTIONS = (
     *("ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare", "ArgMax", "ArgMin"),
 )
 
-
 _T = ir.DataType
-
 
 _EXACT_IN: Mapping[ir.DataType, frozenset[ir.DataType]] = {
     _T.BOOL: frozenset({_T.UINT8, _T.INT8, _T.UINT16, _T.INT16, _T.INT32, _T.UINT32, _T.INT64, _T.UINT64})
@@ -46,7 +44,6 @@ _EXACT_IN: Mapping[ir.DataType, frozenset[ir.DataType]] = {
     _T.FLOAT: frozenset({_T.DOUBLE}),
 }
 """Type -> types that hold every one of its values exactly."""
-
 
 _FLOATS = (_T.FLOAT16, _T.BFLOAT16, _T.FLOAT, _T.DOUBLE)
 
@@ -89,7 +86,7 @@ def _casts(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     if goal != source and (goal.itemsize < 1 or "FLOAT8" in goal.name or "FLOAT4" in goal.name):
         return None
     if goal in (_T.FLOAT16, _T.BFLOAT16) and source not in _FLOATS and goal not in _EXACT_IN.get(source, ()):
-        return None  # rounded once or twice, by the way the runtime takes
+        return None  # rounded once or twice, depending on the runtime
     if goal != source and source in _FLOATS and goal not in (*_FLOATS, _T.BOOL):
         return None  # what a number out of an integer's range becomes depends on the float type
     return merged(node, first, lambda: edit.turn_into(node, "Cast", [x], {"to": int(goal)}))

@@ -49,7 +49,7 @@ def merge_reshapes(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
 
 
 def moved_ones(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
-    """Write a Transpose that moves only axes of size 1 as a Reshape where it stands beside a node of that family."""
+    """Replace a Transpose that moves only axes of size 1 by a Reshape where it is next to a node of that family."""
     x, out = node.inputs[0], node.outputs[0]
     dims = ctx.shapes.shape(x)
     after = query.sole_consumer(out)
@@ -75,7 +75,7 @@ def moved_ones(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
 
 
 def _size(dim: Dim, *, copied: bool) -> int:
-    """Return what a Reshape says for an axis: its size, 0 for that of the same axis of the input, -1 for the rest."""
+    """Return the entry of a Reshape's target for an axis: a size, 0 for that of the input, -1 for the rest."""
     return dim if isinstance(dim, int) else 0 if copied else -1
 
 

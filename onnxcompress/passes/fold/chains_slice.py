@@ -77,7 +77,7 @@ def _set_slice(node: ir.Node, x: ir.Value, parts: Mapping[int, tuple[int, int, i
     edit.turn_into(node, "Slice", [x, *values])
 
 
-def listed_parts(node: ir.Node, _scene: RewriteContext) -> Rewrite | None:
+def listed_parts(node: ir.Node, _ctx: RewriteContext) -> Rewrite | None:
     """Join the parts of a sequence that is made on the spot without making it."""
     listed = node.inputs[0]
     first = None if listed is None else listed.producer()

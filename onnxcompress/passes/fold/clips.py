@@ -1,4 +1,4 @@
-"""Clip, Relu, Max and Min with a number: each keeps x within an interval, and so does a chain of them.
+"""Merge chains of Clip, Relu, Max and Min with a number, which keep x within an interval.
 
 clip(clip(x, a, b), c, d) = clip(x, clip(a, c, d), clip(b, c, d))        for a <= b, c <= d
 """
@@ -81,5 +81,5 @@ def _replace(node: ir.Node, data: ir.Value, low: float, high: float, ctx: Rewrit
             limits.append(None)
     while limits and limits[-1] is None:
         limits.pop()
-    made = edit.insert_before(node, names, kind, [data, *limits], attributes=attributes)
-    edit.take_over(node.outputs[0], made.outputs[0])
+    bounded = edit.insert_before(node, names, kind, [data, *limits], attributes=attributes)
+    edit.take_over(node.outputs[0], bounded.outputs[0])

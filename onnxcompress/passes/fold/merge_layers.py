@@ -1,4 +1,4 @@
-"""Linear layers in a row, or side by side, become one layer: deep becomes shallow where nothing is lost by it.
+"""Merge linear layers in a row, or side by side, into one layer where that is exact.
 
     MatMul, Gemm or 1x1 Conv beside a layer without an activation between   ->  one layer      x W1 W2 -> x (W1 W2)
     Add(Conv(x), Conv(x), scale * x, x)                                     ->  one Conv       as in RepVGG
@@ -6,7 +6,7 @@
     Conv over all of its input, activation, Flatten                         ->  Flatten, Gemm, activation
 
 In a row they become one only where that has no more numbers, and so no more multiplications. Scales and shifts beside a
-layer are `fuse-affine`'s; what lies behind an activation that hardly acts is `linearize`'s.
+layer are `fuse-affine`'s; activations that are nearly linear are `linearize`'s.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _in_a_row(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
 
 
 def put_in_a_row(merged: Merged, first: LinearLayer, names: edit.Names) -> None:
-    """Let a layer do what the one before it did too, which goes."""
+    """Write the merged layer in place of the second one and remove the first."""
     between, x = merged.layer.x, first.x
     layer_composition.write(merged, x, names)
     edit.remove_unread(between)
@@ -120,7 +120,7 @@ def _side_by_side(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | Non
 def _scale(
     value: ir.Value, x: ir.Value, line: ChannelAxis, ctx: RewriteContext
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a value as factors of x and summands, float64 [channels] each; None where it is anything else."""
+    """Return a value as factors of x and shifts, float64 [channels] each; None where it is anything else."""
     channels = line.channels
     assert channels is not None
     if value is x:
@@ -161,7 +161,7 @@ def _whole_extent(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     size = query.tensor_bytes([layer.weight])
     return Rewrite(
         target=query.label(node),
-        reason=f"it sees all of its input at once: a Gemm, and {query.label(end)} goes before it",
+        reason=f"it sees all of its input at once: a Gemm, and {query.label(end)} moves before it",
         apply=apply,
         bytes_before=size,
         bytes_after=size,

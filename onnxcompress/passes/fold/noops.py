@@ -1,7 +1,7 @@
-"""Nodes that give back their input unchanged, for every input the graph accepts, are taken out.
+"""Remove nodes that return their input unchanged for every input the graph accepts.
 
-x + 0 counts although it turns -0.0 into 0.0; not-a-numbers come through all of these as they went in.
-A node stays where its output is a graph output that nothing else can stand in for.
+x + 0 counts although it turns -0.0 into 0.0; not-a-numbers pass all of these unchanged. A node is kept where its
+output is a graph output that nothing else can replace.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _NEUTRAL: Mapping[str, tuple[float, bool]] = {
     "And": (1.0, True),
     "Or": (0.0, True),
 }
-"""Operator -> its neutral operand, and whether that may stand on the left too."""
+"""Operator -> its neutral operand, and True where that may be the left operand too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveNoops:
-    """Take out nodes whose output always equals their input: x + 0, full slices, casts to the same type."""
+    """Remove nodes whose output always equals their input: x + 0, full slices, casts to the same type."""
 
     name: ClassVar[str] = "remove-noops"
     lossless: ClassVar[bool] = True
@@ -47,8 +47,8 @@ class RemoveNoops:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Remove them in every graph of `model` but local functions, whose names may mislead."""
-        there = {node.op_type for node in query.nodes(model)} & _TESTS.keys()
-        return rewrite(model, context, self.name, {op: [_rule(_TESTS[op])] for op in there})
+        present = {node.op_type for node in query.nodes(model)} & _TESTS.keys()
+        return rewrite(model, context, self.name, {op: [_rule(_TESTS[op])] for op in present})
 
 
 def _rule(test: _Same) -> Rule:
@@ -63,7 +63,7 @@ def _rule(test: _Same) -> Rule:
             edit.replace_value(node.outputs[0], same)
             edit.remove_node(node)
 
-        return Rewrite(target=query.label(node), reason=f"{node.op_type} gives back its input", apply=apply)
+        return Rewrite(target=query.label(node), reason=f"{node.op_type} returns its input", apply=apply)
 
     return rule
 
@@ -302,4 +302,4 @@ _TESTS: Mapping[str, _Same] = {
     **dict.fromkeys(("Neg", "Not"), _undo),
     **dict.fromkeys(_NEUTRAL, _neutral),
 }
-"""Operator -> the test that finds the input it gives back."""
+"""Operator -> the test that finds the input it returns."""

@@ -1,4 +1,4 @@
-"""Operators that exporters spell out are written as the operator again, where the model's opset has it.
+"""Replace decompositions that exporters write by the operator, where the model's opset has it.
 
     HardSigmoid     clip(x + b, 0, h) / h,  clip(a x + b, 0, 1)                                     float32
     HardSwish       x clip(x + 3, 0, 6) / 6; before opset 14: x HardSigmoid(x)                      float32
@@ -22,7 +22,7 @@ opset is never raised. Constants may be off by 1e-6 of their value, 1e-3 when th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain
 from typing import ClassVar
 
@@ -38,7 +38,7 @@ from .pads import absorb_pad
 from .pattern_language import Any, Clip, Match, Num, Op, Pattern, Var, close, maybe_cast, over, search, squared, times
 
 Make = Callable[[ir.Node, RewriteContext], ir.Value]
-"""Puts the new nodes before a node and returns the value that stands for its output."""
+"""Inserts the new nodes before a node and returns the value that replaces its output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class FusePatterns:
 
 @plain(frozen=True)
 class Spelling:
-    """A decomposition: how it reads, from which opset its operator exists, and what stands for it."""
+    """A decomposition: its pattern, its operator with the opset that introduced it, and the builder of the operator."""
 
     operator: str
     opset: int
@@ -84,17 +84,16 @@ class Spelling:
             return None
         if isinstance(found, str):
             return Refusal(target=query.label(node), reason=f"no {self.operator}: {found}")
-        made = _adds_an_axis(found, ctx) or self.build(found, node, ctx)
-        if made is None:
+        built = _adds_an_axis(found, ctx) or self.build(found, node, ctx)
+        if built is None:
             return None
-        if isinstance(made, str):
-            return Refusal(target=query.label(node), reason=f"no {self.operator}: {made}")
-        last, make = made if isinstance(made, tuple) else (node, made)
+        if isinstance(built, str):
+            return Refusal(target=query.label(node), reason=f"no {self.operator}: {built}")
+        last, make = built if isinstance(built, tuple) else (node, built)
+        count = f"{len(found.nodes)} nodes{' and more' if last is not node else ''}"
         return Rewrite(
             target=query.label(node),
-            reason=f"{len(found.nodes)} nodes and more were a spelled {self.operator}"
-            if last is not node
-            else f"{len(found.nodes)} nodes were a spelled {self.operator}",
+            reason=f"{count} were a spelled {self.operator}",
             apply=lambda: edit.take_over(last.outputs[0], make(last, ctx)),
         )
 
@@ -111,18 +110,11 @@ def _adds_an_axis(match: Match, ctx: RewriteContext) -> str:
 X = Var("x")
 
 
-def _node(
-    kind: str, attributes: Mapping[str, float | int | str] | None = None
-) -> Callable[[Match, ir.Node, RewriteContext], Make]:
-    """Return a builder of one node that reads x."""
-    settings = dict(attributes or {})
-
-    def build(match: Match, _node: ir.Node, _scene: RewriteContext) -> Make:
-        return lambda anchor, ctx: edit.insert_before(
-            anchor, ctx.names, kind, [match.values["x"]], attributes=settings
-        ).outputs[0]
-
-    return build
+def _single_node(kind: str, match: Match, attributes: dict[str, float | int | str] | None = None) -> Make:
+    """Return a function that makes one node that reads x."""
+    return lambda anchor, ctx: edit.insert_before(
+        anchor, ctx.names, kind, [match.values["x"]], attributes=attributes
+    ).outputs[0]
 
 
 def _is_float32(match: Match, ctx: RewriteContext) -> bool:
@@ -197,17 +189,16 @@ _PLAIN_ELU = {
 _CELU = Any(*(Op("Mul", elu, Num("factor")) for elu in _PLAIN_ELU.values()))
 
 
-def _celu(match: Match, _node: ir.Node, _scene: RewriteContext) -> Make | None:
+def _celu(match: Match, _node: ir.Node, _ctx: RewriteContext) -> Make | None:
     n = match.numbers
     alpha = n["factor"]
     if not 0 < alpha < math.inf or not close(
         n["a"] if "a" in n else 1 / n["reciprocal"] if n["reciprocal"] else 0, alpha
     ):
         return None
-    return _node_with("Celu", match, {"alpha": alpha})
+    return _single_node("Celu", match, {"alpha": alpha})
 
 
-_ONE_AND = {kind: Op("Add", Op(kind, Var("inner")), Num(1.0)) for kind in ("Erf", "Tanh")}
 _GELU_ERF = times(X, Op("Add", Op("Erf", over(X, math.sqrt(2))), Num(1.0)), Num(0.5))
 _CUBE = Any(Op("Pow", X, Num(3.0)), Op("Mul", X, squared(X)))
 _GELU_TANH_OF = Any(
@@ -258,7 +249,7 @@ def _softmax(match: Match, _node: ir.Node, ctx: RewriteContext) -> Make | None:
     axes = _common_axes(match, ctx)
     if axes is None or len(axes) != 1:
         return None
-    return _node_with("Softmax", match, {"axis": axes[0]})
+    return _single_node("Softmax", match, {"axis": axes[0]})
 
 
 def _softmax_bare(match: Match, _node: ir.Node, ctx: RewriteContext) -> str | None:
@@ -266,12 +257,6 @@ def _softmax_bare(match: Match, _node: ir.Node, ctx: RewriteContext) -> str | No
     if axes is None or len(axes) != 1:
         return None
     return "without the maximum taken off first, large inputs overflow, which the operator does not repeat"
-
-
-def _node_with(kind: str, match: Match, attributes: Mapping[str, float | int]) -> Make:
-    return lambda anchor, ctx: edit.insert_before(
-        anchor, ctx.names, kind, [match.values["x"]], attributes=dict(attributes)
-    ).outputs[0]
 
 
 _CENTRED = Op("Sub", X, Op("ReduceMean", X, where=_keeps))
@@ -334,7 +319,7 @@ def _layer_norm(match: Match, node: ir.Node, ctx: RewriteContext) -> tuple[ir.No
 
 
 _FREED_BYTES = 512
-"""What the nodes of a spelled normalisation take in a file, at least."""
+"""Bytes of the nodes of a decomposed normalisation in a file, at least. Estimated; not measured."""
 
 
 def _rms_norm(match: Match, node: ir.Node, ctx: RewriteContext) -> tuple[ir.Node, Make] | str:
@@ -364,10 +349,10 @@ _SPELLINGS: Sequence[Spelling] = (
     Spelling("HardSwish", 14, ("Mul",), Op("Mul", X, _SIXTH), _hard_swish),
     Spelling("HardSigmoid", 6, ("Mul", "Div", "Clip"), _HARD_SIGMOID, _hard_sigmoid),
     Spelling("Celu", 12, ("Mul",), _CELU, _celu),
-    Spelling("Gelu", 20, ("Mul",), _GELU_ERF, _node("Gelu")),
-    Spelling("Gelu", 20, ("Mul",), _GELU_TANH, _node("Gelu", {"approximate": "tanh"})),
-    Spelling("Mish", 18, ("Mul",), _MISH, _node("Mish")),
-    Spelling("Softplus", 1, ("Log",), _SOFTPLUS, _node("Softplus")),
+    Spelling("Gelu", 20, ("Mul",), _GELU_ERF, lambda match, *_: _single_node("Gelu", match)),
+    Spelling("Gelu", 20, ("Mul",), _GELU_TANH, lambda match, *_: _single_node("Gelu", match, {"approximate": "tanh"})),
+    Spelling("Mish", 18, ("Mul",), _MISH, lambda match, *_: _single_node("Mish", match)),
+    Spelling("Softplus", 1, ("Log",), _SOFTPLUS, lambda match, *_: _single_node("Softplus", match)),
     Spelling("Softmax", 13, ("Div",), _SOFTMAX, _softmax),
     Spelling("Softmax", 13, ("Div",), _SOFTMAX_BARE, _softmax_bare),
     Spelling("LayerNormalization", 17, ("Div", "Mul"), _STANDARDISED, _layer_norm),

@@ -1,4 +1,4 @@
-"""Transposes are composed, cancelled, moved behind element-wise operators where that makes them fewer.
+"""Compose and cancel Transposes, and move them behind element-wise operators where that makes them fewer.
 
 transpose(transpose(x, p), q) = transpose(x, p[q])
 f(transpose(x, p), transpose(y, p)) = transpose(f(x, y), p)      for element-wise f
@@ -22,9 +22,12 @@ from ..rewriting import Rewrite, RewriteContext, rewrite
 _ALONG_AXIS = ("Concat", "Softmax", "LogSoftmax")
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
 _MOST_NODES = 64
+"""Most nodes that are moved at a time. Chosen by judgement; not measured."""
 _MOST_ELEMENTS = 65536
+"""Most elements of a constant that is transposed. Chosen by judgement; not measured."""
 _MOST_COPIED = 64
-"""Constants that are turned have at most so many elements; the second where others read the original too."""
+"""Most elements of a constant that is transposed where others read the original too. Chosen by judgement; not
+measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class SimplifyTransposes:
 
 
 def _perm(node: ir.Node | None, ctx: RewriteContext) -> tuple[int, ...] | None:
-    """Return how a Transpose permutes, None for other nodes and where the rank it reverses is not known."""
+    """Return the permutation of a Transpose, None for other nodes and where the rank it reverses is not known."""
     if node is None or not query.is_op(node, "Transpose"):
         return None
     perm = query.integers(node, "perm")
@@ -108,7 +111,7 @@ class _TransposeRegion:
     nodes: dict[ir.Node, None]
 
     def enters(self, ctx: RewriteContext) -> list[ir.Node]:
-        """Return the Transposes whose results only the region reads: they go."""
+        """Return the Transposes whose results only the region reads: they are removed."""
         makers = dict.fromkeys(v.producer() for n in self.nodes for v in n.inputs if v is not None)
         return [
             m
@@ -121,7 +124,7 @@ class _TransposeRegion:
         ]
 
     def leaves(self, ctx: RewriteContext) -> list[tuple[ir.Value, list[ir.Node], bool]]:
-        """Return each result read outside, with the Transposes that read it, and whether others do too."""
+        """Return each result read outside, with the Transposes that read it, and True where others do too."""
         found = []
         for value in (o for n in self.nodes for o in n.outputs):
             outside = [use.node for use in value.uses() if use.node not in self.nodes]
@@ -132,18 +135,18 @@ class _TransposeRegion:
         return found
 
     def gain(self, ctx: RewriteContext) -> int:
-        """Return how many Transposes fewer there are after the move."""
+        """Return the number of Transposes that the move saves."""
         fewer = len(self.enters(ctx))
         for _, after, others in self.leaves(ctx):
             fewer += sum(self.cancels(n, ctx) for n in after if not n.outputs[0].is_graph_output()) - others
         return fewer
 
     def joint(self, after: ir.Node, ctx: RewriteContext) -> list[int]:
-        """Return the permutation of a Transpose behind the region, told from before it."""
+        """Return the permutation of a Transpose behind the region composed with that of the region."""
         return [self.perm[axis] for axis in _perm(after, ctx) or ()]
 
     def cancels(self, after: ir.Node, ctx: RewriteContext) -> bool:
-        """Say whether nothing is left of a Transpose behind the region."""
+        """Say whether a Transpose behind the region cancels."""
         return _is_identity(self.joint(after, ctx))
 
 
@@ -153,7 +156,7 @@ def _sink(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
         return None
     region = _grow(node, perm, ctx)
     gain = region.gain(ctx) if region.nodes else 0
-    while gain <= 0 and 1 < len(region.nodes) <= 16:  # the last nodes may not pay for their way out
+    while gain <= 0 and 1 < len(region.nodes) <= 16:  # the last nodes may cost more than they save
         fewer = _TransposeRegion(perm=perm, nodes=dict.fromkeys(list(region.nodes)[:-1]))
         region, gain = fewer, fewer.gain(ctx)
     if gain <= 0:
@@ -220,43 +223,41 @@ def _can_enter(value: ir.Value | None, node: ir.Node, region: _TransposeRegion, 
 
 
 def _move(region: _TransposeRegion, ctx: RewriteContext) -> None:
-    goes, leaves = [m.outputs[0] for m in region.enters(ctx)], region.leaves(ctx)
+    entering, leaves = [m.outputs[0] for m in region.enters(ctx)], region.leaves(ctx)
     joint = {n: region.joint(n, ctx) for _, after, _ in leaves for n in after}
     for node in region.nodes:
         _work_before(node, region, ctx)
     for value, after, others in leaves:
-        before, name = (
-            [use for use in value.uses() if use.node not in region.nodes and use.node not in after],
-            value.name,
-        )
-        made = None
+        name = value.name
+        readers = [use for use in value.uses() if use.node not in region.nodes and use.node not in after]
+        restored = None
         if others:
             maker = value.producer()
             assert maker is not None
             assert maker.graph is not None
-            made = ir.node("Transpose", [value], {"perm": list(region.perm)})
-            made.name = ctx.names.fresh(f"{maker.name or maker.op_type}_Transpose")
-            maker.graph.insert_after(maker, made)
-            made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+            restored = ir.node("Transpose", [value], {"perm": list(region.perm)})
+            restored.name = ctx.names.fresh(f"{maker.name or maker.op_type}_Transpose")
+            maker.graph.insert_after(maker, restored)
+            restored.outputs[0].type, restored.outputs[0].shape = value.type, value.shape
             if value.is_graph_output():
                 outputs = maker.graph.outputs
-                outputs[list(outputs).index(value)] = made.outputs[0]
-            for use in before:
-                use.node.replace_input_with(use.idx, made.outputs[0])
+                outputs[list(outputs).index(value)] = restored.outputs[0]
+            for use in readers:
+                use.node.replace_input_with(use.idx, restored.outputs[0])
         value.name, value.shape = ctx.names.fresh(f"{name}_before"), None
-        if made is not None:
-            made.outputs[0].name = name
+        if restored is not None:
+            restored.outputs[0].name = name
         for node in after:
             _shorten(node, value, joint[node])
     left = {value for value, _, _ in leaves}
     for value in (o for node in region.nodes for o in node.outputs if o not in left):
         value.name, value.shape = ctx.names.fresh(f"{value.name}_before"), None
-    for value in goes:
+    for value in entering:
         edit.remove_unread(value)
 
 
 def _work_before(node: ir.Node, region: _TransposeRegion, ctx: RewriteContext) -> None:
-    """Let one node read what the Transposes read, its constants and axes turned the other way."""
+    """Let one node read what the Transposes read, its constants and axes permuted the other way."""
     rank = len(region.perm)
     for port, value in enumerate(node.inputs[: _data_ports(node)]):
         maker = None if value is None else value.producer()
@@ -270,8 +271,8 @@ def _work_before(node: ir.Node, region: _TransposeRegion, ctx: RewriteContext) -
             continue
         array = tensor.numpy()
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
-        turned = np.ascontiguousarray(array.transpose(np.argsort(region.perm)))
-        node.replace_input_with(port, ctx.add_constant(node, f"{value.name}_turned", turned))
+        transposed = np.ascontiguousarray(array.transpose(np.argsort(region.perm)))
+        node.replace_input_with(port, ctx.add_constant(node, f"{value.name}_turned", transposed))
         edit.remove_unread(value)
     if query.is_op(node, *_ALONG_AXIS):
         axis = region.perm[int(query.attribute(node, "axis", -1))]
@@ -281,17 +282,17 @@ def _work_before(node: ir.Node, region: _TransposeRegion, ctx: RewriteContext) -
         if "axes" in node.attributes:
             node.attributes.add(ir.AttrInt64s("axes", axes))
         else:
-            old, made = (
+            old, new = (
                 node.inputs[1],
                 ctx.add_constant(node, f"{node.outputs[0].name}_axes", np.asarray(axes)),
             )
-            node.replace_input_with(1, made)
+            node.replace_input_with(1, new)
             if old is not None:
                 edit.remove_unread(old)
 
 
 def _shorten(node: ir.Node, value: ir.Value, perm: list[int]) -> None:
-    """Give a Transpose behind the region its new permutation, or take it out where none is left."""
+    """Give a Transpose behind the region its new permutation, or remove it where that is the identity."""
     if _is_identity(perm) and edit.can_replace(node.outputs[0], value):
         edit.replace_value(node.outputs[0], value)
         edit.remove_node(node)
