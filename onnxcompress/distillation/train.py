@@ -78,7 +78,7 @@ class Distilled:
     after: float = math.nan
     steps: int = 0
 
-    def told(self, loss: float | None) -> list[str]:
+    def figures(self, loss: float | None) -> list[str]:
         """Return what a report says of it beside the loss that the model came to; nothing where nothing was gained."""
         if self.is_applied and loss is not None:
             return [f"distilled {loss:.3g}"]

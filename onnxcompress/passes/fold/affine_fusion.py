@@ -217,19 +217,17 @@ def _check_growth(layer: AffineLayer, merged: Sequence[ir.Node], terms: _Terms) 
     """Refuse where the file would grow by more than the removed nodes take and 1% of the weight."""
     freed, weight, bias = freed_bytes(merged), layer.weight, terms.bias
     added = (
-        weight.nbytes if terms.factors is not None and weight.fill is None and not _has_one_reader(weight.value) else 0
+        weight.nbytes
+        if terms.factors is not None and weight.fill is None and query.sole_consumer(weight.value) is None
+        else 0
     )
     if bias is not None and not (np.ptp(bias) == 0 and weight.fill is not None):
         old = layer.bias
-        replaced = 0 if old is None or not _has_one_reader(old) else query.tensor_bytes([old])
+        replaced = 0 if old is None or query.sole_consumer(old) is None else query.tensor_bytes([old])
         added += int(bias.size * weight.dtype.itemsize) - replaced
     if added > freed + NODE_BYTES * max(1, len(merged)) + weight.nbytes // 100:
         shared = ": its weight has other readers" if added >= weight.nbytes else ""
         raise CannotFuseError(f"the file would grow by {added - freed:,} bytes{shared}")
-
-
-def _has_one_reader(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def freed_bytes(removed: Sequence[ir.Node]) -> int:
@@ -295,7 +293,7 @@ def _add(value: ir.Value, shift: np.ndarray, anchor: ir.Node, ctx: RewriteContex
 def _put(given: Parameter, array: np.ndarray, node: ir.Node, port: int, ctx: RewriteContext) -> None:
     """Give one port of a node new data; other readers of the old keep it."""
     value = given.value
-    if given.fill is None and value.is_initializer() and _has_one_reader(value):
+    if given.fill is None and value.is_initializer() and query.sole_consumer(value) is not None:
         edit.set_weight(value, array)
         return
     full = np.broadcast_to(array, given.shape) if given.fill is not None else array
@@ -305,10 +303,9 @@ def _put(given: Parameter, array: np.ndarray, node: ir.Node, port: int, ctx: Rew
 
 def _new_constant(array: np.ndarray, hint: str, node: ir.Node, ctx: RewriteContext, *, generated: bool) -> ir.Value:
     """Return a new constant for `node`; a generated one holds its first number everywhere."""
-    home = query.home(node)
     if not generated:
-        return edit.add_initializer(home, ctx.names, hint, array)
-    shape = edit.add_initializer(home, ctx.names, f"{hint}_shape", np.array(array.shape, dtype=np.int64))
+        return ctx.add_constant(node, hint, array)
+    shape = ctx.add_constant(node, f"{hint}_shape", np.array(array.shape, dtype=np.int64))
     fill = ir.tensor(array.reshape(-1)[:1].copy())
     maker = edit.insert_before(
         node, ctx.names, "ConstantOfShape", [shape], attributes={"value": fill}, hint=f"{hint}_filled"

@@ -62,12 +62,7 @@ def free_layer(node: ir.Node | None) -> LinearLayer | None:
     return layer if all(tensor is not None and tensor.dtype in _TYPES for tensor in tensors) else None
 
 
-def has_own_weight(layer: LinearLayer) -> bool:
-    """Say whether nothing else reads a layer's weight."""
-    return len(layer.weight.uses()) == 1 and not layer.weight.is_graph_output()
-
-
-def made_by(value: ir.Value) -> LinearLayer | None:
+def layer_of(value: ir.Value) -> LinearLayer | None:
     """Return the layer whose output a value is, bias included."""
     node = value.producer()
     layer = free_layer(node)
@@ -75,11 +70,6 @@ def made_by(value: ir.Value) -> LinearLayer | None:
         found = (free_layer(v.producer()) for v in node.inputs if v is not None)
         layer = next((each for each in found if each is not None), None)
     return layer if layer is not None and layer.y is value else None
-
-
-def is_private(value: ir.Value) -> bool:
-    """Say whether one node alone reads a value."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def merge_chain(first: LinearLayer, second: LinearLayer) -> Merged | str | None:

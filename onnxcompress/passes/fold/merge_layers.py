@@ -51,9 +51,9 @@ class MergeLayers:
 
 def _in_a_row(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
     second = layer_composition.free_layer(node)
-    if second is None or not layer_composition.is_private(second.x):
+    if second is None or query.sole_consumer(second.x) is None:
         return None
-    first = layer_composition.made_by(second.x)
+    first = layer_composition.layer_of(second.x)
     if first is None or first.node.graph is not node.graph:
         return None
     merged = layer_composition.merge_chain(first, second)
@@ -81,7 +81,7 @@ def _side_by_side(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | Non
     operands = [value for value in node.inputs if value is not None]
     if len(operands) != len(node.inputs) or len(operands) < 2:
         return None
-    made = [layer_composition.made_by(value) if layer_composition.is_private(value) else None for value in operands]
+    made = [layer_composition.layer_of(value) if query.sole_consumer(value) is not None else None for value in operands]
     layers = [layer for layer in made if layer is not None]
     if not layers or any(layer.node.graph is not node.graph for layer in layers):
         return None
@@ -126,7 +126,7 @@ def _scale(
     if value is x:
         return np.ones(channels), np.zeros(channels)
     node = value.producer()
-    if node is None or not layer_composition.is_private(value) or x not in node.inputs:
+    if node is None or query.sole_consumer(value) is None or x not in node.inputs:
         return None
     found = read_map(node, x, line, ctx) if query.is_op(node, *_SCALES) else None
     if found is None or isinstance(found, str):
