@@ -19,7 +19,9 @@ import onnx_ir as ir
 from ...activations import observe
 from ...core import Context, Feed
 from ...distillation import reconstruct
-from ...distillation.train import Distilled, divided
+from ...distillation.sample_split import divided
+from ...distillation.targets import LayerMatch, RefitEffort
+from ...distillation.train import Distilled
 from ...errors import ModelError
 from ...graph import edit, query
 from ...io import model_io
@@ -288,10 +290,10 @@ class BlockDropSearch:
             edited,
             self._model,
             feeds,
-            maps,
+            LayerMatch(values=maps),
             held_out=held_out,
             selects=lambda node: node in reached and self._context.selects(node),
-            rows_per_column=rows,
+            effort=RefitEffort(rows_per_column=rows),
             seed=self._context.seed,
         )
 

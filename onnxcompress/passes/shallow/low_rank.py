@@ -23,7 +23,8 @@ from ... import targets
 from ...core import GRAPH, Change, Context, Need
 from ...data import feeds as feed_facts
 from ...distillation import reconstruct
-from ...distillation.train import Distilled, divided
+from ...distillation.sample_split import divided
+from ...distillation.train import Distilled
 from ...errors import UsageError
 from ...graph import edit, query
 from ...io import model_io
