@@ -202,7 +202,7 @@ class PruneChannels:
             figures.append(f"refitted {found.refitted:.3g}")
         if found.distilled is not None:
             details["distillation"] = found.distilled.reason
-            figures += found.distilled.told(found.final)
+            figures += found.distilled.figures(found.final)
         return Change(
             pass_name=self.name,
             target=_GRAPH,

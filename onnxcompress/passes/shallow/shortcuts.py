@@ -1,10 +1,10 @@
-"""Ways past parts of a model: an earlier value that can stand in for a later one of the same shape.
+"""Bypasses of parts of a model: an earlier value that can replace a later one of the same shape.
 
-    x --branch--> Add(x, branch(x)) --> y         y := Add(x, ...) := x            a residual branch goes
-    x --block--> p --block--> q                   q := p                           a block of a chain goes
+    x --branch--> Add(x, branch(x)) --> y         y := Add(x, ...) := x            a residual branch is removed
+    x --block--> p --block--> q                   q := p                           a block of a chain is removed
 
-A residual stream is found by its sums: nodes that add two values which only a run gives. Between two sums stand the
-blocks, down to the last node that keeps the sum's shape. What it costs to go past is for others to measure.
+A residual stream is found by its sums: nodes that add two values that are not constant. The blocks are between two
+sums, down to the last node that keeps the sum's shape. Others measure the cost of a bypass.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ...ops.linear import LinearLayer, linear_layer
 from ...shapes import resolve
 
 _LONGEST = 2
-"""Blocks that are gone past at once: attention and what follows it make one layer of a transformer."""
+"""Most blocks that one shortcut bypasses: attention and its feed-forward block make one layer of a transformer."""
 
 _IDEMPOTENT = ("Relu", "Clip", "Identity")
-"""Operators that do nothing to what they have made already."""
+"""Operators that return their own results unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shortcut:
-    """A value that another one can take the place of.
+    """A value that an earlier one can replace.
 
     Args:
-        out: the value that goes.
-        through: the earlier value whose shape is the same.
-        nodes: what nobody needs any more then.
+        out: the value that is replaced.
+        through: the earlier value of the same shape.
+        nodes: the nodes that nothing needs then.
         macs: their multiplications.
         axis: the axis of both values that numbers channels.
         shape: their shape.
@@ -49,7 +49,7 @@ class Shortcut:
 
     @property
     def label(self) -> str:
-        """The name by which reports speak of it."""
+        """Name in reports."""
         maker = self.out.producer()
         return (self.out.name or "") if maker is None else query.label(maker)
 
@@ -164,7 +164,7 @@ def _dead(out: ir.Value, through: ir.Value) -> tuple[ir.Node, ...]:
 
 
 def _channel_axis(nodes: Iterable[ir.Node]) -> int:
-    """Return the axis that numbers the channels of what nodes give, the last first."""
+    """Return the channel axis of the last linear layer of nodes, the last first; -1 without one."""
     for node in nodes:
         layer = linear_layer(node)
         if isinstance(layer, LinearLayer):
