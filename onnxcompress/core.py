@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -20,16 +20,26 @@ T = TypeVar("T")
 Progress = Callable[[str, Sequence[Any]], Iterator[Any]]
 """Wraps a loop in a progress display: (title, items) -> items."""
 
+
+def no_progress(_: str, items: Sequence[Any]) -> Iterator[Any]:
+    """Show no progress."""
+    return iter(items)
+
+
 Feed = dict[str, np.ndarray]
 """One set of inputs of a model: input name -> array, batch axis included."""
 
 
 Prefer = Literal["balanced", "speed", "size"]
-"""What the best candidate is: the least size ratio times latency ratio, the fastest, or the smallest."""
+"""Order of candidates: by size ratio times latency ratio, by latency, or by size."""
+
+
+GRAPH = "graph"
+"""Target of a change that concerns the whole model."""
 
 
 class Need(enum.Enum):
-    """What a pass can't work without; the pipeline provides it or refuses before anything runs."""
+    """Input that a pass requires; the pipeline provides it or refuses before anything runs."""
 
     DATA = "data"
     """Feeds that the user gave (synthetic ones don't count)."""
@@ -38,7 +48,7 @@ class Need(enum.Enum):
 
 
 class Action(enum.StrEnum):
-    """How a decision ended."""
+    """Outcome of a decision."""
 
     APPLIED = "applied"
     SKIPPED = "skipped"
@@ -47,9 +57,9 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One decision about one target: what was done to it, or why it was left alone.
+    """One decision about one target: the rewrite that was applied to it, or the reason why none was.
 
-    `target` names a node, an initializer, or "graph" for what concerns the whole model.
+    `target` names a node, an initializer, or is `GRAPH` for the whole model.
     `details` holds further JSON-serialisable facts (a predicted loss, a scheme, a node count).
     """
 
@@ -60,6 +70,55 @@ class Change:
     bytes_before: int = 0
     bytes_after: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def applied(
+        cls,
+        pass_name: str,
+        reason: str,
+        *,
+        target: str = GRAPH,
+        bytes_before: int = 0,
+        bytes_after: int = 0,
+        details: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return a rewrite that was done."""
+        return cls(
+            pass_name=pass_name,
+            target=target,
+            action=Action.APPLIED,
+            reason=reason,
+            bytes_before=bytes_before,
+            bytes_after=bytes_after,
+            details=details or {},
+        )
+
+    @classmethod
+    def skipped(
+        cls,
+        pass_name: str,
+        reason: str,
+        *,
+        target: str = GRAPH,
+        bytes_before: int = 0,
+        bytes_after: int | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return a rewrite that was refused; `bytes_after` is `bytes_before` unless given."""
+        return cls(
+            pass_name=pass_name,
+            target=target,
+            action=Action.SKIPPED,
+            reason=reason,
+            bytes_before=bytes_before,
+            bytes_after=bytes_before if bytes_after is None else bytes_after,
+            details=details or {},
+        )
+
+    @classmethod
+    def rolled_back(cls, pass_name: str, reason: str, *, target: str = GRAPH) -> Self:
+        """Return a rewrite that was done, and undone since its proof failed."""
+        return cls(pass_name=pass_name, target=target, action=Action.ROLLED_BACK, reason=reason)
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry of `changes` in the JSON report."""
@@ -90,11 +149,6 @@ class Clock:
     def is_over(self) -> bool:
         """Whether nothing more should be begun."""
         return self._now() >= self._end
-
-    @property
-    def left_seconds(self) -> float:
-        """The time that is left, infinite where there is no limit."""
-        return max(0.0, self._end - self._now())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +325,7 @@ class Context:
     """Most bytes of the result, where the user set a limit."""
     excess: Callable[[Trial], str | None] = no_excess
     """Returns by how much a candidate is over the user's limits of bytes and time, None within them."""
-    progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items)
+    progress: Progress = no_progress
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
 
 

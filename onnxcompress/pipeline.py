@@ -104,10 +104,7 @@ def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proo
         log.info("%s on %s is taken back: %s", *culprit, attempt.problem)
         denied[culprit] = attempt.problem
         attempt = _attempt(before, group, context, proof, denied=frozenset(denied))
-    taken_back = [
-        Change(pass_name=name, target=target, action=Action.ROLLED_BACK, reason=why)
-        for (name, target), why in denied.items()
-    ]
+    taken_back = [Change.rolled_back(name, why, target=target) for (name, target), why in denied.items()]
     if attempt.problem is None:
         if denied:
             log.warning("%s wrong rewrites of %s taken back", len(denied), ", ".join(sorted({n for n, _ in denied})))
@@ -121,9 +118,7 @@ def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proo
         for c in attempt.changes
     ]
     if not lost:
-        lost = [
-            Change(pass_name=p.name, target="graph", action=Action.ROLLED_BACK, reason=attempt.problem) for p in group
-        ]
+        lost = [Change.rolled_back(p.name, attempt.problem) for p in group]
     return Outcome(before, lost + taken_back)
 
 
@@ -149,10 +144,7 @@ def _within_limit(
         else:
             bad = middle
     log.warning("%s rewrites taken back: %s", len(whole.admitted) - good, excess)
-    lost = [
-        Change(pass_name=name, target=target, action=Action.ROLLED_BACK, reason=f"with it, {excess}")
-        for name, target in whole.admitted[good:]
-    ]
+    lost = [Change.rolled_back(name, f"with it, {excess}", target=target) for name, target in whole.admitted[good:]]
     return Outcome(best.model, best.changes + lost)
 
 

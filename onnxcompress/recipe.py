@@ -85,19 +85,13 @@ class Recipe:
                 known = f'It is a pass: a .toml file with [[passes]] and name = "{name}" runs it'
             raise UsageError(f"unknown recipe {str(name)!r}", hint=known)
         content = _parse(text, where)
-        entries = [(entry.name, entry.options) for entry in content.passes]
-        for pass_name, options in entries:
-            _only_from_command_line(pass_name, options, where)
-        recipe = cls(
-            title,
-            content.description,
-            tuple(passes.build(pass_name, options) for pass_name, options in entries),
-            content.max_drop,
-        )
-        return recipe.with_settings(settings)
+        built = tuple(passes.build(entry.name, entry.options) for entry in content.passes)
+        for one in built:
+            _refuse_code(one, where)
+        return cls(title, content.description, built, content.max_drop).with_settings(settings)
 
     def with_settings(self, settings: Iterable[str]) -> Recipe:
-        """Return the recipe with `PASS.FIELD=VALUE` texts applied, each to all passes of that name.
+        """Return the recipe with `PASS.FIELD=VALUE` texts applied, each to all passes of that name, held ones included.
 
         Raises:
             UsageError: a text has another form, the recipe has no such pass, or field or value are wrong.
@@ -109,17 +103,14 @@ class Recipe:
             if not (equals and dot and field):
                 raise UsageError(f"--set {text!r} is not of the form PASS.FIELD=VALUE")
             wanted.setdefault(pass_name, {})[field] = _value(value.strip())
-        own = [p.name for p in self.passes]
+        own = [held.name for one in self.passes for held in passes.walk(one)]
         for pass_name in wanted:
             passes.pass_class(pass_name)  # names the nearest when there is none
             if pass_name not in own:
                 raise UsageError(
                     f"recipe {self.name!r} has no pass {pass_name!r}", hint=f"It has: {', '.join(dict.fromkeys(own))}"
                 )
-        changed = tuple(
-            passes.build(p.name, {**options_of(p), **wanted[p.name]}) if p.name in wanted else p for p in self.passes
-        )
-        return dataclasses.replace(self, passes=changed)
+        return dataclasses.replace(self, passes=tuple(_with_options(one, wanted) for one in self.passes))
 
     @property
     def lossless(self) -> bool:
@@ -142,13 +133,8 @@ class Recipe:
         return any({Need.DATA, Need.DATA_IF_GIVEN} & p.needs for p in self.passes)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the resolved recipe: every pass with every option that is set."""
-        return {
-            "name": self.name,
-            "passes": [
-                {"name": p.name, **{k: v for k, v in options_of(p).items() if v is not None}} for p in self.passes
-            ],
-        }
+        """Return the resolved recipe: every pass with every option that is set; of held passes the changed ones."""
+        return {"name": self.name, "passes": [{"name": one.name, **passes.shown_options(one)} for one in self.passes]}
 
 
 def shipped() -> dict[str, str]:
@@ -157,9 +143,13 @@ def shipped() -> dict[str, str]:
     return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
 
 
-def options_of(one: Pass) -> dict[str, Any]:
-    """Return the options of a pass with their values."""
-    return {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}  # type: ignore[arg-type]
+def _with_options(one: Pass, wanted: Mapping[str, Mapping[str, Any]]) -> Pass:
+    """Return a pass with the options that are wanted of it and of the passes that it holds."""
+    options: dict[str, Any] = {
+        key: _with_options(held, wanted) for key, held in passes.options_of(one).items() if isinstance(held, Pass)
+    }
+    options |= wanted.get(one.name, {})
+    return passes.changed(one, options) if options else one
 
 
 _BUILD = "One of your own: Recipe(name, description, (Normalize(), ...)) with the classes of onnxcompress.passes"
@@ -197,16 +187,16 @@ def _parse(text: str, where: str) -> _RecipeFile:
         raise UsageError(f"{field}: {first['msg']}", where=where) from error
 
 
-def _only_from_command_line(pass_name: str, options: Mapping[str, Any], where: str) -> None:
-    """Refuse options by which a file could make us run code."""
-    kept: frozenset[str] = getattr(passes.pass_class(pass_name), "command_line_only", frozenset())
-    for field in options:
-        if field in kept:
-            raise UsageError(
-                f"{pass_name}.{field} names code to run, which a recipe file may not do",
-                where=where,
-                hint=f"Give it on the command line: --set {pass_name}.{field}=...",
-            )
+def _refuse_code(one: Pass, where: str) -> None:
+    """Refuse options by which a file could make us run code, those of held passes included."""
+    for held in passes.walk(one):
+        for field in sorted(getattr(held, "command_line_only", ())):
+            if getattr(held, field) is not None:
+                raise UsageError(
+                    f"{held.name}.{field} names code to run, which a recipe file may not do",
+                    where=where,
+                    hint=f"Give it on the command line: --set {held.name}.{field}=...",
+                )
 
 
 def _value(text: str) -> Any:

@@ -22,8 +22,7 @@ from ..errors import ModelError
 from ..graph import query
 from ..io import model_io
 from ..runtime import session as runtime
-from ..shapes import count as counting
-from . import expose
+from ..shapes import expose, resolve
 
 if TYPE_CHECKING:
     from ..core import Feed
@@ -204,7 +203,7 @@ def divided(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], memory
     sizes: dict[str, int] = {}
     if feeds:
         largest = feed_facts.largest(feeds)
-        sizes = {name: 4 * math.prod(dims) for name, dims in counting.resolve_shapes(model, largest).items()}
+        sizes = {name: 4 * math.prod(dims) for name, dims in resolve.infer_dims(model, largest).items()}
     order = {output.name: place for place, node in enumerate(query.nodes(model)) for output in node.outputs}
     unknown = max((sizes[name] for name in names if name in sizes), default=0)
     groups: list[list[str]] = [[]]

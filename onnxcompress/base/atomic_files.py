@@ -165,7 +165,7 @@ def check_folder(target: Path, *, force: bool) -> None:
 
 
 def remove_stale(target: Path) -> None:
-    """Remove temporary files and folders of `target` whose process is gone."""
+    """Remove temporary files and folders of `target` whose process has ended."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.[0-9a-f]{{12}}\.tmp")
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)

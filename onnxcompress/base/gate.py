@@ -29,7 +29,7 @@ class Gate:
 
 
 class Memo:
-    """What has been found out about the one model that passes edit; it holds until the next rewrite."""
+    """Facts about the one model that passes edit, kept until the next rewrite."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate

@@ -1,4 +1,4 @@
-"""What the machine that this runs on can do."""
+"""Abilities of the machine that this runs on."""
 
 from __future__ import annotations
 

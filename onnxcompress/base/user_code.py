@@ -14,7 +14,7 @@ from ..errors import UsageError
 def load_function(name: str) -> Callable[..., Any]:
     """Import the function behind `module:function`; modules in the current folder are found.
 
-    Only for names that the user typed: never for what stands in a model or a recipe.
+    Only for names that the user typed: never for what a model or a recipe holds.
 
     Raises:
         UsageError: the module can't be imported or holds no such function.

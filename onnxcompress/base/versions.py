@@ -1,4 +1,4 @@
-"""What a result depends on beside model, data and options: the versions of this package and of what it runs on."""
+"""Versions of this package and of what it runs on: a result depends on them as on model, data and options."""
 
 from __future__ import annotations
 

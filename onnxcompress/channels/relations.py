@@ -38,8 +38,6 @@ class Relations:
     at: Facts
     always: Facts
     opset: int
-    seen: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
-    """Dimensions and types that a run of the feed has shown, where they can't be inferred."""
     count: int = 0
     axes: dict[ir.Value, list[Axis]] = field(default_factory=dict)
     constants: dict[ir.Value, list[Axis]] = field(default_factory=dict)
@@ -60,16 +58,11 @@ class Relations:
 
     def dims(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """Return the dimensions of a value at the feed, None where one is not known."""
-        sizes = self.at.dims(value)
-        numbers = None if sizes is None else [size.as_int() for size in sizes]
-        if numbers is None or None in numbers:
-            return None if value is None else self.seen.get(str(value.name), (None, None))[0]
-        return tuple(n for n in numbers if n is not None)
+        return self.at.static(value)
 
     def dtype(self, value: ir.Value) -> np.dtype[Any] | None:
         """Return the type of a value's elements, None where it is not known."""
-        dtype = self.at.inferred.dtype(value)
-        return self.seen.get(str(value.name), (None, None))[1] if dtype is None else dtype.numpy()
+        return self.at.dtype(value)
 
     def rank(self, value: ir.Value) -> int | None:
         """Return the number of axes of a value, None where it is not known."""

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from ..activations import observe
-from ..data import feeds as feed_facts
-from ..errors import ModelError
 from ..graph import query
-from ..io import model_io
-from ..runtime.isolation import run_seconds
 from ..shapes import infer as shapes
-from ..shapes import symbolic
+from ..shapes import resolve, symbolic
 from . import rules
 from .relations import NodeContext, Relations
 from .types import Axis, Pin, UnfollowedError
@@ -23,10 +17,6 @@ from .types import Axis, Pin, UnfollowedError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-log = logging.getLogger(__name__)
-
-RUN_BYTES = 64 << 20
-"""Larger models are not run just to learn the shapes that inference does not know."""
 BRANCHES = ("then_branch", "else_branch")
 
 
@@ -36,41 +26,13 @@ def follow(model: ir.Model, feed: Mapping[str, np.ndarray]) -> Relations:
     Names of values must be unique across bodies (`normalize` sees to that); what is not known pins.
     """
     always = symbolic.interpret(model, shapes.infer(model))
-    sizes = feed_facts.dims(feed)
-    at = symbolic.interpret(model, shapes.infer_at(model, sizes)) if sizes else always
-    flow = Relations(at=at, always=always, opset=query.opset(model))
-    if feed and model_io.model_bytes(model) <= RUN_BYTES:
-        _look(model, feed, flow)
+    flow = Relations(at=resolve.facts_at(model, feed, always), always=always, opset=query.opset(model))
     for value in model.graph.inputs:
         _set_pinned(flow, value, Pin(str(value.name), "graph input"))
     _walk(model.graph, flow)
     for value in model.graph.outputs:
         flow.pin_value(value, Pin(str(value.name), "graph output"))
     return flow
-
-
-def _look(model: ir.Model, feed: Mapping[str, np.ndarray], flow: Relations) -> None:
-    """Run the model once where shapes can't be inferred, to see those of the values that the run computes."""
-    rounds = dict(_inner_values(model.graph, 0))
-    unknown = {str(v.name): depth for v, depth in rounds.items() if depth < 2 and flow.dims(v) is None}
-    if not unknown:
-        return
-    limit = run_seconds(model_io.model_bytes(model), feed_facts.elements(feed))
-    try:
-        seen = observe.ActivationTap(model, unknown, skip_refused=True).run(feed, max_seconds=limit)
-    except ModelError as error:
-        log.info("shapes that can't be inferred stay unknown: %s", error)
-        return
-    flow.seen.update((name, (array.shape[unknown[name] :], array.dtype)) for name, array in seen.items())
-
-
-def _inner_values(body: ir.Graph, depth: int) -> Iterator[tuple[ir.Value, int]]:
-    """Yield what nodes make, and in how many loops: in one, a run shows it with all rounds along a first axis."""
-    for node in body:
-        if not query.is_op(node, "Constant"):
-            yield from ((value, depth) for value in node.outputs if value.name)
-        for inner in query.bodies(node):
-            yield from _inner_values(inner, depth if query.is_op(node, "If") else depth + 1)
 
 
 def _set_pinned(flow: Relations, value: ir.Value, pin: Pin) -> None:
@@ -144,8 +106,9 @@ def _carry_shapes(node: ir.Node, body: ir.Graph, flow: Relations) -> None:
     """Note the shapes of a Loop's state, where the feed's run has shown that it keeps them from round to round."""
     for first, state, last in zip(node.inputs[2:], body.inputs[2:], body.outputs[1:], strict=False):
         dims, dtype = flow.dims(first), None if last is None else flow.dtype(last)
-        if dims is not None and dtype is not None and dims == flow.dims(last):
-            flow.seen[str(state.name)] = (dims, dtype)
+        is_kept = dims is not None and dims == flow.dims(last) and flow.dims(state) is None
+        if is_kept and dims is not None and dtype is not None:
+            flow.at.learn(state, dims, dtype)
 
 
 def _branches(step: NodeContext) -> list[list[Axis] | None]:

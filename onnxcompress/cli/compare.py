@@ -23,6 +23,7 @@ def compare(
     evaluation: options.Evaluation = None,
     metric: options.Metric = None,
     max_drop: options.MaxDrop = None,
+    output_kinds: options.OutputKinds = None,
     layout: options.LayoutOption = None,
     size: options.Size = None,
     scale: options.Scale = None,
@@ -52,7 +53,7 @@ def compare(
         elif not quiet:
             from ..report import tables_compare
 
-            console.show(tables_compare.renderables(found))
+            console.show(tables_compare.comparison_tables(found))
 
     try:
         found = compare_job.compare(
@@ -62,6 +63,7 @@ def compare(
             eval_data=evaluation,
             metric=metric,
             max_drop=max_drop,
+            output_kinds=output_kinds or (),
             data_options=data_options(layout, size, scale, mean, state),
             seed=seed,
             threads=threads,

@@ -58,7 +58,7 @@ def distill(
         elif not quiet:
             from ..report import tables_distill
 
-            console.show(tables_distill.renderables(found, verbose=verbose))
+            console.show(tables_distill.transfer_tables(found, verbose=verbose))
 
     try:
         result = distill_job.distill(

@@ -40,4 +40,4 @@ def inspect(
     elif not quiet:
         from ..report import tables_inspect
 
-        console.show(tables_inspect.renderables(found, everything=verbose))
+        console.show(tables_inspect.inspection_tables(found, everything=verbose))

@@ -2,58 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-
-class ExternalData(enum.StrEnum):
-    """Where large tensors go."""
-
-    AUTO = "auto"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
-class Verify(enum.StrEnum):
-    """How a result is proved."""
-
-    AUTO = "auto"
-    FULL = "full"
-    REGIONS = "regions"
-
-
-class Target(enum.StrEnum):
-    """Where the result is to run."""
-
-    CPU = "cpu"
-    ARM = "arm"
-    TENSORRT = "tensorrt"
-    QNN = "qnn"
-
-
-class Prefer(enum.StrEnum):
-    """What the best candidate is."""
-
-    BALANCED = "balanced"
-    SPEED = "speed"
-    SIZE = "size"
-
-
-Workers = Annotated[int, typer.Option(min=1, max=256, help="Processes that build candidates ahead of time.")]
-Scheduler = Annotated[
-    str | None, typer.Option(metavar="tcp://HOST:8786", help="Dask scheduler whose workers do that instead.")
-]
-
-
-class Layout(enum.StrEnum):
-    """Order of the axes of images."""
-
-    NCHW = "nchw"
-    NHWC = "nhwc"
-
+Layout = Literal["nchw", "nhwc"]
+"""Order of the axes of images."""
 
 _DATA = "Data"
 Data = Annotated[
@@ -90,48 +45,13 @@ State = Annotated[
 MaxDrop = Annotated[
     float | None, typer.Option(min=0.0, help="Most that the metric may fall, absolute: 0.01 is one point.")
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", help="A shipped recipe (`onnxcompress recipes`) or a .toml file.")]
-MaxBytes = Annotated[str | None, typer.Option(help="Most bytes of the result: 5MB, 500KB.")]
-MaxLatency = Annotated[str | None, typer.Option(help="Most time of a run: 0.5x of the original's, or 3ms.")]
-TargetOption = Annotated[
-    Target,
-    typer.Option("--target", help="Where the result is to run; cpu is this machine, others are not timed."),
+Confidence = Annotated[
+    float | None,
+    typer.Option(min=0.5, max=0.999, help="That the loss is within the limit: .95 lets the upper end decide."),
 ]
-PreferOption = Annotated[
-    Prefer,
-    typer.Option("--prefer", help="size may be slower than the original; balanced weighs both and may not."),
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
-]
-Only = Annotated[
+OutputKinds = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="Lossy passes touch only these nodes: a name or op:Type. Repeatable."),
-]
-Skip = Annotated[
-    list[str] | None, typer.Option(metavar="GLOB", help="Lossy passes leave these nodes alone. Repeatable.")
-]
-KeepNodeMetadata = Annotated[
-    bool, typer.Option("--keep-node-metadata", help="Keep what the exporter wrote beside nodes.")
-]
-VerifyOption = Annotated[
-    Verify,
-    typer.Option("--verify", help="Run the whole model, or only the regions that changed; auto: by size."),
-]
-TimeLimit = Annotated[
-    str | None,
-    typer.Option(help="When a search begins nothing new and hands over its best: 10m, 90s.", show_default=False),
-]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Keep what is found out there; an interrupted run goes on from it."),
-]
-Pareto = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Write all models that none beats in size, time and drop, and front.json."),
-]
-ReportFile = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Write a report: a page (.html), .md or .json.")
+    typer.Option("--output-kind", metavar="NAME=KIND", help="What an output is, where it is mistaken. Repeatable."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of made-up inputs and of rounding.")]
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="Threads of onnxruntime where it is timed.")]

@@ -50,9 +50,9 @@ class Files:
                     )
                 taken.append(path.absolute())
         if self.page is not None:
-            from ..report import write
+            from ..report.files import check_format
 
-            write.check(self.page)
+            check_format(self.page)
         for path in (target, self.json, self.page):
             if path is not None:
                 atomic_files.check_target(path, force=force)
@@ -65,12 +65,12 @@ class Files:
         if self.json is not None:
             console.write_json(self.json, report.as_json())
         if self.page is not None:
-            from ..report import write
+            from ..report.files import write_report
 
-            write.write(report, self.page)
+            write_report(report, self.page)
         if self.option == "-":
             console.show_json(report.as_json())
         elif not quiet:
             from ..report import tables as report_tables
 
-            console.show(report_tables.renderables(report, every_change=verbose))
+            console.show(report_tables.report_tables(report, every_change=verbose))

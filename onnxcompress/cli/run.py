@@ -70,7 +70,8 @@ def run(
 
 def _table(arrays: Mapping[str, np.ndarray], samples: int, output: Path | None) -> Table:
     """Return the table of what came out."""
-    from ..report.tables import cell, grid, number
+    from ..report.tables import cell, grid
+    from ..report.wording import number
 
     table = grid(
         "output", "type", "shape", "least", "mean", "greatest", title=f"{number(samples)} samples", numbers=(3, 4, 5)

@@ -22,7 +22,7 @@ def data_options(
     from ..data.evaluation_set import DataOptions
 
     return DataOptions(
-        layout=None if layout is None else layout.value,
+        layout=layout,
         size=size,
         scale=None if scale is None else data_loading.parse_numbers(scale),
         mean=None if mean is None else data_loading.parse_numbers(mean),

@@ -60,7 +60,7 @@ def split(
     samples = data_options(layout, size, scale, mean, state)
     if suggest:
         places = split_job.suggest(model, data=data, data_options=samples, seed=seed)
-        document, shown = places.as_json(), tables.cuts(places)
+        document, shown = places.as_json(), tables.cut_tables(places)
     else:
         if output is None:
             raise UsageError("a folder to write is needed", where="--output")
@@ -75,7 +75,7 @@ def split(
             seed=seed,
             force=force,
         )
-        document, shown = found.manifest.as_json(), tables.parts(found, every_part=verbose)
+        document, shown = found.manifest.as_json(), tables.part_tables(found, every_part=verbose)
         for note in found.notes:
             console.warn(note)
     if path is not None:

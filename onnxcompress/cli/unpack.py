@@ -44,4 +44,4 @@ def unpack(
     elif not quiet:
         from ..report import tables as report_tables
 
-        console.show([report_tables.unpacked(found)])
+        console.show([report_tables.unpacked_table(found)])

@@ -34,7 +34,7 @@ def varied(feeds: Sequence[Feed], *, seed: int, state: Mapping[str, str] | None 
     Args:
         feeds: complete feeds; they are varied where all inputs are floats of one shape in all of them.
         seed: of the choice.
-        state: input -> output whose value it gets from the run before; then feeds are in an order, and left alone.
+        state: input -> output whose value it gets from the run before; then feeds are in an order, and not varied.
     """
     if state or not _LEAST <= len(feeds) < ENOUGH or not _are_alike(feeds):
         return feeds

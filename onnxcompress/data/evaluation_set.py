@@ -1,4 +1,4 @@
-"""The samples by which original and result are judged: the user's, or made-up ones."""
+"""Samples by which original and result are judged: the user's, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from .feeds import Lazy
 
 if TYPE_CHECKING:
     from ..runtime.session import TensorSpec
-    from .load import Layout
+    from .read_files import Layout
 
 _LEAST_TO_DIVIDE = 16
+"""Samples; fewer are used whole, for passes and for judging. Chosen by judgement; not measured."""
+
 _HELD_OUT_STEP = 4
+"""One sample in so many is held out. Chosen by judgement; not measured."""
+
 _MOST_HELD_OUT = 256
+"""Samples: more cost time in every trial. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How data is read: see `data.load_data`."""
+    """Options for reading data: see `data.load.load_data`."""
 
     layout: Layout | None = None
     size: int | None = None

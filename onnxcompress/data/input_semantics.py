@@ -1,4 +1,4 @@
-"""What a model does with its inputs, read from its graph: which values of an input make sense.
+"""Sensible values for the inputs of a model, read from what its graph does with them.
 
 Token ids must lie within the table that they index, a sampling rate must be one that the model compares with,
 a mask should let everything through, a shape must fit. Each input is followed through the operators that only
@@ -14,22 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph import query
+from ..ops import table as ops
 
 _UNKNOWN_TABLE = 2
 """Rows taken for granted in a table whose size can't be read from the graph."""
-
-_CARRIED_PORTS: Mapping[str, frozenset[int]] = {
-    **dict.fromkeys(
-        (
-            *("Identity", "Cast", "CastLike", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose"),
-            *("Expand", "Slice", "Split", "Tile", "Gather"),
-        ),
-        frozenset({0}),
-    ),
-    "Concat": frozenset(range(64)),
-    "Where": frozenset({1, 2}),
-}
-"""Input ports whose elements come out unchanged."""
 
 _INDEX_PORTS: Mapping[str, tuple[int, int]] = {
     "Gather": (1, 0),
@@ -63,7 +51,7 @@ _LARGE = np.iinfo(np.int32).max
 
 @dataclass
 class Role:
-    """What is known of the sensible values of one input.
+    """Known properties of the sensible values of one input.
 
     Attributes:
         limit: values must be in [0, limit); None where the input is no index.
@@ -114,9 +102,7 @@ def _carried(model: ir.Model, node: ir.Node, port: int) -> list[ir.Value]:
         return [function.inputs[port]] if port < len(function.inputs) else []
     if query.is_op(node, "Loop", "Scan") and (port >= 2 or node.op_type == "Scan"):
         return [body.inputs[port] for body in query.bodies(node) if port < len(body.inputs)]
-    if port not in _CARRIED_PORTS.get(node.op_type, ()):
-        return []
-    return list(node.outputs)
+    return list(node.outputs) if ops.carries(node, port) else []
 
 
 def _learn(role: Role, node: ir.Node, port: int) -> None:

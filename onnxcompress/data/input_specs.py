@@ -18,44 +18,42 @@ _DTYPES = {text: dtype for dtype, text in _TEXTS.items()}
 
 
 def input_specs(model: ir.Model) -> list[runtime.TensorSpec]:
-    """Return what has to be fed, as a session of the whole model would say it."""
-    return [
-        runtime.TensorSpec(
-            name=value.name or "",
-            dtype=runtime.array_type(type_text(value.type) or ""),
-            shape=tuple(d if isinstance(d, int) else d.value for d in value.shape or ()),
-            type=type_text(value.type) or str(value.type),
-        )
-        for value in model.graph.inputs
-        if not value.is_initializer()
-    ]
+    """Return the inputs that a feed must hold, as a session of the whole model would give them, without loading it.
+
+    An initializer that callers may override is left out.
+    """
+    found = []
+    for value in model.graph.inputs:
+        if not value.is_initializer():
+            text = _full_text(value.type)
+            dtype = None if text == "tensor(string)" else runtime.array_type(text)
+            dims = value.shape if isinstance(value.type, ir.TensorType) and value.shape is not None else ()
+            shape = tuple(d if isinstance(d, int) else d.value for d in dims)
+            found.append(runtime.TensorSpec(value.name or "", dtype, shape, text))
+    return found
+
+
+def _full_text(kind: ir.TypeProtocol | None) -> str:
+    """Return the runtime's name of any type."""
+    if isinstance(kind, ir.SequenceType | ir.OptionalType):
+        name = "seq" if isinstance(kind, ir.SequenceType) else "optional"
+        return f"{name}({_full_text(kind.elem_type)})"
+    if not isinstance(kind, ir.TensorType):
+        return str(kind)
+    return f"tensor({_TEXTS.get(kind.dtype, kind.dtype.name.lower())})"
 
 
 def type_text(kind: ir.TypeProtocol | None) -> str | None:
-    """Return what the runtime calls a type, None for one that can't flow from part to part."""
+    """Return the runtime's name of a type, None for one that can't flow from part to part."""
     return dtype_text(kind.dtype) if isinstance(kind, ir.TensorType) else None
 
 
-def declared_inputs(model: ir.Model) -> tuple[runtime.TensorSpec, ...]:
-    """Return what a model declares about the inputs that a feed must hold, without loading it in the runtime."""
-    specs = []
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
-        dims = () if value.shape is None else tuple(value.shape)
-        shape = tuple(dim if isinstance(dim, int) else dim.value for dim in dims)
-        numbers = value.dtype not in (None, ir.DataType.STRING, ir.DataType.UNDEFINED)
-        dtype = value.dtype.numpy() if numbers and value.dtype is not None else None
-        specs.append(runtime.TensorSpec(value.name or "", dtype, shape, str(value.type)))
-    return tuple(specs)
-
-
 def dtype_text(dtype: ir.DataType) -> str | None:
-    """Return what the runtime calls tensors of a type, None for those that its Python interface has no array for."""
+    """Return the runtime's name of tensors of a type, None where its Python interface has no arrays for it."""
     name = _TEXTS.get(dtype)
     return None if name is None else f"tensor({name})"
 
 
 def dtype_from_text(name: str) -> ir.DataType | None:
-    """Return the element type that the runtime calls so, None where there is no array for it."""
+    """Return the element type of a name of the runtime, None where there are no arrays for it."""
     return _DTYPES.get(name.removeprefix("tensor(").removesuffix(")"))

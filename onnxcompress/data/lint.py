@@ -1,4 +1,4 @@
-"""What is odd about samples: inputs that never change, samples of one number, a scale that the model does not want."""
+"""Lint of samples: inputs that never change, samples of one number, a scale that the model does not expect."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 _LOOKED_AT = 64
 """Samples that are looked at, evenly spread; all where there are fewer."""
 _PIXEL = 255
+"""Largest value of an 8-bit image."""
 _BRIGHT = 100
 """Whole numbers from 0 to above this are pixels."""
 _DIVISOR = 50.0
 """A model that divides its input by so much or more wants pixels."""
 _NAMED = 3
+"""Samples that a line names."""
 
 
 @dataclass

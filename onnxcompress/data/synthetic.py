@@ -1,6 +1,6 @@
 """Seeded feeds for a model without data: shapes filled in, values that make sense, tried in the runtime.
 
-    input_roles.roles --> plans (sizes of dynamic dimensions, kind of values) --> feeds --> the ones that run
+    input_semantics.roles --> plans (sizes of dynamic dimensions, kind of values) --> feeds --> the ones that run
 
 Declared shapes of outputs are never believed; those of inputs are, since the runtime enforces them.
 """
@@ -8,11 +8,10 @@ Declared shapes of outputs are never believed; those of inputs are, since the ru
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -21,58 +20,28 @@ from ..core import Feed
 from ..errors import ModelError, StuckError
 from ..runtime.isolation import run_seconds
 from ..runtime.session import Session
-from .input_semantics import Role, roles
+from .fill_inputs import SHAPES_OF_UNKNOWN_RANK, FreeInput, InputPlan, PlanKey, WholeNumbers, filled, free_inputs
 
 _BATCH_SIZES = (2, 1, 3, 4)
+"""Sizes that are tried for a batch, likeliest first. Chosen on the zoo models, as are the three below."""
+
 _LENGTHS = (8, 16, 5, 32, 64, 576, 288, 128, 256, 1, 2, 3, 4, 512, 224, 1024, 4096, 16000)
+"""Sizes that are tried for sequences and other dynamic dimensions, likeliest first."""
+
 _HEIGHTS = (64, 32, 48, 224, 28, 128, 256, 299, 416, 640, 16, 8)
+"""Pixels that are tried for the height of an image, likeliest first."""
+
 _WIDTHS = (96, 64, 32, 224, 28, 128, 256, 299, 416, 640, 320, 16, 8)
-_SHAPES_OF_UNKNOWN_RANK: tuple[tuple[int, ...], ...] = ((3,), (2, 3), (2, 3, 4), (2, 3, 8, 8), ())
+"""Pixels that are tried for its width; the first differs from the height, so that a swap of the two is seen."""
 
 _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
-"""Size combinations that are tried for each kind of whole numbers."""
+"""Size combinations that are tried for each kind of whole numbers. Chosen on the zoo models."""
 
 _MANY_ELEMENTS = 10_000
-"""A feed of so many floats is enough for each combination of sizes."""
+"""One feed of so many floats is enough for each combination of sizes. Chosen by judgement; not measured."""
 
 _MOST_REFUSED_ELEMENTS = 20_000_000
-"""In all feeds that a model does not run: after these no more are tried."""
-
-_MOST_ELEMENTS = 1 << 25
-"""An input of more elements, 128 MiB of floats, is not made up."""
-
-_PlanKey = tuple[Any, ...]
-
-WholeNumbers = Literal["guess", "ones", "zeros"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Input:
-    """One input to fill: its type, and its dimensions as sizes or as keys of dynamic dimensions."""
-
-    name: str
-    type: ir.TypeProtocol | None
-    dims: tuple[int | str, ...] | None
-    role: Role
-
-
-@dataclass(frozen=True, kw_only=True)
-class _InputPlan:
-    """Everything that determines a feed."""
-
-    sizes: Mapping[str, int]
-    seed: int
-    numbers: WholeNumbers = "guess"
-    positive_floats: bool = False
-    other_branch: str = ""
-    """The input whose value is to send If nodes the other way."""
-    unknown_rank: tuple[int, ...] = _SHAPES_OF_UNKNOWN_RANK[0]
-
-    @property
-    def key(self) -> _PlanKey:
-        """The same for plans that give the same feed."""
-        rest = (self.seed, self.numbers, self.positive_floats, self.other_branch, self.unknown_rank)
-        return (*sorted(self.sizes.items()), rest)
+"""Elements of all feeds that a model refused, after which no more are tried. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +53,7 @@ class TriedInput:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all outputs that are floats are finite."""
+        """True where all outputs that are floats are finite."""
         floats = [v for v in self.outputs.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
         return all(bool(np.isfinite(value).all()) for value in floats)
 
@@ -102,14 +71,14 @@ def synthetic_feeds(model: ir.Model, *, seed: int, sizes: Sequence[int] = (8, 12
         Feeds that hold every input without a default value.
 
     """
-    inputs = _inputs(model)
+    inputs = free_inputs(model)
     keys = _dynamic_keys(inputs)
     lengths = [key for key in keys if not _is_batch(key, inputs)]
     feeds = []
     for index, size in enumerate(sizes):
         chosen = {key: _BATCH_SIZES[index % len(_BATCH_SIZES)] for key in keys}
         chosen |= {key: size + offset for offset, key in enumerate(lengths)}
-        feeds.append(_feed(inputs, _InputPlan(sizes=chosen, seed=seed + index)))
+        feeds.append(filled(inputs, InputPlan(sizes=chosen, seed=seed + index)))
     return feeds
 
 
@@ -147,7 +116,7 @@ class _InputSearch:
     """Finds plans whose feeds run."""
 
     def __init__(self, model: ir.Model, session: Session, *, seed: int, max_seconds: float) -> None:
-        self._inputs = _inputs(model)
+        self._inputs = free_inputs(model)
         self._keys = _dynamic_keys(self._inputs)
         self._session = session
         stored = (value.const_value for value in model.graph.initializers.values())
@@ -156,7 +125,7 @@ class _InputSearch:
         self._deadline = time.monotonic() + max_seconds
         self._first_error: ModelError | None = None
         self._refused_elements = 0
-        self._ran: dict[_PlanKey, TriedInput] = {}
+        self._ran: dict[PlanKey, TriedInput] = {}
 
     def feeds(self, count: int) -> list[TriedInput]:
         base = self._first()
@@ -170,7 +139,7 @@ class _InputSearch:
         wanted = [*numbered, *(replace(plan, seed=self._seed + count + i) for i, plan in enumerate(branches))]
         return [tried for plan in wanted if (tried := self._try(plan)) is not None]
 
-    def _first(self) -> _InputPlan:
+    def _first(self) -> InputPlan:
         """Return the first plan that runs, with other floats where they give finite outputs.
 
         Raises:
@@ -193,17 +162,17 @@ class _InputSearch:
             hint="Give it real ones with --data",
         ) from self._first_error
 
-    def _candidates(self) -> Iterator[_InputPlan]:
+    def _candidates(self) -> Iterator[InputPlan]:
         rank_unknown = any(item.dims is None for item in self._inputs)
         for numbers, most in _MOST_ATTEMPTS.items():
             sizes = itertools.islice(_size_choices(self._keys, self._inputs), most)
-            shapes = _SHAPES_OF_UNKNOWN_RANK if rank_unknown else _SHAPES_OF_UNKNOWN_RANK[:1]
+            shapes = SHAPES_OF_UNKNOWN_RANK if rank_unknown else SHAPES_OF_UNKNOWN_RANK[:1]
             for chosen, shape in itertools.product(sizes, shapes):
-                yield _InputPlan(
+                yield InputPlan(
                     sizes=chosen, seed=self._seed, numbers=cast("WholeNumbers", numbers), unknown_rank=shape
                 )
 
-    def _resized(self, base: _InputPlan) -> list[_InputPlan]:
+    def _resized(self, base: InputPlan) -> list[InputPlan]:
         """Return plans with a second size for each dynamic dimension: one plan for all, or one each."""
         changes = [change for key in self._keys if (change := self._other_sizes(base, [key]))]
         changed = {key for change in changes for key in change}
@@ -219,7 +188,7 @@ class _InputSearch:
             return [together]
         return [replace(base, sizes={**base.sizes, **change}) for change in changes]
 
-    def _other_sizes(self, base: _InputPlan, keys: Sequence[str]) -> dict[str, int]:
+    def _other_sizes(self, base: InputPlan, keys: Sequence[str]) -> dict[str, int]:
         """Return one other size for all of `keys` with which the model runs; empty where none is found."""
         for size in _second_sizes(keys[0], base.sizes[keys[0]], self._inputs):
             change = dict.fromkeys(keys, size)
@@ -230,7 +199,7 @@ class _InputSearch:
     def _branching(self) -> list[str]:
         return [item.name for item in self._inputs if item.role.branches]
 
-    def _branched(self, base: _InputPlan, name: str) -> _InputPlan | None:
+    def _branched(self, base: InputPlan, name: str) -> InputPlan | None:
         """Return a plan in which the If nodes that depend on input `name` go the other way."""
         plan = replace(base, other_branch=name)
         if self._runs(plan):
@@ -242,27 +211,27 @@ class _InputSearch:
                 return replace(plan, sizes=sizes)
         return None
 
-    def _holds_many(self, plan: _InputPlan) -> bool:
+    def _holds_many(self, plan: InputPlan) -> bool:
         """Say whether a feed is numbers by the thousand, floats all of them: another seed would show nothing new."""
         tried = self._try(plan)
         arrays = [] if tried is None else list(tried.feed.values())
         are_floats = all(isinstance(array, np.ndarray) and array.dtype.kind == "f" for array in arrays)
         return are_floats and sum(array.size for array in arrays) >= _MANY_ELEMENTS
 
-    def _runs(self, plan: _InputPlan) -> bool:
+    def _runs(self, plan: InputPlan) -> bool:
         return self._try(plan) is not None
 
-    def _try(self, plan: _InputPlan) -> TriedInput | None:
+    def _try(self, plan: InputPlan) -> TriedInput | None:
         """Return the plan's feed and what came out, None where it doesn't run."""
         if plan.key not in self._ran:
             elements = 0
             try:
-                feed = _feed(self._inputs, plan)
+                feed = filled(self._inputs, plan)
                 elements = sum(np.size(array) for array in feed.values() if isinstance(array, np.ndarray))
                 limit = run_seconds(self._weight_bytes, elements)
                 self._ran[plan.key] = TriedInput(feed=feed, outputs=self._session.run(feed, max_seconds=limit))
             except StuckError as error:
-                raise ModelError(f"{error.message} on made-up inputs", hint="Give --data with real ones") from error
+                raise ModelError(f"{error.message} on synthetic inputs", hint="Give --data with real ones") from error
             except ModelError as error:
                 self._first_error = self._first_error or error
                 self._refused_elements += elements
@@ -274,50 +243,17 @@ class _InputSearch:
         return self._refused_elements > _MOST_REFUSED_ELEMENTS or time.monotonic() > self._deadline
 
 
-def _inputs(model: ir.Model) -> list[_Input]:
-    """Return the inputs that a feed must hold; those with a default value are left to it."""
-    known = roles(model)
-    return [
-        _Input(
-            name=value.name or "",
-            type=value.type,
-            dims=_dims(value),
-            role=known.get(value.name or "", Role()),
-        )
-        for value in model.graph.inputs
-        if not value.is_initializer()
-    ]
-
-
-def _dims(value: ir.Value) -> tuple[int | str, ...] | None:
-    """Return sizes, and keys of dynamic dimensions: the same key wherever the size must be the same.
-
-    A dimension without a name gets the key "NAME#AXIS"; the first axes of all inputs share "#batch".
-    """
-    if value.shape is None:
-        return None
-    dims: list[int | str] = []
-    for axis, dim in enumerate(value.shape):
-        if isinstance(dim, int):
-            dims.append(dim if dim >= 0 else f"{value.name}#{axis}")
-        elif dim.value and dim.value != "?":
-            dims.append(str(dim.value))
-        else:
-            dims.append("#batch" if axis == 0 else f"{value.name}#{axis}")
-    return tuple(dims)
-
-
-def _dynamic_keys(inputs: Sequence[_Input]) -> list[str]:
+def _dynamic_keys(inputs: Sequence[FreeInput]) -> list[str]:
     return list(dict.fromkeys(dim for item in inputs for dim in item.dims or () if isinstance(dim, str)))
 
 
-def _is_batch(key: str, inputs: Sequence[_Input]) -> bool:
+def _is_batch(key: str, inputs: Sequence[FreeInput]) -> bool:
     if "batch" in key.lower():
         return True
     return any(item.dims and len(item.dims) > 1 and item.dims[0] == key for item in inputs)
 
 
-def _ladder(key: str, inputs: Sequence[_Input]) -> tuple[int, ...]:
+def _ladder(key: str, inputs: Sequence[FreeInput]) -> tuple[int, ...]:
     """Return the sizes to try for a dynamic dimension, likeliest first."""
     if _is_batch(key, inputs):
         return _BATCH_SIZES
@@ -339,7 +275,7 @@ def _spatial_axes(dims: Sequence[int | str]) -> tuple[int, ...]:
     return (1, 2) if channels_last else (2, 3)
 
 
-def _size_choices(keys: Sequence[str], inputs: Sequence[_Input]) -> Iterator[dict[str, int]]:
+def _size_choices(keys: Sequence[str], inputs: Sequence[FreeInput]) -> Iterator[dict[str, int]]:
     """Yield sizes for all dynamic dimensions: first every first choice, then ever less likely ones."""
     ladders = [_ladder(key, inputs) for key in keys]
     deepest = sum(len(ladder) - 1 for ladder in ladders)
@@ -359,113 +295,9 @@ def _steps(lengths: Sequence[int], depth: int) -> Iterator[tuple[int, ...]]:
             yield (step, *rest)
 
 
-def _second_sizes(key: str, size: int, inputs: Sequence[_Input]) -> list[int]:
+def _second_sizes(key: str, size: int, inputs: Sequence[FreeInput]) -> list[int]:
     """Return sizes to try in place of `size`: near ones and multiples first, they are likeliest to run."""
     if _is_batch(key, inputs):
         return [n for n in _BATCH_SIZES if n != size]
     near = [size + size // 2, size + 32, size * 2, size + 1, max(1, size // 2), size + 64]
     return list(dict.fromkeys(n for n in (*near, *_ladder(key, inputs)) if n != size))
-
-
-def _feed(inputs: Sequence[_Input], plan: _InputPlan) -> Feed:
-    """Make the values of all inputs.
-
-    Raises:
-        ModelError: one is too large to make up, or of a type that can't be.
-    """
-    rng = np.random.default_rng([plan.seed, 0x0C])
-    for item in inputs:
-        shape = () if item.dims is None else _shape(item.dims, plan)
-        if math.prod(shape) > _MOST_ELEMENTS:
-            text = f"input {item.name!r} {list(shape)} has {math.prod(shape):,} elements, too many to make up"
-            raise ModelError(text, hint="Give real ones with --data, or check the shape that the model declares")
-    return {item.name: cast("np.ndarray", _value(item, plan, rng)) for item in inputs}
-
-
-def _value(item: _Input, plan: _InputPlan, rng: np.random.Generator) -> Any:
-    """Return a value for one input: an array, or a list of two arrays where a sequence is wanted."""
-    shape = plan.unknown_rank if item.dims is None else _shape(item.dims, plan)
-    kind = item.type
-    while isinstance(kind, ir.OptionalType):
-        kind = kind.elem_type
-    if isinstance(kind, ir.SequenceType):
-        element = kind.dtype
-        return [_array(element, shape, item, plan, rng) for _ in range(2)]
-    return _array(ir.DataType.FLOAT if kind is None else kind.dtype, shape, item, plan, rng)
-
-
-def _shape(dims: Sequence[int | str], plan: _InputPlan) -> tuple[int, ...]:
-    return tuple(plan.sizes[dim] if isinstance(dim, str) else dim for dim in dims)
-
-
-def _array(
-    dtype: ir.DataType, shape: tuple[int, ...], item: _Input, plan: _InputPlan, rng: np.random.Generator
-) -> np.ndarray:
-    if dtype == ir.DataType.STRING:
-        words = np.array(["a", "ab", "b", "some words"], dtype=object)
-        return words[rng.integers(0, len(words), shape)] if shape else words[:1].reshape(())
-    if dtype == ir.DataType.UNDEFINED:
-        raise ModelError(f"input {item.name!r} of type {item.type} can't be made up", hint="Give --data with real ones")
-    numpy_dtype = np.dtype(dtype.numpy())
-    if dtype == ir.DataType.BOOL:
-        return np.full(shape, _truth(item, plan))
-    if dtype.is_floating_point():
-        return _floats(shape, item, plan, rng).astype(numpy_dtype)
-    return _whole(shape, numpy_dtype, item, plan, rng).astype(numpy_dtype)
-
-
-def _truth(item: _Input, plan: _InputPlan) -> bool:
-    value = True if item.role.value is None else bool(item.role.value.flat[0])
-    return not value if plan.other_branch == item.name else value
-
-
-def _floats(shape: tuple[int, ...], item: _Input, plan: _InputPlan, rng: np.random.Generator) -> np.ndarray:
-    """Return float64 of `shape`: standard normal, or in [0.05, 1) where only positive ones make sense."""
-    if item.role.mask:
-        return np.ones(shape)
-    needed = _broadcast(item.role.value, shape)
-    if needed is not None:
-        return needed.astype(np.float64)
-    if item.role.positive or plan.positive_floats:
-        return rng.uniform(0.05, 1.0, shape)
-    return np.asarray(rng.standard_normal(shape))
-
-
-def _whole(
-    shape: tuple[int, ...], dtype: np.dtype[Any], item: _Input, plan: _InputPlan, rng: np.random.Generator
-) -> np.ndarray:
-    """Return whole numbers of `shape` that fit what the input is used for."""
-    role = item.role
-    if role.compared and role.limit is None:
-        return np.full(shape, _compared_value(role.compared, other=plan.other_branch == item.name))
-    if plan.numbers != "guess":
-        return np.full(shape, 1 if plan.numbers == "ones" else 0)
-    if role.mask:
-        return np.ones(shape, np.int64)
-    if role.limit is not None:
-        return np.asarray(rng.integers(0, max(role.limit, 1), shape))
-    needed = _broadcast(role.value, shape)
-    if needed is not None:
-        return needed
-    if dtype.itemsize == 1:
-        info = np.iinfo(dtype) if dtype.kind in "iu" else np.iinfo(np.int8)
-        return np.asarray(rng.integers(max(info.min, -100), info.max, shape))
-    return np.asarray(rng.integers(1, 4, shape))
-
-
-def _compared_value(constants: Sequence[float], *, other: bool) -> int:
-    """Return the constant that an input is compared with, or one that the comparison tells apart from it."""
-    first = int(constants[0])
-    if not other:
-        return first
-    further = [int(constant) for constant in constants if int(constant) != first]
-    return further[0] if further else first // 2 if abs(first) > 1 else first + 1
-
-
-def _broadcast(value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return `value` in `shape`, None where it doesn't fit."""
-    if value is None:
-        return None
-    if value.size == math.prod(shape):
-        return value.reshape(shape)
-    return np.broadcast_to(value, shape).copy() if value.size == 1 else None

@@ -1,11 +1,11 @@
-"""Which of a teacher's values a student's layers are to give: found by name, by shape, and by what activations say.
+"""Match the layers of a student with values of the teacher: by name, by shape, and by activations.
 
     student layer --same name? same rows of the same shape?--> teacher's value --weights, correlation--> its channels
 
-A channel whose weights are numbers out of one channel of the teacher is that channel, as in a model that was cut.
-Where there is none such, activations tell: rows of both are those of the same samples at the same positions, so each
-channel of a student can be correlated with each of a teacher's, and the largest sum of correlations is taken. Where
-they tell nothing, as in a student that has learnt nothing yet, layers of the same shape in the same order are pairs.
+A channel whose weights are all among those of one channel of the teacher is that channel, as in a pruned model. Where
+there is none, activations decide: rows of both are those of the same samples at the same positions, so each channel of
+a student can be correlated with each of a teacher's, and the assignment with the largest sum of correlations is taken.
+Where they are not correlated, as in an untrained student, layers of the same shape in the same order are pairs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ from ..core import Feed
 from ..numerics.linear.correlation import assigned, correlations
 from ..numerics.linear.patches import choose
 from ..ops.linear import LinearLayer, linear_layers
+from .targets import LayerMatch
 
 _ROWS = 4096
-"""Rows from which correlations are computed, about."""
+"""Rows from which correlations are computed, about. Chosen by judgement; not measured."""
 _SAMPLES = 64
+"""Most samples from which they are taken. Chosen by judgement; not measured."""
 _LEAST = 0.5
-"""Mean correlation from which on a value of another name counts as what a layer is to give."""
+"""Least mean correlation of a layer with a value of another name. Chosen by judgement; not measured."""
 _SURE = 0.8
-"""From here on it does so even where a layer of the same shape stands at the same place."""
+"""Mean correlation that decides even against a layer of the same shape at the same place. Chosen by judgement; not
+measured."""
 _CHANCE = 0.2
-"""By how much mean correlations of layers that have learnt nothing differ: each channel takes what suits it best."""
+"""Difference of mean correlations that chance explains in untrained layers, where each channel takes the best of many.
+Chosen by judgement; not measured."""
 
 
 By = Literal["weights", "name", "activations", "shape"]
@@ -41,15 +45,15 @@ By = Literal["weights", "name", "activations", "shape"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What a layer of the student is to give.
+    """A layer of the student and its counterpart in the teacher.
 
     Args:
         layer: the student's layer.
         student: the name of its output.
         teacher: the teacher's value.
-        by: how it was found.
+        by: criterion by which it was found.
         correlation: mean over channels of the correlation before anything was changed.
-        channels: which of the teacher's channels, in order; None for all.
+        channels: the teacher's channels, int [n], in order; None for all.
     """
 
     layer: str
@@ -74,52 +78,62 @@ class Pair:
 def pair_layers(student: ir.Model, teacher: ir.Model, feeds: Sequence[Feed], *, seed: int = 0) -> list[Pair]:
     """Return a pair for each layer of the student's main graph for which the teacher has a value to learn from.
 
-    A value of the same name is taken where it has as many rows and at least as many channels; else the one, of as many
-    rows, whose channels the layer's are most like, if they are alike at all; else that of the layer of the same shape
-    that stands at its place.
+    A value of the same name is taken where it has as many rows and at least as many channels; else the most correlated
+    one of as many rows, if it is correlated at all; else that of the layer of the same shape at the same place.
 
     Raises:
         ModelError: the runtime can't run one of the two.
     """
-    mine = {layer.y.name or "": layer for layer in linear_layers(student) if layer.node.graph is student.graph}
-    theirs = {layer.y.name or "": layer for layer in linear_layers(teacher) if layer.node.graph is teacher.graph}
-    chosen = list(observe.batched(student, feeds[:_SAMPLES], _SAMPLES))
-    chosen = chosen if len(chosen) == 1 else list(feeds[:_SAMPLES])
-    same_name = [name for name in mine if name not in theirs and _has(teacher, name)]
-    axes = {name: mine[name].channel_axis for name in same_name} | {
-        n: layer.channel_axis for n, layer in theirs.items()
-    }
-    ours = _rows(student, chosen, {name: layer.channel_axis for name, layer in mine.items()}, seed)
-    known = _rows(teacher, chosen, axes, seed)
-    placed = _placed(list(mine.values()), list(theirs.values()))
-    found = []
-    for name, layer in mine.items():
-        rows = ours.get(name)
+    student_layers, teacher_layers = _layers(student), _layers(teacher)
+    batches = list(observe.batched(student, feeds[:_SAMPLES], _SAMPLES))
+    batches = batches if len(batches) == 1 else list(feeds[:_SAMPLES])
+    student_axes = {name: layer.channel_axis for name, layer in student_layers.items()}
+    same_name = [name for name in student_layers if name not in teacher_layers and _has(teacher, name)]
+    teacher_axes = {name: student_axes[name] for name in same_name}
+    teacher_axes |= {name: layer.channel_axis for name, layer in teacher_layers.items()}
+    student_rows = _rows(student, batches, student_axes, seed)
+    teacher_rows = _rows(teacher, batches, teacher_axes, seed)
+    same_place = _aligned(list(student_layers.values()), list(teacher_layers.values()))
+    pairs = []
+    for name, layer in student_layers.items():
+        rows = student_rows.get(name)
         if rows is None:
             continue
-        cut_from = _cut_from(layer, theirs[name]) if name in theirs else None
-        best = _named(name, rows, known, cut_from) or _unnamed(rows, known, placed.get(name))
-        if best is not None:
-            source, by, channels, correlation = best
-            found.append(
+        channels = _equal_channels(layer, teacher_layers[name]) if name in teacher_layers else None
+        match = _by_name(name, rows, teacher_rows, channels)
+        match = match or _by_activations(rows, teacher_rows, same_place.get(name))
+        if match is not None:
+            pairs.append(
                 Pair(
                     layer=layer.label,
                     student=name,
-                    teacher=source,
-                    by=by,
-                    correlation=correlation,
-                    channels=channels,
+                    teacher=match.teacher,
+                    by=match.by,
+                    correlation=match.correlation,
+                    channels=match.channels,
                 )
             )
-    return found
+    return pairs
 
 
-_Match = tuple[str, By, "np.ndarray | None", float]
+def _layers(model: ir.Model) -> dict[str, LinearLayer]:
+    """Return output -> linear layer of the main graph."""
+    return {layer.y.name or "": layer for layer in linear_layers(model) if layer.node.graph is model.graph}
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A value of the teacher that a layer corresponds to."""
+
+    teacher: str
+    by: By
+    channels: np.ndarray | None
+    correlation: float
 
 
 @dataclass(frozen=True)
 class _SimilarityRows:
-    """Some rows of a value, float32 [n, channels], and how many all samples have."""
+    """Sampled rows of a value, float32 [n, channels], and the number of rows of all samples."""
 
     chosen: np.ndarray
     count: int
@@ -129,13 +143,13 @@ class _SimilarityRows:
         return other.count == self.count and other.chosen.shape[1] >= self.chosen.shape[1]
 
 
-def _cut_from(layer: LinearLayer, other: LinearLayer) -> np.ndarray | None:
-    """Return for each channel of a layer the one of the other's whose numbers are all of its own, None if any lacks it.
+def _equal_channels(layer: LinearLayer, other: LinearLayer) -> np.ndarray | None:
+    """Return for each channel of a layer the one of the other's whose weights include its own, None if any has none.
 
-    Numbers are told apart by their bits: no two trained channels have the same ones.
+    Weights are compared bit by bit: no two trained channels have the same ones.
     """
     found: list[int] = []
-    rows, others = _numbers(layer), _numbers(other)
+    rows, others = _weights(layer), _weights(other)
     for row in rows:
         start = found[-1] + 1 if found else 0
         order = [*range(start, len(others)), *range(start)]
@@ -146,60 +160,64 @@ def _cut_from(layer: LinearLayer, other: LinearLayer) -> np.ndarray | None:
     return np.asarray(found, np.int64)
 
 
-def _numbers(layer: LinearLayer) -> list[np.ndarray]:
-    """Return what makes each output channel: its weights and its bias."""
+def _weights(layer: LinearLayer) -> list[np.ndarray]:
+    """Return the weights and the bias of each output channel."""
     matrix, bias = layer.matrix(), layer.bias()
     rows = matrix.reshape(-1, matrix.shape[-1])
     return list(rows if bias is None else np.column_stack([rows, bias]))
 
 
-def _named(
-    name: str, rows: _SimilarityRows, known: Mapping[str, _SimilarityRows], cut_from: np.ndarray | None
+def _by_name(
+    name: str, rows: _SimilarityRows, teacher: Mapping[str, _SimilarityRows], equal_channels: np.ndarray | None
 ) -> _Match | None:
-    other = known.get(name)
+    other = teacher.get(name)
     if other is None or not rows.fits(other):
         return None
     table = correlations(rows.chosen, other.chosen)
     if table.shape[0] == table.shape[1]:
-        return name, "name", None, float(np.diag(table).mean())
-    channels = assigned(table) if cut_from is None else cut_from
-    return name, "name" if cut_from is None else "weights", channels, _mean(table, channels)
+        return _Match(name, "name", None, float(np.diag(table).mean()))
+    if equal_channels is None:
+        channels = assigned(table)
+        return _Match(name, "name", channels, _mean(table, channels))
+    return _Match(name, "weights", equal_channels, _mean(table, equal_channels))
 
 
-def _most_alike(rows: _SimilarityRows, known: Mapping[str, _SimilarityRows]) -> _Match | None:
+def _most_correlated(rows: _SimilarityRows, teacher: Mapping[str, _SimilarityRows]) -> _Match | None:
     best: _Match | None = None
-    for name, other in known.items():
+    for name, other in teacher.items():
         if rows.fits(other):
             table = correlations(rows.chosen, other.chosen)
             channels = assigned(table)
             correlation = _mean(table, channels)
-            if correlation >= _LEAST and (best is None or correlation > best[3]):
-                best = name, "activations", channels, correlation
+            if correlation >= _LEAST and (best is None or correlation > best.correlation):
+                best = _Match(name, "activations", channels, correlation)
     return best
 
 
-def _unnamed(rows: _SimilarityRows, known: Mapping[str, _SimilarityRows], placed: str | None) -> _Match | None:
-    """Return what is most alike; where that is not sure, what stands at the same place, unless that is less alike."""
-    best = _most_alike(rows, known)
-    other = None if placed is None else known.get(placed)
-    if (best is not None and best[3] >= _SURE) or placed is None or other is None or not rows.fits(other):
+def _by_activations(
+    rows: _SimilarityRows, teacher: Mapping[str, _SimilarityRows], same_place: str | None
+) -> _Match | None:
+    """Return the most correlated value; where it is not sure, that at the same place, unless it is less correlated."""
+    best = _most_correlated(rows, teacher)
+    other = None if same_place is None else teacher.get(same_place)
+    if (best is not None and best.correlation >= _SURE) or same_place is None or other is None or not rows.fits(other):
         return best
     table = correlations(rows.chosen, other.chosen)
-    if best is not None and _mean(table, assigned(table)) < best[3] - _CHANCE:
+    if best is not None and _mean(table, assigned(table)) < best.correlation - _CHANCE:
         return best
-    return placed, "shape", None, float(np.diag(table).mean())
+    return _Match(same_place, "shape", None, float(np.diag(table).mean()))
 
 
 def _mean(table: np.ndarray, channels: np.ndarray) -> float:
     return float(table[np.arange(len(channels)), channels].mean())
 
 
-def _placed(mine: Sequence[LinearLayer], theirs: Sequence[LinearLayer]) -> dict[str, str]:
-    """Return output -> the other's output for the longest common sequence of layers of the same kind and shape."""
-    ours, others = ([(layer.node.op_type, *layer.shape) for layer in each] for each in (mine, theirs))
-    matched = difflib.SequenceMatcher(None, ours, others, autojunk=False).get_matching_blocks()
+def _aligned(student: Sequence[LinearLayer], teacher: Sequence[LinearLayer]) -> dict[str, str]:
+    """Return output -> the teacher's output for the longest common sequence of layers of the same kind and shape."""
+    one, other = ([(layer.node.op_type, *layer.shape) for layer in each] for each in (student, teacher))
+    matched = difflib.SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
     return {
-        mine[block.a + at].y.name or "": theirs[block.b + at].y.name or ""
+        student[block.a + at].y.name or "": teacher[block.b + at].y.name or ""
         for block in matched
         for at in range(block.size)
     }
@@ -224,6 +242,9 @@ def _rows(model: ir.Model, feeds: Sequence[Feed], axes: Mapping[str, int], seed:
     return {name: _SimilarityRows(np.concatenate(each), counts[name]) for name, each in parts.items()}
 
 
-def channels_kept(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """Return what `refit` takes as `keep`."""
-    return {pair.student: pair.channels for pair in pairs if pair.channels is not None}
+def layer_match(pairs: Sequence[Pair]) -> LayerMatch:
+    """Return the pairs as `refit` takes them."""
+    return LayerMatch(
+        values={pair.student: pair.teacher for pair in pairs},
+        channels={pair.student: pair.channels for pair in pairs if pair.channels is not None},
+    )

@@ -1,11 +1,12 @@
-"""Refits a changed model, layer by layer, so that it does again what the original did.
+"""Reconstruct a changed model layer by layer, so that its layers give the outputs of the original again.
 
-The layers are gone through in the order of the graph. The rows of each are what reaches it in the student, whose
-earlier layers are refitted already; its targets are what the layer gives in the teacher. The solution is closed-form
-(`numerics.ridge`), chosen and accepted by feeds that it was not computed from. No labels, no gradients.
+Layers are refitted in the order of the graph, as in AdaRound and BRECQ (arXiv 2004.10568, 2102.05426). The rows of
+each are its inputs in the student, whose earlier layers are refitted already; its targets are the outputs of the layer
+in the teacher. The solution is closed-form (`numerics.linear.ridge`), chosen and accepted by feeds that it was not
+computed from. No labels, no gradients.
 
 A pass that changes weights itself, for instance by rounding, does so within the walk: `finish` gets the refitted
-weights and returns what shall stand in the model, and the layers behind make up for it.
+weights and returns those to write, and the layers after it compensate.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..numerics.linear import ridge
 from ..numerics.linear.moments import MOST_COLUMNS, Moments
 from ..numerics.threads import one_thread
 from ..ops.linear import LinearLayer, linear_layer
-from .targets import Goal, Samples, TeacherTargets, aims
+from .targets import LayerMatch, RefitEffort, Samples, TargetRows, TeacherTargets, targets_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +38,21 @@ class LayerData:
 
 
 Finish = Callable[[LinearLayer, np.ndarray, "np.ndarray | None", LayerData], "tuple[np.ndarray, np.ndarray | None]"]
-"""(layer, matrix float32 [groups, out, columns], bias float32 [groups * out], data) -> what is written instead."""
+"""(layer, matrix float32 [groups, out, columns], bias float32 [groups * out], data) -> the matrix and bias to write."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefitChange:
-    """What became of one layer.
+    """Result of the refit of one layer.
 
     Args:
         layer: its label.
-        is_applied: whether weights or bias were changed by the fit.
-        reason: what was done, or why nothing was.
-        rows: rows the solution was chosen from, per group.
+        is_applied: True where the fit changed weights or bias.
+        reason: the change, or why there was none.
+        rows: rows the solution was computed from, per group.
         error_before: error on the held-out feeds as a part of the targets' variance; NaN where it was not measured.
         error_after: the same with the solution.
-        ratio: the penalty chosen, see `numerics.ridge`; None for the bias alone.
+        ratio: the penalty chosen, see `numerics.linear.ridge`; None for the bias alone.
     """
 
     layer: str
@@ -67,15 +68,13 @@ def refit(
     student: ir.Model,
     teacher: ir.Model,
     feeds: Sequence[Feed],
-    pairs: Mapping[str, str] | None = None,
+    match: LayerMatch | None = None,
     *,
     held_out: Sequence[Feed] | None = None,
-    keep: Mapping[str, np.ndarray] | None = None,
     selects: Callable[[ir.Node], bool] = lambda _: True,
     finish: Finish | None = None,
-    rows_per_column: int = 64,
+    effort: RefitEffort | None = None,
     seed: int = 0,
-    threads: int = 1,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
 ) -> list[RefitChange]:
     """Refit the linear layers of `student`, in place, to the outputs of the same layers in `teacher`.
@@ -84,15 +83,13 @@ def refit(
         student: the changed model.
         teacher: the original.
         feeds: complete feeds of both, best of one sample each, to solve from.
-        pairs: output of a student's layer (before any activation) -> value of the teacher; others have the same name.
-        held_out: feeds to choose and accept by; None to hold back every fifth of `feeds`.
-        keep: output of a student's layer -> which channels of the teacher's value it still has, in order.
-        selects: False for nodes to leave alone.
-        finish: takes the solution, or the weights as they are where there is none better, and returns what is
-            written; called for every layer whose weights may be changed and for which there are rows and targets.
-        rows_per_column: rows to solve from, for every column of the matrix.
-        seed: of the choice of rows.
-        threads: threads of the runtime.
+        match: the teacher's values and channels for the student's layers; None for those of the same names.
+        held_out: feeds to choose and accept by; None to hold out every fifth of `feeds`.
+        selects: False for nodes to skip.
+        finish: takes the solution, or the old weights where there is none better, and returns those to write; called
+            for every layer whose weights may be changed and for which there are rows and targets.
+        effort: rows, memory and threads.
+        seed: seed of the choice of rows.
         progress: wraps the loop over the layers.
 
     Returns:
@@ -106,20 +103,21 @@ def refit(
     found = [linear_layer(node) for node in student.graph if selects(node)]
     layers = [layer for layer in found if isinstance(layer, LinearLayer)]
     samples = Samples(student, teacher, feeds, held_out)
-    todo = aims(student, layers, pairs or {})
-    goals = TeacherTargets(teacher, samples, keep or {}, rows_per_column=rows_per_column, seed=seed, threads=threads)
-    walk = Frontier(student, samples, threads=threads)
+    match, effort = match or LayerMatch(), effort or RefitEffort()
+    layer_targets = targets_of(student, layers, match.values)
+    outputs = TeacherTargets(teacher, samples, match.channels, effort, seed)
+    walk = Frontier(student, samples, threads=effort.threads)
     changes = []
     with one_thread():
-        for index, aim in enumerate(progress("Refitting", todo)):
-            goal = goals.of(todo[index:])
-            if isinstance(goal, str):
-                changes.append(RefitChange(layer=aim.layer.label, is_applied=False, reason=goal))
+        for index, target in enumerate(progress("Refitting", layer_targets)):
+            rows = outputs.of(layer_targets[index:])
+            if isinstance(rows, str):
+                changes.append(RefitChange(layer=target.layer.label, is_applied=False, reason=rows))
                 continue
-            later = [value for each in todo[index + 1 :] for value in each.needs]
-            skip = aim.skip if goals.uses_sum(aim) else None
-            data = _gather(aim.layer, skip, walk.values(aim.needs, later), goal, samples)
-            changes.append(_refit_layer(aim.layer, data, names, finish))
+            later = [value for each in layer_targets[index + 1 :] for value in each.needs]
+            skip = target.skip if outputs.uses_sum(target) else None
+            data = _gather(target.layer, skip, walk.values(target.needs, later), rows, samples)
+            changes.append(_refit_layer(target.layer, data, names, finish))
     return changes
 
 
@@ -127,16 +125,16 @@ def _gather(
     layer: LinearLayer,
     skip: ir.Value | None,
     values: Iterable[Mapping[str, np.ndarray]],
-    goal: Goal,
+    targets: TargetRows,
     samples: Samples,
 ) -> LayerData | str:
     """Return the moments of a layer's rows and targets, or why they don't belong together.
 
     Args:
         layer: the layer.
-        skip: the value that is added to what the layer gives, where the goal is the sum.
+        skip: the value that is added to the output, where the target is the sum.
         values: the layer's input, and `skip`, for each joined feed.
-        goal: what the layer is to give, for each joined feed.
+        targets: rows of the teacher's value, for each joined feed.
         samples: the joined feeds.
     """
     groups, out, columns = layer.shape
@@ -145,17 +143,19 @@ def _gather(
         train=Moments(groups, columns, out, is_full=is_full), held_out=Moments(groups, columns, out, is_full=is_full)
     )
     fault = ""
-    for number, (given, chosen) in enumerate(zip(values, goal, strict=True)):
-        x = given[layer.x.name or ""]
+    for number, (inputs, chosen) in enumerate(zip(values, targets, strict=True)):
+        x = inputs[layer.x.name or ""]
         wanted = math.prod(chosen.shape) // (groups * out)
         if layer.count(x.shape) != wanted:
             fault = f"it has {layer.count(x.shape)} rows where the teacher's output has {wanted}"
         elif not fault:
-            targets = chosen.targets
+            wanted_rows = chosen.targets
             if skip is not None:
-                targets = targets - layer.targets(np.broadcast_to(given[skip.name or ""], chosen.shape), chosen.at)
+                wanted_rows = wanted_rows - layer.targets(
+                    np.broadcast_to(inputs[skip.name or ""], chosen.shape), chosen.at
+                )
             moments = data.train if number < samples.train_count else data.held_out
-            moments.update(layer.rows(x, chosen.at), targets)
+            moments.update(layer.rows(x, chosen.at), wanted_rows)
     return fault or data
 
 

@@ -1,10 +1,10 @@
-"""What layers of a student are to give: some rows of the teacher's outputs, the same rows for every question."""
+"""Targets of a student's layers: sampled rows of the teacher's outputs, the same rows for every layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -16,15 +16,41 @@ from ..graph import query
 from ..numerics.linear.moments import rows_wanted
 from ..numerics.linear.patches import choose
 from ..ops.linear import LinearLayer
+from .sample_split import divided_for_refit
 
 BATCH = 32
-"""Feeds that are joined at most, where the model takes them together."""
+"""Most feeds that are joined, where the model takes several. Chosen by judgement, for memory; not measured."""
 
-TARGET_BYTES = 128 << 20
-"""Targets that are kept at a time, beyond those of one layer; the teacher runs once for each such part."""
 
-_HELD_OUT = 5
-"""Every how manieth feed is held out, where none are given for that."""
+@dataclass(frozen=True, kw_only=True)
+class LayerMatch:
+    """Counterparts of a student's layers in the teacher.
+
+    Args:
+        values: output of a student's layer (before any activation) -> value of the teacher; others have the same name.
+        channels: output of a student's layer -> channels of the teacher's value that it still has, int [n], in order.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    channels: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitEffort:
+    """Rows, memory and threads of a refit.
+
+    Args:
+        rows_per_column: rows to solve from, for every column of a layer's matrix.
+        least_rows: fewest rows to solve from.
+        target_bytes: most targets that are held at a time, beyond those of one layer; the teacher runs once for each
+            such part.
+        threads: threads of the runtime.
+    """
+
+    rows_per_column: int = 64
+    least_rows: int = 16384
+    target_bytes: int = 128 << 20
+    threads: int = 1
 
 
 class Samples:
@@ -34,7 +60,7 @@ class Samples:
         student: one model.
         teacher: the other.
         feeds: complete feeds.
-        held_out: feeds to choose and accept by; None to hold back every fifth of `feeds`.
+        held_out: feeds to choose and accept by; None to hold out every fifth of `feeds`.
 
     Raises:
         DataError: there are fewer than two feeds.
@@ -44,9 +70,7 @@ class Samples:
         self, student: ir.Model, teacher: ir.Model, feeds: Sequence[Feed], held_out: Sequence[Feed] | None
     ) -> None:
         if held_out is None:
-            every = min(_HELD_OUT, max(2, len(feeds)))
-            held_out = [feed for number, feed in enumerate(feeds) if number % every == every - 1]
-            feeds = [feed for number, feed in enumerate(feeds) if number % every != every - 1]
+            feeds, held_out = divided_for_refit(feeds)
         if not feeds or not held_out:
             raise DataError("a refit needs samples to solve from and others to choose by", hint="Give two at least")
         one, two = observe.batched(student, feeds, BATCH), observe.batched(teacher, feeds, BATCH)
@@ -54,10 +78,10 @@ class Samples:
         self._train = one if joins else feeds
         self._held_out = observe.batched(student, held_out, BATCH) if joins else held_out
         self.train_count = sum(1 for _ in self._train)
-        """How many of the joined feeds are to solve from."""
+        """Number of joined feeds to solve from."""
         self.count = self.train_count + sum(1 for _ in self._held_out)
         self.firsts = len(feeds) / min(BATCH, len(feeds)) if joins else len(feeds)
-        """How often the first joined feed goes into those to solve from, by the samples it joins."""
+        """Size of the feeds to solve from, in first joined feeds."""
 
     def __iter__(self) -> Iterator[Feed]:
         yield from self._train
@@ -66,10 +90,10 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class LayerTarget:
-    """A layer of the student and what it is to give.
+    """A layer of the student and its target.
 
-    Where its output only goes into a sum with what is there already, the layer is to give what the teacher's sum still
-    lacks: so the errors of a residual stream are made up for where something is added to it.
+    Where its output is only added to a value, the target is the difference of the teacher's sum to that value: so the
+    errors of a residual stream are compensated where something is added to it.
 
     Args:
         layer: the layer.
@@ -85,7 +109,7 @@ class LayerTarget:
 
     @property
     def name(self) -> str:
-        """The name of the layer's output, which says which layer is meant."""
+        """Name of the layer's output, which identifies the layer."""
         return self.layer.y.name or ""
 
     @property
@@ -94,8 +118,8 @@ class LayerTarget:
         return [self.layer.x] if self.skip is None else [self.layer.x, self.skip]
 
 
-def aims(student: ir.Model, layers: Sequence[LinearLayer], pairs: Mapping[str, str]) -> list[LayerTarget]:
-    """Return what layers of the main graph are to give.
+def targets_of(student: ir.Model, layers: Sequence[LinearLayer], pairs: Mapping[str, str]) -> list[LayerTarget]:
+    """Return the targets of layers of the main graph.
 
     Args:
         student: their model, its nodes in topological order.
@@ -116,7 +140,7 @@ def aims(student: ir.Model, layers: Sequence[LinearLayer], pairs: Mapping[str, s
 
 
 def _added(layer: LinearLayer, position: Mapping[ir.Node, int]) -> tuple[str, ir.Value] | None:
-    """Return the sum that alone reads a layer's output, and what else goes into it, if that is refitted before it."""
+    """Return the sum that alone reads a layer's output, and its other operand, if that is refitted before it."""
     adder = query.sole_consumer(layer.y)
     if adder is None or not query.is_op(adder, "Add") or adder not in position:
         return None
@@ -143,130 +167,131 @@ class SampledRows:
     targets: np.ndarray
 
 
-Goal = list[SampledRows]
-"""What one layer is to give, for each joined feed."""
+TargetRows = list[SampledRows]
+"""Targets of one layer, for each joined feed."""
 
 
 class TeacherTargets:
     """The teacher's outputs for the layers of a student, asked for in order.
 
     Args:
-        teacher: the model that knows.
-        samples: what both are run on.
-        keep: output of a layer -> channels of the teacher's value that it still has.
-        rows_per_column: rows to solve from, for every column of a layer's matrix.
-        seed: of the choice of rows.
-        threads: threads of the runtime.
+        teacher: the original.
+        samples: feeds of both.
+        channels: output of a layer -> channels of the teacher's value that it still has.
+        effort: rows, memory and threads.
+        seed: seed of the choice of rows.
     """
 
     def __init__(
         self,
         teacher: ir.Model,
         samples: Samples,
-        keep: Mapping[str, np.ndarray],
-        *,
-        rows_per_column: int,
+        channels: Mapping[str, np.ndarray],
+        effort: RefitEffort,
         seed: int,
-        threads: int,
     ) -> None:
         self._teacher = teacher
         self._samples = samples
-        self._keep = keep
-        self._rows_per_column = rows_per_column
+        self._channels = channels
+        self._effort = effort
         self._seed = seed
-        self._threads = threads
-        self._found: dict[str, Goal | str] = {}
-        self._looked_at: dict[str, _Look | str] | None = None
+        self._found: dict[str, TargetRows | str] = {}
+        self._shapes: dict[str, _TargetShape | str] | None = None
 
-    def of(self, upcoming: Sequence[LayerTarget]) -> Goal | str:
-        """Return what the first of these layers is to give, or why that is not known.
+    def of(self, upcoming: Sequence[LayerTarget]) -> TargetRows | str:
+        """Return the target rows of the first of these layers, or why there are none.
 
-        The others are those that will be asked for after it: as many of them as fit in memory are found out with it.
+        The others are those that will be asked for after it: as many of them as fit in memory are computed with it.
 
         Raises:
             ModelError: the runtime can't run the teacher.
         """
-        if self._looked_at is None:
-            self._looked_at = self._look_at(upcoming)
+        if self._shapes is None:
+            self._shapes = self._find_shapes(upcoming)
         name = upcoming[0].name
         if name not in self._found:
             self._find(upcoming)
         return self._found.pop(name)
 
-    def uses_sum(self, aim: LayerTarget) -> bool:
-        """Say whether the goal of an aim is the sum: not where the sum spreads the layer's output over more."""
-        assert self._looked_at is not None
-        look = self._looked_at[aim.name]
-        return isinstance(look, _Look) and look.is_sum
+    def uses_sum(self, target: LayerTarget) -> bool:
+        """Say whether a target is the sum: not where the sum broadcasts the layer's output."""
+        assert self._shapes is not None
+        found = self._shapes[target.name]
+        return isinstance(found, _TargetShape) and found.is_sum
 
-    def _look_at(self, upcoming: Sequence[LayerTarget]) -> dict[str, _Look | str]:
-        """Return each layer's goal in the first joined feed, or why there is none."""
-        wanted = [name for aim in upcoming for name in (aim.plain, aim.sum) if name is not None]
-        watch = observe.ActivationTap(self._teacher, wanted, threads=self._threads, skip_refused=True)
+    def _find_shapes(self, upcoming: Sequence[LayerTarget]) -> dict[str, _TargetShape | str]:
+        """Return the shape of each target in the first joined feed, or why there is none."""
+        wanted = [name for target in upcoming for name in (target.plain, target.sum) if name is not None]
+        watch = observe.ActivationTap(self._teacher, wanted, threads=self._effort.threads, skip_refused=True)
         values = watch.run(next(iter(self._samples)))
-        found: dict[str, _Look | str] = {}
-        for aim in upcoming:
-            if aim.plain not in values:
-                why = watch.refused.get(aim.plain, "this run does not compute it")
-                found[aim.name] = f"no output {aim.plain!r} of the teacher to learn from: {why}"
+        found: dict[str, _TargetShape | str] = {}
+        for target in upcoming:
+            if target.plain not in values:
+                why = watch.refused.get(target.plain, "this run does not compute it")
+                found[target.name] = f"no output {target.plain!r} of the teacher to learn from: {why}"
                 continue
-            shape = values[aim.plain].shape
-            kept = self._keep.get(aim.name)
-            channels = shape[aim.layer.channel_axis] if kept is None else len(kept)
-            groups, out, _ = aim.layer.shape
-            is_sum = aim.sum is not None and aim.sum in values and values[aim.sum].shape == shape
+            shape = values[target.plain].shape
+            kept = self._channels.get(target.name)
+            channels = shape[target.layer.channel_axis] if kept is None else len(kept)
+            groups, out, _ = target.layer.shape
+            is_sum = target.sum is not None and target.sum in values and values[target.sum].shape == shape
             fits = channels == groups * out
-            found[aim.name] = (
-                _Look(shape, is_sum) if fits else f"it gives {groups * out} channels, the teacher {channels}"
+            found[target.name] = (
+                _TargetShape(shape, is_sum) if fits else f"it gives {groups * out} channels, the teacher {channels}"
             )
         return found
 
     def _find(self, upcoming: Sequence[LayerTarget]) -> None:
-        assert self._looked_at is not None
+        assert self._shapes is not None
         parts: dict[str, float] = {}
         chosen: list[tuple[LayerTarget, str]] = []
         kept_bytes = 0.0
-        for aim in upcoming:
-            look = self._looked_at[aim.name]
-            if isinstance(look, str):
-                self._found[aim.name] = look
+        for target in upcoming:
+            found = self._shapes[target.name]
+            if isinstance(found, str):
+                self._found[target.name] = found
                 continue
-            groups, out, columns = aim.layer.shape
-            rows = math.prod(look.shape) // look.shape[aim.layer.channel_axis]
-            wanted = rows_wanted(columns, per_column=self._rows_per_column)
+            groups, out, columns = target.layer.shape
+            rows = math.prod(found.shape) // found.shape[target.layer.channel_axis]
+            effort = self._effort
+            wanted = rows_wanted(columns, per_column=effort.rows_per_column, least=effort.least_rows)
             part = min(1.0, wanted / (rows * self._samples.firsts))
-            own_bytes = 4 * (math.prod(look.shape) + part * rows * groups * out * self._samples.count)
-            if chosen and kept_bytes + own_bytes > TARGET_BYTES:
+            own_bytes = 4 * (math.prod(found.shape) + part * rows * groups * out * self._samples.count)
+            if chosen and kept_bytes + own_bytes > self._effort.target_bytes:
                 break
             kept_bytes += own_bytes
-            parts[aim.name] = part
-            chosen.append((aim, aim.sum if look.is_sum and aim.sum is not None else aim.plain))
+            parts[target.name] = part
+            chosen.append((target, target.sum if found.is_sum and target.sum is not None else target.plain))
         if chosen:
             self._found.update(self._run(chosen, parts))
 
-    def _run(self, chosen: Sequence[tuple[LayerTarget, str]], parts: Mapping[str, float]) -> dict[str, Goal | str]:
-        found: dict[str, Goal | str] = {}
-        goals: dict[str, Goal] = {aim.name: [] for aim, _ in chosen}
+    def _run(
+        self, chosen: Sequence[tuple[LayerTarget, str]], parts: Mapping[str, float]
+    ) -> dict[str, TargetRows | str]:
+        found: dict[str, TargetRows | str] = {}
+        rows_of: dict[str, TargetRows] = {target.name: [] for target, _ in chosen}
         sources = [source for _, source in chosen]
-        for number, values in enumerate(observe.stream(self._teacher, self._samples, sources, threads=self._threads)):
-            for aim, source in chosen:
+        for number, values in enumerate(
+            observe.stream(self._teacher, self._samples, sources, threads=self._effort.threads)
+        ):
+            for target, source in chosen:
                 if source not in values:
-                    found[aim.name] = f"a sample does not compute {source!r} of the teacher"
+                    found[target.name] = f"a sample does not compute {source!r} of the teacher"
                     continue
-                y, axis = values[source], aim.layer.channel_axis
+                y, axis = values[source], target.layer.channel_axis
                 count = math.prod(y.shape) // y.shape[axis]
-                random = np.random.default_rng([self._seed, number, *aim.name.encode()])
-                at = choose(count, math.ceil(parts[aim.name] * count), random)
-                targets = aim.layer.targets(y, at, keep=self._keep.get(aim.name)).astype(np.float32)
+                random = np.random.default_rng([self._seed, number, *target.name.encode()])
+                at = choose(count, math.ceil(parts[target.name] * count), random)
+                targets = target.layer.targets(y, at, keep=self._channels.get(target.name)).astype(np.float32)
                 shape = list(y.shape)
                 shape[axis] = targets.shape[0] * targets.shape[2]
-                goals[aim.name].append(SampledRows(shape=tuple(shape), at=at, targets=targets))
-        return goals | found
+                rows_of[target.name].append(SampledRows(shape=tuple(shape), at=at, targets=targets))
+        return rows_of | found
 
 
 @dataclass(frozen=True)
-class _Look:
-    """The shape of a goal in the first joined feed, and whether it is that of the sum."""
+class _TargetShape:
+    """Shape of a target in the first joined feed; `is_sum` where it is that of the sum."""
 
     shape: tuple[int, ...]
     is_sum: bool

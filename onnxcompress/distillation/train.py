@@ -1,11 +1,11 @@
-"""Trains the weights of a changed model on what the original gives, label-free: by its derivative, as an ONNX graph.
+"""Train the weights of a changed model on the outputs of the original, without labels, by its derivative as ONNX.
 
     student: weights become inputs, the loss against the teacher's outputs is appended --onnx-ad--> adjoint graph
     step:    teacher runs on a batch -> adjoint runs -> Adam moves the weights
 
 Of every batch one half are samples as they are; the others are mixed with each other (mixup, Zhang et al. 2018), which
-is no invention of labels, since the teacher is asked about every mixture (Beyer et al. 2022). Samples that are not
-floats are not mixed. The outcome is kept only where the loss on samples held out falls.
+invents no labels, since the teacher is run on every mixture (Beyer et al. 2022). Samples that are not floats are not
+mixed. The result is kept only where the loss on samples held out falls.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ import numpy as np
 import onnx
 import onnx_ad
 import onnx_ir as ir
-from onnx import helper, numpy_helper
 from scipy.special import softmax
 
 from ..activations import observe
 from ..core import Feed
-from ..data import feeds as feed_facts
-from ..data.feeds import Lazy
 from ..errors import ModelError
 from ..graph import constants as float_constants
 from ..graph import edit, query
@@ -36,37 +33,34 @@ from ..ops.linear import linear_layers
 from ..quality import divergence
 from ..quality.divergence import DivergenceKind
 from ..runtime import session as runtime
-from ..shapes import count as counting
+from ..shapes import resolve
+from . import loss_graph, sample_split
+from .loss_graph import LOSS, SMALL, target_name
 
-_PREFIX = "onnxcompress_"
-_LOSS = f"{_PREFIX}loss"
-_HELD_OUT, _FEW = (8, 4), 512
-"""Every how manieth sample is held out: of many, and of fewer than so many."""
 _LEAST_SAMPLES = 64
+"""Fewest samples of one shape to train on. Chosen by judgement; not measured."""
 _CHECKS = 10
-"""Times that the loss on samples held out is looked at."""
-_LOST = 4.0
-"""Half way through, a loss that is so many times the first one ends the training."""
+"""Evaluations of the held-out loss in a training. Chosen by judgement; not measured."""
+_DIVERGED = 4.0
+"""Factor over the first loss that ends the training in its second half. Chosen by judgement; not measured."""
 _RATE, _RATES = 0.05, (1e-4, 2e-3)
-"""Rate for each unit of the loss at the start, and its bounds."""
-_SMALL = 1e-8
+"""Learning rate per unit of the loss at the start, and its bounds. Chosen on the zoo models."""
 _BATCHES = (16, 128)
-"""Samples of a batch to train on."""
-_GROUPED = 100
-"""What a MAC of a grouped convolution costs in training, for it is differentiated by slow kernels."""
+"""Fewest and most samples of a batch. Chosen by judgement, for memory; not measured."""
+GROUPED_COST = 100
+"""Cost of a MAC of a grouped convolution in training, where slow kernels differentiate it, in MACs. Chosen on the zoo
+models."""
 _TRAINING_MACS = 8e11
-"""MACs of the samples that are run forwards in training, at most; there and back they take about a minute or two."""
-_LOSS_OPSET = 13
-"""From here on the operators of the loss are what is written here."""
+"""Most MACs of the samples that are run forwards in training; with the backward pass they take a minute or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """How a training went.
+    """Result of a training.
 
     Args:
-        is_applied: whether the student has been changed.
-        reason: what was gained, or why nothing was.
+        is_applied: True where the student has been changed.
+        reason: the gain, or why there was none.
         before: loss on samples held out, above the least one that there can be.
         after: the same with the best weights.
         steps: steps taken.
@@ -78,8 +72,8 @@ class Distilled:
     after: float = math.nan
     steps: int = 0
 
-    def told(self, loss: float | None) -> list[str]:
-        """Return what a report says of it beside the loss that the model came to; nothing where nothing was gained."""
+    def figures(self, loss: float | None) -> list[str]:
+        """Return the figures for a report beside the final loss of the model; none where there was no gain."""
         if self.is_applied and loss is not None:
             return [f"distilled {loss:.3g}"]
         return [] if self.steps else [f"not distilled: {self.reason}"]
@@ -106,58 +100,47 @@ def distill(
         feeds: complete feeds of one sample each; every eighth is held out to judge by, or fourth of few.
         steps: batches to learn from.
         batch: samples of a batch.
-        rate: of Adam; it falls along half a cosine. None for one in proportion to the loss: so is the loss that steps
-            of a rate leave behind by their noise.
-        seed: of the choice of samples.
-        threads: of the runtime.
-        selects: False for nodes whose weights stay as they are.
+        rate: learning rate of Adam, which falls along half a cosine. None for one in proportion to the loss: so is the
+            loss that the noise of steps of a rate leaves.
+        seed: seed of the choice of samples.
+        threads: threads of the runtime.
+        selects: False for nodes whose weights are kept.
         progress: wraps the loop over the steps.
 
     Raises:
         ModelError: the teacher can't be run.
     """
-    chosen = _alike(feeds)
-    some = [feeds[index] for index in chosen[: batch + 1]]
-    if len(chosen) < _LEAST_SAMPLES:
-        return Distilled(is_applied=False, reason=f"{len(chosen)} samples of one shape are too few to learn from")
-    if observe.batched(student, some, batch) is some or observe.batched(teacher, some, batch) is some:
+    indices = sample_split.commonest_shape(feeds)
+    first = [feeds[index] for index in indices[: batch + 1]]
+    if len(indices) < _LEAST_SAMPLES:
+        return Distilled(is_applied=False, reason=f"{len(indices)} samples of one shape are too few to learn from")
+    if observe.batched(student, first, batch) is first or observe.batched(teacher, first, batch) is first:
         return Distilled(is_applied=False, reason="it takes one sample at a time")
-    judging = set(_judging(chosen))
-    train = [feeds[index] for index in chosen if index not in judging]
-    held_out = [feeds[index] for index in chosen if index in judging]
+    chosen = set(sample_split.held_out_of(indices))
+    train = [feeds[index] for index in indices if index not in chosen]
+    held_out = [feeds[index] for index in indices if index in chosen]
     size = min(batch, len(held_out))
-    asked = _Teacher(teacher, threads=threads)
-    first = _joined(held_out[:size])
     try:
-        outputs = asked.run(first)
-        if not asked.kinds:
-            return Distilled(is_applied=False, reason="it has no output of floats to learn from")
-        trainer = _Trainer(student, _weights(student, selects), asked.kinds, first, outputs, threads=threads)
+        trainer = _Trainer(student, _Teacher(teacher, threads=threads), held_out, size, selects, threads=threads)
     except _UntrainableError as error:
         return Distilled(is_applied=False, reason=str(error))
-    parts = [_joined(held_out[start : start + size]) for start in range(0, len(held_out) - size + 1, size)]
-    tests = [(feed, asked.run(feed)) for feed in parts]
+    before = trainer.excess()
+    schedule = _Schedule(steps, min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate, before)
     random = np.random.default_rng(seed)
-    before = best = trainer.excess(tests)
-    if rate is None:
-        rate = min(max(_RATE * before, _RATES[0]), _RATES[1])
-    kept = dict(trainer.adam.values)
-    taken = 0
-    check = max(1, steps // _CHECKS)
+    best, weights, taken = before, dict(trainer.adam.values), 0
     for step in progress("Distilling", range(steps)):
-        feed = _mixed(train, size, random)
-        trainer.step(feed, asked.run(feed), rate * falling(step, steps))
+        trainer.step(_mixed(train, size, random), schedule.rate(step))
         taken = step + 1
-        if taken % check == 0 or taken == steps:
-            now = trainer.excess(tests)
+        if schedule.is_check(taken):
+            now = trainer.excess()
             if now < best:
-                best, kept = now, dict(trainer.adam.values)
-            elif taken > steps / 2 and not now < _LOST * before:
+                best, weights = now, dict(trainer.adam.values)
+            elif schedule.is_diverged(taken, now):
                 break
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
     if best >= before:
         return Distilled(is_applied=False, reason=f"no gain: {figures}", before=before, after=before, steps=taken)
-    for name, array in kept.items():
+    for name, array in weights.items():
         value = student.graph.initializers[name]
         tensor = query.constant_tensor(value)
         assert tensor is not None
@@ -165,93 +148,127 @@ def distill(
     return Distilled(is_applied=True, reason=figures, before=before, after=best, steps=taken)
 
 
-def divided(feeds: Sequence[Feed]) -> tuple[Sequence[Feed], Sequence[Feed] | None]:
-    """Return the feeds that may be learnt from before `distill` gets all of them, and those that it judges by.
+@dataclass(frozen=True)
+class _Schedule:
+    """Learning rates and evaluations of a training of `steps` steps that begins with a loss."""
 
-    A model that has seen the latter could only seem to get worse. None where there are too few to hold any out.
-    """
-    judging = _judging(_alike(feeds))
-    if not judging:
-        return feeds, None
-    rest = [index for index in range(len(feeds)) if index not in set(judging)]
-    return Lazy(rest, feeds.__getitem__), Lazy(judging, feeds.__getitem__)
+    steps: int
+    first_rate: float
+    first_loss: float
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return self.first_rate * falling(step, self.steps)
+
+    def is_check(self, taken: int) -> bool:
+        """Say whether the held-out loss is evaluated after so many steps."""
+        return taken % max(1, self.steps // _CHECKS) == 0 or taken == self.steps
+
+    def is_diverged(self, taken: int, loss: float) -> bool:
+        """Say whether a loss in the second half is hopeless."""
+        return taken > self.steps / 2 and not loss < _DIVERGED * self.first_loss
 
 
-def _judging(chosen: Sequence[int]) -> Sequence[int]:
-    """Return which ones of samples of one shape are held out."""
-    every = _HELD_OUT[len(chosen) < _FEW]
-    return chosen[every - 1 :: every]
-
-
-def affordable(model: ir.Model, feed: Feed, steps: int) -> tuple[int, int]:
-    """Return steps and the samples of a batch, smaller and then fewer where the model is large.
+def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float = _TRAINING_MACS) -> tuple[int, int]:
+    """Return steps and samples of a batch within a budget: smaller batches, then fewer steps.
 
     Args:
-        model: what is to be trained.
+        model: the student.
         feed: one sample.
-        steps: steps that are wanted, 1 at least.
+        steps: most steps, 1 at least.
+        training_macs: most MACs of all samples run forwards.
 
     Raises:
         ModelError: the model can't be run.
     """
-    shape_of = counting.shape_lookup(counting.resolve_shapes(model, feed))
+    shape_of = resolve.shape_lookup(resolve.infer_dims(model, feed))
     work = sum(
-        (macs or 0) * (_GROUPED if int(query.attribute(node, "group", 1)) > 1 else 1)
+        (macs or 0) * (GROUPED_COST if int(query.attribute(node, "group", 1)) > 1 else 1)
         for node, macs in ops.node_macs(model, shape_of)
     )
-    batch = min(max(int(_TRAINING_MACS / max(1, work) / steps), _BATCHES[0]), _BATCHES[1])
-    return max(1, min(steps, int(_TRAINING_MACS / max(1, work) / batch))), batch
+    batch = min(max(int(training_macs / max(1, work) / steps), _BATCHES[0]), _BATCHES[1])
+    return max(1, min(steps, int(training_macs / max(1, work) / batch))), batch
 
 
 class _UntrainableError(Exception):
-    """A model that no derivative can be had of, for the reason that the exception holds."""
+    """No derivative of a model can be computed, for the reason that the exception holds."""
 
 
 class _Teacher:
-    """The original, asked about batches."""
+    """The original, run on batches."""
 
     def __init__(self, model: ir.Model, *, threads: int) -> None:
         self._model = model
         self._session = runtime.open_session(model_io.to_bytes(model), optimize=True, threads=threads)
-        self._kinds: dict[str, DivergenceKind] | None = None
-
-    @property
-    def kinds(self) -> dict[str, DivergenceKind]:
+        self.kinds: dict[str, DivergenceKind] | None = None
         """The outputs that can be learnt from; known after the first run."""
-        return self._kinds or {}
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Return what the student is to give: probabilities where the outputs score classes."""
-        found = self._session.run(feed)
-        if self._kinds is None:
-            self._kinds = divergence.kinds(self._model, found)
+        """Return the targets, float32: probabilities where the outputs score classes."""
+        outputs = self._session.run(feed)
+        if self.kinds is None:
+            self.kinds = divergence.kinds(self._model, outputs)
         return {
             name: np.asarray(
-                softmax(found[name], axis=-1) if kind is DivergenceKind.LOGITS else found[name], np.float32
+                softmax(outputs[name], axis=-1) if kind is DivergenceKind.LOGITS else outputs[name], np.float32
             )
-            for name, kind in self._kinds.items()
+            for name, kind in self.kinds.items()
         }
 
 
 class _Trainer:
-    """A student with its weights outside, its loss, and the derivative of the loss."""
+    """A student with its weights as inputs, its loss, and the derivative of the loss.
+
+    Args:
+        student: the model; not changed.
+        teacher: the original.
+        held_out: samples to evaluate the loss on.
+        size: samples of a batch.
+        selects: False for nodes whose weights are kept.
+        threads: threads of the runtime.
+
+    Raises:
+        _UntrainableError: there is nothing to learn, or no derivative.
+    """
 
     def __init__(
         self,
         student: ir.Model,
-        weights: Mapping[str, np.ndarray],
-        kinds: Mapping[str, DivergenceKind],
-        feed: Feed,
-        targets: Mapping[str, np.ndarray],
+        teacher: _Teacher,
+        held_out: Sequence[Feed],
+        size: int,
+        selects: Callable[[ir.Node], bool],
         *,
         threads: int,
     ) -> None:
+        feed = sample_split.joined(held_out[:size])
+        targets = teacher.run(feed)
+        if not teacher.kinds:
+            raise _UntrainableError("it has no output of floats to learn from")
+        weights = _weights(student, selects)
         if not weights:
             raise _UntrainableError("it has no linear layer with weights of its own")
-        self._kinds = kinds
-        proto = _with_loss(student, kinds, feed, targets, weights)
+        self._teacher = teacher
+        self._kinds = teacher.kinds
+        self._gradients = {name: f"adj_{name}" for name in weights}
+        self._open(loss_graph.with_loss(student, self._kinds, feed, targets, weights), weights, threads)
+        known = {*feed, *weights, *(target_name(name) for name in self._kinds)}
+        self._seeds = {
+            spec.name: np.ones([n if isinstance(n, int) else 1 for n in spec.shape], np.float32)
+            for spec in self._both.inputs
+            if spec.name not in known
+        }
+        if not set(self._gradients.values()) <= {spec.name for spec in self._both.outputs}:
+            raise _UntrainableError("onnx-ad gives no derivative for some weights")
+        self.adam = Adam(weights)
+        starts = range(0, len(held_out) - size + 1, size)
+        batches = [sample_split.joined(held_out[start : start + size]) for start in starts]
+        self._tests = [(batch, teacher.run(batch)) for batch in batches]
+
+    def _open(self, proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], threads: int) -> None:
+        """Open sessions of the loss, and of the loss with its derivative."""
         try:
-            adjoint = onnx_ad.reverse(proto, inputs=list(weights), outputs=[_LOSS], layout="onnx")
+            adjoint = onnx_ad.reverse(proto, inputs=list(weights), outputs=[LOSS], layout="onnx")
         except (NotImplementedError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
             raise _UntrainableError(f"onnx-ad gives no derivative: {runtime.reason(error)}") from error
         try:
@@ -259,42 +276,32 @@ class _Trainer:
             self._both = runtime.open_session(adjoint.SerializeToString(), optimize=True, threads=threads)
         except ModelError as error:
             raise _UntrainableError(f"its derivative can't be run: {error.message}") from error
-        known = {*feed, *weights, *(_target(name) for name in kinds)}
-        self._seeds = {
-            spec.name: np.ones([n if isinstance(n, int) else 1 for n in spec.shape], np.float32)
-            for spec in self._both.inputs
-            if spec.name not in known
-        }
-        names = [spec.name for spec in self._both.outputs]
-        self._gradients = {name: f"adj_{name}" for name in weights}
-        if not set(self._gradients.values()) <= set(names):
-            raise _UntrainableError("onnx-ad gives no derivative for some weights")
-        self.adam = Adam(weights)
 
-    def step(self, feed: Feed, targets: Mapping[str, np.ndarray], rate: float) -> None:
-        """Move the weights."""
-        found = self._both.run(self._fed(feed, targets) | self._seeds, list(self._gradients.values()))
+    def step(self, feed: Feed, rate: float) -> None:
+        """Move the weights by the gradient of a batch, unless it is not finite."""
+        inputs = self._inputs(feed, self._teacher.run(feed)) | self._seeds
+        found = self._both.run(inputs, list(self._gradients.values()))
         gradients = {
             name: np.reshape(found[output], self.adam.values[name].shape) for name, output in self._gradients.items()
         }
         if all(np.isfinite(each).all() for each in gradients.values()):
             self.adam.step(gradients, rate)
 
-    def excess(self, tests: Sequence[tuple[Feed, Mapping[str, np.ndarray]]]) -> float:
-        """Return the loss above what the teacher itself has, as a mean over batches."""
-        found = []
-        for feed, targets in tests:
-            loss = float(np.sum(self._loss.run(self._fed(feed, targets), [_LOSS])[_LOSS]))
+    def excess(self) -> float:
+        """Return the held-out loss above that of the teacher itself, as a mean over batches."""
+        losses = []
+        for feed, targets in self._tests:
+            loss = float(np.sum(self._loss.run(self._inputs(feed, targets), [LOSS])[LOSS]))
             for name, kind in self._kinds.items():
                 if kind is not DivergenceKind.NUMBERS:
                     p = targets[name].astype(np.float64)
                     rows = p.size // p.shape[-1]
-                    loss += float((p * np.log(p + _SMALL)).sum()) / rows / len(self._kinds)
-            found.append(loss if math.isfinite(loss) else math.inf)
-        return float(np.mean(found))
+                    loss += float((p * np.log(p + SMALL)).sum()) / rows / len(self._kinds)
+            losses.append(loss if math.isfinite(loss) else math.inf)
+        return float(np.mean(losses))
 
-    def _fed(self, feed: Feed, targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {**feed, **self.adam.values, **{_target(name): array for name, array in targets.items()}}
+    def _inputs(self, feed: Feed, targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {**feed, **self.adam.values, **{target_name(name): array for name, array in targets.items()}}
 
 
 def _weights(model: ir.Model, selects: Callable[[ir.Node], bool]) -> dict[str, np.ndarray]:
@@ -313,97 +320,12 @@ def _weights(model: ir.Model, selects: Callable[[ir.Node], bool]) -> dict[str, n
     return found
 
 
-def _with_loss(
-    student: ir.Model,
-    kinds: Mapping[str, DivergenceKind],
-    feed: Feed,
-    targets: Mapping[str, np.ndarray],
-    weights: Mapping[str, np.ndarray],
-) -> onnx.ModelProto:
-    """Return the student at a batch's shapes, with weights and targets as inputs and the loss as its only output."""
-    if query.opset(student) < _LOSS_OPSET:
-        student = model_io.convert_opset(student, _LOSS_OPSET)
-    proto = onnx.ModelProto.FromString(model_io.to_bytes(student))
-    body = proto.graph
-    left = [tensor for tensor in body.initializer if tensor.name not in weights]
-    given = [spec for spec in body.input if spec.name in feed]
-    del body.initializer[:], body.input[:], body.value_info[:]
-    body.initializer.extend(left)
-    for spec in given:
-        array = np.asarray(feed[spec.name])
-        body.input.append(
-            helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        )
-    for name, array in weights.items():
-        body.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape))
-    losses = []
-    for number, (name, kind) in enumerate(kinds.items()):
-        target = targets[name]
-        body.input.append(helper.make_tensor_value_info(_target(name), onnx.TensorProto.FLOAT, target.shape))
-        losses.append(_append_loss(body, name, number, kind, target, 1 / len(kinds)))
-    body.node.append(helper.make_node("Sum" if len(losses) > 1 else "Identity", losses, [_LOSS]))
-    del body.output[:]
-    body.output.append(helper.make_tensor_value_info(_LOSS, onnx.TensorProto.FLOAT, []))
-    return onnx.shape_inference.infer_shapes(proto)
-
-
-def _append_loss(
-    body: onnx.GraphProto, name: str, number: int, kind: DivergenceKind, target: np.ndarray, weight: float
-) -> str:
-    """Append the loss of one output, a scalar, and return its name."""
-    at = f"{_PREFIX}{number}_"
-
-    def constant(hint: str, array: np.ndarray) -> str:
-        body.initializer.append(numpy_helper.from_array(array, f"{at}{hint}"))
-        return f"{at}{hint}"
-
-    def node(op_type: str, inputs: Sequence[str], hint: str, **attributes: Any) -> str:
-        body.node.append(helper.make_node(op_type, list(inputs), [f"{at}{hint}"], **attributes))
-        return f"{at}{hint}"
-
-    axes = constant("axes", np.arange(target.ndim, dtype=np.int64))
-    if kind is DivergenceKind.NUMBERS:
-        missed = node("Sub", [name, _target(name)], "missed")
-        terms = node("Mul", [missed, missed], "terms")
-        factor = weight / max(float(np.var(target)), _SMALL) / target.size
-    else:
-        if kind is DivergenceKind.LOGITS:
-            logs = node("LogSoftmax", [name], "logs", axis=-1)
-        else:
-            logs = node(
-                "Log", [node("Add", [name, constant("small", np.asarray(_SMALL, np.float32))], "above")], "logs"
-            )
-        terms = node("Mul", [logs, _target(name)], "terms")
-        factor = -weight * target.shape[-1] / target.size
-    total = node("ReduceSum", [terms, axes], "total", keepdims=0)
-    return node("Mul", [total, constant("factor", np.asarray(factor, np.float32))], "loss")
-
-
-def _target(name: str) -> str:
-    return f"{_PREFIX}target_{name}"
-
-
-def _alike(feeds: Sequence[Feed]) -> list[int]:
-    """Return which feeds are of the commonest shapes."""
-    of_kind: dict[tuple[Any, ...], list[int]] = {}
-    for index, feed in enumerate(feeds):
-        key = tuple(
-            sorted((name, dims, np.asarray(feed[name]).dtype.str) for name, dims in feed_facts.dims(feed).items())
-        )
-        of_kind.setdefault(key, []).append(index)
-    return max(of_kind.values(), key=len, default=[])
-
-
-def _joined(feeds: Sequence[Feed]) -> Feed:
-    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-
-
 def _mixed(feeds: Sequence[Feed], size: int, random: np.random.Generator) -> Feed:
     """Return a batch, of which about every second sample is mixed with another one where all inputs are floats."""
-    one = _joined([feeds[index] for index in random.choice(len(feeds), size, replace=len(feeds) < size)])
+    one = sample_split.joined([feeds[index] for index in random.choice(len(feeds), size, replace=len(feeds) < size)])
     if any(array.dtype.kind != "f" for array in one.values()):
         return one
-    other = _joined([feeds[index] for index in random.choice(len(feeds), size)])
+    other = sample_split.joined([feeds[index] for index in random.choice(len(feeds), size)])
     share = np.where(random.random(size) < 0.5, 1.0, random.random(size))
     found = {}
     for name, array in one.items():

@@ -37,28 +37,36 @@ def replace_tensors(graph: ir.Graph | ir.Function, replace: Callable[[ir.TensorP
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph, every body of If/Loop/Scan in it, and those of local functions, outermost first."""
     yield from graphs_outside_functions(model)
-    for function in model.functions.values():
-        yield function.graph
-        yield from _inner(function)
+    yield from function_graphs(model)
 
 
 def graphs_outside_functions(model: ir.Model) -> Iterator[ir.Graph]:
-    """Yield the main graph and every body of If/Loop/Scan in it: where initializers may stand."""
+    """Yield the main graph and every body of If/Loop/Scan in it: where initializers are allowed."""
     yield model.graph
-    yield from _inner(model.graph)
+    yield from inner_graphs(model.graph)
 
 
-def _inner(graph: ir.Graph | ir.Function) -> list[ir.Graph]:
-    """Return the bodies of If/Loop/Scan in a graph, each before those inside it."""
+def function_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the graphs of local functions, each before the bodies of If/Loop/Scan in it."""
+    for function in model.functions.values():
+        yield function.graph
+        yield from inner_graphs(function)
+
+
+def inner_graphs(graph: Iterable[ir.Node]) -> list[ir.Graph]:
+    """Return the bodies of If/Loop/Scan of some nodes, at any depth, each before those inside it."""
     found: list[ir.Graph] = []
     for node in graph:
-        for attr in node.attributes.data.values():  # past the mapping's own iterator: this is asked very often
-            if attr.type not in _GRAPH_TYPES or attr.is_ref():
-                continue
-            for body in [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs():
-                found.append(body)
-                found += _inner(body)
+        for body in bodies(node):
+            found.append(body)
+            found += inner_graphs(body)
     return found
+
+
+def inner_nodes(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:
+    """Yield the nodes in the bodies of some nodes, at any depth."""
+    for body in inner_graphs(graph):
+        yield from body
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -90,14 +98,17 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
 def bodies(node: ir.Node) -> list[ir.Graph]:
     """Return the graphs that a control-flow node carries in its attributes."""
     found: list[ir.Graph] = []
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
-            found.append(attr.as_graph())
-        elif attr.type == ir.AttributeType.GRAPHS:
-            found.extend(attr.as_graphs())
+    for attr in node.attributes.data.values():  # past the mapping's own iterator: this is asked very often
+        if attr.type in _GRAPH_TYPES:
+            found += attribute_graphs(attr)
     return found
+
+
+def attribute_graphs(attr: ir.Attr) -> Sequence[ir.Graph]:
+    """Return the graphs in an attribute; a reference to a function's parameter has none."""
+    if attr.type not in _GRAPH_TYPES or attr.is_ref():
+        return ()
+    return [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
 
 
 def reads(node: ir.Node) -> list[ir.Value]:

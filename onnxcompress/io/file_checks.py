@@ -14,6 +14,8 @@ import onnx
 from ..errors import ModelError
 
 _CHUNK_BYTES = 1 << 20
+"""Read at a time for a checksum. Chosen by judgement; not measured."""
+
 _AGAIN = "Split the model again, or copy its folder again"
 
 

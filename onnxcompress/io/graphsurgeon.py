@@ -1,6 +1,6 @@
 """The onnx-graphsurgeon bridge: a gs.Graph whose weights stay on disk, and back.
 
-Graphsurgeon loses metadata and doc strings, and changes or skips in silence what it has no place for. The way
+Graphsurgeon loses metadata and doc strings, and changes or skips unreported what it can't express. The way
 back restores the first by name; models with the second are refused.
 """
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _SILENT: Final = G_LOGGER.CRITICAL + 1  # it prints to stdout, errors that it raises included
 _ORIGIN: Final = "onnxcompress_origin"
 _FIRST_IR_VERSION_WITH_FREE_INITIALIZERS: Final = 4
+"""From this version of the IR on initializers need not be inputs as well (onnx/docs/IR.md)."""
 
 _REFUSED_DTYPES: Final = frozenset(
     {

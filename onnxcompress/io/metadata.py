@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ..graph.query import graphs
+from ..graph.query import graphs, graphs_outside_functions
 from . import wire
 from .serialize import to_proto
 
@@ -20,7 +20,7 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Dropped:
-    """What `drop_node_records` removed.
+    """Count and size of the records that were removed.
 
     Args:
         count: metadata entries and doc strings.
@@ -81,7 +81,7 @@ def drop_declared_shapes(model: ir.Model, *, size_bytes: int | None = None) -> D
 def _declared(model: ir.Model) -> list[ir.Value]:
     return [
         value
-        for body in (model.graph, *model.graph.subgraphs())
+        for body in graphs_outside_functions(model)
         for node in body
         if node.domain in _STANDARD_DOMAINS
         for value in node.outputs

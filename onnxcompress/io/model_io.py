@@ -18,7 +18,7 @@ from .metadata import Dropped, drop_declared_shapes, drop_node_records, has_reco
 from .opset import convert_opset
 from .save import SavedFile, save, save_scratch
 from .serialize import to_proto
-from .sources import InMemory, OpenFile
+from .sources import PACKED, InMemory, OpenFile
 from .tensors import StoredTensor, chunks, open_beside, stored_tensor
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _check_signature(file: OpenFile) -> None:
     if not file.size:
         raise ModelError("is empty", where=file.label, hint=_EXPORT_AGAIN)
     start = file.read(0, min(64, file.size))
-    if start.startswith(b"ONNXPACK"):
+    if start.startswith(PACKED):
         hint = f"Run `onnxcompress unpack {file.label} -o MODEL.onnx` first"
         raise ModelError("is a packed model", where=file.label, hint=hint)
     for signature, kind in _SIGNATURES.items():

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from .serialize import Skeleton
 
 _INLINE_LIMIT_BYTES = wire.MAX_MESSAGE_BYTES - (1 << 20)
-_ALIGNMENT_BYTES = 4096  # a page, so that onnxruntime can map a tensor
+"""Larger models have external data: protobuf's limit, and a MiB for what readers add."""
+
+_ALIGNMENT_BYTES = 4096
+"""A page, so that onnxruntime can map a tensor."""
+
 _HASH_DIGITS = 12
+"""Hexadecimal digits of the hash in the name of a data file: 48 bits tell files in one folder apart."""
 
 
 @dataclass(frozen=True)
 class SavedFile:
-    """What `save` wrote.
+    """Files that `save` wrote.
 
     Args:
         path: the model.

@@ -17,7 +17,11 @@ from ..errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PACKED = b"ONNXPACK"
+"""First bytes of an archive of a model, which `pack.archive` writes."""
+
 CHUNK_BYTES = 4 << 20
+"""Read and written at a time. Chosen by judgement; not measured."""
 
 
 class ByteSource(Protocol):
@@ -25,12 +29,12 @@ class ByteSource(Protocol):
 
     @property
     def size(self) -> int:
-        """How many bytes there are."""
+        """The number of bytes."""
         ...
 
     @property
     def label(self) -> str:
-        """What to call it in an error."""
+        """Name for messages."""
         ...
 
     def read(self, offset: int, length: int) -> bytes:
@@ -64,7 +68,7 @@ class InMemory:
 class OpenFile:
     """A regular file, opened once and kept open, so that it outlives being replaced or deleted.
 
-    The descriptor is closed when the last tensor that reads from it is gone.
+    The descriptor is closed with the last tensor that reads from it.
 
     Raises:
         ModelError: when it is missing, unreadable, or not a regular file.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _VALUE_FIELDS = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data")
 _MAX_DENSE_BYTES = 2**31
+"""Larger sparse tensors are refused: a few bytes in a file could ask for any memory. Chosen by judgement."""
 
 
 class ByteRange:
@@ -72,7 +73,7 @@ class StoredTensor(ir.Tensor[Any]):
 
     @property
     def stored(self) -> ByteRange:
-        """Where the bytes are."""
+        """The range of bytes that it reads."""
         stored = self.raw
         assert isinstance(stored, ByteRange)
         return stored
@@ -277,7 +278,7 @@ class _TensorSlice:
 def parked(array: np.ndarray[Any, Any], name: str | None) -> StoredTensor:
     """Return an array as a tensor whose bytes wait in a temporary file, so that they take no memory.
 
-    The file has no name any more; its space is free again when the tensor is gone.
+    The file has no name any more; its space is freed with the tensor.
 
     Raises:
         ModelError: there is no room for it.

@@ -4,7 +4,7 @@
 the *skeleton*, is a small ModelProto whose large tensors are references (`external_data` with the location
 "#raw_data", an offset and a length). `plan` and `Plan.chunks` are the inverse: they stream a skeleton with
 the bytes put back, every enclosing length recomputed, holding one chunk at a time. Locations that begin with
-"#" stand for data in memory in onnx too, whose checker accepts them.
+"#" mean data in memory in onnx too, whose checker accepts them.
 
 Tensors are found in graph initializers, node attributes, their sub-graphs and local functions. Sparse tensors
 and training graphs stay in the skeleton as they are. What is not rewritten is copied byte for byte, unknown
@@ -34,9 +34,15 @@ LARGE_BYTES: Final = 1024
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
 """Protobuf's limit for one message."""
 
-_MAX_DEPTH: Final = 100  # protobuf's own limit for nested messages
+_MAX_DEPTH: Final = 100
+"""Protobuf's own limit for nested messages."""
+
 _WINDOW_BYTES: Final = 1 << 16
-_HEADER_BYTES: Final = 20  # a tag and a length, ten bytes each at most
+"""Read at a time while structure is scanned. Chosen by judgement; not measured."""
+
+_HEADER_BYTES: Final = 20
+"""A tag and a length, ten bytes each at most."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -57,6 +63,8 @@ _CHILDREN: Final[dict[_FieldKind, dict[int, _FieldKind]]] = {
     _FieldKind.FUNCTION: {7: _FieldKind.NODE, 11: _FieldKind.ATTRIBUTE},
 }
 _GRAPH_FIELD: Final = 7
+"""Of ModelProto."""
+
 _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
 _PAYLOAD_FIELDS: Final = {"raw_data": 9, "float_data": 4, "double_data": 10}
 _PAYLOAD_NAMES: Final = {number: name for name, number in _PAYLOAD_FIELDS.items()}
@@ -66,7 +74,7 @@ _OTHER_DATA_FIELDS: Final = frozenset({3, 5, 6, 7, 11, _EXTERNAL_DATA, _DATA_LOC
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where the bytes of a tensor are that a skeleton leaves out.
+    """Place of the bytes of a tensor that a skeleton leaves out.
 
     Args:
         name: the field of TensorProto they belong in: raw_data, or float_data or double_data (fixed width).
@@ -234,7 +242,7 @@ class _WireReader:
 
 @dataclass(frozen=True, slots=True)
 class _WireRewrite:
-    """What to do with a message: which parts to look into, and how to rewrite a tensor (None: leave it)."""
+    """Rules for a message: which parts to look into, and how to rewrite a tensor (None: keep it)."""
 
     reader: _WireReader
     wanted: Callable[[int, int], bool]

@@ -26,7 +26,8 @@ from ..recipe import Recipe
 from ..runtime import executors
 from ..runtime.executors import DaskCluster, Processes
 from . import batch_worker
-from .batch_worker import BatchAnswer, Options, Shipped
+from .batch_worker import BatchAnswer, Shipped
+from .options import CompressOptions
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Batch:
 def compress_many(
     sources: Iterable[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: CompressOptions = CompressOptions(),  # noqa: B008 - frozen
     *,
     workers: int = 1,
     scheduler: str | None = None,
@@ -117,14 +118,17 @@ def compress_many(
     recipe = Recipe.load(options.recipe, options.settings)
     if recipe.needs_data and options.data is None:
         raise UsageError(f"recipe {recipe.name!r} needs data", hint="Give --data")
+    for name, given in (("data", options.data), ("eval_data", options.eval_data)):
+        if not isinstance(given, str | os.PathLike | None):
+            raise UsageError(f"a batch takes {name} as a path or as module:function")
     root = Path(folder)
     plan = targets(sources, root)
     shown = json.dumps([recipe.as_json(), options, versions()], default=str, sort_keys=True)
-    given = [_fingerprint(options.data), _fingerprint(options.eval_data), shown]
+    inputs = [_fingerprint(options.data), _fingerprint(options.eval_data), shown]
     found: dict[Path, Item] = {}
     left: dict[Path, str] = {}
     for source, target in plan.items():
-        key = hashlib.sha256("\n".join([_model_fingerprint(source), *given]).encode()).hexdigest()
+        key = hashlib.sha256("\n".join([_model_fingerprint(source), *inputs]).encode()).hexdigest()
         state = _BatchState.read(target)
         if not force and state is not None and state.holds(key, target):
             found[source] = Item(source=str(source), target=str(target), resumed=True, **state.told)
@@ -170,7 +174,7 @@ def targets(sources: Iterable[str | os.PathLike[str]], folder: Path) -> dict[Pat
     return plan
 
 
-def _run(executor: Processes | DaskCluster, plan: dict[Path, Path], options: Options) -> Iterable[Item]:
+def _run(executor: Processes | DaskCluster, plan: dict[Path, Path], options: CompressOptions) -> Iterable[Item]:
     """Yield models as they are done; one whose worker was lost gets a second try."""
     if not plan:
         return
@@ -207,7 +211,7 @@ def _is_far(executor: Processes | DaskCluster) -> bool:
 
 
 def _submit(
-    executor: Processes | DaskCluster, source: Path, target: Path, options: Options, shared: Shipped | None
+    executor: Processes | DaskCluster, source: Path, target: Path, options: CompressOptions, shared: Shipped | None
 ) -> Future[BatchAnswer]:
     if shared is None:
         return executor.submit(batch_worker.here, str(source), str(target), options)
@@ -295,11 +299,11 @@ def _model_fingerprint(path: Path) -> str:
     return "\n".join([_file_digest(path), *(_fingerprint(str(each)) for each in beside)])
 
 
-def _fingerprint(path: str | None) -> str:
+def _fingerprint(path: str | os.PathLike[str] | None) -> str:
     """Return what tells whether a file or the files of a folder have changed; a function's name stands for itself."""
     if path is None:
         return ""
     place = Path(path)
     files: Sequence[Path] = sorted(place.rglob("*")) if place.is_dir() else [place] if place.exists() else []
     marks = [f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files if f.is_file()]
-    return "\n".join([path, *marks])
+    return "\n".join([str(path), *marks])

@@ -6,67 +6,16 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from ..core import Prefer
-from ..data.evaluation_set import DataOptions
 from ..errors import ModelError
 from ..io import model_io
-from ..targets import HERE
-from .compress import Result, compress, located
-from .setup import Verify
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How each model is compressed: see `compression.compress`."""
-
-    recipe: str | Path = "auto"
-    data: str | None = None
-    eval_data: str | None = None
-    metric: str | None = None
-    max_drop: float | None = None
-    settings: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    max_bytes: int | None = None
-    max_latency: str | None = None
-    target: str = HERE
-    prefer: Prefer = "balanced"
-    time_limit: float | None = None
-    seed: int = 0
-    threads: int = 1
-    keep_node_metadata: bool = False
-    data_options: DataOptions = field(default_factory=DataOptions)
-    verify: Verify = "auto"
-
-    def run(self, source: str | onnx.ModelProto) -> Result:
-        """Compress one model."""
-        return compress(
-            source,
-            recipe=self.recipe,
-            data=self.data,
-            eval_data=self.eval_data,
-            metric=self.metric,
-            max_drop=self.max_drop,
-            settings=self.settings,
-            only=self.only,
-            skip=self.skip,
-            max_bytes=self.max_bytes,
-            max_latency=self.max_latency,
-            target=self.target,
-            prefer=self.prefer,
-            time_limit=self.time_limit,
-            seed=self.seed,
-            threads=self.threads,
-            keep_node_metadata=self.keep_node_metadata,
-            data_options=self.data_options,
-            verify=self.verify,
-        )
+from .compress import compress
+from .options import CompressOptions
 
 
 @dataclass(frozen=True)
@@ -87,14 +36,14 @@ class Shipped:
         return found.hexdigest()
 
 
-def pack(*paths: str | Path | None) -> Shipped:
-    """Read the files and folders among these; what is no path (a function's name, a shipped recipe) is left out.
+def pack(*sources: object) -> Shipped:
+    """Read the files and folders among these; the others (a function's name, a shipped recipe) are skipped.
 
     Raises:
         OSError: one can't be read.
     """
     found: dict[str, bytes | dict[str, bytes]] = {}
-    for path in (Path(each) for each in paths if each is not None):
+    for path in (Path(each) for each in sources if isinstance(each, str | os.PathLike)):
         if path.is_file():
             found[str(path)] = path.read_bytes()
         elif path.is_dir():
@@ -105,20 +54,20 @@ def pack(*paths: str | Path | None) -> Shipped:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchAnswer:
-    """What became of a model: the JSON report, and the model itself where it was not written by the worker."""
+    """Result of one model: the JSON report, and the model itself where it was not written by the worker."""
 
     report: dict[str, Any]
     model: bytes | None = None
 
 
-def here(source: str, target: str, options: Options) -> BatchAnswer:
+def here(source: str, target: str, options: CompressOptions) -> BatchAnswer:
     """Compress a model and write the result; for a process of this machine."""
-    result = options.run(source)
+    result = compress(source, **vars(options))
     path = result.save(target, force=True)
-    return BatchAnswer(report=located(result.report, path).as_json())
+    return BatchAnswer(report=result.report.located(path).as_json())
 
 
-def elsewhere(name: str, model: bytes, options: Options, shipped: Shipped) -> BatchAnswer:
+def elsewhere(name: str, model: bytes, options: CompressOptions, shipped: Shipped) -> BatchAnswer:
     """Compress a model that was sent, with data that was sent, and send the result back.
 
     Raises:
@@ -128,10 +77,10 @@ def elsewhere(name: str, model: bytes, options: Options, shipped: Shipped) -> Ba
     mine = replace(
         options,
         recipe=places.get(str(options.recipe), options.recipe),
-        data=places.get(options.data or "", options.data),
-        eval_data=places.get(options.eval_data or "", options.eval_data),
+        data=places.get(str(options.data), options.data),
+        eval_data=places.get(str(options.eval_data), options.eval_data),
     )
-    result = mine.run(onnx.load_model_from_string(model))
+    result = compress(onnx.load_model_from_string(model), **vars(mine))
     report = replace(result.report, input=replace(result.report.input, path=name))
     return BatchAnswer(report=report.as_json(), model=model_io.to_bytes(result.model))
 

@@ -5,12 +5,9 @@ original, other --run on the same feeds--> differences, scores --race--> Compari
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import onnx_ir as ir
 
 from ..core import Progress
 from ..data import evaluation_set, synthetic
@@ -19,16 +16,20 @@ from ..errors import ModelError
 from ..io import model_io
 from ..quality import equality
 from ..quality.compare_outputs import measure, quality_notes
+from ..quality.output_kinds import parse_kinds
+from ..quality.result import Quality
 from ..quality.verdict import OutputPlan
+from ..runtime import latency as timing
 from ..runtime import session as runtime
+from ..runtime.latency import Latency
 from ..runtime.loaded_model import LoadedModel, path_of
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
 from .limits import check_drop
+from .report import Limits
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_graphsurgeon as gs
+    from .options import ModelSource
 
 
 _EQUALITY_FEEDS = 4
@@ -43,9 +44,9 @@ class Comparison:
     original: ModelFacts
     compressed: ModelFacts
     difference: str | None
-    quality: Mapping[str, Any]
-    latency: Mapping[str, Any]
-    limits: Mapping[str, Any]
+    quality: Quality
+    latency: Latency
+    limits: Limits
     notes: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -56,21 +57,22 @@ class Comparison:
             "compressed": self.compressed.as_json(),
             "equal": self.difference is None,
             "difference": self.difference,
-            "limits": dict(self.limits),
-            "quality": dict(self.quality),
-            "latency": dict(self.latency),
+            "limits": self.limits.as_json(),
+            "quality": self.quality.as_json(),
+            "latency": self.latency.as_json(),
             "notes": list(self.notes),
         }
 
 
 def compare(
-    original: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
-    other: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    original: ModelSource,
+    other: ModelSource,
     *,
     data: Any = None,
     eval_data: Any = None,
     metric: str | None = None,
     max_drop: float | None = None,
+    output_kinds: Iterable[str] = (),
     data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen
     seed: int = 0,
     threads: int = 1,
@@ -86,6 +88,7 @@ def compare(
         metric: `top1`, `top5`, `cosine`, `agreement`, or `module:function(outputs, labels)`; by default `top1`
             with labels and `cosine` without.
         max_drop: most that the metric may fall, absolute.
+        output_kinds: `NAME=KIND` texts, for outputs whose kind is taken for another.
         data_options: how data is read.
         seed: of made-up feeds.
         threads: of the runtime when it is timed.
@@ -97,8 +100,8 @@ def compare(
         LimitError: the metric falls by more than `max_drop`; its `report` is the comparison.
     """
     a, b = model_io.load(original), model_io.load(other)
-    base, result = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
-    plain_a, plain_b = base.plain, result.plain
+    base, changed = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
+    plain_a, plain_b = base.plain, changed.plain
     _check_interface(plain_a, plain_b)
     source = eval_data if eval_data is not None else data
     if source is None:
@@ -114,20 +117,21 @@ def compare(
         ),
         None,
     )
-    plan = OutputPlan.of(a, states=tuple(judged.state.values()))
-    quality = measure(plan.session(base), plan.session(result), judged, plan=plan, metric=metric, progress=progress)
+    plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=tuple(judged.state.values()))
+    sessions = plan.session(base), plan.session(changed)
+    quality = measure(*sessions, judged, plan=plan, metric=metric, progress=progress)
     largest = judged.largest()
-    found = Comparison(
+    result = Comparison(
         original=facts(a, counting.count(a, largest), path_of(original)),
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=runtime.race(base.fast, result.fast, largest).as_json(),
-        limits={"max_drop": max_drop},
+        latency=timing.race(base.fast, changed.fast, largest),
+        limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *quality_notes(quality, max_drop)),
     )
-    check_drop(quality, max_drop, found)
-    return found
+    check_drop(quality, max_drop, result)
+    return result
 
 
 def _check_interface(a: runtime.Session, b: runtime.Session) -> None:

@@ -19,9 +19,10 @@ import onnx_ir as ir
 from ..core import Context, Feed, Progress
 from ..data import evaluation_set
 from ..data.evaluation_set import DataOptions
-from ..distillation import match_layers, reconstruct, train
+from ..distillation import match_layers, reconstruct, sample_split, train
 from ..distillation.match_layers import Pair
 from ..distillation.reconstruct import RefitChange
+from ..distillation.targets import RefitEffort
 from ..distillation.train import Distilled
 from ..errors import ModelError, UsageError
 from ..graph import edit
@@ -34,8 +35,7 @@ from . import limits
 from .compare import Comparison
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_graphsurgeon as gs
+    from .options import ModelSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ class Transferred:
 
 
 def distill(
-    student: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
-    teacher: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    student: ModelSource,
+    teacher: ModelSource,
     *,
     data: Any,
     eval_data: Any = None,
@@ -204,16 +204,15 @@ def _refitted(
     progress: Progress,
 ) -> list[RefitChange]:
     """Refit the layers of a student that have a pair; others have nothing to learn from here."""
-    learnt_from, judged_by = train.divided(feeds)
+    fitted, held_out = sample_split.divided(feeds)
     return reconstruct.refit(
         model,
         teacher,
-        learnt_from,
-        {pair.student: pair.teacher for pair in pairs},
-        held_out=judged_by,
-        keep=match_layers.channels_kept(pairs),
+        fitted,
+        match_layers.layer_match(pairs),
+        held_out=held_out,
+        effort=RefitEffort(threads=threads),
         seed=seed,
-        threads=threads,
         progress=progress,
     )
 

@@ -1,6 +1,6 @@
 """What is in a model: where bytes, parameters, MACs and time are, and which pass could save what.
 
-Weights are not read, except by the trial of the passes; models over `RUN_LIMIT_BYTES` are neither tried nor run.
+Weights are not read, except by the trial of the passes; models over `INSPECT_BYTES` are neither tried nor run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from ..base import size_limits
 from ..channels import groups as channel_groups
 from ..core import Context, Feed
 from ..data import evaluation_set, synthetic
@@ -29,19 +30,13 @@ from ..partition import value_sizes
 from ..runtime import isolation
 from ..runtime import session as runtime
 from ..shapes import count as counting
+from ..shapes import resolve
 from .inspect_passes import PassPotential, Still, channels_of, tried
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_graphsurgeon as gs
+    from .options import ModelSource
 
 log = logging.getLogger(__name__)
-
-RUN_LIMIT_BYTES = 320 << 20
-"""Models above this are not loaded into the runtime, which takes up to three times as much."""
-
-_APART_BYTES = 64 << 20
-"""Models above this run in a process of their own, which maps their weights from a file."""
 
 _TOP = 10
 """Layers that are listed one by one."""
@@ -51,8 +46,6 @@ _MANY_NODES = 5_000
 """A runtime's record of each node in each run takes memory."""
 _MOST_TIMED_SECONDS = 2.0
 """Of all timed runs where one takes long."""
-_STORAGE_OPS = ("DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape")
-"""Between a weight and the node that computes with it; a weight counts as the latter's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +112,7 @@ class Inspection:
 
 
 def inspect(
-    source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph,
+    source: ModelSource,
     *,
     data: Any = None,
     data_options: DataOptions = DataOptions(),  # noqa: B008 - frozen
@@ -183,7 +176,7 @@ def inspect(
         **times,
     )
     notes += shares.notes
-    if size_bytes <= RUN_LIMIT_BYTES:
+    if size_bytes <= size_limits.INSPECT_BYTES:
         still = Still(model)
         del model, shares, in_nodes  # a graph of many nodes takes room, and the trials take as much again
         reached = tried(still, size_bytes, context, notes)
@@ -194,13 +187,12 @@ def inspect(
 @contextlib.contextmanager
 def _runnable(model: ir.Model, size_bytes: int, notes: list[str]) -> Iterator[bytes | Path | None]:
     """Yield what the runtime can load, None for a model that is too large; sessions are opened where they have room."""
-    if size_bytes > RUN_LIMIT_BYTES:
-        notes.append(
-            f"{size_bytes:,} bytes: over {RUN_LIMIT_BYTES:,} the model is not run, and the passes are not tried on it"
-        )
+    limit = size_limits.INSPECT_BYTES
+    if size_bytes > limit:
+        notes.append(f"{size_bytes:,} bytes: over {limit:,} the model is not run, and the passes are not tried on it")
         yield None
         return
-    is_large = size_bytes > _APART_BYTES
+    is_large = size_bytes > size_limits.APART_BYTES
     with isolation.roomy(query.node_count(model), is_large=is_large):
         if not is_large:
             yield model_io.to_bytes(model)
@@ -277,7 +269,7 @@ class _Shares:
             t.nbytes for v, t in self.tensors if v in ports and t.dtype.is_floating_point() and t.dtype.bitwidth >= 16
         )
         unknown: list[str] = []
-        for node, macs in ops.node_macs(model, counting.shape_lookup(counting.resolve_shapes(model, feed))):
+        for node, macs in ops.node_macs(model, resolve.shape_lookup(resolve.infer_dims(model, feed))):
             if macs is None:
                 unknown.append(query.label(node))
             else:
@@ -337,10 +329,10 @@ class _Shares:
 
 
 def _reader(value: ir.Value) -> ir.Node | None:
-    """Return the first node that computes with a constant, None where nobody reads it."""
+    """Return the first node that computes with a constant, whose weight it counts as; None where nobody reads it."""
     while True:
         node = next((use.node for use in value.uses()), None)
-        if node is None or not query.is_op(node, *_STORAGE_OPS) or not node.outputs[0].uses():
+        if node is None or not query.is_op(node, *ops.STORAGE) or not node.outputs[0].uses():
             return node
         value = node.outputs[0]
 

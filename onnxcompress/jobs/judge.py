@@ -11,7 +11,7 @@ model, byte for byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..base.report_value import ReportValue
 from ..core import Feed, Prefer, Trial
 from ..data.evaluation_set import Evaluation
 from ..errors import UsageError
@@ -26,7 +27,8 @@ from ..numerics.statistics.estimate import Estimate
 from ..numerics.threads import one_thread
 from ..quality.compare_outputs import measure
 from ..quality.verdict import OutputPlan, Runs
-from ..runtime import session as runtime
+from ..runtime import latency as timing
+from ..runtime.latency import Latency
 from ..runtime.loaded_model import LoadedModel
 from ..search.checkpoint import Checkpoint, digest
 
@@ -37,12 +39,21 @@ _KEPT_BYTES = 256 << 20
 """Outputs of the original that are kept, so that it is not run again for every candidate."""
 
 
+class Measurement(ReportValue):
+    """Figures of one candidate, as a checkpoint keeps them."""
+
+    drop: float | None
+    drop_interval: tuple[float, float] | None = None
+    divergence: float | None = None
+    latency: Latency | None
+
+
 class Timings:
     """Times of races by label: measured here, or replayed from the report of an earlier run."""
 
-    def __init__(self, replayed: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, replayed: Mapping[str, Latency] | None = None) -> None:
         self._replayed = dict(replayed or {})
-        self.used: dict[str, dict[str, Any]] = {}
+        self.used: dict[str, Latency] = {}
 
     @classmethod
     def read(cls, path: Path) -> Timings:
@@ -53,8 +64,7 @@ class Timings:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = content["timings"]
-            known = {label: runtime.Latency(**latency).as_json() for label, latency in found.items()}
+            known = {label: Latency(**latency) for label, latency in content["timings"].items()}
         except OSError as error:
             raise UsageError(f"can't read the timings: {error.strerror}", where=str(path)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -67,12 +77,11 @@ class Timings:
         """Say whether the time for a label is replayed."""
         return label in self._replayed
 
-    def race(self, label: str, measured: Callable[[], runtime.Latency]) -> runtime.Latency:
+    def race(self, label: str, measured: Callable[[], Latency]) -> Latency:
         """Return the time that is to be replayed for a label, or else measure it."""
         known = self._replayed.get(label)
-        found = measured() if known is None else runtime.Latency(**known)
-        self.used[label] = found.as_json()
-        return found
+        self.used[label] = measured() if known is None else known
+        return self.used[label]
 
 
 class Races:
@@ -94,9 +103,9 @@ class Races:
     def __call__(self, model: ir.Model, label: str) -> float:
         """Return the time of a candidate as a part of the original's."""
 
-        def raced() -> runtime.Latency:
+        def raced() -> Latency:
             candidate = LoadedModel(model, threads=self._threads)
-            return runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+            return timing.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
         return self._timings.race(label, raced).ratio
 
@@ -111,12 +120,12 @@ class Trials:
         final: says by how much a candidate is over the limit where the user's own samples decide.
         limit: most that the estimated score may fall.
         prefer: see `core.Prefer`.
-        plan: what is compared of the outputs.
+        plan: the outputs, and the values behind them, that are compared.
         timed: False where the candidates are meant for another processor than this one.
         timings: records and replays.
         threads: of the runtime when it is timed.
         checkpoint: where what is measured is noted, and read again by a run that goes on.
-        confidence: that the loss is within the limit, where not the estimate but the upper end decides.
+        confidence: that the loss is within the limit, where not the estimate but its upper end decides.
     """
 
     def __init__(
@@ -142,11 +151,11 @@ class Trials:
         self._feed = feed
         self._final = final
         self._plan = plan
+        self._confidence = confidence
         self._timed = timed
         self._timings = timings
         self._threads = threads
         self._checkpoint = checkpoint
-        self._confidence = confidence
         self._original = _Recorded(plan.session(base), len(held_out.feeds))
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
@@ -164,45 +173,51 @@ class Trials:
 
     def _trial(self, model: ir.Model, label: str | None, judged: Evaluation) -> Trial:
         candidate = LoadedModel(model, threads=self._threads)
-        noted = self._noted(candidate, label, judged)
+        measured = self._noted(candidate, label, judged)
         latency = None
         if label is not None:
-            latency = self._timings.race(label, lambda: runtime.Latency(**noted["latency"]))
+            latency = self._timings.race(label, lambda: measured.latency or self._race(candidate))
         return Trial(
             bytes=candidate.size_bytes,
             size_ratio=candidate.size_bytes / self._base.size_bytes,
             latency_ratio=None if latency is None else latency.ratio,
-            drop=noted["drop"],
-            drop_interval=None if noted["drop_interval"] is None else tuple(noted["drop_interval"]),
-            divergence=noted["divergence"],
-            decisive_drop=decisive_drop(noted["drop"], noted["drop_interval"], self._confidence),
+            drop=measured.drop,
+            drop_interval=measured.drop_interval,
+            divergence=measured.divergence,
+            decisive_drop=decisive_drop(measured.drop, measured.drop_interval, self._confidence),
             latency_ms=None if latency is None else latency.compressed_ms,
         )
 
-    def _noted(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> dict[str, Any]:
-        """Return what an interrupted run measured of the same bytes, or measure and note it."""
+    def _noted(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> Measurement:
+        """Return the figures that an interrupted run measured of the same bytes, or measure and note them."""
         if self._checkpoint is None:
             return self._measured(candidate, label, judged)
         name = digest([candidate.data, str(len(judged.feeds)), label or ""])
-        known = self._checkpoint.trial(name)
+        noted = self._checkpoint.trial(name)
+        known = None if noted is None else Measurement.model_validate(noted)
         is_timed = label is None or self._timings.knows(label)
-        if known is None or (known["latency"] is None and not is_timed):
+        if known is None or (known.latency is None and not is_timed):
             known = self._measured(candidate, label, judged)
-            self._checkpoint.note_trial(name, known)
+            self._checkpoint.note_trial(name, known.as_json())
         return known
 
-    def _measured(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> dict[str, Any]:
+    def _measured(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> Measurement:
         self._original.rewind()
         with one_thread():
             quality = measure(self._original, self._plan.session(candidate), judged, plan=self._plan)
-        found = {name: quality[name] for name in ("drop", "drop_interval", "divergence")} | {"latency": None}
-        if label is not None and not self._timings.knows(label):
-            raced = runtime.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
-            found["latency"] = raced.as_json()
-        return found
+        is_raced = label is not None and not self._timings.knows(label)
+        return Measurement(
+            drop=quality.drop,
+            drop_interval=quality.drop_interval,
+            divergence=quality.divergence,
+            latency=self._race(candidate) if is_raced else None,
+        )
+
+    def _race(self, candidate: LoadedModel) -> Latency:
+        return timing.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
 
 
-def decisive_drop(drop: float | None, interval: Sequence[float] | None, confidence: float | None) -> float | None:
+def decisive_drop(drop: float | None, interval: tuple[float, float] | None, confidence: float | None) -> float | None:
     """Return the loss that a limit is compared with: the estimate, or its upper end at a confidence."""
     if drop is None or interval is None or confidence is None:
         return drop

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..core import Trial
 from ..errors import LimitError, UsageError
+from ..quality.result import Quality
 from .report import Report
 
 
@@ -31,10 +30,19 @@ class LatencyLimit:
             raise UsageError(f"{text!r} is no limit of latency", where="--max-latency", hint="Write it as 0.5x or 3ms")
         return cls(value=float(match[1]), is_ratio=match[2] == "x")
 
-    def fault(self, latency: Mapping[str, Any]) -> str | None:
-        """Return by how much a report's latency is over the limit, None where it is not."""
-        measured, unit = (latency["ratio"], "x") if self.is_ratio else (latency["compressed_ms"], " ms")
-        return None if measured <= self.value else f"a run takes {measured:.3f}{unit}, more than {self.value:g}{unit}"
+    def fault(self, *, ratio: float, milliseconds: float | None) -> str | None:
+        """Return by how much a latency is over the limit, None where it is not or was not measured.
+
+        Args:
+            ratio: of the original's latency.
+            milliseconds: of one run.
+        """
+        measured, unit = (ratio, "x") if self.is_ratio else (milliseconds, " ms")
+        return (
+            None
+            if measured is None or measured <= self.value
+            else f"a run takes {measured:.3f}{unit}, more than {self.value:g}{unit}"
+        )
 
 
 def excess(trial: Trial, *, max_bytes: int | None, latency: LatencyLimit | None) -> str | None:
@@ -43,23 +51,29 @@ def excess(trial: Trial, *, max_bytes: int | None, latency: LatencyLimit | None)
         return f"{trial.bytes:,} bytes are more than {max_bytes:,}"
     if latency is None or trial.latency_ratio is None:
         return None
-    return latency.fault({"ratio": trial.latency_ratio, "compressed_ms": trial.latency_ms})
+    return latency.fault(ratio=trial.latency_ratio, milliseconds=trial.latency_ms)
 
 
 def check_limits(report: Report, latency_limit: LatencyLimit | None) -> None:
-    """Raise where a limit that the user gave is not met."""
-    max_bytes = report.limits["max_bytes"]
+    """Raise where a limit that the user gave is not met.
+
+    Raises:
+        LimitError: by how much; with the report.
+    """
+    max_bytes = report.limits.max_bytes
     if max_bytes is not None and report.output.bytes > max_bytes:
         text = f"the result has {report.output.bytes:,} bytes, more than {max_bytes:,}"
         raise LimitError(text, report=report)
-    if latency_limit is not None and report.latency and (fault := latency_limit.fault(report.latency)):
-        raise LimitError(fault, report=report)
-    check_drop(report.quality or {}, report.limits["max_drop"], report)
+    if latency_limit is not None and report.latency is not None:
+        fault = latency_limit.fault(ratio=report.latency.ratio, milliseconds=report.latency.compressed_ms)
+        if fault is not None:
+            raise LimitError(fault, report=report)
+    check_drop(report.quality, report.limits.max_drop, report)
 
 
-def check_drop(quality: Mapping[str, Any], max_drop: float | None, report: object) -> None:
+def check_drop(quality: Quality | None, max_drop: float | None, report: object) -> None:
     """Raise LimitError, with the report, where the metric falls by more than it may."""
-    drop = quality.get("drop")
-    if max_drop is not None and drop is not None and drop > max_drop:
-        text = f"{quality['metric']} falls by {drop:.4g}, more than --max-drop {max_drop:g} allows"
+    drop = None if quality is None else quality.drop
+    if quality is not None and max_drop is not None and drop is not None and drop > max_drop:
+        text = f"{quality.metric} falls by {drop:.4g}, more than --max-drop {max_drop:g} allows"
         raise LimitError(text, report=report)

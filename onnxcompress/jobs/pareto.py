@@ -20,7 +20,7 @@ INDEX = "front.json"
 _SAFE = re.compile(r"[^A-Za-z0-9.-]+")
 
 
-def check(folder: Path, *, force: bool) -> None:
+def check_front_folder(folder: Path, *, force: bool) -> None:
     """Raise, before any work is done, where the front can't be written to a folder.
 
     Raises:
@@ -30,7 +30,7 @@ def check(folder: Path, *, force: bool) -> None:
     atomic_files.check_folder(folder, force=force)
 
 
-def write(
+def write_front(
     folder: Path,
     front: Sequence[Candidate],
     report: Report,
@@ -63,9 +63,9 @@ def write(
         index = {
             "schema": 1,
             "original": report.input.as_json(),
-            "metric": None if report.quality is None else report.quality["metric"],
+            "metric": None if report.quality is None else report.quality.metric,
             "chosen": next((each.label for each in report.candidates if each.chosen), None),
-            "limits": dict(report.limits),
+            "limits": report.limits.as_json(),
             "front": entries,
         }
         content = (json.dumps(index, indent=2) + "\n").encode()

@@ -1,32 +1,183 @@
-"""How a run begins: whether the whole model is run or its regions, and what rewrites are proved on."""
+"""Setup of a run: whole-model or regional proof, the samples, and the feeds that rewrites are proved on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 
-from ..core import Feed
-from ..data import synthetic
+from ..base.size_limits import RUN_BYTES
+from ..core import Change, Clock, Feed
+from ..data import evaluation_set, input_specs, synthetic
 from ..data.evaluation_set import Evaluation
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from ..graph import query
+from ..io.wire import MAX_MESSAGE_BYTES
+from ..quality.compare_outputs import measure
+from ..quality.result import Quality
+from ..quality.verdict import OutputPlan
+from ..recipe import Recipe
 from ..runtime import session as runtime
-from ..runtime.loaded_model import LARGEST_BYTES, LoadedModel
-
-Verify = Literal["auto", "full", "regions"]
+from ..runtime.loaded_model import LoadedModel
+from ..search.archive import Archive
+from ..search.checkpoint import Checkpoint
+from .judge import Timings, decisive_drop
+from .limits import LatencyLimit
+from .options import RunOptions, Verify
 
 _PROOF_FEEDS = 2
 """Synthetic feeds of a proof: two sizes of every dynamic dimension."""
 
-WHOLE_BYTES = 256 << 20
-"""Larger models are proved by regions unless told otherwise: a whole run takes several times their size."""
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples of a run.
+
+    Args:
+        given: the user's data, None without.
+        working: the part of it that passes see.
+        held_out: the part that candidates are judged by.
+        judged: what original and result are scored by: the user's, or synthetic.
+    """
+
+    given: Evaluation | None
+    working: Evaluation | None
+    held_out: Evaluation | None
+    judged: Evaluation
+
+    @property
+    def largest(self) -> Feed:
+        """The feed that is timed, and at whose shapes MACs are counted."""
+        return (self.given or self.judged).largest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofInputs:
+    """The session and feeds of a proof, and the original's outputs where known; without a session, by regions."""
+
+    session: runtime.Session | None
+    feeds: Sequence[Feed]
+    expected: Sequence[Mapping[str, Any]] | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of `compress`: everything that is known before the first pass.
+
+    Args:
+        options: as given.
+        recipe: resolved.
+        started: on the monotonic clock, seconds.
+        clock: of the time limit.
+        timings: replays and records.
+        latency_limit: parsed.
+        base: the original model, loaded.
+        selects: nodes that lossy passes may change.
+        start: the original without metadata, where passes begin.
+        dropped: the metadata that it has lost.
+        samples: for passes, for the judge, and for the result.
+        proof: what rewrites are proved on.
+        plan: the outputs, and the values behind them, that are compared.
+        checkpoint: None where none is kept.
+        archive: of the candidates.
+    """
+
+    options: RunOptions
+    recipe: Recipe
+    started: float
+    clock: Clock
+    timings: Timings
+    latency_limit: LatencyLimit | None
+    base: LoadedModel
+    selects: Callable[[ir.Node], bool]
+    start: ir.Model
+    dropped: tuple[Change, ...]
+    samples: Samples
+    proof: ProofInputs
+    plan: OutputPlan
+    checkpoint: Checkpoint | None
+    archive: Archive
+
+    @property
+    def original(self) -> ir.Model:
+        """The model as it was given."""
+        return self.base.model
+
+    @property
+    def search_limit(self) -> float | None:
+        """Most that the metric may fall in a search: the user's, else the recipe's."""
+        return self.recipe.max_drop if self.options.max_drop is None else self.options.max_drop
+
+    @property
+    def own_limit(self) -> float | None:
+        """Most that the metric may fall where the recipe backs off; None for recipes that don't."""
+        return None if self.recipe.max_drop is None else self.search_limit
+
+    def excess_drop(self, candidate: LoadedModel, limit: float | None) -> str | None:
+        """Return by how much the metric falls more than a limit on the samples that decide, None within it."""
+        if limit is None:
+            return None
+        quality = self.quality(self.base, candidate)
+        drop = decisive_drop(quality.drop, quality.drop_interval, self.options.confidence)
+        if drop is None:
+            return "no output can be scored, so nothing shows that the loss is within the limit"
+        return None if drop <= limit else f"{quality.metric} falls by {drop:.4g}, more than {limit:g}"
+
+    def quality(self, original: LoadedModel, other: LoadedModel, **options: Any) -> Quality:
+        """Compare two models on the samples that decide."""
+        before = self.plan.session(original)
+        after = before if other is original else self.plan.session(other)
+        return measure(before, after, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
+
+
+def open_session(base: LoadedModel, options: RunOptions) -> runtime.Session | None:
+    """Return the session of the whole model, None where it is proved by regions.
+
+    Raises:
+        ModelError: the runtime can't load the model.
+        UsageError: it is proved by regions, and a limit was given that needs the whole.
+    """
+    session = None if by_regions(base, options.verify) else open_whole(base, options.verify)
+    if session is None and _needs_whole(options):
+        raise UsageError("--max-drop and --max-latency need the whole model to be run", hint="Give --verify full")
+    return session
+
+
+def _needs_whole(options: RunOptions) -> bool:
+    return options.max_drop is not None or options.max_latency is not None
+
+
+def read_inputs(
+    base: LoadedModel, session: runtime.Session | None, recipe: Recipe, options: RunOptions
+) -> tuple[Samples, ProofInputs]:
+    """Read the user's samples and find feeds for the proof; synthetic ones also serve as samples where none are given.
+
+    Raises:
+        DataError: the data can't be read or does not fit.
+        ModelError: no feed is found that the model runs, and the whole model has to be run.
+    """
+    specs = input_specs.input_specs(base.model) if session is None else session.inputs
+    given = None if options.data is None else evaluation_set.read(options.data, specs, options.data_options)
+    working, held_out = (given, given) if given is None or not recipe.uses_data else given.divided()
+    judged = held_out
+    if options.eval_data is not None:
+        judged = evaluation_set.read(options.eval_data, specs, options.data_options)
+    try:
+        proof = proof_inputs(base.model, session, judged, seed=options.seed)
+    except ModelError as error:
+        if options.verify == "full" or _needs_whole(options):
+            raise
+        proof = proof_inputs(base.model, None, judged, seed=options.seed, notes=(str(error),))
+    judged = judged or Evaluation(feeds=proof.feeds, source="synthetic")
+    return Samples(given=given, working=working, held_out=held_out, judged=judged), proof
 
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:
     """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
-    return verify == "regions" or (verify == "auto" and model.size_bytes > WHOLE_BYTES)
+    return verify == "regions" or (verify == "auto" and model.size_bytes > RUN_BYTES)
 
 
 def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
@@ -35,7 +186,7 @@ def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
     Raises:
         ModelError: the runtime can't load it, for another reason or although `verify` is "full".
     """
-    if model.size_bytes > LARGEST_BYTES:
+    if model.size_bytes > MAX_MESSAGE_BYTES:
         raise ModelError(
             f"the model has {model.size_bytes:,} bytes; over 2 GiB it can't be run as one piece",
             where=model.path or "",
@@ -53,19 +204,28 @@ def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
         return None
 
 
-def proof_feeds(
-    model: ir.Model, session: runtime.Session | None, judged: Evaluation | None, *, seed: int
-) -> tuple[Sequence[Feed], Sequence[Mapping[str, Any]] | None]:
-    """Return feeds to prove rewrites on, and the outputs where known: made-up ones, or the user's where none runs.
+def proof_inputs(
+    model: ir.Model,
+    session: runtime.Session | None,
+    judged: Evaluation | None,
+    *,
+    seed: int,
+    notes: tuple[str, ...] = (),
+) -> ProofInputs:
+    """Return feeds to prove rewrites on: synthetic ones, or the user's where none of those runs.
 
     Without a session only their shapes, and the values of the model's inputs, are of use: the user's come first.
+
+    Raises:
+        ModelError: the model runs no synthetic feed, and there are no others.
     """
     if session is None:
-        return judged.feeds[:1] if judged else synthetic.synthetic_feeds(model, seed=seed, sizes=(8,)), None
+        feeds = judged.feeds[:1] if judged else synthetic.synthetic_feeds(model, seed=seed, sizes=(8,))
+        return ProofInputs(session=None, feeds=feeds, expected=None, notes=notes)
     try:
         tried = synthetic.tried_feeds(model, session, seed=seed, count=_PROOF_FEEDS)
-        return [each.feed for each in tried], [each.outputs for each in tried]
     except ModelError:
         if judged is None:
             raise
-        return judged.feeds[:_PROOF_FEEDS], None
+        return ProofInputs(session=session, feeds=judged.feeds[:_PROOF_FEEDS], expected=None)
+    return ProofInputs(session=session, feeds=[each.feed for each in tried], expected=[each.outputs for each in tried])

@@ -1,19 +1,20 @@
-"""THE operator table: what is true of an operator stands here once.
+"""THE operator table: the one place that holds what is true of an operator.
 
 A row says where the weights are, which axes of them are output and input channels, where the bias is, and how many
-multiply-accumulates (MACs) one run costs. Elsewhere operator names appear only inside a pattern.
+multiply-accumulates (MACs) one run costs. The named sets below the rows are the columns of yes and no; all are of the
+standard domain. Elsewhere operator names appear only inside a pattern.
 """
 
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..graph import query
+from . import macs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,7 +30,7 @@ MICROSOFT = "com.microsoft"
 
 
 class Sums(enum.Enum):
-    """Which elements of its data a linear operator sums over, and so which axis of its output numbers channels."""
+    """Elements of its data that a linear operator sums over: they tell which axis of its output numbers channels."""
 
     WINDOWS = "windows"
     """Those under a window that moves over the axes behind the channels; channels are axis 1 of data and output."""
@@ -66,13 +67,13 @@ class Weight:
 
     @property
     def is_table(self) -> bool:
-        """Whether rows of the weight are looked up and nothing is summed."""
+        """True where rows of the weight are looked up and nothing is summed."""
         return self.in_axis is None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpSpec:
-    """What is true of an operator.
+    """A row of the table: one operator.
 
     `macs` is None for operators that multiply nothing worth counting: they cost 0.
     """
@@ -102,10 +103,13 @@ def is_generator(node: ir.Node) -> bool:
 
 
 def moves_data(node: ir.Node, port: int) -> bool:
-    """Say whether the node only rearranges, cuts or joins what it reads through `port`."""
-    if node.domain not in query.STANDARD_DOMAINS:
-        return False
-    return node.op_type == "Concat" or (node.op_type in DATA_MOVEMENT and port == 0)
+    """Say whether the node only rearranges, slices or joins what it reads through `port`."""
+    return query.is_op(node, "Concat") or (port == 0 and query.is_op(node, *DATA_MOVEMENT))
+
+
+def carries(node: ir.Node, port: int) -> bool:
+    """Say whether the elements that the node reads through `port` are elements of its outputs, as `CARRIES` says."""
+    return query.is_op(node, *CARRIES) and port in data_ports(node)
 
 
 ShapeOf = Callable[["ir.Value"], Dims | None]
@@ -132,11 +136,11 @@ def total_macs(model: ir.Model, shape_of: ShapeOf) -> Macs:
     of an If. A local function's body counts once for all its calls, where its shapes are known.
     """
     total, uncounted = 0, []
-    for node, macs in node_macs(model, shape_of):
-        if macs is None:
+    for node, count in node_macs(model, shape_of):
+        if count is None:
             uncounted.append(query.label(node))
         else:
-            total += macs
+            total += count
     return Macs(total, tuple(uncounted))
 
 
@@ -182,90 +186,6 @@ def _gather_row(node: ir.Node, rank: int) -> int:
     return int(query.attribute(node, "axis", 0)) % rank
 
 
-# MACs.
-
-
-def _product(dims: Sequence[int]) -> int:
-    return math.prod(dims)
-
-
-def _at(shapes: Sequence[Dims | None], index: int) -> Dims | None:
-    return shapes[index] if index < len(shapes) else None
-
-
-def _conv_macs(_node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
-    weight, output = _at(inputs, 1), _at(outputs, 0)
-    if weight is None or output is None:
-        return None
-    return _product(output) * _product(weight[1:])
-
-
-def _conv_transpose_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
-    data, weight = _at(inputs, 0), _at(inputs, 1)
-    if data is None or weight is None:
-        return None
-    return _product(data) * _product(weight[1:])
-
-
-def _gemm_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
-    left, output = _at(inputs, 0), _at(outputs, 0)
-    if left is None or output is None or len(left) != 2:
-        return None
-    return _product(output) * left[0 if query.attribute(node, "transA", 0) else 1]
-
-
-def _stretched(one: Dims, other: Dims) -> Dims:
-    """Return the dimensions to which two operands that go together are stretched."""
-    count = max(len(one), len(other))
-    padded = [(1,) * (count - len(dims)) + dims for dims in (one, other)]
-    return tuple(b if a == 1 else a for a, b in zip(*padded, strict=True))
-
-
-def _matmul_macs(node: ir.Node, inputs: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
-    left, right, output = _at(inputs, 0), _at(inputs, 1), _at(outputs, 0)
-    if output is None and node.op_type == "MatMul" and left and right and len(left) > 1 and len(right) > 1:
-        output = (*_stretched(left[:-2], right[:-2]), left[-2], right[-1])
-    if not left or output is None:
-        return None
-    swapped = query.attribute(node, "transA", 0) and len(left) > 1
-    return _product(output) * left[-2 if swapped else -1]
-
-
-def _matmul_nbits_macs(node: ir.Node, _in: Sequence[Dims | None], outputs: Sequence[Dims | None]) -> int | None:
-    output, depth = _at(outputs, 0), query.attribute(node, "K")
-    return None if output is None or depth is None else _product(output) * int(depth)
-
-
-def _recurrent_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
-    data, weight, recurrence = _at(inputs, 0), _at(inputs, 1), _at(inputs, 2)
-    if data is None or weight is None or recurrence is None or len(data) != 3:
-        return None
-    return data[0] * data[1] * (_product(weight) + _product(recurrence))
-
-
-def _attention_macs(_node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
-    """Projections of com.microsoft's Attention, and its two products over the sequence."""
-    data, weight = _at(inputs, 0), _at(inputs, 1)
-    if data is None or weight is None or len(data) != 3:
-        return None
-    batch, sequence, _ = data
-    return batch * sequence * _product(weight) + batch * sequence * sequence * (weight[1] // 3) * 2
-
-
-def _einsum_macs(node: ir.Node, inputs: Sequence[Dims | None], _out: Sequence[Dims | None]) -> int | None:
-    """Count the product over all letters: what a direct evaluation of the sum costs."""
-    sides = str(query.attribute(node, "equation", "")).replace(" ", "").split("->")[0].split(",")
-    if len(sides) != len(inputs):
-        return None
-    sizes: dict[str, int] = {}
-    for side, dims in zip(sides, inputs, strict=True):
-        if dims is None or "." in side or len(side) != len(dims):
-            return None
-        for letter, size in zip(side, dims, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    return _product(list(sizes.values())) if len(sides) > 1 else 0
-
-
 # Rows.
 
 _CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2, sums=Sums.WINDOWS)
@@ -278,7 +198,7 @@ _MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1), data=1, sum
 
 _RECURRENT = OpSpec(
     weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)), Weight(port=2, out_axis=_axis(1), in_axis=_axis(2))),
-    macs=_recurrent_macs,
+    macs=macs.recurrent_macs,
 )
 _FUSED_MATMUL = OpSpec(
     weights=(
@@ -291,38 +211,38 @@ _FUSED_MATMUL = OpSpec(
         ),
         Weight(port=0, out_axis=_flipped("transA", -2), in_axis=_flipped("transA", -1)),
     ),
-    macs=_matmul_macs,
+    macs=macs.matmul_macs,
 )
 _NOTHING = OpSpec()
 
 OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
     {
-        ("", "Conv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
+        ("", "Conv"): OpSpec(weights=(_CONV,), macs=macs.conv_macs),
         # A grouped ConvTranspose numbers its output channels within the group: axis 1 has channels / groups entries.
         ("", "ConvTranspose"): OpSpec(
             weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
-            macs=_conv_transpose_macs,
+            macs=macs.conv_transpose_macs,
         ),
-        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
-        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=_matmul_macs),
+        ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=macs.gemm_macs),
+        ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=macs.matmul_macs),
         ("", "Gather"): OpSpec(weights=(Weight(port=0, out_axis=_gather_row, in_axis=None),)),
         ("", "LSTM"): _RECURRENT,
         ("", "GRU"): _RECURRENT,
         ("", "RNN"): _RECURRENT,
-        ("", "Einsum"): OpSpec(macs=_einsum_macs),
-        ("", "ConvInteger"): OpSpec(macs=_conv_macs),
-        ("", "MatMulInteger"): OpSpec(macs=_matmul_macs),
-        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=_conv_macs),
-        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=_gemm_macs),
+        ("", "Einsum"): OpSpec(macs=macs.einsum_macs),
+        ("", "ConvInteger"): OpSpec(macs=macs.conv_macs),
+        ("", "MatMulInteger"): OpSpec(macs=macs.matmul_macs),
+        (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=macs.conv_macs),
+        (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=macs.gemm_macs),
         (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
         (MICROSOFT, "Attention"): OpSpec(
             weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
-            macs=_attention_macs,
+            macs=macs.attention_macs,
         ),
-        (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=_recurrent_macs),
-        (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=_matmul_macs),
-        (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=_matmul_macs),
-        (MICROSOFT, "MatMulNBits"): OpSpec(macs=_matmul_nbits_macs),
+        (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=macs.recurrent_macs),
+        (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=macs.matmul_macs),
+        (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=macs.matmul_macs),
+        (MICROSOFT, "MatMulNBits"): OpSpec(macs=macs.matmul_nbits_macs),
     }
 )
 """(domain, operator) -> row; the standard domain is ""."""
@@ -330,19 +250,50 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
 NONDETERMINISTIC = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
-"""Operators of the standard domain that draw random numbers."""
+"""Operators that draw random numbers: neither two runs nor two equal nodes give the same result."""
 
-DATA_MOVEMENT = frozenset(
-    {"Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
-)
-"""Operators of the standard domain that hand their first input on, every element unchanged (Concat: all inputs)."""
+STOCHASTIC = NONDETERMINISTIC | {"Dropout"}
+"""Operators that draw random numbers in some mode: two equal nodes may differ even where one is left out of runs.
+
+Dropout draws them in training only, so that it is deterministic in the runs of a proof and yet never shared.
+"""
+
+RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators that keep all elements of their first input and their order: only the dimensions are others."""
+
+REARRANGES = RESHAPES | {"Identity", "Transpose"}
+"""Operators that keep all elements of their first input, in any order: each exactly once."""
+
+MOVES = REARRANGES | {"Slice"}
+"""Operators whose one output consists of elements of their first input, each once at most."""
+
+DATA_MOVEMENT = MOVES | {"Concat", "Split"}
+"""Operators whose outputs consist of elements of their first input (Concat: all inputs), each once at most."""
+
+KEEPS_FILL = MOVES | {"Expand", "Tile"}
+"""Operators that move or repeat elements of their first input: a tensor of one number stays one."""
+
+CARRIES = DATA_MOVEMENT | KEEPS_FILL | {"Cast", "CastLike", "Gather", "Where"}
+"""Operators whose outputs consist of elements of their data ports, of another type at most; see `data_ports`."""
+
+CARRIES_SCORES = REARRANGES | {"Add", "Cast", "DequantizeLinear"}
+"""Operators between a last matrix product and an output that leave class scores what they are.
+
+An Add is a bias. A Slice is not among them: it may drop classes.
+"""
+
+STORAGE = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
+"""Operators that exporters and quantizers put between a stored weight and the node that computes with it.
+
+Squeeze, Unsqueeze and Flatten are left out: there they are the first step of a computation.
+"""
 
 ELEMENTWISE = frozenset(
     {*("Abs", "Cast", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity")}
     | {*("LeakyRelu", "Log", "Neg", "Not", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt")}
     | {"Tanh"}
 )
-"""Operators of the standard domain that map each element of one operand; further inputs are numbers (limits)."""
+"""Operators that map each element of one operand; further inputs are numbers (limits)."""
 
 SAME_SHAPE = ELEMENTWISE | frozenset(
     {*("Acos", "Asin", "Atan", "BatchNormalization", "CastLike", "Celu", "Cos", "CumSum", "DequantizeLinear")}
@@ -350,40 +301,40 @@ SAME_SHAPE = ELEMENTWISE | frozenset(
     | {*("LayerNormalization", "LogSoftmax", "LpNormalization", "Mish", "QuantizeLinear", "RMSNormalization")}
     | {*("Selu", "Shrink", "Sin", "Sinh", "Softmax", "Softsign", "Tan", "ThresholdedRelu", "Trilu")}
 )
-"""Operators of the standard domain whose first result has the shape of their first input."""
+"""Operators whose first result has the shape of their first input."""
 
 BROADCASTING = frozenset(
     {*("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul")}
     | {*("Or", "Pow", "Sub", "Sum", "Where", "Xor")}
 )
-"""Operators of the standard domain that join elements at the same place of all their inputs, which broadcast."""
+"""Operators that join elements at the same place of all their inputs, which broadcast."""
 
 NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"})
-"""Operators of the standard domain whose results are never below zero."""
+"""Operators whose results are never below zero."""
 
-SELECT = DATA_MOVEMENT | {"Cast", "Expand", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Tile"}
-"""Operators of the standard domain whose results lie between elements of their first input (Concat: all inputs)."""
+SELECT = DATA_MOVEMENT | KEEPS_FILL | {"Cast", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
+"""Operators whose results lie between elements of their first input (Concat: all inputs)."""
 
 DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         **dict.fromkeys(
             (
-                *("ArgMax", "ArgMin", "Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "ReduceMax"),
-                *("ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile"),
-                *("TopK", "Unsqueeze"),
+                *("ArgMax", "ArgMin", "CastLike", "Clip", "Expand", "Gather", "GatherElements", "GatherND", "Pad"),
+                *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Slice", "Split"),
+                *("Squeeze", "Tile", "TopK", "Unsqueeze"),
             ),
             (0, 1),
         ),
         "Where": (1, 3),
     }
 )
-"""Operator of the standard domain -> its first input with data, and the one after the last; absent: all are."""
+"""Operator -> its first input with data, and the one after the last; absent: all are."""
 
 UNIT_RANGE = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
-"""Operators of the standard domain whose results lie in [0, 1], whatever they read."""
+"""Operators whose results lie in [0, 1], whatever they read."""
 
 HOMOGENEOUS = frozenset({"Abs", "Identity", "LeakyRelu", "PRelu", "Relu"})
-"""Operators of the standard domain with f(a x) = a f(x) for every a > 0, element by element of their first input."""
+"""Operators with f(a x) = a f(x) for every a > 0, element by element of their first input."""
 
 HOMOGENEOUS_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
 """The same, channel by channel: channels are axis 1."""
@@ -398,7 +349,7 @@ ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "RNN": (3, 5),
     }
 )
-"""Operator of the standard domain -> optional inputs (bias, initial state) that count as zeros where absent."""
+"""Operator -> optional inputs (bias, initial state) that count as zeros where absent."""
 
 GENERATORS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Range", "Tile"})
-"""Operators of the standard domain whose output can be far bigger than everything they read."""
+"""Operators whose output can be far bigger than everything they read."""

@@ -1,96 +1,33 @@
 """One archive that holds a model, and the files that it keeps tensors in, as small as they get without loss.
 
-    archive = "ONNXPACK", version, lengths of the header packed and unpacked (3 x 4 bytes, little-endian),
-              the header (JSON in a zstd frame with a checksum), then the blocks of every file, one after the other
-
-The header names the files with size, SHA-256 and segments, runs of bytes of one kind. Files are bytes here: nothing
-is serialised anew, so what comes out is what went in, alignment of external data included. A segment of 64 KiB and
-more has blocks of its own; shorter ones of a kind share blocks, which are written where the first of their bytes
-are due. Reader and writer hold one block of each kind at most.
+Files are bytes here: nothing is serialised anew, so what comes out is what went in, alignment of external data
+included. Reader and writer hold one block of each kind at most. `header` describes the format.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
-import pydantic
-import zstandard
 
 from ..base import atomic_files
 from ..errors import ModelError, UsageError
 from ..io.save import save
-from ..io.sources import ByteSource, OpenFile, read_chunks
+from ..io.sources import ByteSource, OpenFile
 from ..io.tensors import open_beside
-from .blocks import BLOCK_BYTES, Decoder, Encoder, damaged
+from .blocks import Decoder, Encoder, damaged
+from .header import ArchivedFile, Cursor, Header, blocks_of, check_size, make_header, read_header
 from .layout import RangeKind, Segment, model_layout, segments
 
-SUFFIX = ".onnxpack"
-MAGIC = b"ONNXPACK"
-_VERSION = 1
-_START = struct.Struct("<8sIII")
-_OWN_BYTES = 64 << 10
-"""Segments from this size on have blocks of their own."""
-_MOST_HEADER_BYTES = 256 << 20
-_MOST_RATIO = 1000
-_ALWAYS_BYTES = 1 << 30
-"""What is unpacked without `max_bytes`: this much, or more where the archive's own size makes it likely."""
-
 _FEW_BYTES = 4 << 20
-"""Two files of a few bytes need no check of free space beforehand."""
-
-
-def _safe(name: str) -> str:
-    """Let a file name pass that stays below the folder it is put into, on any system."""
-    parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts):
-        raise ValueError("a file name that is empty, absolute, or leaves the folder")
-    if re.search(r"[\x00-\x1f\\:]", name):
-        raise ValueError("a file name with a backslash, a colon or a control character")
-    return name
-
-
-class _File(pydantic.BaseModel, extra="forbid", frozen=True):
-    """One file in an archive: its segments are (kind, bytes)."""
-
-    name: Annotated[str, pydantic.AfterValidator(_safe)]
-    size: Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]
-    sha256: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
-    segments: tuple[tuple[RangeKind, pydantic.PositiveInt], ...]
-
-    @pydantic.model_validator(mode="after")
-    def _add_up(self) -> _File:
-        if sum(length for _, length in self.segments) != self.size:
-            raise ValueError("segments that don't add up to the file")
-        if any(length % kind.width for kind, length in self.segments):
-            raise ValueError("a segment that ends within a word")
-        return self
-
-
-class _Header(pydantic.BaseModel, extra="forbid", frozen=True):
-    """What an archive holds: the model first, then the files that it keeps tensors in."""
-
-    files: Annotated[tuple[_File, ...], pydantic.Field(min_length=1)]
-
-    @pydantic.model_validator(mode="after")
-    def _differ(self) -> _Header:
-        if len({file.name for file in self.files}) < len(self.files):
-            raise ValueError("two files of one name")
-        return self
-
-    @property
-    def size(self) -> int:
-        """The bytes of all files."""
-        return sum(file.size for file in self.files)
+"""Restoring up to so many bytes needs no check of free space beforehand. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +56,6 @@ class Packed:
         }
 
 
-def is_packed(path: str | os.PathLike[str]) -> bool:
-    """Say whether a file is an archive of a model."""
-    source = OpenFile(path)
-    return source.size >= len(MAGIC) and source.read(0, len(MAGIC)) == MAGIC
-
-
 def pack(model: str | os.PathLike[str], target: str | os.PathLike[str], *, force: bool = False) -> Packed:
     """Write an archive of a model file, and of the files that it keeps tensors in, whole or not at all.
 
@@ -146,7 +77,7 @@ def pack(model: str | os.PathLike[str], target: str | os.PathLike[str], *, force
     for location, found in places.items():
         data = open_beside(Path(model).parent, location)
         sources[location] = (data, segments(found, data.size))
-    header = _header(sources)
+    header = make_header(sources)
     pending = atomic_files.Pending(place, _packed(header, [each for each, _ in sources.values()]), header.size)
     try:
         size = pending.path.stat().st_size
@@ -196,7 +127,7 @@ def unpack(
 
     Args:
         archive: what `pack` wrote.
-        target: where the model goes, under any name.
+        target: path of the model, under any name.
         force: replace files that exist.
         max_bytes: most bytes to restore. Without it 1 GiB, or 1,000 times the archive if that is more.
 
@@ -206,128 +137,23 @@ def unpack(
     """
     source, place = OpenFile(archive), Path(target).absolute()
     try:
-        header, start = _read_header(source)
-        _check_size(header, source.size, max_bytes)
-        return _restore(header, _Cursor(source, start), place, archive_bytes=source.size, force=force)
+        header, start = read_header(source)
+        check_size(header, source.size, max_bytes)
+        return _restore(header, Cursor(source, start), place, archive_bytes=source.size, force=force)
     except ModelError as error:
         raise ModelError(error.message, where=error.where or source.label, hint=error.hint) from error
 
 
-def _header(sources: dict[str, tuple[ByteSource, tuple[Segment, ...]]]) -> _Header:
-    """Return the header for files by name, each of which is read once for its hash.
-
-    Raises:
-        ModelError: a name can't be kept.
-    """
-    files = []
-    for name, (source, parts) in sources.items():
-        digest = hashlib.sha256()
-        for chunk in read_chunks(source, 0, source.size):
-            digest.update(chunk)
-        try:
-            runs = tuple((part.kind, part.length) for part in parts)
-            files.append(_File(name=name, size=source.size, sha256=digest.hexdigest(), segments=runs))
-        except pydantic.ValidationError as error:
-            raise ModelError(f"can't be packed: {_why(error)}", where=source.label, hint="Rename the file") from error
-    return _Header(files=tuple(files))
-
-
-def _packed(header: _Header, sources: Sequence[ByteSource]) -> Iterator[bytes]:
+def _packed(header: Header, sources: Sequence[ByteSource]) -> Iterator[bytes]:
     """Yield the bytes of an archive."""
-    text = header.model_dump_json().encode()
-    packed = zstandard.ZstdCompressor(level=19, write_checksum=True).compress(text)
-    yield _START.pack(MAGIC, _VERSION, len(packed), len(text)) + packed
+    yield header.to_bytes()
     encoder = Encoder()
     for file, source in zip(header.files, sources, strict=True):
-        for kind, pieces in _blocks(file):
+        for kind, pieces in blocks_of(file):
             yield encoder.encode(b"".join(source.read(*piece) for piece in pieces), kind)
 
 
-def _blocks(file: _File) -> Iterator[tuple[RangeKind, list[tuple[int, int]]]]:
-    """Yield the blocks of a file in order: the kind, and (offset, length) of the pieces in it."""
-    short: dict[RangeKind, list[tuple[int, int]]] = {}
-    at = 0
-    for kind, length in file.segments:
-        if length < _OWN_BYTES:
-            short.setdefault(kind, []).append((at, length))
-        at += length
-    begun = dict.fromkeys(short, 0)
-    at = 0
-    for kind, length in file.segments:
-        if length >= _OWN_BYTES:
-            for start in range(at, at + length, BLOCK_BYTES):
-                yield kind, [(start, min(BLOCK_BYTES, at + length - start))]
-        elif begun[kind] < len(short[kind]) and short[kind][begun[kind]][0] == at:
-            first, size = begun[kind], 0
-            while begun[kind] < len(short[kind]) and size + short[kind][begun[kind]][1] <= BLOCK_BYTES:
-                size += short[kind][begun[kind]][1]
-                begun[kind] += 1
-            yield kind, short[kind][first : begun[kind]]
-        at += length
-
-
-class _Cursor:
-    """Reads an archive from front to back."""
-
-    def __init__(self, source: ByteSource, at: int) -> None:
-        self._source = source
-        self._at = at
-
-    @property
-    def left(self) -> int:
-        """How many bytes there still are."""
-        return self._source.size - self._at
-
-    def read(self, length: int) -> bytes:
-        """Return the next bytes."""
-        if length > self.left:
-            raise damaged("it is cut short")
-        self._at += length
-        return self._source.read(self._at - length, length)
-
-
-def _read_header(source: ByteSource) -> tuple[_Header, int]:
-    """Return the header of an archive and where the blocks begin; its sizes are checked before there is room made."""
-    cursor = _Cursor(source, 0)
-    if source.size < _START.size or source.read(0, len(MAGIC)) != MAGIC:
-        hint = f"Give a {SUFFIX} file that `onnxcompress compress --pack` wrote"
-        raise ModelError("is not an archive of a model", where=source.label, hint=hint)
-    _, version, packed, size = _START.unpack(cursor.read(_START.size))
-    if version != _VERSION:
-        message = f"is an archive of version {version}; this onnxcompress knows version {_VERSION}"
-        raise ModelError(message, where=source.label, hint="Install a newer onnxcompress")
-    if size > _MOST_HEADER_BYTES:
-        raise damaged(f"its header says that it has {size:,} bytes")
-    data = cursor.read(packed)
-    try:
-        if zstandard.frame_content_size(data) != size:
-            raise damaged("the header is not as long as it says")
-        text = zstandard.ZstdDecompressor(max_window_size=_MOST_HEADER_BYTES).decompress(data, allow_extra_data=False)
-        return _Header.model_validate_json(text), _START.size + packed
-    except zstandard.ZstdError as error:
-        raise damaged(f"the header can't be read ({error})") from error
-    except pydantic.ValidationError as error:
-        raise damaged(f"its header has {_why(error)}") from error
-
-
-def _why(error: pydantic.ValidationError) -> str:
-    """Return what a header is refused for."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place and first["type"] != "value_error" else first["msg"].split(", ", 1)[-1]
-
-
-def _check_size(header: _Header, archive_bytes: int, max_bytes: int | None) -> None:
-    """Raise where an archive says that it holds more than the user, or common sense, admits."""
-    most = max(_ALWAYS_BYTES, _MOST_RATIO * archive_bytes) if max_bytes is None else max_bytes
-    if header.size > most:
-        raise ModelError(
-            f"holds {header.size:,} bytes in an archive of {archive_bytes:,}, more than the {most:,} that are admitted",
-            hint="Give --max-bytes if you trust it",
-        )
-
-
-def _restore(header: _Header, cursor: _Cursor, target: Path, *, archive_bytes: int, force: bool) -> Packed:
+def _restore(header: Header, cursor: Cursor, target: Path, *, archive_bytes: int, force: bool) -> Packed:
     """Write the files of an archive, check them, put them into place."""
     places = [target, *(target.parent / file.name for file in header.files[1:])]
     if target.name in [file.name for file in header.files[1:]]:
@@ -383,12 +209,12 @@ def _remove_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def _checked(file: _File, decoder: Decoder, cursor: _Cursor) -> Iterator[bytes]:
+def _checked(file: ArchivedFile, decoder: Decoder, cursor: Cursor) -> Iterator[bytes]:
     """Yield the bytes of a file in order, and raise at their end where they are not those that were packed."""
     digest = hashlib.sha256()
     early: dict[int, bytes] = {}
     at = 0
-    for kind, pieces in _blocks(file):
+    for kind, pieces in blocks_of(file):
         data = memoryview(decoder.decode(cursor.read, sum(length for _, length in pieces), kind))
         start = 0
         for offset, length in pieces:

@@ -4,7 +4,7 @@
 
     PLAIN    the bytes
     PLANES   one stream for each byte of a word
-    ROTATED  the same after the sign of a float has gone to the other end, so that the exponent is one byte
+    ROTATED  the same after the sign of a float was rotated to the other end, so that the exponent is one byte
     SPARSE   a bit for each word, whether it is not zero, then the planes of those that are not, rotated if floats
     PALETTE  the different words (at most 256), then one byte for each word
 
@@ -28,6 +28,7 @@ from ..numerics import byte_planes
 from .layout import RangeKind
 
 BLOCK_BYTES = 4 << 20
+"""Most bytes of a block, and of memory for each kind. Chosen by judgement; not measured."""
 _SAMPLE_BYTES = 128 << 10
 """Of each stream this much is searched thoroughly, to see whether it pays to do so with all of it."""
 _SAMPLE_WORDS = 32 << 10
@@ -35,19 +36,20 @@ _SAMPLE_WORDS = 32 << 10
 _PAYS = 0.99
 """A thorough search is worth its time where it leaves less than this share."""
 _WINDOW_LOG = 22
+"""Base-2 logarithm of the window: a whole block."""
 _STREAM = struct.Struct("<BI")
 
 
 class _Transform(enum.IntEnum):
-    PLAIN = 0
-    PLANES = 1
-    SPARSE = 2
-    PALETTE = 3
-    ROTATED = 4
+    """First byte of a block."""
+
+    PLAIN, PLANES, SPARSE, PALETTE, ROTATED = range(5)
 
 
 _RAW, _ZSTD = 0, 1
 _MOST_COLOURS = 256
+"""Different words of a palette: an index is one byte."""
+
 _FEWEST_ZEROS = 1 / 16
 """Share of words from which on it may pay to say where they are."""
 

@@ -1,4 +1,4 @@
-"""Where in a model's files the bytes of its tensors are, and what kind of numbers they hold."""
+"""Places of the bytes of tensors in a model's files, and the kind of numbers that they hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..io.sources import ByteSource
 
 
 class RangeKind(enum.StrEnum):
-    """How numbers are laid out: what matters for taking them apart."""
+    """Layout of numbers, as far as it matters for taking them apart."""
 
     BYTES = "bytes"
     """Anything in which no larger words are known."""
@@ -36,7 +36,7 @@ class RangeKind(enum.StrEnum):
 
     @property
     def rotates(self) -> bool:
-        """Whether the exponent only fills a byte once the sign is out of its way."""
+        """True where the exponent fills a byte only without the sign."""
         return self in (RangeKind.BFLOAT16, RangeKind.FLOAT32, RangeKind.FLOAT64)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from ..base import size_limits
 from ..errors import ModelError
 from ..graph import query
 from ..io import model_io
@@ -24,9 +25,6 @@ from .runner import PartitionedModel
 
 if TYPE_CHECKING:
     from ..core import Feed
-
-_RUN_BYTES = 256 << 20
-"""Larger parts are not run: weights that the runtime packs take their size a second time."""
 
 
 def proved(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_made_up: bool) -> list[str]:
@@ -45,7 +43,7 @@ def proved(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_
     Raises:
         ModelError: the parts don't run, or give something else.
     """
-    if manifest.peak_bytes > _RUN_BYTES and not value_sizes.fits_whole(whole):
+    if manifest.peak_bytes > size_limits.RUN_BYTES and not value_sizes.fits_whole(whole):
         return _by_regions(whole, folder, manifest, feed, is_made_up=is_made_up)
     with isolation.roomy(len(whole.graph)):
         return _by_running(whole, folder, manifest.peak_bytes, feed, is_made_up=is_made_up)

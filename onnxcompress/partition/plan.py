@@ -248,7 +248,7 @@ class SplitPlan:
                 f"{name!r} depends on constants or shapes only, and is made anew in each part that needs it",
                 where="--at",
             )
-        if any(o.name == name for node in self.flow.steps for inner in _inside(node) for o in inner.outputs):
+        if any(o.name == name for inner in query.inner_nodes(self.flow.steps) for o in inner.outputs):
             raise UsageError(f"{name!r} is inside of an If, Loop or Scan, which is not cut", where="--at")
         near = difflib.get_close_matches(name, [value.name or "" for value in self._made], n=3)
         raise UsageError(
@@ -294,7 +294,7 @@ def _macs(node: ir.Node, facts: Mapping[ir.Value, ValueSize]) -> int | None:
         return query.dims(tensor) if tensor is not None else None if fact is None else fact.dims
 
     total = 0
-    for each in (node, *_inside(node)):
+    for each in (node, *query.inner_nodes([node])):
         count = ops.spec(each).macs
         if count is None:
             continue
@@ -305,9 +305,3 @@ def _macs(node: ir.Node, facts: Mapping[ir.Value, ValueSize]) -> int | None:
             return None
         total += macs
     return total
-
-
-def _inside(node: ir.Node) -> list[ir.Node]:
-    """Return the nodes in the bodies of a node, at any depth."""
-    found = [inner for body in query.bodies(node) for inner in body]
-    return [*found, *(deeper for inner in found for deeper in _inside(inner))]

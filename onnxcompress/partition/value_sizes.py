@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..base import size_limits
 from ..core import Feed
 from ..data import evaluation_set, synthetic
 from ..data import feeds as feed_facts
@@ -31,16 +32,13 @@ from . import value_types
 from . import write as part_writer
 from .value_types import ValueSize
 
-_WHOLE_BYTES = 256 << 20
-"""Up to this size a model is run as a whole to find made-up inputs, and to compare."""
-
 _CHUNK_BYTES = 128 << 20
 _CHUNK_STEPS = 500
 
 
 def fits_whole(model: ir.Model) -> bool:
     """Say whether a model is small enough to be run as a whole beside its parts."""
-    return model_io.model_bytes(model) <= _WHOLE_BYTES
+    return model_io.model_bytes(model) <= size_limits.RUN_BYTES
 
 
 def choose_feed(model: ir.Model, data: Any, options: DataOptions, *, seed: int) -> Feed:

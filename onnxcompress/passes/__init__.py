@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -82,22 +82,73 @@ def pass_class(name: str) -> type[Pass]:
 def build(name: str, options: Mapping[str, Any]) -> Pass:
     """Make a pass from its options, validated; strings are converted to the fields' types.
 
+    Args:
+        name: of the pass.
+        options: field -> value; a table of options (or a pass) for a field that holds another pass.
+
     Raises:
         UsageError: the pass or a field is unknown, or a value is out of range.
     """
-    kind = pass_class(name)
-    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in options:
+    return _made(pass_class(name), {}, options)
+
+
+def changed(one: Pass, options: Mapping[str, Any]) -> Pass:
+    """Return a pass with other values of some options, validated as by `build`.
+
+    Raises:
+        UsageError: a field is unknown, or a value is out of range.
+    """
+    return _made(type(one), options_of(one), options)
+
+
+def options_of(one: Pass) -> dict[str, Any]:
+    """Return the options of a pass with their values; those of passes that it holds are passes."""
+    return {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}  # type: ignore[arg-type]
+
+
+def changed_options(one: Pass, usual: Pass | None = None) -> dict[str, Any]:
+    """Return the options that differ from the usual ones (None: the defaults); for held passes a table of theirs."""
+    found = {}
+    for key, value in options_of(one).items():
+        default = getattr(type(one)() if usual is None else usual, key)
+        if value != default:
+            found[key] = changed_options(value, default) if isinstance(value, Pass) else value
+    return found
+
+
+def shown_options(one: Pass) -> dict[str, Any]:
+    """Return the options that are set; of a held pass the changed ones, where there are any."""
+    tables = changed_options(one)
+    shown = {key: tables.get(key) if isinstance(value, Pass) else value for key, value in options_of(one).items()}
+    return {key: value for key, value in shown.items() if value is not None}
+
+
+def walk(one: Pass) -> Iterator[Pass]:
+    """Yield a pass, and after it those that it holds as fields, at any depth."""
+    yield one
+    for value in options_of(one).values():
+        if isinstance(value, Pass):
+            yield from walk(value)
+
+
+def _made(kind: type[Pass], present: Mapping[str, Any], options: Mapping[str, Any]) -> Pass:
+    """Make a pass of a class from its present options (absent ones have their defaults) and the ones to change."""
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = dict(present)
+    for key, value in options.items():
         if key not in fields:
-            raise UsageError(f"pass {name!r} has no option {key!r}", hint=_nearest(key, fields))
+            raise UsageError(f"pass {kind.name!r} has no option {key!r}", hint=_nearest(key, list(fields)))
+        held = present.get(key, fields[key])
+        is_table = isinstance(held, Pass) and isinstance(value, Mapping)
+        given[key] = changed(held, value) if is_table else value
     try:
-        return kind(**options)
+        return kind(**given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UsageError(
-            f"{name}.{field}: {first['msg']} (got {first['input']!r})",
-            hint=f"`onnxcompress passes {name}` lists the options",
+            f"{kind.name}.{field}: {first['msg']} (got {first['input']!r})",
+            hint=f"`onnxcompress passes {kind.name}` lists the options",
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""The driver of local rewrites: rules look at one node and answer with an edit, a refusal or nothing.
+"""Driver of local rewrites: rules look at one node and answer with an edit, a refusal or nothing.
 
-A rule decides and never edits; its `Rewrite.apply` edits. The driver sweeps every graph of the model, bodies
-of If/Loop/Scan included, until no rule has anything left to do.
+A rule decides and never edits; its `Rewrite.apply` edits. The driver sweeps the main graph and the bodies of
+If/Loop/Scan in it until no rule has anything left to do. Local functions, which can't hold weights, are skipped.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from ..core import Action, Change, Context
+from ..core import Change, Context
 from ..graph import edit, query
 from ..shapes import infer as shapes
 
 _MOST_SWEEPS = 64
+"""Sweeps over a model after which the driver stops, against rules that undo each other. Chosen by judgement; not
+measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +36,14 @@ class Rewrite:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """What a rule could have done and why it does not."""
+    """A rewrite that a rule could have done, and the reason why it does not."""
 
     target: str
     reason: str
 
 
 class RewriteContext:
-    """What rules may ask beside the node: inferred shapes, the opset, fresh names.
+    """Facts about the model that rules read beside the node: inferred shapes, the opset, fresh names.
 
     Shapes are inferred on first use and again after an edit only when `refresh` is called by the driver, once
     a sweep: values keep their meaning under rewriting, so older facts stay true; new values have none yet.
@@ -63,6 +67,10 @@ class RewriteContext:
             self._shapes = shapes.inferred(self.model, self._context)
         return self._shapes
 
+    def add_constant(self, node: ir.Node, hint: str, array: npt.ArrayLike) -> ir.Value:
+        """Store a constant for a node, in the node's graph, under a fresh name that begins with `hint`."""
+        return edit.add_initializer(query.home(node), self.names, hint, np.asarray(array))
+
     def refresh(self) -> None:
         """Forget the inferred shapes; they are inferred again when next asked for."""
         self._shapes = None
@@ -71,38 +79,33 @@ class RewriteContext:
 Rule = Callable[[ir.Node, RewriteContext], Rewrite | Refusal | None]
 
 
-def outside(bodies: set[int], rule: Rule) -> Rule:
-    """Return the rule for nodes whose graph is none of these (by id): local functions can't hold weights."""
-    return lambda node, scene: None if id(node.graph) in bodies else rule(node, scene)
-
-
 def rewrite(model: ir.Model, context: Context, pass_name: str, rules: Mapping[str, Sequence[Rule]]) -> list[Change]:
     """Apply rules until none applies any more and return what was done and refused.
 
     Args:
         model: edited in place.
         context: its gate is asked before every edit.
-        pass_name: stands in the changes.
+        pass_name: name of the pass in the changes.
         rules: operator type of the standard domain -> rules for it, tried in order; "*" is for every node.
     """
-    scene = RewriteContext(model, context)
+    ctx = RewriteContext(model, context)
     changes: list[Change] = []
     refusals: dict[tuple[str, str], Change] = {}
     for _ in range(_MOST_SWEEPS):
         refusals.clear()
         edits: list[Change] = []
-        for body in query.graphs(model):
-            edits += _sweep(body, scene, context, pass_name, rules, refusals)
+        for body in query.graphs_outside_functions(model):
+            edits += _sweep(body, ctx, context, pass_name, rules, refusals)
         changes += edits
         if not edits:
             break
-        scene.refresh()
+        ctx.refresh()
     return changes + list(refusals.values())
 
 
 def _sweep(
     body: ir.Graph,
-    scene: RewriteContext,
+    ctx: RewriteContext,
     context: Context,
     pass_name: str,
     rules: Mapping[str, Sequence[Rule]],
@@ -115,20 +118,19 @@ def _sweep(
         for rule in (*own, *rules.get("*", ())):
             if node.graph is None:
                 break  # an earlier edit took it out
-            outcome = rule(node, scene)
+            outcome = rule(node, ctx)
             if isinstance(outcome, Refusal):
-                refusals[outcome.target, outcome.reason] = Change(
-                    pass_name=pass_name, target=outcome.target, action=Action.SKIPPED, reason=outcome.reason
+                refusals[outcome.target, outcome.reason] = Change.skipped(
+                    pass_name, outcome.reason, target=outcome.target
                 )
             elif outcome is not None and context.gate.admits(pass_name, outcome.target):
-                _ = scene.names  # before the edit
+                _ = ctx.names  # before the edit
                 outcome.apply()
                 edits.append(
-                    Change(
-                        pass_name=pass_name,
+                    Change.applied(
+                        pass_name,
+                        outcome.reason,
                         target=outcome.target,
-                        action=Action.APPLIED,
-                        reason=outcome.reason,
                         bytes_before=outcome.bytes_before,
                         bytes_after=outcome.bytes_after,
                     )

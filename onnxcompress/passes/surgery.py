@@ -12,7 +12,7 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from ..base import user_code
-from ..core import Action, Change, Context, Need
+from ..core import GRAPH, Change, Context, Need
 from ..errors import ModelError, UsageError
 from ..graph import edit as graph
 from ..graph import query
@@ -43,10 +43,10 @@ class Surgery:
             carried = graphsurgeon.to_surgeon(model)
             lost = _lost(model, graphsurgeon.from_surgeon(carried, origin=model))
         except ModelError as error:
-            return [self._change(Action.SKIPPED, f"graphsurgeon can't carry the model: {error}")]
+            return [Change.skipped(self.name, f"graphsurgeon can't carry the model: {error}")]
         if lost:
-            return [self._change(Action.SKIPPED, f"graphsurgeon can't carry the model: it changes {lost}")]
-        if not context.gate.admits(self.name, "graph"):
+            return [Change.skipped(self.name, f"graphsurgeon can't carry the model: it changes {lost}")]
+        if not context.gate.admits(self.name, GRAPH):
             return []
         edited = _called(edit, self.function, carried)
         if edited is None:
@@ -60,27 +60,17 @@ class Surgery:
         try:
             result = graphsurgeon.from_surgeon(edited, origin=model)
         except ModelError as error:
-            return [self._change(Action.SKIPPED, f"what {self.function} returned can't be carried back: {error}")]
+            return [Change.skipped(self.name, f"what {self.function} returned can't be carried back: {error}")]
         before = model_io.model_bytes(model)
         graph.become(model, result)
         after = model_io.model_bytes(model)
-        return [self._change(Action.APPLIED, f"edited by {self.function}", before, after)]
-
-    def _change(self, action: Action, reason: str, bytes_before: int = 0, bytes_after: int = 0) -> Change:
-        return Change(
-            pass_name=self.name,
-            target="graph",
-            action=action,
-            reason=reason,
-            bytes_before=bytes_before,
-            bytes_after=bytes_after,
-        )
+        return [Change.applied(self.name, f"edited by {self.function}", bytes_before=before, bytes_after=after)]
 
 
 def _lost(model: ir.Model, returned: ir.Model) -> str:
-    """Return the first node that does not come back from graphsurgeon as it went, "" where all do.
+    """Return the first node that graphsurgeon changes, "" where it changes none.
 
-    In places it has lost the names that the bodies of an If take from outside.
+    It may lose the names that the bodies of an If read from outside.
     """
     expected, got = Counter(map(_signature, query.nodes(model))), Counter(map(_signature, query.nodes(returned)))
     if expected == got:
@@ -90,13 +80,13 @@ def _lost(model: ir.Model, returned: ir.Model) -> str:
 
 
 def _signature(node: ir.Node) -> tuple[object, ...]:
-    """Return what a node is and between which values it stands, empty trailing places left out."""
+    """Return operator, inputs, outputs and attributes of a node, without empty inputs and outputs at the end."""
     ends = tuple(" ".join(value.name or "" if value else "" for value in side) for side in (node.inputs, node.outputs))
     return node.domain, node.op_type, *(end.rstrip() for end in ends), *sorted(node.attributes)
 
 
 def _called(edit: Callable[..., Any], name: str, carried: Any) -> Any:
-    """Return what the user's function makes of a graph; whatever it raises becomes a UsageError with its line."""
+    """Return the result of the user's function; exceptions that it raises become a UsageError with its line."""
     try:
         return edit(carried)
     except MemoryError:
@@ -107,7 +97,7 @@ def _called(edit: Callable[..., Any], name: str, carried: Any) -> Any:
         raise UsageError(
             f"{type(error).__name__}: {message}" if message else type(error).__name__,
             where=f"surgery function {name}{place}",
-            hint="Mend the function",
+            hint="Correct the function",
         ) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from ..errors import DataError, UsageError
 from . import metrics
 from .output_error import Difference
 from .output_sources import Ending
-from .verdict import OutputPlan, Runs, Verdict, VerdictMeter, samples_needed, unsure
+from .result import OutputDifference, Quality
+from .verdict import OutputLoss, OutputPlan, Runs, Verdict, VerdictMeter, samples_needed, unsure
 
 ESTIMATED = "estimated"
-"""Name of the metric without labels: the loss of the worst output in points of its kind."""
+"""Name of the metric without labels: the loss of the output that loses most, in points of its kind."""
 
 
 def measure(
@@ -28,19 +29,18 @@ def measure(
     plan: OutputPlan,
     metric: str | None = None,
     progress: Progress = lambda _, items: iter(items),
-) -> dict[str, Any]:
+) -> Quality:
     """Run both models as a user would, each with its own state, and compare outputs and score.
+
+    `original` and `compressed` of the result are None where no output can be scored.
 
     Args:
         original: gives the sources of the plan, see `OutputPlan.session`.
         other: the same, or `original` itself.
         judged: samples, and labels where there are any.
-        plan: what is compared.
+        plan: the outputs, and the values behind them, that are compared.
         metric: see `metrics`; by default top1 with labels, else the loss is estimated.
         progress: wraps the loop over the samples.
-
-    Returns:
-        the report's `quality` object; `drop` is None where no output can be scored.
 
     Raises:
         ModelError: a model can't run a feed.
@@ -52,34 +52,47 @@ def measure(
         hint = "Give --eval data with an array named label, labels or y"
         raise UsageError(f"metric {name!r} needs labels, and the data has none", hint=hint)
     differences: dict[str, Difference] = {}
-    collected: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    runs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     meter = VerdictMeter(plan)
-    before: dict[str, Any] = {}
-    after: dict[str, Any] = {}
-    count = len(judged.feeds)
-    pairs = zip(judged.stateful(before), judged.stateful(after), strict=True)
-    for _ in progress("Comparing", range(count)):
-        feed_a, feed_b = next(pairs)
-        before.update(original.run(feed_a))
-        after.update(before if other is original else other.run(feed_b))
-        meter.add(feed_a, before, after)
+    for feed, before, after in _run_both(original, other, judged, progress):
+        meter.add(feed, dict(before), dict(after))
         _add_differences(differences, plan, before, after)
         if score is not None:
-            collected[0].append({output: before[output] for output in plan.sources})
-            collected[1].append({output: after[output] for output in plan.sources})
+            for kept, found in zip(runs, (before, after), strict=True):
+                kept.append({output: found[output] for output in plan.sources})
     verdict = meter.verdict()
-    samples = count if judged.labels is None else len(judged.labels)
-    quality: dict[str, Any] = {"metric": name, "samples": samples, "data": judged.source}
-    quality["outputs"] = _outputs(differences, verdict)
-    quality["divergence"] = verdict.divergence
+    quality = Quality(
+        metric=name,
+        samples=len(judged.feeds) if judged.labels is None else len(judged.labels),
+        data=judged.source,
+        outputs=_outputs(differences, verdict),
+        divergence=verdict.divergence,
+        original=None,
+        compressed=None,
+        drop=None,
+    )
     if score is None:
-        return quality | _estimated(verdict)
-    named = ":" in name
-    was_all, now_all = (_scorable(each, whole=named) for each in collected)
+        return quality.model_copy(update=_estimated(verdict))
+    was_all, now_all = (_scorable(each, whole=":" in name) for each in runs)
     truth = judged.labels if metrics.needs_labels(name) else was_all
     was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
     interval = metrics.drop_interval(name, was_all, now_all, truth)
-    return quality | {"original": was, "compressed": now, "drop": was - now, "drop_interval": interval}
+    scores = {"original": was, "compressed": now, "drop": was - now, "drop_interval": interval}
+    return quality.model_copy(update=scores)
+
+
+def _run_both(
+    original: Runs, other: Runs, judged: Evaluation, progress: Progress
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """Yield the inputs of each feed and the outputs of both models, in dictionaries that the next feed overwrites."""
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    pairs = zip(judged.stateful(before), judged.stateful(after), strict=True)
+    for _ in progress("Comparing", range(len(judged.feeds))):
+        feed_a, feed_b = next(pairs)
+        before.update(original.run(feed_a))
+        after.update(before if other is original else other.run(feed_b))
+        yield feed_a, before, after
 
 
 def _add_differences(
@@ -92,64 +105,68 @@ def _add_differences(
             differences.setdefault(output, Difference(output, is_sigmoid=is_sigmoid)).add(one, other)
 
 
-def _outputs(differences: Mapping[str, Difference], verdict: Verdict) -> dict[str, Any]:
-    nothing = {"max_abs": None, "cosine": None, "sqnr_db": None}
-    return {
-        output.name: {
-            **(differences[output.name].as_json() if output.name in differences else nothing),
-            **output.as_json(),
-        }
-        for output in verdict.outputs
-    }
+def _outputs(differences: Mapping[str, Difference], verdict: Verdict) -> dict[str, OutputDifference]:
+    return {output.name: _difference(differences.get(output.name), output) for output in verdict.outputs}
+
+
+def _difference(difference: Difference | None, output: OutputLoss) -> OutputDifference:
+    found = OutputDifference(max_abs=None, cosine=None, sqnr_db=None) if difference is None else difference.result()
+    known: dict[str, Any] = {"kind": str(output.kind), "why": output.why}
+    if output.loss is not None:
+        drop, figures = output.loss.drop, dict(output.loss.figures)
+        known |= {"drop": drop.value, "drop_interval": (drop.low, drop.high)}
+        if "positions" in figures:
+            known |= {name: figures.pop(name) for name in ("confidence", "disagreement", "classes")}
+            known["positions"] = int(figures.pop("positions"))
+        if figures:
+            known["figures"] = figures
+    return found.model_copy(update=known)
 
 
 def _estimated(verdict: Verdict) -> dict[str, Any]:
     """Return original, compressed, drop and its interval, of the output that loses most."""
     worst = verdict.worst
     if worst is None or worst.loss is None:
-        return {"original": None, "compressed": None, "drop": None, "drop_interval": None}
-    loss = worst.loss
-    was = loss.figures.get("confidence", 1.0)
-    found: dict[str, Any] = {
-        "output": worst.name,
-        "original": was,
-        "compressed": was - loss.drop.value,
-        "drop": loss.drop.value,
-        "drop_interval": [loss.drop.low, loss.drop.high],
-    }
-    if "disagreement" in loss.figures:
-        found["disagreement"] = loss.figures["disagreement"]
-    return found
+        return {}
+    drop, figures = worst.loss.drop, worst.loss.figures
+    was = figures.get("confidence", 1.0)
+    found = {"output": worst.name, "original": was, "compressed": was - drop.value, "drop": drop.value}
+    found |= {"drop_interval": (drop.low, drop.high)}
+    return found | ({"disagreement": figures["disagreement"]} if "disagreement" in figures else {})
 
 
-def quality_notes(quality: Mapping[str, Any], limit: float | None) -> list[str]:
-    """Return a line for each thing that the user should know about how sure the figures are."""
-    outputs: Mapping[str, Mapping[str, Any]] = quality["outputs"]
-    is_estimated = not metrics.needs_labels(quality["metric"])
-    lines = [
-        f"output {name!r} is at most {found['largest']:.2g} on all samples, and 1 would be a yes: samples with what the "
-        "model looks for (--data, --eval) would show the rest"
-        for name, found in outputs.items()
-        if found.get("largest") is not None and is_estimated
-    ]
-    if quality["metric"] != ESTIMATED:
-        return lines
-    lines += [
-        f"output {name!r}: the model is unsure about these samples (mean confidence {found['confidence']:.2f}), so its "
-        "loss may be told too high; samples of its classes, or labels (--eval), would give a sharper figure"
-        for name, found in outputs.items()
-        if unsure(found)
-    ]
-    interval = quality.get("drop_interval")
-    needed = samples_needed(quality["drop"], interval, limit, quality["samples"]) if interval and limit else None
-    if interval and needed is not None:
-        lines.append(
-            f"the loss is between {interval[0]:.4g} and {interval[1]:.4g} (90%), so these {quality['samples']} samples "
-            f"don't settle whether it is within {limit:g}; about {needed} would"
-        )
-    if quality["drop"] is None:
-        lines.append("no output could be scored, so the loss is unknown")
-    return lines
+def quality_notes(quality: Quality, limit: float | None) -> Iterator[str]:
+    """Yield a line for each thing that the user should know about how sure the figures are.
+
+    Args:
+        quality: as measured.
+        limit: most that may be lost, None where nothing is decided by it.
+    """
+    if not metrics.needs_labels(quality.metric):
+        for name, found in quality.outputs.items():
+            if found.largest is not None:
+                yield (
+                    f"output {name!r} is at most {found.largest:.2g} on all samples, and 1 would be a yes: samples "
+                    "with what the model looks for (--data, --eval) would show the rest"
+                )
+    if quality.metric != ESTIMATED:
+        return
+    if quality.drop is None:
+        yield "no output can be scored, so the loss is unknown"
+    for name, found in quality.outputs.items():
+        if unsure(found.confidence, found.classes):
+            yield (
+                f"output {name!r}: the model is unsure about these samples (mean confidence {found.confidence:.2f}), "
+                "so its loss may be overstated; samples of its classes, or labels (--eval), would give a sharper figure"
+            )
+    if limit and quality.drop is not None and quality.drop_interval is not None:
+        needed = samples_needed(quality.drop, quality.drop_interval, limit, quality.samples)
+        low, high = quality.drop_interval
+        if needed is not None:
+            yield (
+                f"the loss is between {low:.4g} and {high:.4g} (90%): {quality.samples} samples don't settle whether "
+                f"it is within {limit:g}, about {needed} would"
+            )
 
 
 def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:

@@ -20,10 +20,9 @@ import onnx_ir as ir
 from scipy.special import softmax
 
 from ..graph import query
+from ..ops import table as ops
 
 _SUM_TOLERANCE = 1e-3
-_CARRIES = ("Add", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "DequantizeLinear")
-"""Operators between a last matrix product and an output that leave class scores what they are."""
 
 
 class ClassScores:
@@ -94,7 +93,7 @@ def logit_outputs(model: ir.Model) -> frozenset[str]:
 
 def _ends_in_product(value: ir.Value) -> bool:
     node = value.producer()
-    while node is not None and query.is_op(node, *_CARRIES):
+    while node is not None and query.is_op(node, *ops.CARRIES_SCORES):
         carried = [v for v in node.inputs if v is not None and query.constant_tensor(v) is None]
         if len(carried) != 1:
             return False
@@ -113,10 +112,7 @@ def sigmoid_values(values: Collection[ir.Value]) -> frozenset[str]:
 
 def _is_sigmoid(value: ir.Value | None) -> bool:
     node = None if value is None else value.producer()
-    while node is not None and query.is_op(node, *_MOVES):
+    while node is not None and query.is_op(node, *ops.MOVES):
         value = node.inputs[0]
         node = None if value is None else value.producer()
     return node is not None and query.is_op(node, "Sigmoid", "HardSigmoid")
-
-
-_MOVES = ("Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")

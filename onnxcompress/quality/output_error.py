@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import ModelError
 from . import metrics
+from .result import OutputDifference
 
 _YES = 0.5
 """A sigmoid that stays below this on all samples never says yes."""
@@ -50,21 +51,18 @@ class Difference:
         if self._is_sigmoid:
             self._largest = max(self._largest, float(x.max(initial=-math.inf)))
 
-    def as_json(self) -> dict[str, Any]:
-        """Return max_abs, cosine and sqnr_db (None where they are not defined or infinite) and what was not finite.
-
-        A sigmoid's output that is below one half everywhere also gets `largest`, its largest value.
-        """
+    def result(self) -> OutputDifference:
+        """Return the figures: None where they are not defined or infinite."""
         square, error = float(self._moments[1]), self._error
         sqnr_db = 10 * math.log10(square / error) if error and square and math.isfinite(error) else None
-        found = {
-            "max_abs": _finite(self._max_abs),
-            "cosine": _cosine(self._moments),
-            "sqnr_db": _finite(sqnr_db),
-            "not_finite": self._not_finite,
-        }
+        found = OutputDifference(
+            max_abs=_finite(self._max_abs),
+            cosine=_cosine(self._moments),
+            sqnr_db=_finite(sqnr_db),
+            not_finite=(self._not_finite[0], self._not_finite[1]),
+        )
         if self._is_sigmoid and self._largest < _YES:
-            found["largest"] = _finite(self._largest)
+            return found.model_copy(update={"largest": _finite(self._largest)})
         return found
 
 

@@ -24,12 +24,13 @@ other floats                                                      numbers
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
 
+from ..errors import UsageError
 from .output_sources import Ending, Source
 
 _SUM_TOLERANCE = 1e-3
@@ -275,3 +276,19 @@ def _column_axis(arrays: Sequence[np.ndarray]) -> int | None:
         return 0 if len({a.shape[0] for a in arrays}) == 1 else None
     fixed = [axis for axis in (1, 0) if len({a.shape[axis] for a in arrays}) == 1]
     return min(fixed, key=lambda axis: arrays[0].shape[axis]) if fixed else None
+
+
+def parse_kinds(texts: Iterable[str]) -> dict[str, OutputKind]:
+    """Read `NAME=KIND` texts.
+
+    Raises:
+        UsageError: a text has another form, or there is no such kind.
+    """
+    found = {}
+    for text in texts:
+        name, sign, kind = text.rpartition("=")
+        if not sign or kind not in list(OutputKind):
+            known = ", ".join(OutputKind)
+            raise UsageError(f"{text!r} is no NAME=KIND", where="--output-kind", hint=f"Kinds: {known}")
+        found[name] = OutputKind(kind)
+    return found

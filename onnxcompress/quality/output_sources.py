@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from ..activations.expose import expose
 from ..graph import query
+from ..shapes.expose import expose
 
 _CARRIERS = frozenset(
     {

@@ -77,14 +77,6 @@ class OutputLoss:
     why: str
     loss: Loss | None
 
-    def as_json(self) -> dict[str, Any]:
-        """Return what the report says of the output's loss."""
-        found: dict[str, Any] = {"kind": str(self.kind), "why": self.why}
-        if self.loss is not None:
-            found |= {"drop": self.loss.drop.value, "drop_interval": [self.loss.drop.low, self.loss.drop.high]}
-            found |= self.loss.figures
-        return found
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -415,6 +407,6 @@ def samples_needed(drop: float, interval: Sequence[float], limit: float, count: 
     return math.ceil(count * max(1.0, half / distance) ** 2)
 
 
-def unsure(figures: Mapping[str, Any]) -> bool:
+def unsure(confidence: float | None, classes: float | None) -> bool:
     """Return whether the samples seem to be of none of a classifier's classes, so that its loss is overstated."""
-    return bool(figures.get("confidence", 1.0) < _UNSURE and figures.get("classes", 0.0) >= _MANY_CLASSES)
+    return confidence is not None and classes is not None and confidence < _UNSURE and classes >= _MANY_CLASSES

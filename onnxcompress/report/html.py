@@ -16,15 +16,16 @@ from markupsafe import Markup
 
 from ..jobs.report import Report
 from . import plots
-from .page_model import View, view
+from .page_model import Page, page
 
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~<>&$-])")
 _MOST_MARKDOWN_ROWS = 200
+"""Rows of each table in Markdown; chosen by judgement, so that a page can be read."""
 
 
 def html(report: Report) -> str:
     """Return the report as one HTML page that needs nothing from elsewhere."""
-    shown = view(report)
+    shown = page(report)
     script = _environment().get_template("filter.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -36,10 +37,10 @@ def html(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown; names are escaped, tables are cut at 200 rows."""
-    return _environment().get_template("report.md").render(v=view(report), most=_MOST_MARKDOWN_ROWS)
+    return _environment().get_template("report.md").render(v=page(report), most=_MOST_MARKDOWN_ROWS)
 
 
-def _plot(shown: View) -> Markup | None:
+def _plot(shown: Page) -> Markup | None:
     """Return the plot of the candidates, None where there is nothing to choose from."""
     return Markup(plots.candidates(shown.points)) if len(shown.points) > 1 else None  # noqa: S704 - numbers only
 

@@ -1,26 +1,31 @@
-"""A report as plain rows of text and numbers, for pages: nothing here knows what a page is written in.
+"""A report as plain rows of text and numbers, for the terminal, HTML and Markdown alike.
 
 Names in a model are hostile input: control characters are spelled out here, escaping is the page's matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .. import passes
-from ..core import Action, Change
+from ..core import GRAPH, Action, Change
 from ..errors import UsageError, one_line
-from ..jobs.report import Report
+from ..jobs.report import PassOptions, Report, Verification
+from ..pack.archive import Packed
 from ..quality.ablation import Ablation, LayerAblation
-from .tables import grouped, number, small
+from ..quality.result import OutputDifference, Quality
+from ..runtime.latency import Latency
+from ..shapes.count import ModelFacts
+from .wording import counted, grouped, number, small
 
 MOST_ROWS = 3000
-"""Rows of the table of layers; the JSON report has the others."""
+"""Rows of the table of layers; the JSON report has the others. Chosen by judgement; not measured."""
 
-_OUTCOMES = {Action.APPLIED: "done", Action.SKIPPED: "left alone", Action.ROLLED_BACK: "taken back"}
-_GRAPH = "graph"
+_EXAMPLES = 3
+"""Targets that are named of each summary; chosen by judgement."""
+
+_OUTCOMES = {Action.APPLIED: "done", Action.SKIPPED: "skipped", Action.ROLLED_BACK: "taken back"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """What became of one node or weight."""
+    """Outcome of one node or weight."""
 
     name: str
     by: str
@@ -46,14 +51,15 @@ class LayerRow:
     after: int
     error_db: float | None
     share: float | None
-    """What is left of its bytes, None where it has none."""
+    """Bytes after / before, None where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassSummary:
-    """What one pass did many times over."""
+    """Changes of one pass for one kind of reason."""
 
     by: str
+    action: Action
     outcome: str
     count: int
     saved: int
@@ -75,39 +81,39 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightRow:
-    """How much an output changes when a layer falls silent, in percent, and when each part of its channels does."""
+class AblationBars:
+    """Change of the worst output when a layer is zeroed, in percent, and when each part of its channels is."""
 
     change: str
     channels: str
     half: str
-    """How many of the parts make half of what all of them make."""
-    bars: tuple[float, ...]
-    """Height of each part's bar, percent of the highest one of this layer."""
+    """Number of the parts that make half of the sum of all."""
+    heights: tuple[float, ...]
+    """Of each part's bar, percent of the highest one of this layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reliance:
-    """What a model leaned on at one layer, before and after; None where the layer is gone or was not measured."""
+class AblationRow:
+    """Ablation of one layer, before and after; None where the layer was removed or not measured."""
 
     name: str
-    before: WeightRow | None
-    after: WeightRow | None
+    before: AblationBars | None
+    after: AblationBars | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """Everything that a page shows."""
+class Page:
+    """Everything that is shown of a report, as text and numbers."""
 
     title: str
     figures: tuple[Figure, ...]
     outputs: tuple[tuple[str, str, str, str], ...]
     notes: tuple[str, ...]
     points: tuple[Point, ...]
-    reliances: tuple[Reliance, ...]
+    ablations: tuple[AblationRow, ...]
     layers: tuple[LayerRow, ...]
     hidden: int
-    steps: tuple[PassSummary, ...]
+    summaries: tuple[PassSummary, ...]
     passes: tuple[tuple[str, str], ...]
     recipe: str
     command: str | None
@@ -115,23 +121,24 @@ class View:
     versions: tuple[tuple[str, str], ...]
 
 
-def view(report: Report) -> View:
-    """Return what a page shows of a report."""
+def page(report: Report) -> Page:
+    """Return all that is shown of a report."""
     layers = [c for c in report.changes if _is_about_a_layer(c)]
     others = [c for c in report.changes if not _is_about_a_layer(c)]
     shown = sorted(layers[:MOST_ROWS], key=lambda c: list(_OUTCOMES).index(c.action))
-    return View(
+    outputs = {} if report.quality is None else report.quality.outputs
+    return Page(
         title=_name(report.input.path or "model"),
-        figures=tuple(_figures(report)),
-        outputs=tuple(_output(name, found) for name, found in (report.quality or {}).get("outputs", {}).items()),
+        figures=figures(report.input, report.output, report.quality, report.latency, report.packed),
+        outputs=tuple(_output(name, found) for name, found in outputs.items()),
         notes=tuple(one_line(note) for note in report.notes),
         points=tuple(_points(report)),
-        reliances=tuple(_reliance(each) for each in report.sensitivity[:MOST_ROWS]),
+        ablations=tuple(_ablation(each) for each in report.sensitivity[:MOST_ROWS]),
         layers=tuple(_layer(change) for change in shown),
         hidden=max(0, len(layers) - MOST_ROWS),
-        steps=tuple(_steps(others)),
-        passes=tuple((_name(p["name"]), _options(p)) for p in report.recipe["passes"]),
-        recipe=_name(report.recipe["name"]),
+        summaries=summaries(others),
+        passes=tuple((_name(each.name), _options(each)) for each in report.recipe.passes),
+        recipe=_name(report.recipe.name),
         command=None if report.command is None else one_line(report.command),
         facts=tuple(_facts(report)),
         versions=tuple((name, _name(version)) for name, version in report.versions.items()),
@@ -140,7 +147,7 @@ def view(report: Report) -> View:
 
 def _is_about_a_layer(change: Change) -> bool:
     """Say whether a change is a decision of a lossy pass about one node or weight."""
-    return change.target != _GRAPH and not _is_lossless(change.pass_name)
+    return change.target != GRAPH and not _is_lossless(change.pass_name)
 
 
 def _is_lossless(name: str) -> bool:
@@ -150,26 +157,36 @@ def _is_lossless(name: str) -> bool:
         return True
 
 
-def _figures(report: Report) -> list[Figure]:
-    found = [
-        _figure("file, bytes", report.input.bytes, report.output.bytes),
-        _figure("nodes", report.input.nodes, report.output.nodes),
-        _figure("parameters", report.input.parameters, report.output.parameters),
-        _figure("MACs", report.input.macs, report.output.macs),
+def figures(
+    before: ModelFacts,
+    after: ModelFacts,
+    quality: Quality | None,
+    latency: Latency | None,
+    packed: Packed | None = None,
+) -> tuple[Figure, ...]:
+    """Return every figure of two models; what was not measured has none."""
+    found = [_figure("file, bytes", before.bytes, after.bytes)]
+    if packed is not None:
+        found.append(_figure("download, bytes", before.bytes, packed.packed_bytes))
+    found += [
+        _figure("nodes", before.nodes, after.nodes),
+        _figure("parameters", before.parameters, after.parameters),
+        _figure("MACs", before.macs, after.macs),
     ]
-    if report.packed is not None:
-        found.insert(1, _figure("download, bytes", report.input.bytes, report.packed.packed_bytes))
-    if report.latency is not None:
-        was, now, ratio = (report.latency[key] for key in ("original_ms", "compressed_ms", "ratio"))
-        title = f"latency, ms ({report.latency['threads']} thread{'s' if report.latency['threads'] > 1 else ''})"
-        found.append(Figure(title=title, before=f"{was:.3f}", after=f"{now:.3f}", share=ratio, said=f"{ratio:.3f}"))
-    if report.quality is not None:
-        q = report.quality
-        texts = ["unknown" if q[key] is None else f"{q[key]:.4f}" for key in ("original", "compressed")]
-        said = "" if q["drop"] is None else f"drop {small(q['drop'])}"
-        title = _name(f"{q['metric']} ({q['samples']:,} samples)")
-        found.append(Figure(title=title, before=texts[0], after=texts[1], share=None, said=said))
-    return found
+    if latency is not None:
+        title, ratio = f"latency, ms ({counted(latency.threads, 'thread')})", latency.ratio
+        was, now = f"{latency.original_ms:.3f}", f"{latency.compressed_ms:.3f}"
+        found.append(Figure(title=title, before=was, after=now, share=ratio, said=f"{ratio:.3f}"))
+    if quality is not None:
+        title = _name(f"{quality.metric} ({counted(quality.samples, 'sample')})")
+        was, now = _score(quality.original), _score(quality.compressed)
+        said = "" if quality.drop is None else f"drop {small(quality.drop)}"
+        found.append(Figure(title=title, before=was, after=now, share=None, said=said))
+    return tuple(found)
+
+
+def _score(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 def _figure(title: str, before: int | None, after: int | None) -> Figure:
@@ -178,8 +195,8 @@ def _figure(title: str, before: int | None, after: int | None) -> Figure:
     return Figure(title=title, before=number(before), after=number(after), share=share, said=said)
 
 
-def _output(name: str, found: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    cells = (found["max_abs"], found["cosine"], found["sqnr_db"])
+def _output(name: str, found: OutputDifference) -> tuple[str, str, str, str]:
+    cells = (found.max_abs, found.cosine, found.sqnr_db)
     texts = ["" if value is None else form.format(value) for value, form in zip(cells, _FORMS, strict=True)]
     return _name(name), texts[0], texts[1], texts[2] or "no difference"
 
@@ -202,22 +219,22 @@ def _points(report: Report) -> list[Point]:
     ]
 
 
-def _reliance(found: LayerAblation) -> Reliance:
-    return Reliance(name=_name(found.layer), before=_weight(found.before), after=_weight(found.after))
+def _ablation(found: LayerAblation) -> AblationRow:
+    return AblationRow(name=_name(found.layer), before=_bars(found.before), after=_bars(found.after))
 
 
-def _weight(lean: Ablation | None) -> WeightRow | None:
-    if lean is None:
+def _bars(found: Ablation | None) -> AblationBars | None:
+    if found is None:
         return None
-    shares, count = sorted(lean.parts, reverse=True), 0
+    shares, count = sorted(found.parts, reverse=True), 0
     while 2 * sum(shares[:count]) < sum(shares):
         count += 1
     highest = max(shares, default=0.0)
-    return WeightRow(
-        change=f"{100 * lean.change:.0f}%",
-        channels=f"{lean.channels:,}",
+    return AblationBars(
+        change=f"{100 * found.change:.0f}%",
+        channels=f"{found.channels:,}",
         half=f"{count} of {len(shares)}" if shares else "",
-        bars=tuple(round(100 * part / highest, 1) for part in lean.parts) if highest else (),
+        heights=tuple(round(100 * part / highest, 1) for part in found.parts) if highest else (),
     )
 
 
@@ -235,44 +252,47 @@ def _layer(change: Change) -> LayerRow:
     )
 
 
-def _steps(changes: Sequence[Change]) -> list[PassSummary]:
+def summaries(changes: Sequence[Change]) -> tuple[PassSummary, ...]:
+    """Return changes by outcome, pass and kind of reason."""
     found = []
     for action, outcome in _OUTCOMES.items():
         for (name, reason), members in grouped([c for c in changes if c.action is action]).items():
-            targets = [c.target for c in members if c.target != _GRAPH]
+            targets = [c.target for c in members if c.target != GRAPH]
+            saved = sum(c.bytes_before - c.bytes_after for c in members) if action is Action.APPLIED else 0
             found.append(
                 PassSummary(
                     by=_name(name),
+                    action=action,
                     outcome=outcome,
                     count=len(members),
-                    saved=sum(c.bytes_before - c.bytes_after for c in members) if action is Action.APPLIED else 0,
+                    saved=saved,
                     reason=one_line(reason),
-                    examples=", ".join(_name(target) for target in dict.fromkeys(targets[:3])),
+                    examples=", ".join(_name(target) for target in dict.fromkeys(targets[:_EXAMPLES])),
                 )
             )
-    return found
+    return tuple(found)
 
 
-def _options(entry: Mapping[str, Any]) -> str:
-    return one_line(", ".join(f"{key}={value}" for key, value in entry.items() if key != "name"))
+def _options(entry: PassOptions) -> str:
+    return one_line(", ".join(f"{key}={value}" for key, value in (entry.model_extra or {}).items()))
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
     found = [("time of the run", f"{report.seconds:.1f} s"), ("proved", _proof(report.verification))]
     if report.peak_memory_bytes:
         found.append(("peak memory", f"{report.peak_memory_bytes / 1e6:.0f} MB"))
-    if report.quality is not None and "data" in report.quality:
-        found.append(("compared on", _name(report.quality["data"])))
-    given = {name.replace("_", "-"): value for name, value in report.limits.items() if value is not None}
+    if report.quality is not None and report.quality.data:
+        found.append(("compared on", _name(report.quality.data)))
+    given = {name.replace("_", "-"): value for name, value in report.limits if value is not None}
     found += [(f"limit --{name}", _name(str(value))) for name, value in given.items()]
     if report.latency is not None:
-        found.append(("timed", f"{report.latency['runs']} pairs of runs, {_name(report.latency['provider'])}"))
+        found.append(("timed", f"{report.latency.runs} pairs of runs, {_name(report.latency.provider)}"))
     return found
 
 
-def _proof(verification: Mapping[str, Any]) -> str:
-    whole = "not at all: this is a plan" if verification["mode"] == "none" else "as a whole"
-    return f"{verification['regions']} regions" if verification["mode"] == "regions" else whole
+def _proof(verification: Verification) -> str:
+    whole = "not at all: this is a plan" if verification.mode == "none" else "as a whole"
+    return f"{verification.regions} regions" if verification.mode == "regions" else whole
 
 
 def _name(text: str) -> str:

@@ -7,10 +7,11 @@ from rich.text import Text
 
 from ..errors import one_line
 from ..jobs.batch import Batch, Item
-from .tables import cell, grid, number, small
+from .tables import cell, grid
+from .wording import number, small
 
 
-def renderables(found: Batch) -> list[RenderableType]:
+def batch_tables(found: Batch) -> list[RenderableType]:
     """Return the table of all models, and a line for each that is not done."""
     table = grid("model", "bytes before", "after", "ratio", "time", "drop", "outcome", numbers=(1, 2, 3, 4, 5))
     for item in found.items:

@@ -1,4 +1,4 @@
-"""What a student has learnt, as tables: a pure function from the report to what rich can print."""
+"""A transfer from teacher to student as tables: a pure function from the report to what rich can print."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..jobs.distill import TransferReport
 
 
-def renderables(found: TransferReport, *, verbose: bool) -> list[RenderableType]:
+def transfer_tables(found: TransferReport, *, verbose: bool) -> list[RenderableType]:
     """Return what is printed of a transfer: its stages, the layers where all are wanted, teacher and student."""
     parts: list[RenderableType] = [_stages(found)]
     if verbose:
@@ -27,7 +27,7 @@ def renderables(found: TransferReport, *, verbose: bool) -> list[RenderableType]
         lines.append(f"{len(found.unpaired)} layers have no pair in the teacher (--verbose lists all)")
     if found.distilled is not None:
         lines.append(f"trained from end to end: {found.distilled.reason}")
-    tables = [each for each in tables_compare.renderables(found.comparison) if isinstance(each, Table)]
+    tables = [each for each in tables_compare.comparison_tables(found.comparison) if isinstance(each, Table)]
     return [*parts, *(Text(one_line(line)) for line in lines), *tables]
 
 
@@ -36,7 +36,7 @@ def _stages(found: TransferReport) -> Table:
     table = report_tables.grid("stage", "divergence from the teacher", "", title=title, numbers=(1,))
     for name, value in found.divergences.items():
         shown = f"{value:.4g}" if math.isfinite(value) else "no numbers"
-        table.add_row(name, shown, "handed over" if name == found.kept else "")
+        table.add_row(name, shown, "result" if name == found.kept else "")
     return table
 
 

@@ -13,13 +13,16 @@ from ..channels import groups as channel_groups
 from ..errors import one_line
 from ..jobs.inspect import Inspection, Share
 from ..jobs.inspect_passes import Blocked, PassPotential
-from .tables import cell, grid, kind, number
+from .tables import cell, grid
+from .wording import kind, number
 
 _MOST_OPERATORS = 15
+"""Kinds of operators that are listed without -v; chosen by judgement."""
 _MOST_BLOCKED = 4
+"""Reasons that are listed of each pass without -v; chosen by judgement."""
 
 
-def renderables(found: Inspection, *, everything: bool = False) -> list[RenderableType]:
+def inspection_tables(found: Inspection, *, everything: bool = False) -> list[RenderableType]:
     """Return what is printed of an inspection; the long tables are cut unless everything is wanted."""
     operators = found.operators if everything else found.operators[:_MOST_OPERATORS]
     left_out = len(found.operators) - len(operators)

@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from ..passes import pass_class
-from ..recipe import Recipe, options_of
+from ..core import Pass
+from ..passes import changed_options, pass_class, shown_options
+from ..recipe import Recipe
 from .tables import cell, grid
 
 
@@ -54,7 +55,7 @@ def one_recipe(recipe: Recipe) -> list[RenderableType]:
     """Return what a recipe does and the table of its passes in order."""
     table = grid("pass", "what it changes", "options")
     for one in recipe.passes:
-        options = ", ".join(f"{name}={value}" for name, value in options_of(one).items() if value is not None)
+        options = ", ".join(f"{name}={value}" for name, value in shown_options(one).items())
         table.add_row(cell(one.name), cell(_first_line(type(one))), cell(options))
     return [Text(f"{recipe.name}: {recipe.description}"), table]
 
@@ -70,6 +71,8 @@ def _values(hint: Any) -> str:
         return ", ".join([_values(base), *filter(None, map(_limits, limits))])
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(str(value) for value in typing.get_args(hint))
+    if isinstance(hint, type) and isinstance(hint, Pass):
+        return f"options of the pass {hint.name}, see `passes {hint.name}`"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
@@ -84,4 +87,6 @@ def _limits(limit: Any) -> str:
 def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is dataclasses.MISSING:
         return "required" if field.default_factory is dataclasses.MISSING else str(field.default_factory())
+    if isinstance(field.default, Pass):
+        return ", ".join(f"{name}={value}" for name, value in changed_options(field.default).items()) or "its own"
     return "none" if field.default is None else str(field.default)

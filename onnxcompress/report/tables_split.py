@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..base.quantities import show_bytes
 from ..errors import one_line
-from .tables import cell, grid, number
+from .tables import cell, grid
+from .wording import number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,15 +16,16 @@ if TYPE_CHECKING:
     from ..partition.split import SplitModel
 
 _SHOWN = 16
+"""Parts that are listed without -v; chosen by judgement."""
 
 
-def parts(found: SplitModel, *, every_part: bool) -> list[RenderableType]:
+def part_tables(found: SplitModel, *, every_part: bool) -> list[RenderableType]:
     """Return the table of the parts that were written, the first ones unless all are wanted."""
     manifest = found.manifest
     count = len(manifest.parts)
     sizes = ", ".join(f"{name} {shape}" for name, shape in manifest.sizes.items())
     table = grid(
-        *("part", "nodes", "MACs", "weights", "peak", "hands over"),
+        *("part", "nodes", "MACs", "weights", "peak", "outputs"),
         title=one_line(f"{count} {'part' if count == 1 else 'parts'} at {sizes}"),
         numbers=(1, 2, 3, 4, 5),
     )
@@ -47,7 +49,7 @@ def parts(found: SplitModel, *, every_part: bool) -> list[RenderableType]:
     return [table]
 
 
-def cuts(found: Suggestions) -> list[RenderableType]:
+def cut_tables(found: Suggestions) -> list[RenderableType]:
     """Return the table of places to cut."""
     table = grid(
         *("--at", "sent, bytes", "MACs before", "after", "weights before", "after", "with it"),

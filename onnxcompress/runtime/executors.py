@@ -1,6 +1,6 @@
-"""Where work runs that is done in pieces: in processes of this machine, or on a Dask cluster.
+"""Executors for work in pieces: processes of this machine, or a Dask cluster.
 
-Both are `concurrent.futures.Executor`s. What crashes or goes away there is a `LostWorkerError` of the one piece.
+Both are `concurrent.futures.Executor`s. A crash or a lost worker is a `LostWorkerError` of the one piece.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _RETRIES = 2
+"""Further tries of a piece whose worker was lost. Chosen by judgement; not measured."""
+
 _CONNECT_SECONDS = 15
+"""For a scheduler to answer. Chosen by judgement; not measured."""
 
 
 class Processes(Executor):
@@ -36,10 +39,10 @@ class Processes(Executor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function of the top level of a module; arguments and value are pickled."""
-        return self._threads.submit(self._call, fn, args, kwargs)
+        return self._threads.submit(self._call, functools.partial(fn, *args, **kwargs))
 
     def share(self, value: T) -> T:
-        """Return what stands for a value that many pieces get."""
+        """Return a value for many pieces: the value itself."""
         return value
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as its base
@@ -48,13 +51,12 @@ class Processes(Executor):
             self._stopped.set()
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
 
-    def _call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        answer: T = call_isolated(_apply, fn, args, kwargs, stopped=self._stopped).value
-        return answer
+    def _call(self, piece: Callable[[], T]) -> T:
+        return call_isolated(piece, stopped=self._stopped).value
 
 
 class DaskCluster(Executor):
-    """Runs pieces on the workers of a Dask scheduler; a piece whose worker goes away is begun again on another.
+    """Runs pieces on the workers of a Dask scheduler; a piece whose worker is lost is begun again on another.
 
     Args:
         address: of the scheduler, as tcp://host:8786.
@@ -78,7 +80,7 @@ class DaskCluster(Executor):
         self._killed: type[Exception] = distributed.KilledWorker
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a function of the top level of a module that workers have too; values that are shared may stand in it."""
+        """Run a function of the top level of a module that workers have too; arguments may be shared values."""
         inner: Future[T] = self._inner.submit(fn, *args, **kwargs)
         outer: Future[T] = Future()
         outer.set_running_or_notify_cancel()
@@ -86,7 +88,7 @@ class DaskCluster(Executor):
         return outer
 
     def share(self, value: T) -> Any:
-        """Send a value to all workers once, and return what stands for it."""
+        """Send a value to all workers once, and return its reference."""
         return self._client.scatter(value, broadcast=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as its base
@@ -138,7 +140,3 @@ def wanted(*, workers: int, scheduler: str | None) -> Iterator[Processes | DaskC
         yield executor
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _apply(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-    return fn(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""How far the runtime is kept from the rest: whoever runs a command, or a job for a server, chooses it.
+"""Isolation of the runtime from the rest: whoever runs a command, or a job for a server, chooses it.
 
 "none"        the runtime works in this process
 "expendable"  so it does, but somebody starts the work again, "apart", if this process dies: a run that can't be
@@ -82,7 +82,7 @@ class RunTimeout:
 
 
 def run_seconds(weight_bytes: int, elements: int) -> float:
-    """Return how long one run of a model on a made-up feed may take before it counts as stuck.
+    """Return how long one run of a model on a synthetic feed may take before it counts as stuck.
 
     Args:
         weight_bytes: of the model.

@@ -9,18 +9,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..base.size_limits import APART_BYTES
 from ..errors import ModelError
 from ..graph import query
 from ..io import model_io
+from ..io.wire import MAX_MESSAGE_BYTES
 from . import isolation
 from . import session as runtime
-
-LARGEST_BYTES = 2**31 - 1
-"""What onnxruntime can be given in one piece."""
-
-
-_KEPT_BYTES = 64 << 20
-"""Larger models are serialised anew for each session: memory counts for more than the time it takes."""
 
 
 class LoadedModel:
@@ -47,7 +42,7 @@ class LoadedModel:
     def size_bytes(self) -> int:
         """The bytes of the model as one file."""
         stored = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
-        return len(self.data) if stored <= _KEPT_BYTES else model_io.model_bytes(self.model)
+        return len(self.data) if stored <= APART_BYTES else model_io.model_bytes(self.model)
 
     @property
     def data(self) -> bytes:
@@ -55,7 +50,7 @@ class LoadedModel:
         if self._data is not None:
             return self._data
         data = model_io.to_bytes(self.model)
-        if len(data) <= _KEPT_BYTES:
+        if len(data) <= APART_BYTES:
             self._data = data
         return data
 
@@ -75,7 +70,7 @@ class LoadedModel:
 
     def _open(self, *, optimize: bool, threads: int) -> runtime.Session:
         with isolation.roomy(query.node_count(self.model)):
-            if self.path is not None and self.size_bytes > LARGEST_BYTES:
+            if self.path is not None and self.size_bytes > MAX_MESSAGE_BYTES:
                 return open_one(self.model, self._source, optimize=optimize, threads=threads)
             return open_bytes(self.data, self._source, optimize=optimize, threads=threads)
 
@@ -88,7 +83,7 @@ def path_of(source: object) -> str | None:
 def open_one(model: ir.Model, source: object, *, optimize: bool, threads: int = 1) -> runtime.Session:
     """Load a model in the runtime: from memory, or from its file where it is over 2 GiB."""
     path = path_of(source)
-    if path is not None and model_io.model_bytes(model) > LARGEST_BYTES:
+    if path is not None and model_io.model_bytes(model) > MAX_MESSAGE_BYTES:
         return runtime.open_session(Path(path), optimize=optimize, threads=threads)
     return open_bytes(model_io.to_bytes(model), source, optimize=optimize, threads=threads)
 

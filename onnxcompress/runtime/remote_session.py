@@ -8,11 +8,13 @@ from typing import Any
 
 from ..base import host
 from .isolation import GRACE_SECONDS
-from .remote_objects import RemoteObject
+from .processes import RemoteObject
 
 LOAD_SECONDS = 600.0
+"""Most time for loading a model. Chosen by judgement; not measured."""
+
 RUN_SECONDS = 3600.0
-"""Most time for loading and for one run, where nothing else limits it."""
+"""Most time for one run, where nothing else limits it. Chosen by judgement; not measured."""
 
 
 class RemoteSession:
@@ -24,10 +26,8 @@ class RemoteSession:
     """
 
     def __init__(self, held: Callable[..., Any], *args: Any) -> None:
-        self._companion = RemoteObject(
-            held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes()
-        )
-        self.inputs, self.outputs = self._companion.call("specs", timeout_seconds=LOAD_SECONDS)
+        self._remote = RemoteObject(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
+        self.inputs, self.outputs = self._remote.call("specs", timeout_seconds=LOAD_SECONDS)
 
     def get_inputs(self) -> list[Any]:
         """Describe the inputs as the runtime's own session does."""
@@ -38,9 +38,9 @@ class RemoteSession:
         return list(self.outputs)
 
     def run(self, feed: Mapping[str, Any], names: Sequence[str], max_seconds: float | None) -> dict[str, Any]:
-        """Run once; the process is ended where a run goes on after its time."""
+        """Run once; the process is ended where a run takes longer."""
         limit = RUN_SECONDS if max_seconds is None else max_seconds
-        found: dict[str, Any] = self._companion.call(
+        found: dict[str, Any] = self._remote.call(
             "run", feed, names, timeout_seconds=limit + GRACE_SECONDS, max_seconds=limit
         )
         return found

@@ -1,4 +1,4 @@
-"""onnxruntime behind one door: sessions, optimised graphs, paired timing and profiles. Its only importer.
+"""Sessions, optimized graphs and profiles of onnxruntime: its only importer.
 
 Every failure of the runtime becomes a `ModelError` with the runtime's own reason in one line.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -32,8 +31,10 @@ PROVIDER = "CPUExecutionProvider"
 
 
 _SILENT = 4
-_MOST_PROFILE_BYTES = 24 << 20
 """The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
+
+_MOST_PROFILE_BYTES = 24 << 20
+"""Longer profiles are not read: parsed, they take many times the memory. Chosen by judgement; not measured."""
 
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(
@@ -69,7 +70,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a model declares about one of its inputs or outputs.
+    """Name, type and shape that a model declares for one of its inputs or outputs.
 
     `dtype` is None for what the runtime's Python interface has no number array for: strings, sequences,
     optionals, maps, bfloat16, float8 and 4-bit integers; `type` is the runtime's name for it in every case
@@ -140,7 +141,7 @@ class Session:
 
 
 class _Held:
-    """What stands at the other end of a `Distant`."""
+    """Other end of a `RemoteSession`."""
 
     def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
         self._session = opens(model, **options)
@@ -178,7 +179,7 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
 def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Session:
     """Load a model whose weights are in data files so that it takes little memory: theirs, and what is alive.
 
-    The weights are mapped from the files. Memory goes back to the system once it is not needed, which an arena
+    The weights are mapped from the files. Memory is returned to the system once it is not needed, which an arena
     would keep, and no block is laid out for all activations of a run.
 
     Args:
@@ -247,129 +248,10 @@ def optimized_nodes(model: bytes | Path) -> list[str]:
     return [node.op_type for node in optimized_graph(model)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Two sessions timed in turns; the report's `latency` object.
-
-    `ratio` is the median over the paired runs of compressed / original (below 1 is faster), so it need not be
-    the quotient of the two medians in `original_ms` and `compressed_ms`.
-    """
-
-    original_ms: float
-    compressed_ms: float
-    ratio: float
-    runs: int
-    threads: int
-    provider: str
-
-    def as_json(self) -> dict[str, float | int | str]:
-        """Return the report's `latency` object."""
-        return {
-            "original_ms": self.original_ms,
-            "compressed_ms": self.compressed_ms,
-            "ratio": self.ratio,
-            "runs": self.runs,
-            "threads": self.threads,
-            "provider": self.provider,
-        }
-
-
-def race(
-    a: Session,
-    b: Session,
-    feed: Mapping[str, Any],
-    *,
-    rounds: int = 41,
-    least_rounds: int = 3,
-    min_seconds: float = 0.001,
-    max_seconds: float = 4.0,
-    warm_up_runs: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Latency:
-    """Time two sessions on one feed: warm up, then A B A B ..., and take the median of the paired ratios.
-
-    Args:
-        a: the original.
-        b: the compressed model.
-        feed: input name -> array, for both.
-        rounds: pairs at most.
-        least_rounds: pairs that are made however long they take.
-        min_seconds: a measurement repeats the run until the original takes at least this long.
-        max_seconds: no further pair is begun after this time.
-        warm_up_runs: runs of each before the first that is timed.
-        clock: seconds, for tests.
-
-    A model against itself, one session given twice, is timed alone: its ratio is 1.
-
-    Raises:
-        ModelError: one of the two can't run the feed.
-
-    """
-    for session in (a, b) * warm_up_runs:
-        _seconds(session, feed, loops=1, clock=clock)
-
-    def pair(loops: int) -> tuple[float, float]:
-        first = _seconds(a, feed, loops=loops, clock=clock)
-        return first, first if a is b else _seconds(b, feed, loops=loops, clock=clock)
-
-    deadline = clock() + max_seconds
-    pairs = [pair(1)]
-    loops = max(1, min(1000, round(min_seconds / max(pairs[0][0], 1e-7) + 0.5)))
-    if loops > 1:
-        pairs.clear()  # too short to count
-    while len(pairs) < least_rounds or (len(pairs) < rounds and clock() < deadline):
-        pairs.append(pair(loops))
-    return Latency(
-        original_ms=1e3 * statistics.median(first for first, _ in pairs) / loops,
-        compressed_ms=1e3 * statistics.median(second for _, second in pairs) / loops,
-        ratio=statistics.median(second / first for first, second in pairs),
-        runs=len(pairs) * loops,
-        threads=a.threads,
-        provider=a.provider,
-    )
-
-
-class TimedSession:
-    """A session that notes how long its runs take."""
-
-    def __init__(self, session: Any, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.session = session
-        self.seconds: list[float] = []
-        self._clock = clock
-
-    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the model once, as `Session.run` does."""
-        start = self._clock()
-        found = self.session.run(feed)
-        self.seconds.append(self._clock() - start)
-        return found
-
-
-def seen(a: TimedSession, b: TimedSession) -> Latency:
-    """Return the times of the feed that took the original longest, of two sessions that have run the same feeds."""
-    first, second = max(zip(a.seconds, b.seconds, strict=True))
-    return Latency(
-        original_ms=1e3 * first,
-        compressed_ms=1e3 * second,
-        ratio=second / first,
-        runs=1,
-        threads=a.session.threads,
-        provider=a.session.provider,
-    )
-
-
-def glance(a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float) -> Latency:
-    """Time two sessions, warm from a run of this feed, as `race` does but within a few seconds or less; see `runs`."""
-    share = max_seconds / 2 / 15
-    return race(
-        a, b, feed, rounds=15, least_rounds=1, min_seconds=min(share, 0.001), max_seconds=max_seconds, warm_up_runs=0
-    )
-
-
 def profile(
     model: bytes | Path, feed: Mapping[str, Any], *, threads: int = 1, runs: int = 5
 ) -> list[tuple[str, str, float]]:
-    """Say where the time goes: (node name, operator type, milliseconds per run), slowest first.
+    """Return the time of each node: (node name, operator type, milliseconds per run), slowest first.
 
     The nodes are those of the optimised graph: fused ones have the runtime's names. A node in a loop body
     counts with all its iterations; If, Loop and Scan count without their bodies.
@@ -442,13 +324,6 @@ def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
 
 def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape or ()), node.type)
-
-
-def _seconds(session: Session, feed: Mapping[str, Any], *, loops: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(loops):
-        session.run(feed)
-    return clock() - start
 
 
 def _walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

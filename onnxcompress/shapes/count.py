@@ -1,4 +1,4 @@
-"""What `inspect` and the report count: parameters, nodes, and the shapes at which MACs are counted."""
+"""Figures of a model for `inspect` and the report: parameters, nodes, MACs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..data import feeds as feed_facts
-from ..errors import ModelError
 from ..graph import query
 from ..graph.query import node_count
 from ..io import model_io
 from ..ops import table as ops
-from ..runtime import session as runtime
-from . import infer as shapes
-
-Dims = tuple[int, ...]
+from . import resolve
+from .resolve import Dims, shape_lookup
 
 _INTEGERS = frozenset(
     {*(ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)}
@@ -35,9 +31,6 @@ _BLOCKS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 """Operators that read weights of few bits, packed in bytes, and behind them scales and zero points."""
 _LSTM_SCALES = 8
 """Input of DynamicQuantizeLSTM from which on there are scales and zero points."""
-
-_RUN_BYTES = 64 << 20
-"""Larger models are not run just to learn the shapes that inference does not know."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +61,25 @@ def count(
     resolved = dict(known)
     macs = ops.total_macs(model, shape_lookup(resolved))
     if macs.uncounted:
-        resolved |= resolve_shapes(model, feed or {})
+        resolved |= resolve.infer_dims(model, feed or {})
         macs = ops.total_macs(model, shape_lookup(resolved))
-    if macs.uncounted and feed and model_io.model_bytes(model) <= _RUN_BYTES:
-        resolved |= _shapes_by_running(model, feed, frozenset(macs.uncounted))
+    if macs.uncounted:
+        seen = resolve.look(model, feed or {}, _touched(model, frozenset(macs.uncounted)))
+        resolved |= {name: array.shape for name, array in seen.items()}
         macs = ops.total_macs(model, shape_lookup(resolved))
     is_known = macs.total or not macs.uncounted
     return Counts(node_count(model), parameters(model), macs.total if is_known else None, macs.uncounted, resolved)
 
 
+def _touched(model: ir.Model, labels: frozenset[str]) -> list[str]:
+    """Return the names of what nodes of the main graph with these labels read and make, if nodes compute it."""
+    values = (v for node in model.graph if query.label(node) in labels for v in (*node.inputs, *node.outputs))
+    computed = (v for v in values if v is not None and v.producer() is not None and query.constant_tensor(v) is None)
+    return list(dict.fromkeys(v.name for v in computed if v.name))
+
+
 def parameters(model: ir.Model) -> int:
-    """Return the number of weight elements: of float constants, and of integer ones that stand for floats.
+    """Return the number of weight elements: of float constants, and of integer ones that represent floats.
 
     A tensor counts once, however many read it. Integers count when they have 16 bits or fewer, since indices and
     shapes have more. Scales and zero points of quantized weights don't count: a quantized model has as many
@@ -157,53 +158,6 @@ def _casts_integers(value: ir.Value | None) -> bool:
         source = lookup.inputs[0]
     tensor = query.constant_tensor(source)
     return tensor is not None and tensor.dtype in _INTEGERS
-
-
-def resolve_shapes(model: ir.Model, feed: Mapping[str, np.ndarray]) -> dict[str, Dims]:
-    """Return the dimensions of every value by name at the shapes of a feed; what can't be inferred is left out.
-
-    Names that stand for different things in different bodies are left out too.
-    """
-    inferred = shapes.infer_at(model, feed_facts.dims(feed))
-    resolved: dict[str, Dims] = {}
-    for name in inferred.names():
-        sizes = inferred.named(name)
-        if sizes is not None and all(isinstance(size, int) for size in sizes):
-            resolved[name] = tuple(size for size in sizes if isinstance(size, int))
-    return resolved
-
-
-def _shapes_by_running(model: ir.Model, feed: Mapping[str, np.ndarray], labels: frozenset[str]) -> dict[str, Dims]:
-    """Return the dimensions of what nodes of the main graph read and make, seen in a run; nothing if it fails."""
-    watched = model_io.clone(model)
-    wanted = {
-        value.name: value
-        for node in watched.graph
-        if query.label(node) in labels
-        for value in (*node.inputs, *node.outputs)
-        if value is not None and value.name and value.producer() is not None and query.constant_tensor(value) is None
-    }
-    if not wanted:
-        return {}
-    watched.graph.outputs.extend(value for value in wanted.values() if not value.is_graph_output())
-    try:
-        session = runtime.open_session(model_io.to_bytes(watched), optimize=False)
-        seen = session.run(feed, list(wanted))
-    except ModelError:
-        return {}
-    return {name: tuple(array.shape) for name, array in seen.items() if isinstance(array, np.ndarray)}
-
-
-def shape_lookup(resolved: Mapping[str, Dims]) -> ops.ShapeOf:
-    """Return the function that `ops.total_macs` wants: constants know their own shape, others are looked up."""
-
-    def shape_of(value: ir.Value) -> Dims | None:
-        tensor = query.constant_tensor(value)
-        if tensor is not None:
-            return query.dims(tensor)
-        return resolved.get(value.name or "")
-
-    return shape_of
 
 
 def _packed(value: ir.Value) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -77,16 +78,13 @@ class Facts:
         self.inferred = inferred
         self._parent = parent
         self._own: dict[ir.Value, Fact] = {}
+        self._seen: dict[ir.Value, np.dtype[Any]] = {}
         self._fresh: itertools.count[int] = itertools.count() if parent is None else parent._fresh  # noqa: SLF001
         self.forks_left = _MOST_FORKS if parent is None else 0
 
     def fork(self) -> Facts:
         """Return facts to which assumptions can be added."""
         return Facts(self.inferred, self)
-
-    def own(self) -> Mapping[ir.Value, Fact]:
-        """Return the facts that were set here and not in the parent."""
-        return self._own
 
     def set(self, value: ir.Value, fact: Fact) -> None:
         """Keep what is known of a value."""
@@ -108,6 +106,22 @@ class Facts:
     def dims(self, value: ir.Value | None) -> Dims | None:
         """Return the dimensions of a value, None where not even the rank is known."""
         return self.of(value).dims
+
+    def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """Return the dimensions of a value when every one is a known number, None otherwise."""
+        dims = self.dims(value)
+        numbers = None if dims is None else [size.as_int() for size in dims]
+        return None if numbers is None or None in numbers else tuple(n for n in numbers if n is not None)
+
+    def dtype(self, value: ir.Value) -> np.dtype[Any] | None:
+        """Return the type of a value's elements, None where it is not known."""
+        dtype = self.inferred.dtype(value)
+        return self._seen.get(value) if dtype is None else dtype.numpy()
+
+    def learn(self, value: ir.Value, dims: Sequence[int], dtype: np.dtype[Any]) -> None:
+        """Keep dimensions and type that a run has shown of a value whose shape can't be inferred."""
+        self.set(value, Fact(tuple(Size.number(n) for n in dims), self.content(value)))
+        self._seen[value] = dtype
 
     def content(self, value: ir.Value | None) -> Content | None:
         """Return the elements of a value, None where they are not followed."""

@@ -6,7 +6,7 @@ believed: they are taken out before inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import onnx
@@ -52,13 +52,13 @@ class Shapes:
         dims = self.shape(value)
         return None if dims is None else len(dims)
 
-    def names(self) -> Iterable[str]:
-        """Return the names of all values that something may be known of."""
-        return self._known.keys()
-
-    def named(self, name: str) -> tuple[Dim, ...] | None:
-        """Return the dimensions of the value of that name, None where not even the rank is known."""
-        return self._known.get(name, (None, None))[1]
+    def all_static(self) -> dict[str, tuple[int, ...]]:
+        """Return name -> dimensions of the values of which every one is a known number."""
+        return {
+            name: tuple(d for d in dims if isinstance(d, int))
+            for name, (_, dims) in self._known.items()
+            if dims is not None and all(isinstance(d, int) for d in dims)
+        }
 
     def dtype(self, value: ir.Value | None) -> ir.DataType | None:
         """Return the element type of a tensor value, None where it is not known."""
@@ -105,7 +105,7 @@ def infer_proto(proto: onnx.ModelProto) -> Shapes:
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
         return Shapes(dict(_declared(proto.graph.input)))
     facts: dict[str, list[_Fact]] = {}
-    for body in _all_graphs(proto.graph):
+    for body in all_graphs(proto.graph):
         own = dict((*_declared(body.input), *_declared(body.value_info), *_declared(body.output)))
         for name in _defined(body):
             facts.setdefault(name, []).append(own.get(name, (None, None)))
@@ -138,10 +138,11 @@ def _bodies(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from attr.graphs
 
 
-def _all_graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def all_graphs(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a serialized graph and every body in it, outermost first."""
     yield proto
     for body in _bodies(proto):
-        yield from _all_graphs(body)
+        yield from all_graphs(body)
 
 
 def _defined(proto: onnx.GraphProto) -> set[str]:

@@ -117,8 +117,8 @@ def _attribute_key(attr: ir.Attr) -> str:
     """Return a text that is equal for equal attributes; bodies are described node by node."""
     if attr.is_ref():
         return f"@{attr.ref_attr_name}"
-    if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        bodies = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else attr.as_graphs()
+    bodies = query.attribute_graphs(attr)
+    if bodies:
         return repr([([_node_key(n) for n in b], [_value_key(o) for o in b.outputs]) for b in bodies])
     if attr.type == ir.AttributeType.TENSOR:
         return repr(_tensor_key(attr.as_tensor()))

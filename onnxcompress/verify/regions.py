@@ -33,8 +33,7 @@ from ..io import model_io
 from ..io.sources import OpenFile
 from ..io.tensors import StoredTensor
 from ..quality.estimated_drop import sigmoid_values
-from ..runtime import processes
-from ..runtime.remote_objects import RemoteObject
+from ..runtime.processes import Isolated, RemoteObject
 from .region_model import FLOATS, Side, kind_of
 from .region_worker import Job, Jobs, StoredValue, Verdict
 from .slices import Making, ValuePart, parts
@@ -162,7 +161,7 @@ class RegionProof:
         failed = [(region, self._blind[region.original]) for region in regions if region.original in self._blind]
         regions = [region for region in regions if region.original not in self._blind]
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-            running: deque[tuple[list[_Piece], concurrent.futures.Future[processes.Isolated[list[Verdict]]]]] = deque()
+            running: deque[tuple[list[_Piece], concurrent.futures.Future[Isolated[list[Verdict]]]]] = deque()
 
             def collect() -> None:
                 batch, future = running.popleft()
@@ -229,10 +228,10 @@ class _Runner:
     """Runs jobs in a worker process, the same one for job after job until its weights would add up to too many."""
 
     def __init__(self) -> None:
-        self._companion: RemoteObject | None = None
+        self._worker: RemoteObject | None = None
         self._used_bytes = 0
 
-    def run(self, jobs: Sequence[Job], folder: Path) -> processes.Isolated[list[Verdict]]:
+    def run(self, jobs: Sequence[Job], folder: Path) -> Isolated[list[Verdict]]:
         """Run jobs and remove their files.
 
         Raises:
@@ -241,18 +240,16 @@ class _Runner:
         try:
             size_bytes = sum(path.stat().st_size for path in folder.iterdir())
             size_bytes += sum(stored.size_bytes for job in jobs for stored in job.stored)
-            if self._companion is None or self._used_bytes + size_bytes > _BATCH_BYTES:
-                self._companion = None  # one process at a time
+            if self._worker is None or self._used_bytes + size_bytes > _BATCH_BYTES:
+                self._worker = None  # one process at a time
                 spare_bytes = host.spare_memory_bytes()
-                self._companion = RemoteObject(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
+                self._worker = RemoteObject(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
                 self._used_bytes = 0
             self._used_bytes += size_bytes
-            answer: processes.Isolated[list[Verdict]] = self._companion.call(
-                "run", jobs, timeout_seconds=_TIMEOUT_SECONDS
-            )
+            answer: Isolated[list[Verdict]] = self._worker.call("run", jobs, timeout_seconds=_TIMEOUT_SECONDS)
             return answer
         except BaseException:
-            self._companion = None
+            self._worker = None
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -267,7 +264,7 @@ class _RegionTally:
         self._seconds = 0.0
         self._peak = 0
 
-    def add(self, answer: processes.Isolated[list[Verdict]]) -> None:
+    def add(self, answer: Isolated[list[Verdict]]) -> None:
         self._regions += len(answer.value)
         self._seconds += answer.seconds
         self._peak = max(self._peak, answer.peak_memory_bytes)

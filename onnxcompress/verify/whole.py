@@ -16,6 +16,7 @@ from ..io import model_io
 from ..quality import equality
 from ..quality.estimated_drop import sigmoid_values
 from ..runtime.loaded_model import LoadedModel
+from ..shapes.infer import all_graphs
 
 log = logging.getLogger(__name__)
 
@@ -185,19 +186,15 @@ def checker_fault(model: ir.Model, data: bytes | None = None) -> str | None:
     return None
 
 
-def _empty_external(graph: onnx.GraphProto) -> None:
-    tensors = list(graph.initializer)
-    for node in graph.node:
-        for attr in node.attribute:
-            tensors += [attr.t, *attr.tensors] if attr.HasField("t") else list(attr.tensors)
-            for body in [attr.g, *attr.graphs] if attr.HasField("g") else attr.graphs:
-                _empty_external(body)
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            del tensor.external_data[:]
-            tensor.ClearField("data_location")
-            del tensor.dims[:]
-            tensor.dims.append(0)
+def _empty_external(proto: onnx.GraphProto) -> None:
+    for graph in all_graphs(proto):
+        attributes = [attr for node in graph.node for attr in node.attribute]
+        for tensor in (*graph.initializer, *(t for attr in attributes for t in (attr.t, *attr.tensors))):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                del tensor.external_data[:]
+                tensor.ClearField("data_location")
+                del tensor.dims[:]
+                tensor.dims.append(0)
 
 
 def _required_inputs(model: ir.Model) -> list[str]:

@@ -6,10 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress.activations import expose, observe
+from onnxcompress.activations import observe
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
+from onnxcompress.shapes import expose
 from tests.helpers import floats, from_text, run
 
 CHAIN = """

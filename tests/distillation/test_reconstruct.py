@@ -1,11 +1,11 @@
-"""Refits of small nets: what was broken is mended from the original's outputs, what can't be is left alone and said."""
+"""Refits of small nets: broken weights are corrected from the original's outputs, others kept with the reason."""
 
 import numpy as np
 import pytest
 
 from onnxcompress.activations import partial_run
-from onnxcompress.distillation import targets
 from onnxcompress.distillation.reconstruct import refit
+from onnxcompress.distillation.targets import LayerMatch, RefitEffort
 from onnxcompress.errors import DataError
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
@@ -55,11 +55,10 @@ def test_the_same_student_is_left_as_it_is():
     assert model_io.to_bytes(student) == before
 
 
-def test_twice_the_same(monkeypatch):
-    monkeypatch.setattr(targets, "rows_wanted", lambda columns, *, per_column: per_column * columns)
+def test_twice_the_same():
     one, two, other, more = broken(), broken(), broken(), broken()
     changes = [
-        refit(student, net(), FEEDS, seed=seed, rows_per_column=rows)
+        refit(student, net(), FEEDS, effort=RefitEffort(rows_per_column=rows, least_rows=1), seed=seed)
         for student, seed, rows in ((one, 0, 8), (two, 0, 8), (other, 1, 8), (more, 0, 16))
     ]
     assert model_io.to_bytes(one) == model_io.to_bytes(two)
@@ -79,7 +78,7 @@ def test_cut_channels_are_made_up_for_by_those_that_are_kept():
     student = with_constants(cut, w=wide[:, kept], v=floats(6, 3, seed=1)[kept])
     feeds, fresh = [{"x": floats(1, 5, seed=i)} for i in range(200)], {"x": floats(50, 5, seed=999)}
     before = distance(student, teacher, fresh)
-    changes = refit(student, teacher, feeds, keep={"a": kept})
+    changes = refit(student, teacher, feeds, LayerMatch(channels={"a": kept}))
     assert [change.is_applied for change in changes] == [False, True]
     assert distance(student, teacher, fresh) < before / 1e4
     lost = refit(student, teacher, feeds)[0]
@@ -92,7 +91,7 @@ def test_values_of_other_names_are_paired():
         NET.replace("c1", "k1").replace("c2", "k2"),
         **{name: floats(*shape, seed=60 + i) for i, (name, shape) in enumerate(SHAPES.items())},
     )
-    changes = refit(student, teacher, FEEDS, {"k1": "c1"})
+    changes = refit(student, teacher, FEEDS, LayerMatch(values={"k1": "c1"}))
     assert [change.is_applied for change in changes] == [True, False, True]
     assert "'k2'" in changes[1].reason
 
@@ -180,11 +179,10 @@ def test_a_fixed_batch_is_run_sample_by_sample():
     assert distance(student, teacher, {"x": FRESH["x"][:1]}) < 0.05
 
 
-def test_goals_in_parts_are_the_same_goals(monkeypatch):
+def test_targets_in_parts_are_the_same_targets():
     one, two = broken(), broken()
     refit(one, net(), FEEDS)
-    monkeypatch.setattr(targets, "TARGET_BYTES", 1)
-    refit(two, net(), FEEDS)
+    refit(two, net(), FEEDS, effort=RefitEffort(target_bytes=1))
     assert model_io.to_bytes(one) == model_io.to_bytes(two)
 
 

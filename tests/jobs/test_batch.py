@@ -16,13 +16,13 @@ from onnxcompress.errors import LostWorkerError, ModelError
 from onnxcompress.jobs import batch as batch_job
 from onnxcompress.jobs import batch_worker
 from onnxcompress.jobs.batch import compress_many
-from onnxcompress.jobs.batch_worker import Options
-from onnxcompress.report.tables_batch import renderables
+from onnxcompress.jobs.options import CompressOptions
+from onnxcompress.report.tables_batch import batch_tables
 from onnxcompress.runtime import executors, processes
 from tests.cli.test_cli import _run as command
 from tests.helpers import floats, run, with_constants
 
-OPTIONS = Options(recipe="int8-weights")
+OPTIONS = CompressOptions(recipe="int8-weights")
 
 
 def _model(seed=0):
@@ -109,15 +109,15 @@ def test_what_is_done_is_not_done_again_unless_something_changed(folder, here):
     (folder / "out" / "deep" / "b.onnx").unlink()
     assert again() == [True, False]
     assert again(force=True) == [False, False]
-    assert again(Options(recipe="fold")) == [False, False]
+    assert again(CompressOptions(recipe="fold")) == [False, False]
     (folder / "out" / "a.onnx.json").write_text("{")
     with pytest.raises(oc.UsageError, match="not of an earlier batch"):
-        again(Options(recipe="fold"))
+        again(CompressOptions(recipe="fold"))
 
 
 def test_data_that_changed_counts(folder, here):
     np.savez(folder / "data.npz", x=floats(4, 64))
-    options = Options(recipe="int8-weights", data=str(folder / "data.npz"))
+    options = CompressOptions(recipe="int8-weights", data=str(folder / "data.npz"))
     compress_many([folder / "in"], folder / "out", options)
     np.savez(folder / "data.npz", x=floats(5, 64))
     here.clear()
@@ -135,7 +135,7 @@ def test_a_file_that_is_not_ours_is_not_replaced(folder, here):
 
 
 def test_a_limit_that_is_not_met_is_told_and_stays_so(folder, here):
-    options = Options(recipe="int8-weights", max_bytes=10)
+    options = CompressOptions(recipe="int8-weights", max_bytes=10)
     first = compress_many([folder / "in" / "a.onnx"], folder / "out", options)
     assert (first.exit_code, first.items[0].outcome) == (1, "limit")
     assert "more than 10" in first.items[0].message
@@ -151,9 +151,9 @@ def test_a_bug_is_told_from_a_failure(folder, here, monkeypatch):
 
 def test_what_can_be_found_out_before_is(folder, here):
     with pytest.raises(oc.UsageError, match="needs data"):
-        compress_many([folder / "in"], folder / "out", Options(recipe="int8"))
+        compress_many([folder / "in"], folder / "out", CompressOptions(recipe="int8"))
     with pytest.raises(oc.UsageError, match="unknown recipe"):
-        compress_many([folder / "in"], folder / "out", Options(recipe="int9"))
+        compress_many([folder / "in"], folder / "out", CompressOptions(recipe="int9"))
     with pytest.raises(oc.UsageError, match="would both become"):
         batch_job.targets([folder / "in" / "a.onnx", _copy(folder)], folder / "out")
     with pytest.raises(oc.UsageError, match="neither"):
@@ -190,8 +190,10 @@ def test_the_command_prints_a_table_and_ends_with_the_worst_code(folder):
 
 
 def test_a_table_has_a_line_for_each_that_is_not_done(folder, here):
-    found = compress_many([folder / "in" / "a.onnx"], folder / "out", Options(recipe="int8-weights", max_bytes=10))
-    assert len(renderables(found)) == 2
+    found = compress_many(
+        [folder / "in" / "a.onnx"], folder / "out", CompressOptions(recipe="int8-weights", max_bytes=10)
+    )
+    assert len(batch_tables(found)) == 2
     assert here == ["a.onnx"]
 
 
@@ -303,7 +305,7 @@ def test_a_cluster_does_a_batch_and_the_loss_of_a_worker_loses_nothing(tmp_path,
         oc.save(_model(seed), tmp_path / "in" / f"{seed}.onnx")
     (tmp_path / "in" / "broken.onnx").write_text("no model")
     np.savez(tmp_path / "data.npz", x=floats(8, 64))
-    options = Options(recipe="int8-weights", data=str(tmp_path / "data.npz"))
+    options = CompressOptions(recipe="int8-weights", data=str(tmp_path / "data.npz"))
     killed = []
 
     def kill(_):

@@ -173,7 +173,7 @@ def test_threads_reach_the_runtime(monkeypatch):
 def test_tables_say_all_of_it(capsys):
     found = oc.compare(_linear(), _scaled(1.5), data={"x": floats(6, 4)})
     console = Console(width=200, highlight=False)
-    for part in tables_compare.renderables(found):
+    for part in tables_compare.comparison_tables(found):
         console.print(part)
     printed = capsys.readouterr().out
     for words in ("latency, ms (1 thread)", "estimated (6 samples)", "largest difference", "not equal: output 'y'"):

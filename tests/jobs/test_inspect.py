@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 import onnxcompress as oc
+from onnxcompress.base import size_limits
 from onnxcompress.errors import DataError, ModelError
 from onnxcompress.io import model_io
 from onnxcompress.io.tensors import StoredTensor
-from onnxcompress.jobs import inspect as inspect_job
 from onnxcompress.jobs import inspect_passes
 from onnxcompress.report import tables_inspect
 from onnxcompress.runtime.remote_session import RemoteSession
@@ -63,7 +63,7 @@ def _model(*, node_docs=False):
 
 def _printed(found, **options):
     console = Console(file=StringIO(), width=250, highlight=False)
-    for part in tables_inspect.renderables(found, **options):
+    for part in tables_inspect.inspection_tables(found, **options):
         console.print(part)
 
     return console.file.getvalue()
@@ -182,7 +182,7 @@ def test_a_model_that_does_not_run_is_inspected_all_the_same():
 def test_large_models_are_neither_read_nor_run_nor_tried(tmp_path, monkeypatch):
     onnx.save(_model(), tmp_path / "m.onnx")
     whole = oc.inspect(tmp_path / "m.onnx")
-    monkeypatch.setattr(inspect_job, "RUN_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(size_limits, "INSPECT_BYTES", 1000)
     for method in ("numpy", "tobytes"):
         monkeypatch.setattr(StoredTensor, method, lambda _: pytest.fail("a weight was read"))
     found = oc.inspect(tmp_path / "m.onnx")
@@ -237,7 +237,7 @@ g (float[4, 8] x, float[4, 8] z) => (float[4, 8] y) { a = Add(x, z) y = Tanh(a) 
 
 def test_a_model_of_some_size_runs_apart_and_heavy_passes_are_not_tried(monkeypatch):
     whole = oc.inspect(_model())
-    monkeypatch.setattr(inspect_job, "_APART_BYTES", 1000)
+    monkeypatch.setattr(size_limits, "APART_BYTES", 1000)
     monkeypatch.setattr(inspect_passes, "_MOST_TENSOR_BYTES", 1000)
     made = []
     start = RemoteSession.__init__

@@ -9,11 +9,12 @@ import onnxcompress as oc
 from onnxcompress.data.evaluation_set import Evaluation
 from onnxcompress.jobs.judge import Races, Timings, Trials
 from onnxcompress.quality.estimated_drop import OutputKinds
+from onnxcompress.runtime.latency import Latency
 from onnxcompress.runtime.loaded_model import LoadedModel
 from tests.helpers import floats, from_text
 
 TEXT = "g (float[n, 4] x) => (float[n, 4] y) <float[4] a = {{{a}}}> {{ y = Add(x, a) }}"
-LATENCY = {"original_ms": 2.0, "compressed_ms": 1.0, "ratio": 0.5, "runs": 3, "threads": 1, "provider": "p"}
+LATENCY = Latency(original_ms=2.0, compressed_ms=1.0, ratio=0.5, runs=3, threads=1, provider="p")
 
 
 def _model(a="1, 2, 3, 4"):

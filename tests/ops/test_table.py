@@ -8,11 +8,12 @@ import pytest
 from onnxcompress.graph import query
 from onnxcompress.ops import table as ops
 from onnxcompress.shapes import count as counting
+from onnxcompress.shapes import resolve
 from tests.helpers import from_text
 
 
 def _macs(text, **weights):
-    return ops.total_macs(from_text(text), counting.shape_lookup(counting.resolve_shapes(from_text(text), weights)))
+    return ops.total_macs(from_text(text), resolve.shape_lookup(resolve.infer_dims(from_text(text), weights)))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,26 @@ def test_kinds_of_operators_hold_in_the_standard_domain_only():
         assert bool(ops.spec(ir.node("Conv", [], domain=domain)).weights) is expected
     assert not ops.moves_data(ir.node("Slice", []), 1)
     assert ops.moves_data(ir.node("Concat", []), 1)
+
+
+def test_elements_are_carried_through_data_ports_only():
+    inputs = [ir.Value(name=name) for name in "abc"]
+    where, gather, join, cast = (
+        ir.node("Where", inputs),
+        ir.node("Gather", inputs[:2]),
+        ir.node("Concat", inputs, {"axis": 0}),
+        ir.node("CastLike", inputs[:2]),
+    )
+    carried = [[ops.carries(node, port) for port in range(3)] for node in (where, gather, join, cast)]
+    assert carried == [[False, True, True], [True, False, False], [True, True, True], [True, False, False]]
+    assert not ops.carries(ir.node("Concat", inputs, domain="custom"), 0)
+
+
+def test_the_columns_that_move_data_lie_in_each_other():
+    assert ops.RESHAPES < ops.REARRANGES < ops.MOVES < ops.DATA_MOVEMENT < ops.CARRIES < ops.SELECT | ops.CARRIES
+    assert ops.MOVES < ops.KEEPS_FILL < ops.CARRIES
+    assert ops.STORAGE < ops.CARRIES_SCORES
+    assert {"Dropout"} == ops.STOCHASTIC - ops.NONDETERMINISTIC
 
 
 def test_every_weight_port_of_the_table_names_distinct_axes():

@@ -21,12 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcompress import cli
 from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.io import model_io
-from onnxcompress.io.sources import OpenFile
-from onnxcompress.pack import archive as packing
+from onnxcompress.io.sources import PACKED, OpenFile
+from onnxcompress.jobs.report import json_schema
 from onnxcompress.pack.archive import pack, save_packed, unpack
 from onnxcompress.pack.blocks import BLOCK_BYTES, Decoder, Encoder
+from onnxcompress.pack.header import _START
 from onnxcompress.pack.layout import RangeKind, model_layout
-from onnxcompress.report import tables as report_text
 
 MODELS = Path(__file__).parents[2] / "models"
 RNG = np.random.default_rng(0)
@@ -265,13 +265,13 @@ def _refused(archive, match, **options):
 def _rewritten(archive, **changes):
     """Change fields of the last file's entry in an archive's header."""
     data = archive.read_bytes()
-    magic, version, packed, _ = packing._START.unpack_from(data)
-    start = packing._START.size
+    magic, version, packed, _ = _START.unpack_from(data)
+    start = _START.size
     header = json.loads(zstandard.decompress(data[start : start + packed]))
     header["files"][-1].update(changes)
     text = json.dumps(header).encode()
     again = zstandard.compress(text)
-    archive.write_bytes(packing._START.pack(magic, version, len(again), len(text)) + again + data[start + packed :])
+    archive.write_bytes(_START.pack(magic, version, len(again), len(text)) + again + data[start + packed :])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
@@ -355,14 +355,14 @@ def test_a_header_that_lies_is_refused(archive, changes, match):
 
 def test_lengths_are_checked_before_there_is_room_made(archive):
     data = archive.read_bytes()
-    magic, version, packed, size = packing._START.unpack_from(data)
-    rest = data[packing._START.size :]
-    archive.write_bytes(packing._START.pack(magic, version, packed, 2**32 - 1) + rest)
+    magic, version, packed, size = _START.unpack_from(data)
+    rest = data[_START.size :]
+    archive.write_bytes(_START.pack(magic, version, packed, 2**32 - 1) + rest)
     _refused(archive, "its header says that it has 4,294,967,295 bytes")
     bomb = zstandard.compress(bytes(1 << 24))
-    archive.write_bytes(packing._START.pack(magic, version, len(bomb), size) + bomb)
+    archive.write_bytes(_START.pack(magic, version, len(bomb), size) + bomb)
     _refused(archive, "not as long as it says")
-    archive.write_bytes(packing._START.pack(magic, 2, packed, size) + rest)
+    archive.write_bytes(_START.pack(magic, 2, packed, size) + rest)
     _refused(archive, "version 2")
 
 
@@ -414,8 +414,7 @@ def test_the_same_model_gives_the_same_archive(tmp_path):
 
 
 def test_a_packed_model_is_not_taken_for_a_model(archive):
-    assert packing.is_packed(archive)
-    assert not packing.is_packed(MODELS / "vit.onnx")
+    assert archive.read_bytes().startswith(PACKED)
     with pytest.raises(ModelError, match=r"is a packed model\. Run `onnxcompress unpack"):
         model_io.load(archive)
     with pytest.raises(ModelError, match="is not an archive"):
@@ -440,7 +439,7 @@ def test_compress_packs_what_it_would_have_saved(tmp_path, monkeypatch, capsys):
     assert _main(monkeypatch, *base, "--pack", "--json", "report.json") == 0
     archive = Path("m-compressed.onnxpack")
     report = json.loads(Path("report.json").read_text())
-    jsonschema.validate(report, json.loads((Path(report_text.__file__).parent / "schema.json").read_text()))
+    jsonschema.validate(report, json_schema())
     assert report["output"]["path"] == report["packed"]["path"] == str(archive.absolute())
     assert report["packed"]["bytes"] == archive.stat().st_size < 0.85 * report["packed"]["unpacked_bytes"]
     assert report["packed"]["unpacked_bytes"] == report["output"]["bytes"] == Path("plain.onnx").stat().st_size
@@ -472,4 +471,4 @@ def test_an_archive_named_like_a_model_is_warned_about(tmp_path, monkeypatch, ca
     target = tmp_path / "small.onnx"
     assert _main(monkeypatch, "compress", MODELS / "mbv2.onnx", "-o", target, "--recipe", "fold", "--pack") == 0
     assert "will be an archive" in caplog.text
-    assert packing.is_packed(target)
+    assert target.read_bytes().startswith(PACKED)

@@ -7,9 +7,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from onnxcompress.base import size_limits
 from onnxcompress.errors import ModelError
 from onnxcompress.io import model_io
-from onnxcompress.partition import check, manifest, value_sizes
+from onnxcompress.partition import check, manifest
 from onnxcompress.runtime import isolation
 from onnxcompress.runtime.remote_session import RemoteSession
 from tests.helpers import floats, from_text
@@ -19,8 +20,7 @@ LAYERS = 4
 
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch):
-    monkeypatch.setattr(check, "_RUN_BYTES", 0)
-    monkeypatch.setattr(value_sizes, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(size_limits, "RUN_BYTES", 0)
 
 
 def _model(bump=0.0):
@@ -129,8 +129,7 @@ def test_parts_are_joined_with_bodies_functions_defaults_and_early_outputs(tmp_p
 
 @pytest.mark.parametrize(("most", "is_apart"), [(2, True), (1000, False)])
 def test_sessions_of_very_many_nodes_live_apart(tmp_path, monkeypatch, most, is_apart):
-    monkeypatch.setattr(check, "_RUN_BYTES", 1 << 30)
-    monkeypatch.setattr(value_sizes, "_WHOLE_BYTES", 1 << 30)
+    monkeypatch.setattr(size_limits, "RUN_BYTES", 1 << 30)
     monkeypatch.setattr(isolation, "MANY_NODES", most)
     made = []
     start = RemoteSession.__init__

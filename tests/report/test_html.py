@@ -9,9 +9,11 @@ import pytest
 
 from onnxcompress.core import Action, Change, Trial
 from onnxcompress.errors import UsageError
-from onnxcompress.jobs.report import Report
+from onnxcompress.jobs.report import Limits, PassOptions, Report, ResolvedRecipe, Verification
 from onnxcompress.quality.ablation import Ablation, LayerAblation
-from onnxcompress.report import html, page_model, plots, write
+from onnxcompress.quality.result import OutputDifference, Quality
+from onnxcompress.report import files, html, page_model, plots
+from onnxcompress.runtime.latency import Latency
 from onnxcompress.search.archive import TriedCandidate
 from onnxcompress.shapes.count import ModelFacts
 
@@ -37,19 +39,17 @@ def _report(name="/stem/Conv", **more):
     facts = {
         "input": ModelFacts(path=f"{name}.onnx", bytes=1000, nodes=5, parameters=10, macs=100),
         "output": ModelFacts(path=None, bytes=300, nodes=4, parameters=10, macs=None),
-        "recipe": {"name": "int8", "passes": [{"name": "quantize-int8", "routes": ["static", name]}]},
-        "limits": {"max_drop": 0.01, "max_bytes": None},
-        "quality": {
-            "metric": "top1", "samples": 20, "data": "a.npz", "original": 0.9, "compressed": 0.89, "drop": 0.01,
-            "outputs": {name: {"max_abs": 0.5, "cosine": 0.999, "sqnr_db": None}},
-        },
-        "latency": {
-            "original_ms": 2.0, "compressed_ms": 1.0, "ratio": 0.5, "runs": 9, "threads": 2, "provider": "CPU",
-        },
+        "recipe": ResolvedRecipe(name="int8", passes=[PassOptions(name="quantize-int8", routes=["static", name])]),
+        "limits": Limits(max_drop=0.01, max_bytes=None),
+        "quality": Quality(
+            metric="top1", samples=20, data="a.npz", original=0.9, compressed=0.89, drop=0.01,
+            outputs={name: OutputDifference(max_abs=0.5, cosine=0.999, sqnr_db=None)},
+        ),
+        "latency": Latency(original_ms=2.0, compressed_ms=1.0, ratio=0.5, runs=9, threads=2, provider="CPU"),
         "seconds": 3.25,
         "peak_memory_bytes": 10_000_000,
         "changes": changes,
-        "verification": {"mode": "full"},
+        "verification": Verification(mode="full"),
         "notes": (f"input {name} never changes",),
         "candidates": (
             _tried("int8/static", 0.3, 0.5, chosen=True),
@@ -92,7 +92,7 @@ def test_a_page_says_everything():
     for text in (
         "/stem/Conv.onnx", "1,000", "0.300", "drop 0.0100", "2 threads", "never changes", "48.6", "faster on floats",
         "outputs differ", "it is slower", "onnxcompress compress '/stem/Conv'", "1.99", "routes=", "9 pairs", "3.2 s",
-        "What the model leans on", "31%", "27%", "41", "1 of 4", "1 of 2", "gone",
+        "What the model depends on", "31%", "27%", "41", "1 of 4", "1 of 2", "removed",
     ):  # fmt: skip
         assert text in found.text, text
     assert found.count("svg") == 1
@@ -125,9 +125,9 @@ def test_control_characters_are_spelled_out():
 
 def test_what_was_not_measured_leaves_no_hole():
     bare = _report(
-        quality=None, latency=None, changes=(), notes=(), candidates=(), versions={}, command=None, limits={},
+        quality=None, latency=None, changes=(), notes=(), candidates=(), versions={}, command=None, limits=Limits(),
         sensitivity=(),
-        verification={"mode": "regions", "regions": 3},
+        verification=Verification(mode="regions", regions=3),
     )  # fmt: skip
     found = _Page(html.html(bare))
     assert (found.count("svg"), found.count("script"), found.count("pre")) == (0, 0, 0)
@@ -141,10 +141,10 @@ def test_one_candidate_needs_no_plot():
 
 
 def test_a_plot_is_the_same_each_time_and_takes_the_drop_where_nothing_was_timed():
-    points = page_model.view(_report()).points
+    points = page_model.page(_report()).points
     assert plots.candidates(points) == plots.candidates(points)
     assert "time, as a part" in plots.candidates(points)
-    untimed = page_model.view(_report(candidates=(_tried("a", 0.3, None), _tried("b", 0.5, None)))).points
+    untimed = page_model.page(_report(candidates=(_tried("a", 0.3, None), _tried("b", 0.5, None)))).points
     assert "drop of the score" in plots.candidates(untimed)
 
 
@@ -182,21 +182,21 @@ def test_markdown_says_everything():
 @pytest.mark.parametrize("suffix", [".html", ".md", ".json", ".HTM"])
 def test_the_suffix_decides(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
-    write.check(path)
-    write.write(_report(), path)
+    files.check_format(path)
+    files.write_report(_report(), path)
     assert path.read_text(encoding="utf-8")[0] == {".html": "<", ".htm": "<", ".md": "#", ".json": "{"}[suffix.lower()]
 
 
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"\.pdf.*html"):
-        write.check(tmp_path / "out.pdf")
+        files.check_format(tmp_path / "out.pdf")
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(write.importlib.util, "find_spec", lambda name: None if name == "jinja2" else object())
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None if name == "jinja2" else object())
     with pytest.raises(UsageError, match=r"needs jinja2.*onnxcompress\[report\]"):
-        write.check(tmp_path / "out.html")
-    write.check(tmp_path / "out.json")
+        files.check_format(tmp_path / "out.html")
+    files.check_format(tmp_path / "out.json")
 
 
 PROBE = """

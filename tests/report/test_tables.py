@@ -11,12 +11,16 @@ from rich.console import Console
 import onnxcompress as oc
 from onnxcompress.core import Action, Change
 from onnxcompress.errors import LimitError, one_line
-from onnxcompress.jobs.report import Report
+from onnxcompress.jobs import report as report_module
+from onnxcompress.jobs.report import Limits, Report, ResolvedRecipe, Verification
+from onnxcompress.quality.result import OutputDifference, Quality
 from onnxcompress.report import tables as report_tables
+from onnxcompress.report import wording
+from onnxcompress.runtime.latency import Latency
 from onnxcompress.shapes.count import ModelFacts
 
 MODELS = Path(__file__).parents[2] / "models"
-SCHEMA = json.loads((Path(report_tables.__file__).parent / "schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads(Path(report_module.__file__).with_name("report-schema.json").read_text(encoding="utf-8"))
 
 
 def _change(target, reason, action=Action.APPLIED, name="fuse", before=0, after=0):
@@ -28,25 +32,18 @@ def _report(*changes, **fields):
     given = {
         "input": ModelFacts(path="in.onnx", bytes=4000, **facts),
         "output": ModelFacts(path="out.onnx", bytes=1000, **{**facts, "nodes": 5}),
-        "recipe": {"name": "fold", "passes": []},
-        "limits": {"max_drop": None},
-        "quality": {
-            "metric": "top1",
-            "samples": 2000,
-            "original": 0.9265,
-            "compressed": 0.925,
-            "drop": 0.0015,
-            "outputs": {"y": {"max_abs": 0.1, "cosine": 0.99, "sqnr_db": 20.0}},
-        },
-        "latency": {
-            "original_ms": 2.0,
-            "compressed_ms": 1.0,
-            "ratio": 0.51,
-            "runs": 41,
-            "threads": 2,
-            "provider": "CPU",
-        },
-        "verification": {"mode": "full"},
+        "recipe": ResolvedRecipe(name="fold", passes=()),
+        "limits": Limits(max_drop=None),
+        "quality": Quality(
+            metric="top1",
+            samples=2000,
+            original=0.9265,
+            compressed=0.925,
+            drop=0.0015,
+            outputs={"y": OutputDifference(max_abs=0.1, cosine=0.99, sqnr_db=20.0)},
+        ),
+        "latency": Latency(original_ms=2.0, compressed_ms=1.0, ratio=0.51, runs=41, threads=2, provider="CPU"),
+        "verification": Verification(mode="full"),
         "seconds": 1.0,
         "peak_memory_bytes": 10,
     }
@@ -55,7 +52,7 @@ def _report(*changes, **fields):
 
 def _printed(report, *, every_change=False, width=200):
     console = Console(file=StringIO(), width=width, highlight=False)
-    for part in report_tables.renderables(report, every_change=every_change):
+    for part in report_tables.report_tables(report, every_change=every_change):
         console.print(part)
     return console.file.getvalue()
 
@@ -65,6 +62,10 @@ def _row(printed, *words):
     lines = [line for line in printed.splitlines() if all(word in line for word in words)]
     assert len(lines) == 1, printed
     return [each.strip() for each in lines[0].split("  ") if each.strip()]
+
+
+def test_the_schema_that_ships_is_the_one_that_the_types_give():
+    assert report_module.json_schema() == SCHEMA, "run tools/write_schemas.py"
 
 
 def test_the_figures_stand_side_by_side():
@@ -141,7 +142,7 @@ def test_every_change_is_a_row_when_all_are_wanted():
     ],
 )
 def test_names_and_numbers_make_no_kind_of_their_own(reason, kind):
-    assert report_tables.kind(reason) == kind
+    assert wording.kind(reason) == kind
 
 
 def test_names_are_text_and_not_markup_nor_commands_to_the_terminal():

@@ -9,8 +9,10 @@ from onnxcompress.data import synthetic
 from onnxcompress.errors import ModelError
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session as runtime
+from onnxcompress.runtime.latency import glance, race
 from onnxcompress.runtime.loaded_model import LoadedModel
 from onnxcompress.shapes import count as counting
+from onnxcompress.shapes import resolve
 from onnxcompress.verify.whole import WholeProof
 
 TEXT = """
@@ -99,19 +101,19 @@ def test_a_reference_that_is_given_is_the_one_that_is_run():
 
 def test_a_glance_is_short_and_a_model_against_itself_is_timed_once():
     session = LoadedModel(_model()).fast
-    found = runtime.glance(session, session, FEED, max_seconds=0.002)
+    found = glance(session, session, FEED, max_seconds=0.002)
     assert found.ratio == 1.0
     assert found.original_ms == found.compressed_ms > 0
     ticks = iter(range(1000))
     other = LoadedModel(_model()).fast
-    slow = runtime.race(session, other, FEED, least_rounds=1, max_seconds=0.5, clock=lambda: float(next(ticks)))
+    slow = race(session, other, FEED, least_rounds=1, max_seconds=0.5, clock=lambda: float(next(ticks)))
     assert slow.runs == 1
-    assert runtime.race(session, other, FEED, max_seconds=0.0).runs % 3 == 0
+    assert race(session, other, FEED, max_seconds=0.0).runs % 3 == 0
 
 
 def test_shapes_that_only_a_run_would_show_and_that_nothing_needs_are_not_looked_for():
     model = _model('<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x) => (float[2, 3] y) { y = Relu(x) }')
-    assert counting._shapes_by_running(model, FEED, frozenset({"none"})) == {}
+    assert resolve.look(model, FEED, counting._touched(model, frozenset({"none"}))) == {}
 
 
 def test_feeds_of_many_floats_are_not_repeated_with_another_seed():

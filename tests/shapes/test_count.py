@@ -7,6 +7,7 @@ import pytest
 
 from onnxcompress.io import model_io
 from onnxcompress.shapes import count as counting
+from onnxcompress.shapes import resolve
 from tests.helpers import from_text
 
 VIT = Path(__file__).parents[2] / "models" / "vit.onnx"
@@ -38,5 +39,5 @@ def test_shapes_that_are_known_are_not_inferred_again(monkeypatch):
     feed = {"x": np.zeros((3, 4), np.float32), "w": np.zeros((4, 5), np.float32)}
     first = counting.count(model, feed)
     assert first.macs == 60
-    monkeypatch.setattr(counting, "resolve_shapes", lambda *_: pytest.fail("inferred again"))
+    monkeypatch.setattr(resolve, "infer_dims", lambda *_: pytest.fail("inferred again"))
     assert counting.count(model, feed, known=first.shapes) == first

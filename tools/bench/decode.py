@@ -17,6 +17,7 @@ from onnxcompress.core import Context, Pass
 from onnxcompress.io import model_io
 from onnxcompress.passes import build
 from onnxcompress.runtime import session as runtime
+from onnxcompress.runtime.latency import race
 
 LAYERS = ((192, 768), (768, 192), (384, 1536), (1536, 384))
 """Depth and width: the two products of a block of a small language model, and of a sentence encoder."""
@@ -48,9 +49,7 @@ def main(seconds: float) -> list[dict[str, Any]]:
         others = {kind: _session(original, build(name, options)) for kind, (name, options) in KINDS.items()}
         for rows in ROWS:
             feed = {"x": np.random.default_rng(1).standard_normal((rows, depth)).astype(np.float32)}
-            ratios = {
-                kind: runtime.race(plain, other, feed, max_seconds=seconds).ratio for kind, other in others.items()
-            }
+            ratios = {kind: race(plain, other, feed, max_seconds=seconds).ratio for kind, other in others.items()}
             found.append({"layer": f"{depth} x {width}", "rows": rows, "ratios": ratios})
     return found
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxcompress.errors import ModelError
 from onnxcompress.runtime import session as runtime
+from onnxcompress.runtime.latency import race
 
 
 def main(samples: Path, model: Path, others: list[Path]) -> None:
@@ -27,7 +28,7 @@ def main(samples: Path, model: Path, others: list[Path]) -> None:
     ratios: list[float | None] = []
     for other in others:
         try:
-            ratios.append(runtime.race(session, runtime.open_session(other, optimize=True), feed).ratio)
+            ratios.append(race(session, runtime.open_session(other, optimize=True), feed).ratio)
         except ModelError:
             ratios.append(None)
     sys.stdout.write(json.dumps(ratios) + "\n")

@@ -22,6 +22,7 @@ from onnxcompress.core import Context
 from onnxcompress.io import model_io
 from onnxcompress.passes.quantize.dynamic import QuantizeDynamic
 from onnxcompress.runtime import session as runtime
+from onnxcompress.runtime.latency import race
 
 PRODUCTS = [
     (rows, depth, columns)
@@ -83,7 +84,7 @@ def _raced(model: onnx.ModelProto, feed: dict[str, Any], kernels: set[str]) -> t
     if not kernels <= found:
         raise RuntimeError(f"onnxruntime made {sorted(found)} of it, not {sorted(kernels)}")
     floats = runtime.open_session(model.SerializeToString(), optimize=True)
-    latency = runtime.race(floats, runtime.open_session(data, optimize=True), feed, max_seconds=0.5)
+    latency = race(floats, runtime.open_session(data, optimize=True), feed, max_seconds=0.5)
     return latency.original_ms, latency.ratio
 
 

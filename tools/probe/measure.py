@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnxcompress.runtime import session as runtime
+from onnxcompress.runtime.latency import race
 
 from .build import Around, Builder, Case, activation_type, feed, float_model, quantized_model
 from .cases import ABSORBED, COMPUTE, MOVES, POINTWISE, SATURATING
@@ -92,7 +93,7 @@ def _node_nanoseconds(length: int = 40) -> float:
 
 def _least_milliseconds(model: bytes) -> float:
     session, values = runtime.open_session(model, optimize=True), feed(model)
-    return min(runtime.race(session, session, values, rounds=3).original_ms for _ in range(_ATTEMPTS))
+    return min(race(session, session, values, rounds=3).original_ms for _ in range(_ATTEMPTS))
 
 
 def is_integer(model: bytes) -> bool:

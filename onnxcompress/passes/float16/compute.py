@@ -1,9 +1,9 @@
-"""Nodes compute in float16, as far as their values allow; Casts stand where float16 and float32 meet.
+"""Compute nodes in float16 as far as their values allow, with Casts between float16 and float32.
 
     x (float32) -> A -> B -> y (float32)      ->  Cast -> A -> B -> Cast
 
-A value has one Cast at most, however many read it, right behind the node that makes it. Bodies of If, Loop and Scan
-take and give float32; inside of them nodes are converted like all others, and read values from outside in either type.
+A value has one Cast at most, however many read it, right after the node that computes it. Bodies of If, Loop and Scan
+have float32 inputs and outputs; their nodes are converted like all others and read outer values in either type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from ...activations import observe
-from ...core import Action, Change, Context, Feed
+from ...core import Change, Context, Feed
 from ...data import synthetic
 from ...errors import ModelError
 from ...graph import edit, query
@@ -29,26 +29,30 @@ from . import weights as float16_weights
 
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _MOST_FEEDS = 64
+"""Most feeds on which ranges are observed. Chosen by judgement; not measured."""
 _EXACT_INTEGERS = 2048.0
-"""float16 holds every whole number up to this one."""
+"""Largest integer up to which float16 holds every integer."""
 _LEAST_NORMAL = 2.0**-14
+"""Least normal number of float16."""
 _CAST_BYTES = 70
-"""What a Cast takes in the file beside its names."""
+"""Bytes of a Cast in the file besides its names. Estimated; not measured."""
 _GROWTH_BYTES = 1024
+"""Most bytes by which Casts may outweigh what the weights save. Chosen by judgement; not measured."""
 _FEW = 16
-"""Constants of so few elements are numbers of a formula, an epsilon say: each of them counts."""
+"""Most elements of constants that are numbers of a formula, such as an epsilon: each of them counts. Chosen by
+judgement; not measured."""
 _KEPT = ops.NONDETERMINISTIC | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
 class _Range:
-    """Collects what float16 makes of one value: the largest magnitude, and signal and noise."""
+    """Peak magnitude of one value, and its signal and noise power in float16."""
 
     def __init__(self) -> None:
         self.peak = 0.0
         self.signal = self.noise = 0.0
 
     def update(self, array: np.ndarray) -> None:
-        """Take in the value of one run; infinities stay what they are in float16."""
+        """Add the value of one run; infinities are exact in float16."""
         flat = array.reshape(1, -1)
         finite = np.isfinite(flat)
         if not finite.all():
@@ -61,13 +65,13 @@ class _Range:
 
     @property
     def sqnr_db(self) -> float:
-        """What is left of the signal, in decibels."""
+        """Signal-to-noise ratio of the value in float16, in decibels."""
         return float16.worst_db(np.array([self.signal]), np.array([self.noise]))
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How a node could compute in float16: the ports that would take it, and the outputs that would be it."""
+    """Ports and outputs of a node that would be float16."""
 
     ports: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -78,9 +82,9 @@ class Conversion:
 
     Args:
         model: edited in place by `run`.
-        context: its feeds show how large values become; without any, made-up ones do.
-        pass_name: stands in changes and before the gate.
-        headroom: values must be this many times smaller than what float16 can hold.
+        context: ranges are observed on its feeds, on synthetic ones without any.
+        pass_name: name of the pass in changes and for the gate.
+        headroom: factor by which values must be smaller than the largest float16.
     """
 
     def __init__(self, model: ir.Model, context: Context, *, pass_name: str, headroom: float) -> None:
@@ -93,7 +97,7 @@ class Conversion:
         self._forms: dict[ir.Node, _Form] = {}
 
     def run(self, *, least_sqnr_db: float) -> list[Change]:
-        """Convert what may be converted and return what was done, and what was refused for its values."""
+        """Convert the nodes that may be converted; return them, and those that were refused for their values."""
         bodies = list(query.graphs_outside_functions(self._model))
         candidates = {node: form for body in bodies for node in body if (form := self._form(node)) is not None}
         for node in self._exact(candidates):
@@ -101,7 +105,8 @@ class Conversion:
         try:
             ranges = self._observed(candidates)
         except ModelError as error:
-            return [self._refusal("graph", f"stays float32: its values can't be observed ({error.message})")]
+            reason = f"stays float32: its values can't be observed ({error.message})"
+            return [Change.skipped(self._pass_name, reason)]
         changes: list[Change] = []
         scores: dict[ir.Node, float] = {}
         for node, form in candidates.items():
@@ -109,23 +114,23 @@ class Conversion:
                 continue
             why, scores_db = self._unfit(node, form, ranges, least_sqnr_db)
             if why:
-                changes.append(self._refusal(query.label(node), f"stays float32: {why}"))
+                changes.append(Change.skipped(self._pass_name, f"stays float32: {why}", target=query.label(node)))
             else:
                 scores[node] = scores_db
         worthwhile = _with_products({node: candidates[node] for node in scores})
         casts, saved = self._balance(bodies, {node: candidates[node] for node in worthwhile})
         if casts > saved + _GROWTH_BYTES:
             reason = f"stays float32: Casts take {casts:,} bytes, weights that nodes read save {saved:,}"
-            return [*changes, self._refusal("graph", reason)]
+            return [*changes, Change.skipped(self._pass_name, reason)]
         for node in sorted(worthwhile, key=lambda each: -scores[each]):
             if self._context.gate.admits(self._pass_name, query.label(node)):
                 self._forms[node] = candidates[node]
-                changes.append(self._applied(node))
+                changes.append(Change.applied(self._pass_name, "computes in float16", target=query.label(node)))
         self._rewrite(bodies)
         return changes
 
     def _form(self, node: ir.Node) -> _Form | None:
-        """Return how a node could compute in float16 by the definition of its operator, None where it could not."""
+        """Return the ports and outputs that could be float16 by the definition of the operator, None where none can."""
         if node.domain not in query.STANDARD_DOMAINS or node.op_type in _KEPT or query.bodies(node):
             return None
         if node.op_identifier() in self._model.functions or query.is_op(node, "Constant"):
@@ -178,7 +183,7 @@ class Conversion:
         return list(found)
 
     def _observed(self, candidates: Mapping[ir.Node, _Form]) -> dict[str, _Range]:
-        """Return what is seen of the values that nodes would read or make in float16."""
+        """Return the ranges of the values that would be float16."""
         values = {v.name: v for node, form in candidates.items() for v in _touched(node, form)}
         ranges = {name: _Range() for name, v in values.items() if name and query.constant_tensor(v) is None}
         if ranges:
@@ -237,23 +242,23 @@ class Conversion:
     # Edits.
 
     def _rewrite(self, bodies: list[ir.Graph]) -> None:
-        """Let the chosen nodes read and make float16."""
+        """Convert the chosen nodes."""
         single = [value for body in bodies for value in self._read_in_half(body)]
         for node, form in self._forms.items():
             _retype(node)
             for index in form.outputs:
                 self._keep_single(node, node.outputs[index])
         for value in single:
-            self._give_half(value)
+            self._copy_to_half(value)
 
     def _read_in_half(self, body: ir.Graph) -> Iterator[ir.Value]:
         """Yield the values of a graph that are float32 and that some chosen node reads."""
-        made = [output for node in body for output in node.outputs if not self._is_made_in_half(output)]
-        for value in dict.fromkeys([*body.inputs, *body.initializers.values(), *made]):
+        outputs = [output for node in body for output in node.outputs if not self._is_half(output)]
+        for value in dict.fromkeys([*body.inputs, *body.initializers.values(), *outputs]):
             if self._half_uses(value):
                 yield value
 
-    def _is_made_in_half(self, value: ir.Value) -> bool:
+    def _is_half(self, value: ir.Value) -> bool:
         node = value.producer()
         form = None if node is None else self._forms.get(node)
         return form is not None and value.index() in form.outputs
@@ -263,7 +268,7 @@ class Conversion:
         return [(node, port) for node, port in uses if node in self._forms and port in self._forms[node].ports]
 
     def _keep_single(self, node: ir.Node, value: ir.Value) -> None:
-        """Make a value float16, and a float32 copy under its name for whoever needs that."""
+        """Make a value float16, with a float32 copy under its name for other readers."""
         inside = self._half_uses(value)
         name = value.name or "value"
         if value.is_graph_output() or len(inside) < len(value.uses()):
@@ -278,8 +283,8 @@ class Conversion:
             copy.name = name
         value.type = ir.TensorType(_HALF)
 
-    def _give_half(self, value: ir.Value) -> None:
-        """Make a float16 copy of a value for the nodes that compute in it."""
+    def _copy_to_half(self, value: ir.Value) -> None:
+        """Make a float16 copy of a value for the converted nodes."""
         uses = self._half_uses(value)
         name = value.name or "value"
         tensor = query.constant_tensor(value)
@@ -305,20 +310,9 @@ class Conversion:
         if tensor is not None and not value.uses() and not value.is_graph_output():
             edit.remove_unread(value)
 
-    def _applied(self, node: ir.Node) -> Change:
-        return Change(
-            pass_name=self._pass_name,
-            target=query.label(node),
-            action=Action.APPLIED,
-            reason="computes in float16",
-        )
-
-    def _refusal(self, target: str, reason: str) -> Change:
-        return Change(pass_name=self._pass_name, target=target, action=Action.SKIPPED, reason=reason)
-
 
 def _touched(node: ir.Node, form: _Form) -> list[ir.Value]:
-    """Return the values that a node would read or make in float16."""
+    """Return the values of a node that would be float16."""
     read = [node.inputs[port] for port in form.ports]
     return [*(value for value in read if value is not None), *(node.outputs[index] for index in form.outputs)]
 
@@ -353,17 +347,17 @@ def _constant(tensor: ir.TensorProtocol) -> tuple[str, float]:
 
 
 def _with_products(forms: Mapping[ir.Node, _Form]) -> list[ir.Node]:
-    """Return the nodes of islands in which something is multiplied: others would gain Casts and nothing else."""
-    island = {node: index for index, node in enumerate(forms)}
-    members = {index: [node] for node, index in island.items()}
+    """Return the nodes of connected groups that contain a product: others would gain Casts and nothing else."""
+    group = {node: index for index, node in enumerate(forms)}
+    members = {index: [node] for node, index in group.items()}
     for node, form in forms.items():
         for index in form.outputs:
             for use in node.outputs[index].uses():
                 other = use.node
-                if other in forms and use.idx in forms[other].ports and island[other] != island[node]:
-                    small, large = sorted((island[node], island[other]), key=lambda i: len(members[i]))
+                if other in forms and use.idx in forms[other].ports and group[other] != group[node]:
+                    small, large = sorted((group[node], group[other]), key=lambda i: len(members[i]))
                     for moved in members[small]:
-                        island[moved] = large
+                        group[moved] = large
                     members[large] += members.pop(small)
-    useful = {island[node] for node in forms if ops.spec(node).macs is not None}
-    return [node for node in forms if island[node] in useful]
+    useful = {group[node] for node in forms if ops.spec(node).macs is not None}
+    return [node for node in forms if group[node] in useful]

@@ -1,12 +1,12 @@
-"""Weights, and on request the arithmetic, go from float32 to 16 bits.
+"""Convert weights, and on request the arithmetic, from float32 to 16 bits.
 
-Storage only (`compute = "float32"`): a runtime that folds constants turns the weights back when it loads the model.
+Storage only (`compute = "float32"`): a runtime that folds constants converts the weights back when it loads the model.
 
     Op(x, w)        ->  Op(x, Cast(w_float16))
     Gather(w, ids)  ->  Cast(Gather(w_float16, ids))
 
-Arithmetic too (`compute = "float16"`): see `half_compute`. Nodes whose values would overflow, or whose operator has
-no float16 form, are islands of float32, with Casts at their shores.
+Arithmetic too (`compute = "float16"`): see `compute`. Nodes whose values would overflow, or whose operator has no
+float16 form, keep float32, with Casts around them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ... import targets
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ..raise_opset import raise_opset
 from . import weights as float16_weights
 from .compute import Conversion
 
 _NODE_BYTES = 100
-"""What a Cast takes in the file beside its names, at least."""
+"""Bytes of a Cast in the file besides its names, at least. Estimated; not measured."""
 _OPSETS = {"float16": 6, "bfloat16": 13}
-"""Storage type -> the opset whose Cast knows it."""
+"""Storage type -> the first opset whose Cast has it."""
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 _KNOWN_DOMAINS = frozenset({*query.STANDARD_DOMAINS, "com.microsoft"})
 _EXACT = frozenset({"QuantizeLinear", "DequantizeLinear", "Resize", "Upsample"})
@@ -38,7 +38,7 @@ _EXACT = frozenset({"QuantizeLinear", "DequantizeLinear", "Resize", "Upsample"})
 
 @plain_dataclass(frozen=True, kw_only=True)
 class Float16Decision:
-    """What is to become of one weight: stored in 16 bits, or (`keep`) left alone for the reason given."""
+    """Decision about one weight: stored in 16 bits, or kept (`keep`) for the reason given."""
 
     value: ir.Value
     tensor: ir.TensorProtocol
@@ -48,7 +48,7 @@ class Float16Decision:
 
     @property
     def target(self) -> str:
-        """The name of the weight."""
+        """Name of the weight."""
         return self.value.name or "?"
 
 
@@ -84,11 +84,11 @@ class ConvertFloat16:
         return changes + self._store(model, context, _TYPES[storage])
 
     def decide(self, model: ir.Model, context: Context) -> list[Float16Decision]:
-        """Return what becomes of each float32 weight in the file, the least harmful first, refusals last."""
+        """Return the decision about each float32 weight in the file, the least harmful first, refusals last."""
         return self._decide(model, context, _TYPES[self.storage])
 
     def apply(self, model: ir.Model, decision: Float16Decision) -> Change:
-        """Carry out one decision that was made on this model."""
+        """Apply one decision about this model."""
         return self._apply(edit.Names(model), decision, _TYPES[self.storage])
 
     def _store(self, model: ir.Model, context: Context, dtype: ir.DataType) -> list[Change]:
@@ -121,16 +121,12 @@ class ConvertFloat16:
 
     def _apply(self, names: edit.Names, decision: Float16Decision, dtype: ir.DataType) -> Change:
         before = decision.tensor.nbytes
-        if not decision.keep:
-            _narrow(names, decision.value, decision.tensor, dtype)
-        return Change(
-            pass_name=self.name,
-            target=decision.target,
-            action=Action.SKIPPED if decision.keep else Action.APPLIED,
-            reason=decision.reason,
-            bytes_before=before,
-            bytes_after=before if decision.keep else before // 2 + _added_bytes(decision.target),
-        )
+        target = decision.target
+        if decision.keep:
+            return Change.skipped(self.name, decision.reason, target=target, bytes_before=before)
+        _narrow(names, decision.value, decision.tensor, dtype)
+        after = before // 2 + _added_bytes(target)
+        return Change.applied(self.name, decision.reason, target=target, bytes_before=before, bytes_after=after)
 
 
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
@@ -150,7 +146,7 @@ def _added_bytes(name: str) -> int:
 
 
 def _obstacle(value: ir.Value, context: Context) -> str:
-    """Return why a weight is to be left alone, "" where nothing speaks against 16 bits."""
+    """Return why a weight is kept in float32, "" where it may be stored in 16 bits."""
     if value.is_graph_output():
         return "is an output itself"
     for use in value.uses():
@@ -185,7 +181,7 @@ def _narrow(names: edit.Names, value: ir.Value, tensor: ir.TensorProtocol, dtype
     floats.type, floats.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(query.dims(tensor))
     value.replace_all_uses_with(floats)
     edit.remove_unread(value)
-    floats.name = name  # it means what the weight meant
+    floats.name = name  # readers get the same values under the same name
 
 
 def _cast(anchor: ir.Node, names: edit.Names, value: ir.Value, name: str) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Weights in 16 bits, read from their file a few MB at a time and never held as a whole in float32."""
+"""Round weights to 16 bits, read from their file a few MB at a time and never held as a whole in float32."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ...io.tensors import StoredTensor, parked
 from ...numerics.quantization import float16
 
 PIECE_BYTES = 8 << 20
-"""How much of a weight is read at a time."""
+"""Bytes of a weight that are read at a time. Chosen by judgement, for memory; not measured."""
 
 LAZY_BYTES = 16 << 20
-"""Weights from this size on are rounded only when someone asks for the result."""
+"""Least size of weights that are rounded only when the result is read. Chosen by judgement; not measured."""
 
 
 def loss_db(tensor: ir.TensorProtocol, dtype: ir.DataType) -> float:

@@ -16,7 +16,6 @@ from ...ops import table as ops
 from ..rewriting import RewriteContext
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_RESHAPES = ("Unsqueeze", "Squeeze", "Reshape", "Flatten", "Identity", "Expand", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Parameter:
         return found
 
 
-def parameter(value: ir.Value | None, scene: RewriteContext) -> Parameter | None:
+def parameter(value: ir.Value | None, ctx: RewriteContext) -> Parameter | None:
     """Return a constant float tensor behind a value, None for anything else."""
     if value is None:
         return None
@@ -55,13 +54,13 @@ def parameter(value: ir.Value | None, scene: RewriteContext) -> Parameter | None
             return None
         return Parameter(value, query.dims(tensor), tensor.dtype, None)
     source = value
-    while (node := source.producer()) is not None and query.is_op(node, *_RESHAPES) and node.inputs[0] is not None:
+    while (node := source.producer()) is not None and query.is_op(node, *ops.KEEPS_FILL) and node.inputs[0] is not None:
         source = node.inputs[0]
     if node is None or not query.is_op(node, "ConstantOfShape") or query.constant_tensor(node.inputs[0]) is None:
         return None
     filler = query.attribute(node, "value")
     dtype = ir.DataType.FLOAT if filler is None else filler.dtype
-    shape = scene.shapes.static(value)
+    shape = ctx.shapes.static(value)
     if shape is None or dtype not in _FLOATS:
         return None
     return Parameter(value, shape, dtype, 0.0 if filler is None else float(filler.numpy().reshape(-1)[0]))
@@ -69,14 +68,14 @@ def parameter(value: ir.Value | None, scene: RewriteContext) -> Parameter | None
 
 @dataclass(frozen=True)
 class ChannelAxis:
-    """How a value carries its channels: `channels` of them along `axis`; None where it has no such axis."""
+    """Channel axis of a value: `channels` of them along `axis`; None where it has no such axis."""
 
     axis: int
     channels: int | None
     rank: int | None
     """The value's rank where known."""
     least_rank: int
-    """What its rank is at least."""
+    """Least rank that it can have."""
 
     def vector(self, given: Parameter) -> Array | str:
         """Return a constant beside the value as one number per channel, or why it is not that."""
@@ -129,7 +128,7 @@ class AffineLayer:
         return self.node.inputs[self.bias_port]
 
 
-def read_layer(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
+def read_layer(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
     """Return the node as a linear layer, None where it is none or its weight is not constant."""
     readers = {
         "Conv": _conv,
@@ -138,7 +137,7 @@ def read_layer(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
         "MatMul": _matmul,
         "BatchNormalization": _norm,
     }
-    return readers[node.op_type](node, scene) if node.op_type in readers else None
+    return readers[node.op_type](node, ctx) if node.op_type in readers else None
 
 
 @dataclass(frozen=True)
@@ -149,15 +148,15 @@ class _Axes:
 
 
 def _axes(node: ir.Node, weight: Parameter, port: int) -> _Axes:
-    """Return what the operator table says of the weight that a node reads through `port`."""
+    """Return the axes of the weight at `port` by the operator table."""
     row, rank = ops.spec(node).weight(port), len(weight.shape)
     if row is None or row.in_axis is None:
         raise ValueError(f"{node.op_type} has no linear weight at port {port}")
     return _Axes(row.in_axis(node, rank), row.out_axis(node, rank), row.bias)
 
 
-def _conv(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
-    weight = parameter(node.inputs[1], scene)
+def _conv(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
+    weight = parameter(node.inputs[1], ctx)
     if weight is None or len(weight.shape) < 3:
         return None
     axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
@@ -183,8 +182,8 @@ def _padding_fault(node: ir.Node) -> str:
     return "the padding adds zeros that the shift does not reach"
 
 
-def _conv_transpose(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
-    weight = parameter(node.inputs[1], scene)
+def _conv_transpose(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
+    weight = parameter(node.inputs[1], ctx)
     if weight is None or len(weight.shape) < 3:
         return None
     axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
@@ -203,8 +202,8 @@ def _conv_transpose(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     )
 
 
-def _gemm(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
-    weight = parameter(node.inputs[1], scene)
+def _gemm(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
+    weight = parameter(node.inputs[1], ctx)
     if weight is None or len(weight.shape) != 2:
         return None
     axes = _axes(node, weight, 1)
@@ -223,14 +222,14 @@ def _gemm(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     )
 
 
-def _matmul(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
+def _matmul(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
     for port in (1, 0):
-        weight = parameter(node.inputs[port], scene)
+        weight = parameter(node.inputs[port], ctx)
         if weight is not None and weight.shape:
             break
     else:
         return None
-    rank, data_rank = len(weight.shape), scene.shapes.rank(node.inputs[1 - port])
+    rank, data_rank = len(weight.shape), ctx.shapes.rank(node.inputs[1 - port])
     if (port == 0 or rank != 2) and (data_rank is None or data_rank < 2):
         return None
     axes = _axes(node, weight, port) if rank > 1 else _Axes(0, 0, None)  # a vector has no output channels
@@ -254,10 +253,10 @@ def _matmul(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     )
 
 
-def _norm(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
-    """Read a batch normalisation's scale and bias as a weight: what follows goes in, nothing from before."""
-    weight, rank = parameter(node.inputs[1], scene), scene.shapes.rank(node.inputs[0])
-    if weight is None or rank is None or rank < 2 or not isinstance(norm_map(node, scene), AffineMap):
+def _norm(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
+    """Read a batch normalisation's scale and bias as a weight: maps after it can be merged, none before it."""
+    weight, rank = parameter(node.inputs[1], ctx), ctx.shapes.rank(node.inputs[0])
+    if weight is None or rank is None or rank < 2 or not isinstance(norm_map(node, ctx), AffineMap):
         return None
     return AffineLayer(
         node,
@@ -272,7 +271,7 @@ def _norm(node: ir.Node, scene: RewriteContext) -> AffineLayer | None:
     )
 
 
-def read_map(node: ir.Node, data: ir.Value, line: ChannelAxis, scene: RewriteContext) -> AffineMap | str | None:
+def read_map(node: ir.Node, data: ir.Value, line: ChannelAxis, ctx: RewriteContext) -> AffineMap | str | None:
     """Return the node as an affine map of `data` per channel, the reason where it nearly is one, or None."""
     if not query.is_op(node, "Mul", "Add", "Sub", "Div", "Neg", "BatchNormalization"):
         return None
@@ -281,7 +280,7 @@ def read_map(node: ir.Node, data: ir.Value, line: ChannelAxis, scene: RewriteCon
     if node.op_type == "BatchNormalization":
         if line.rank is None or line.axis != 1 - line.rank or node.inputs[0] is not data:
             return "its channels are not those of the layer"
-        found = norm_map(node, scene)
+        found = norm_map(node, ctx)
         if isinstance(found, AffineMap) and found.scale.size not in (1, line.channels):
             return f"it has {found.scale.size} channels, the layer {line.channels}"
         return found
@@ -289,7 +288,7 @@ def read_map(node: ir.Node, data: ir.Value, line: ChannelAxis, scene: RewriteCon
         return None  # before opset 7 operands were aligned by an attribute
     left, right = node.inputs
     other = right if left is data else left
-    given = parameter(other, scene) if other is not data else None
+    given = parameter(other, ctx) if other is not data else None
     if given is None or (node.op_type == "Div" and right is data):
         return None
     vector = line.vector(given)
@@ -306,12 +305,12 @@ def read_map(node: ir.Node, data: ir.Value, line: ChannelAxis, scene: RewriteCon
     return found if found.finite else "its constant is not finite"
 
 
-def norm_map(node: ir.Node, scene: RewriteContext) -> AffineMap | str | None:
+def norm_map(node: ir.Node, ctx: RewriteContext) -> AffineMap | str | None:
     """Return a batch normalisation as a map, why it is not one, or None where its parameters are computed."""
-    fault = _norm_fault(node, scene.opset)
+    fault = _norm_fault(node, ctx.opset)
     if fault:
         return fault
-    given = [parameter(value, scene) for value in node.inputs[1:5]]
+    given = [parameter(value, ctx) for value in node.inputs[1:5]]
     shapes = {g.shape for g in given if g is not None}
     if None in given or len(shapes) != 1 or len(next(iter(shapes))) != 1:
         return None
@@ -325,7 +324,7 @@ def _norm_fault(node: ir.Node, opset: int) -> str:
     if query.attribute(node, "training_mode", 0) or (opset < 7 and not query.attribute(node, "is_test", 0)):
         return "it is in training mode"
     if any(o.name or o.uses() for o in node.outputs[1:]):
-        return "it gives out statistics, as in training"
+        return "it outputs statistics, as in training"
     if not query.attribute(node, "spatial", 1):
         return "it normalises every position by itself (spatial=0)"
     if len(node.inputs) != 5:

@@ -1,6 +1,6 @@
-"""Control flow whose course is known is replaced by what it does.
+"""Replace control flow with a known outcome.
 
-An If with a constant condition becomes the nodes of its branch, a Loop that makes no round its initial values,
+An If with a constant condition becomes the nodes of its branch, a Loop without iterations its initial values,
 a Where that always takes one side that side.
 """
 
@@ -12,14 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...shapes import infer as shapes
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldBranches:
-    """If with a constant condition becomes its branch; Loops without a round and one-sided Wheres go."""
+    """If with a constant condition becomes its branch; Loops without an iteration and one-sided Wheres are removed."""
 
     name: ClassVar[str] = "fold-branches"
     lossless: ClassVar[bool] = True
@@ -37,24 +37,22 @@ class FoldBranches:
             for node in tuple(body):
                 if query.is_op(node, "Where") and query.constant_tensor(node.inputs[0]) is not None:
                     known = shapes.inferred(model, context) if known is None else known
-                if not (reason := _course(node, known)) or not context.gate.admits(self.name, query.label(node)):
+                if not (reason := _outcome(node, known)) or not context.gate.admits(self.name, query.label(node)):
                     continue
                 if query.bodies(node) and not ready:
                     _make_names_unique(model, names)
                     ready = True
-                changes.append(
-                    Change(pass_name=self.name, target=query.label(node), action=Action.APPLIED, reason=reason)
-                )
-                _follow(node, names)
+                changes.append(Change.applied(self.name, reason, target=query.label(node)))
+                _inline(node, names)
         return changes
 
 
-def _course(node: ir.Node, known: shapes.Shapes | None) -> str | None:
-    """Return what a node does at every run, None where that is not known."""
+def _outcome(node: ir.Node, known: shapes.Shapes | None) -> str | None:
+    """Return why the outcome of a node is the same at every run, None where it is not known to be."""
     if query.is_op(node, "If") and (taken := query.scalar(node.inputs[0])) is not None:
         return f"its condition is always {bool(taken)}"
     if query.is_op(node, "Loop") and _never_runs(node):
-        return "it makes no round"
+        return "it makes no iteration"
     if query.is_op(node, "Where") and known is not None and (side := _side(node)):
         dims = known.shape(node.inputs[side])
         if dims is not None and None not in dims and dims == known.shape(node.outputs[0]):
@@ -63,11 +61,11 @@ def _course(node: ir.Node, known: shapes.Shapes | None) -> str | None:
 
 
 def _never_runs(node: ir.Node) -> bool:
-    """Say whether a Loop is certain to hand its initial values on, with nobody reading what rounds would collect."""
-    rounds, condition = (query.scalar(v) for v in node.inputs[:2])
+    """Say whether a Loop is certain to output its initial values, with nobody reading what iterations would collect."""
+    trip_count, condition = (query.scalar(v) for v in node.inputs[:2])
     collected = node.outputs[len(node.inputs) - 2 :]
     unread = not any(o.uses() or o.is_graph_output() for o in collected)
-    return unread and (condition == 0 or (rounds is not None and rounds <= 0))
+    return unread and (condition == 0 or (trip_count is not None and trip_count <= 0))
 
 
 def _side(node: ir.Node) -> int:
@@ -78,8 +76,8 @@ def _side(node: ir.Node) -> int:
     return 1 if bool(np.all(condition)) else 0 if bool(np.any(condition)) else 2
 
 
-def _follow(node: ir.Node, names: edit.Names) -> None:
-    """Replace a node by what it does."""
+def _inline(node: ir.Node, names: edit.Names) -> None:
+    """Replace a node by its outcome."""
     inputs = [v for v in dict.fromkeys(node.inputs) if v is not None]
     if query.is_op(node, "If"):
         branch = "then_branch" if query.scalar(node.inputs[0]) else "else_branch"
@@ -90,7 +88,7 @@ def _follow(node: ir.Node, names: edit.Names) -> None:
         side = node.inputs[_side(node)]
         results = [] if side is None else [side]
     for old, new in zip(node.outputs, results, strict=False):
-        _hand_over(old, new, node, names)
+        _replace_output(old, new, node, names)
     captured = [v for body in query.bodies(node) for v in _captured(body)]
     edit.discard_bodies(node)
     edit.remove_node(node)
@@ -112,17 +110,13 @@ def _splice(node: ir.Node, body: ir.Graph) -> list[ir.Value]:
     return results
 
 
-def _hand_over(old: ir.Value, new: ir.Value, node: ir.Node, names: edit.Names) -> None:
+def _replace_output(old: ir.Value, new: ir.Value, node: ir.Node, names: edit.Names) -> None:
     """Let readers of `old` read `new`; what can't be a graph output itself is copied."""
-    if old.is_graph_output() and (not edit.can_replace(old, new) or _listed(new)):
+    if old.is_graph_output() and (not edit.can_replace(old, new) or new.producer() is None):
         new = edit.insert_before(node, names, "Identity", [new]).outputs[0]
     if not old.uses() and not old.is_graph_output():
         return
     edit.replace_value(old, new)
-
-
-def _listed(value: ir.Value) -> bool:
-    return value.producer() is None
 
 
 def _captured(body: ir.Graph) -> list[ir.Value]:
@@ -132,7 +126,7 @@ def _captured(body: ir.Graph) -> list[ir.Value]:
 
 
 def _make_names_unique(model: ir.Model, names: edit.Names) -> None:
-    """Rename what has a name in a body that another graph uses too: moved out, they would be one."""
+    """Rename values and nodes of a body whose names another graph uses too: moved out, they would clash."""
     for value in query.repeated_values(model):
         value.name = names.fresh(value.name or "value")
     for node in query.repeated_nodes(model):

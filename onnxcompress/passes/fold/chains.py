@@ -1,6 +1,6 @@
-"""Two nodes in a row that one can do: reshapes, casts, slices, concatenations and reductions.
+"""Replace two nodes in a row by one: reshapes, casts, slices, concatenations and reductions.
 
-Both must stand in the same graph, and the first one's result must have no other reader (so it goes away).
+Both must be in the same graph, and the first one's result must have no other reader (so that it is removed).
 Nothing here depends on sizes that only a run knows: a shape is rewritten only where it is right for all.
 """
 
@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass
 from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
-from ..rewriting import Rewrite, RewriteContext, Rule, outside, rewrite
-from .chains_common import RESHAPES, before, counted_from_front, merged
+from ..rewriting import Rewrite, RewriteContext, Rule, rewrite
+from .chains_common import before, counted_from_front, merged
 from .chains_reshape import merge_reshapes, moved_ones
 from .chains_slice import adjacent_parts, listed_parts, merge_slices, nested_concat
 from .noops import FAR, slice_parts
@@ -27,9 +27,7 @@ _REDUCTIONS = (
     *("ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare", "ArgMax", "ArgMin"),
 )
 
-
 _T = ir.DataType
-
 
 _EXACT_IN: Mapping[ir.DataType, frozenset[ir.DataType]] = {
     _T.BOOL: frozenset({_T.UINT8, _T.INT8, _T.UINT16, _T.INT16, _T.INT32, _T.UINT32, _T.INT64, _T.UINT64})
@@ -47,7 +45,6 @@ _EXACT_IN: Mapping[ir.DataType, frozenset[ir.DataType]] = {
 }
 """Type -> types that hold every one of its values exactly."""
 
-
 _FLOATS = (_T.FLOAT16, _T.BFLOAT16, _T.FLOAT, _T.DOUBLE)
 
 
@@ -61,7 +58,6 @@ class SimplifyChains:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge them in every graph of `model` but local functions, which can't hold weights."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
         rules: dict[str, list[Rule]] = {
             "Cast": [_casts],
             "Slice": [merge_slices],
@@ -75,18 +71,13 @@ class SimplifyChains:
             "Shape": [_shape_of],
             "Size": [_shape_of],
         }
-        return rewrite(
-            model,
-            context,
-            self.name,
-            {kind: [outside(inside, r) for r in own] for kind, own in rules.items()},
-        )
+        return rewrite(model, context, self.name, rules)
 
 
-def _casts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _casts(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     first = before(node, "Cast")
     x = None if first is None else first.inputs[0]
-    source = scene.shapes.dtype(x)
+    source = ctx.shapes.dtype(x)
     if first is None or x is None or source is None:
         return None
     between, goal = (ir.DataType(int(query.attribute(n, "to", 0))) for n in (first, node))
@@ -95,13 +86,13 @@ def _casts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     if goal != source and (goal.itemsize < 1 or "FLOAT8" in goal.name or "FLOAT4" in goal.name):
         return None
     if goal in (_T.FLOAT16, _T.BFLOAT16) and source not in _FLOATS and goal not in _EXACT_IN.get(source, ()):
-        return None  # rounded once or twice, by the way the runtime takes
+        return None  # rounded once or twice, depending on the runtime
     if goal != source and source in _FLOATS and goal not in (*_FLOATS, _T.BOOL):
         return None  # what a number out of an integer's range becomes depends on the float type
     return merged(node, first, lambda: edit.turn_into(node, "Cast", [x], {"to": int(goal)}))
 
 
-def _reduced(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _reduced(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Find a reduction that keeps its axes before a Squeeze of them, or drops them before an Unsqueeze."""
     first = before(node, *_REDUCTIONS)
     kept = 1 if node.op_type == "Squeeze" else 0
@@ -112,7 +103,7 @@ def _reduced(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     own = query.integers(node, "axes", 1)
     if not axes or not own:
         return None
-    rank = scene.shapes.rank(first.inputs[0])
+    rank = ctx.shapes.rank(first.inputs[0])
     normal = counted_from_front(axes, rank)
     if sorted(axes) != sorted(own) and (normal is None or normal != counted_from_front(own, rank)):
         return None
@@ -122,7 +113,7 @@ def _reduced(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     return merged(node, first, lambda: edit.turn_into(node, op_type, inputs, attributes))
 
 
-def _gathered(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _gathered(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Find one index taken out along an axis that comes back: Gather with a list of one index."""
     first = before(node, "Gather")
     if first is None or first.inputs[0] is None or query.is_op(first.inputs[0].producer(), "Shape"):
@@ -130,7 +121,7 @@ def _gathered(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     index = query.small_constant(first.inputs[1], most=1)
     own = query.integers(node, "axes", 1)
     axis = int(query.attribute(first, "axis", 0))
-    rank = scene.shapes.rank(first.inputs[0])
+    rank = ctx.shapes.rank(first.inputs[0])
     if index is None or index.shape != () or own is None or len(own) != 1:
         return None
     if own != [axis] and (rank is None or counted_from_front([axis], rank) != counted_from_front(own, rank)):
@@ -138,13 +129,13 @@ def _gathered(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     x = first.inputs[0]
 
     def apply() -> None:
-        one = edit.add_initializer(query.home(node), scene.names, f"{node.outputs[0].name}_index", index.reshape(1))
+        one = ctx.add_constant(node, f"{node.outputs[0].name}_index", index.reshape(1))
         edit.turn_into(node, "Gather", [x, one], {"axis": axis})
 
     return merged(node, first, apply)
 
 
-def _picked(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _picked(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Find a slice of length 1 whose axis is squeezed: Gather with one index."""
     first = before(node, "Slice")
     x, parts, own = (
@@ -153,24 +144,22 @@ def _picked(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     if first is None or x is None or parts is None or own is None or len(own) != 1 or len(parts[0]) != 1:
         return None
     start, end, axis, step = (p[0] for p in parts)
-    rank = scene.shapes.rank(x)
+    rank = ctx.shapes.rank(x)
     if own != [axis] and (rank is None or counted_from_front([axis], rank) != counted_from_front(own, rank)):
         return None
-    if step != 1 or not (end == start + 1 != 0 or (start == -1 and end >= FAR)) or scene.opset < 11:
+    if step != 1 or not (end == start + 1 != 0 or (start == -1 and end >= FAR)) or ctx.opset < 11:
         return None
 
     def apply() -> None:
-        index = edit.add_initializer(
-            query.home(node), scene.names, f"{node.outputs[0].name}_index", np.asarray(start, np.int64)
-        )
+        index = ctx.add_constant(node, f"{node.outputs[0].name}_index", np.asarray(start, np.int64))
         edit.turn_into(node, "Gather", [x, index], {"axis": axis})
 
     return merged(node, first, apply)
 
 
-def _shape_of(node: ir.Node, scene: RewriteContext) -> Rewrite | None:  # noqa: ARG001
+def _shape_of(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:  # noqa: ARG001
     """Read the shape of x for that of f(x); the size also where only the order changes."""
-    also = (*RESHAPES, "Transpose") if node.op_type == "Size" else ()
+    also = (*ops.RESHAPES, "Transpose") if node.op_type == "Size" else ()
     first = before(node, *ops.SAME_SHAPE, *also)
     if first is None or first.inputs[0] is None:
         return None

@@ -9,8 +9,6 @@ import onnx_ir as ir
 from ...graph import query
 from ..rewriting import Rewrite
 
-RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-
 
 def before(node: ir.Node, *op_types: str) -> ir.Node | None:
     """Return the node in the same graph that makes the first input for this node alone."""

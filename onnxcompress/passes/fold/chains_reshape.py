@@ -8,24 +8,23 @@ import numpy as np
 import onnx_ir as ir
 
 from ...graph import edit, query
+from ...ops import table as ops
 from ...shapes.infer import Dim
 from ..rewriting import Rewrite, RewriteContext
-from .chains_common import RESHAPES, before, counted_from_front, merged
+from .chains_common import before, counted_from_front, merged
 from .noops import same_shape
 
 
-def merge_reshapes(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def merge_reshapes(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Write two nodes that change the shape as the last shape alone."""
     middle = node.inputs[0]
     first = None if middle is None else middle.producer()
-    if first is None or middle is None or not query.is_op(first, *RESHAPES) or first.graph is not node.graph:
+    if first is None or middle is None or not query.is_op(first, *ops.RESHAPES) or first.graph is not node.graph:
         return None
     x, out = first.inputs[0], node.outputs[0]
     if x is None:
         return None
-    if (_undoes(first, node) or same_shape(scene.shapes.shape(x), scene.shapes.shape(out))) and edit.can_replace(
-        out, x
-    ):
+    if (_undoes(first, node) or same_shape(ctx.shapes.shape(x), ctx.shapes.shape(out))) and edit.can_replace(out, x):
 
         def drop() -> None:
             edit.replace_value(out, x)
@@ -35,31 +34,31 @@ def merge_reshapes(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
         return Rewrite(target=query.label(node), reason=f"{query.label(first)} is undone", apply=drop)
     if query.sole_consumer(middle) is not node:
         return None
-    axes = _all_axes(first, node, x, scene)
+    axes = _all_axes(first, node, x, ctx)
     if axes is not None:
-        return merged(node, first, lambda: _set_axes(node, x, axes, scene))
-    goal = _goal(first, node, x, scene) if scene.opset >= 5 else None
+        return merged(node, first, lambda: _set_axes(node, x, axes, ctx))
+    goal = _goal(first, node, x, ctx) if ctx.opset >= 5 else None
     if goal is None:
         return None
     keeps_zero = node.op_type == "Reshape" and bool(query.attribute(node, "allowzero", 0))
 
     def reshape() -> None:
-        shape = edit.add_initializer(query.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
+        shape = ctx.add_constant(node, f"{out.name}_shape", np.asarray(goal, np.int64))
         edit.turn_into(node, "Reshape", [x, shape], {"allowzero": 1} if keeps_zero else None)
 
     return merged(node, first, reshape)
 
 
-def moved_ones(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
-    """Write a Transpose that moves only axes of size 1 as a Reshape where it stands beside a node of that family."""
+def moved_ones(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
+    """Replace a Transpose that moves only axes of size 1 by a Reshape where it is next to a node of that family."""
     x, out = node.inputs[0], node.outputs[0]
-    dims = scene.shapes.shape(x)
+    dims = ctx.shapes.shape(x)
     after = query.sole_consumer(out)
-    beside = before(node, *RESHAPES) or after
-    if x is None or dims is None or 0 in dims or scene.opset < 5:
+    beside = before(node, *ops.RESHAPES) or after
+    if x is None or dims is None or 0 in dims or ctx.opset < 5:
         return None
     perm = query.integers(node, "perm", default=range(len(dims))[::-1])
-    if perm is None or beside is None or not query.is_op(beside, *RESHAPES) or beside.graph is not node.graph:
+    if perm is None or beside is None or not query.is_op(beside, *ops.RESHAPES) or beside.graph is not node.graph:
         return None
     kept = [axis for axis in perm if dims[axis] != 1]
     if kept != sorted(kept):
@@ -69,7 +68,7 @@ def moved_ones(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
         return None
 
     def reshape() -> None:
-        shape = edit.add_initializer(query.home(node), scene.names, f"{out.name}_shape", np.asarray(goal, np.int64))
+        shape = ctx.add_constant(node, f"{out.name}_shape", np.asarray(goal, np.int64))
         edit.turn_into(node, "Reshape", [x, shape])
 
     reason = f"it moves axes of size 1 only, as the {beside.op_type} beside it can ({query.label(beside)})"
@@ -77,7 +76,7 @@ def moved_ones(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
 
 
 def _size(dim: Dim, *, copied: bool) -> int:
-    """Return what a Reshape says for an axis: its size, 0 for that of the same axis of the input, -1 for the rest."""
+    """Return the entry of a Reshape's target for an axis: a size, 0 for that of the input, -1 for the rest."""
     return dim if isinstance(dim, int) else 0 if copied else -1
 
 
@@ -89,14 +88,14 @@ def _undoes(first: ir.Node, node: ir.Node) -> bool:
     return bool(one) and other is not None and sorted(one or []) == sorted(other)
 
 
-def _all_axes(first: ir.Node, node: ir.Node, x: ir.Value, scene: RewriteContext) -> list[int] | None:
+def _all_axes(first: ir.Node, node: ir.Node, x: ir.Value, ctx: RewriteContext) -> list[int] | None:
     """Return the axes with which one Squeeze or Unsqueeze does the work of two."""
     if first.op_type != node.op_type or node.op_type not in ("Squeeze", "Unsqueeze"):
         return None
     one, two = query.integers(first, "axes", 1), query.integers(node, "axes", 1)
     if not one or not two:
         return None
-    rank, sign = scene.shapes.rank(x), 1 if node.op_type == "Unsqueeze" else -1
+    rank, sign = ctx.shapes.rank(x), 1 if node.op_type == "Unsqueeze" else -1
     ranks = (None, None) if rank is None else (rank + sign * len(one), rank + sign * (len(one) + len(two)))
     if sign > 0:
         inner, outer = counted_from_front(one, ranks[0]), counted_from_front(two, ranks[1])
@@ -109,22 +108,20 @@ def _all_axes(first: ir.Node, node: ir.Node, x: ir.Value, scene: RewriteContext)
     return sorted([*outer, *(free[axis] for axis in inner)])
 
 
-def _set_axes(node: ir.Node, x: ir.Value, axes: list[int], scene: RewriteContext) -> None:
-    if scene.opset < 13:
+def _set_axes(node: ir.Node, x: ir.Value, axes: list[int], ctx: RewriteContext) -> None:
+    if ctx.opset < 13:
         edit.turn_into(node, node.op_type, [x], {"axes": axes})
         return
-    value = edit.add_initializer(
-        query.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64)
-    )
+    value = ctx.add_constant(node, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64))
     edit.turn_into(node, node.op_type, [x, value])
 
 
-def _goal(first: ir.Node, node: ir.Node, x: ir.Value, scene: RewriteContext) -> list[int] | None:
+def _goal(first: ir.Node, node: ir.Node, x: ir.Value, ctx: RewriteContext) -> list[int] | None:
     """Return the shape input of a Reshape of x that gives the node's output, None if there is none."""
-    source, middle = scene.shapes.shape(x), scene.shapes.shape(node.inputs[0])
+    source, middle = ctx.shapes.shape(x), ctx.shapes.shape(node.inputs[0])
     copied = _copied(first) | _copied(node)
     if node.op_type != "Reshape":
-        return _written(scene.shapes.shape(node.outputs[0]), source, copied=copied)
+        return _written(ctx.shapes.shape(node.outputs[0]), source, copied=copied)
     goal = query.integers(node, "shape", 1)
     if goal is None or query.attribute(node, "allowzero", 0) or 0 not in goal:
         return goal

@@ -15,13 +15,13 @@ from .chains_common import before, counted_from_front, merged
 from .noops import FAR, slice_parts
 
 
-def merge_slices(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def merge_slices(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Take a range of a range by one Slice."""
     first = before(node, "Slice")
     x = None if first is None else first.inputs[0]
     if first is None or x is None:
         return None
-    one, two, dims = slice_parts(first), slice_parts(node), scene.shapes.shape(x)
+    one, two, dims = slice_parts(first), slice_parts(node), ctx.shapes.shape(x)
     if one is None or two is None:
         return None
     rank = None if dims is None else len(dims)
@@ -37,9 +37,9 @@ def merge_slices(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
             if joined is None:
                 return None
             parts[at[0]] = joined
-    if scene.opset < 10 and any(step != 1 for _, _, step in parts.values()):
+    if ctx.opset < 10 and any(step != 1 for _, _, step in parts.values()):
         return None
-    return merged(node, first, lambda: _set_slice(node, x, parts, scene))
+    return merged(node, first, lambda: _set_slice(node, x, parts, ctx))
 
 
 def _range_of_range(one: tuple[int, int, int], two: tuple[int, int, int], size: Dim) -> tuple[int, int, int] | None:
@@ -61,25 +61,23 @@ def _range_of_range(one: tuple[int, int, int], two: tuple[int, int, int], size: 
     return start + start2 * step, stop, step * step2
 
 
-def _set_slice(node: ir.Node, x: ir.Value, parts: Mapping[int, tuple[int, int, int]], scene: RewriteContext) -> None:
+def _set_slice(node: ir.Node, x: ir.Value, parts: Mapping[int, tuple[int, int, int]], ctx: RewriteContext) -> None:
     axes = sorted(parts)
     starts, ends, steps = ([parts[axis][n] for axis in axes] for n in range(3))
-    if scene.opset < 10:
+    if ctx.opset < 10:
         edit.turn_into(node, "Slice", [x], {"starts": starts, "ends": ends, "axes": axes})
         return
     numbers = {"starts": starts, "ends": ends, "axes": axes}
     if any(step != 1 for step in steps):
         numbers["steps"] = steps
     values = [
-        edit.add_initializer(
-            query.home(node), scene.names, f"{node.outputs[0].name}_{name}", np.asarray(array, np.int64)
-        )
+        ctx.add_constant(node, f"{node.outputs[0].name}_{name}", np.asarray(array, np.int64))
         for name, array in numbers.items()
     ]
     edit.turn_into(node, "Slice", [x, *values])
 
 
-def listed_parts(node: ir.Node, _scene: RewriteContext) -> Rewrite | None:
+def listed_parts(node: ir.Node, _ctx: RewriteContext) -> Rewrite | None:
     """Join the parts of a sequence that is made on the spot without making it."""
     listed = node.inputs[0]
     first = None if listed is None else listed.producer()
@@ -95,26 +93,26 @@ def listed_parts(node: ir.Node, _scene: RewriteContext) -> Rewrite | None:
     )
 
 
-def _axis(node: ir.Node, scene: RewriteContext, rank_of: ir.Value | None, default: int) -> int | None:
+def _axis(node: ir.Node, ctx: RewriteContext, rank_of: ir.Value | None, default: int) -> int | None:
     axis = int(query.attribute(node, "axis", default))
-    rank = scene.shapes.rank(rank_of)
+    rank = ctx.shapes.rank(rank_of)
     return axis if axis >= 0 else None if rank is None else axis + rank
 
 
-def _same_axis(one: ir.Node, other: ir.Node, scene: RewriteContext) -> bool:
+def _same_axis(one: ir.Node, other: ir.Node, ctx: RewriteContext) -> bool:
     if {query.attribute(n, "axis") for n in (one, other)} == {query.attribute(one, "axis")}:
         return True
-    axes = {_axis(n, scene, n.outputs[0], 1) for n in (one, other)}
+    axes = {_axis(n, ctx, n.outputs[0], 1) for n in (one, other)}
     return len(axes) == 1 and None not in axes
 
 
-def nested_concat(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def nested_concat(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Join the parts of a concatenation where its result is joined along the same axis."""
     for port, value in enumerate(node.inputs):
         inner = None if value is None else value.producer()
         if value is None or inner is None or inner.graph is not node.graph or not query.is_op(inner, "Concat"):
             continue
-        if query.sole_consumer(value) is not node or not _same_axis(node, inner, scene):
+        if query.sole_consumer(value) is not node or not _same_axis(node, inner, ctx):
             continue
         inputs = [*node.inputs[:port], *inner.inputs, *node.inputs[port + 1 :]]
         axis = int(query.attribute(node, "axis", 1))
@@ -122,9 +120,9 @@ def nested_concat(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     return None
 
 
-def adjacent_parts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def adjacent_parts(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Put together again what one Split, or Slices that touch, cut apart on the same axis."""
-    axis = _axis(node, scene, node.inputs[0], 1)
+    axis = _axis(node, ctx, node.inputs[0], 1)
     for port, value in enumerate(node.inputs):
         maker = None if value is None else value.producer()
         if axis is None or maker is None or not query.is_op(maker, "Split", "Slice"):
@@ -136,11 +134,11 @@ def adjacent_parts(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
         if (
             query.is_op(maker, "Split")
             and list(node.inputs[port : port + len(whole)]) == whole
-            and (_axis(maker, scene, x, 0) == axis)
+            and (_axis(maker, ctx, x, 0) == axis)
         ):
             inputs = [*node.inputs[:port], x, *node.inputs[port + len(whole) :]]
             return merged(node, maker, partial(_rejoin, node, inputs, x))
-        found = _touching_slices(node, port, axis, scene)
+        found = _touching_slices(node, port, axis, ctx)
         if found is not None:
             return found
     return None
@@ -157,7 +155,7 @@ def _rejoin(node: ir.Node, inputs: list[ir.Value | None], x: ir.Value) -> None:
         edit.turn_into(node, "Concat", inputs, {"axis": int(query.attribute(node, "axis", 1))})
 
 
-def _touching_slices(node: ir.Node, port: int, axis: int, scene: RewriteContext) -> Rewrite | None:
+def _touching_slices(node: ir.Node, port: int, axis: int, ctx: RewriteContext) -> Rewrite | None:
     pair = node.inputs[port : port + 2]
     makers = [None if v is None else v.producer() for v in pair]
     if len(pair) < 2 or not all(query.is_op(m, "Slice") and m is not None and m.graph is node.graph for m in makers):
@@ -167,9 +165,7 @@ def _touching_slices(node: ir.Node, port: int, axis: int, scene: RewriteContext)
     alone = all(v is not None and query.sole_consumer(v) is node for v in pair)
     if x is None or x is not second.inputs[0] or first is second or one is None or two is None or not alone:
         return None
-    if any(
-        len(p[0]) != 1 or p[3] != [1] or counted_from_front(p[2], scene.shapes.rank(x)) != [axis] for p in (one, two)
-    ):
+    if any(len(p[0]) != 1 or p[3] != [1] or counted_from_front(p[2], ctx.shapes.rank(x)) != [axis] for p in (one, two)):
         return None
     start, end, end2 = one[0][0], one[1][0], two[1][0]
     joined = {axis: (start, end2, 1)}
@@ -183,11 +179,11 @@ def _touching_slices(node: ir.Node, port: int, axis: int, scene: RewriteContext)
 
     def apply() -> None:
         if len(node.inputs) == 2:
-            _set_slice(node, x, joined, scene)
+            _set_slice(node, x, joined, ctx)
             return
-        _set_slice(second, x, joined, scene)
+        _set_slice(second, x, joined, ctx)
         second.outputs[0].name, second.outputs[0].shape = (
-            scene.names.fresh(f"{second.outputs[0].name}_joined"),
+            ctx.names.fresh(f"{second.outputs[0].name}_joined"),
             None,
         )
         _rejoin(node, [*node.inputs[:port], second.outputs[0], *after], x)

@@ -1,4 +1,4 @@
-"""Common sub-expressions: of nodes that compute the same from the same inputs, one is left.
+"""Common sub-expression elimination: of nodes that compute the same from the same inputs, one is kept.
 
 A body of If/Loop/Scan may read what an earlier node around it computes; nothing is moved out of a body.
 """
@@ -12,24 +12,21 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
+from ...ops import table as ops
 
-_CHANCE = (
-    *("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
-    "RandomUniformLike",
-)
 _QUANTIZATION = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-"""Runtimes look for these right beside the operator they belong to."""
+"""Runtimes look for these next to the operator they quantize."""
 _SMALL_BYTES = 1024
-"""Tensors in attributes are compared up to this size."""
+"""Largest tensors in attributes that are compared, in bytes. Chosen by judgement; not measured."""
 
 _Seen = ChainMap[Hashable, ir.Node]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShareNodes:
-    """Compute equal expressions once: later equal nodes are taken out and their readers read the first."""
+    """Compute equal expressions once: later equal nodes are removed and their readers read the first."""
 
     name: ClassVar[str] = "share-nodes"
     lossless: ClassVar[bool] = True
@@ -62,12 +59,12 @@ class ShareNodes:
                 continue
             reason = f"computes the same as {query.label(first)}"
             edit.replace_node(node, list(first.outputs))
-            changes.append(Change(pass_name=self.name, target=target, action=Action.APPLIED, reason=reason))
+            changes.append(Change.applied(self.name, reason, target=target))
 
 
 def _key(node: ir.Node) -> Hashable | None:
-    """Return what two nodes share that always compute the same, None where that can't be told."""
-    if node.domain not in query.STANDARD_DOMAINS or query.is_op(node, *_CHANCE, *_QUANTIZATION):
+    """Return a key that is equal for nodes that always compute the same, None for nodes that may not be shared."""
+    if node.domain not in query.STANDARD_DOMAINS or query.is_op(node, *ops.STOCHASTIC, *_QUANTIZATION):
         return None
     attributes = []
     for attr in sorted(node.attributes.values(), key=lambda a: a.name):

@@ -1,8 +1,8 @@
 """Compute at compression time what the model would compute from constants at every run.
 
 A node that depends on constants only is run once in onnxruntime and its result stored, unless that would make the
-file grow: a ConstantOfShape stands for megabytes in a few bytes, a Cast to a wider type doubles a weight. What a
-result costs is held against what becomes free with it: the constants and nodes that nothing else needs, over the
+file grow: a ConstantOfShape generates megabytes from a few bytes, a Cast to a wider type doubles a weight. The bytes
+of a result are compared with those that become free with it: the constants and nodes that nothing else needs, over the
 whole chain that leads to it. DequantizeLinear is never folded: that would undo a quantization.
 """
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
@@ -25,16 +25,17 @@ from ...shapes import infer as shapes
 from . import constants_run
 
 _BATCH_BYTES = 64 << 20
-"""Nodes are run together until their constants and results take this much memory."""
+"""Most memory of the constants and results of nodes that are run together. Chosen by judgement; not measured."""
 
 _PARKED_BYTES = 1 << 20
-"""Results of this size and more wait in a temporary file until the model is saved."""
+"""Least size of results that are parked in a temporary file until the model is saved. Chosen by judgement; not
+measured."""
 
 _MOST_BYTES = 1 << 30
-"""No node is run whose result is larger."""
+"""Largest result of a node that is run. Chosen by judgement; not measured."""
 
 _NAME_BYTES = 16
-"""What a node or an initializer takes in the file besides its names and data."""
+"""Bytes of a node or an initializer in the file besides its names and data. Estimated; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class FoldConstants:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     allowance_bytes: Annotated[int, Field(ge=0)] = 128
-    """What a folded node may store beyond the bytes that become free with it; nothing behind a generator."""
+    """Bytes that a folded node may add beyond those that become free with it; none after a generator."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Decide from the last node to the first, so that only the ends of chains are stored; then run those."""
@@ -56,8 +57,7 @@ class FoldConstants:
             return changes
         plan = _plan(candidates, shapes.inferred(model, context), self.allowance_bytes)
         changes += [
-            Change(pass_name=self.name, target=query.label(node), action=Action.SKIPPED, reason=reason)
-            for node, reason in plan.refused.items()
+            Change.skipped(self.name, reason, target=query.label(node)) for node, reason in plan.refused.items()
         ]
         names = edit.Names(model)
         for batch in _batches(plan.stored):
@@ -84,20 +84,16 @@ def _fix_types(model: ir.Model, context: Context) -> Iterator[Change]:
     for node in likes:
         dtype = known.dtype(node.inputs[1]) if known is not None else None
         if dtype == ir.DataType.FLOAT16 and _is_float32_number(node.inputs[0]):
-            yield Change(
-                pass_name=FoldConstants.name,
+            yield Change.skipped(
+                FoldConstants.name,
+                "where float16 is computed in float32 the number is read as it is; in float16 it needs a Cast",
                 target=query.label(node),
-                action=Action.SKIPPED,
-                reason="where float16 is computed in float32 the number is read as it is; in float16 it needs a Cast",
             )
             continue
         if dtype in constants_run.RUNNABLE and context.gate.admits(FoldConstants.name, query.label(node)):
             edit.turn_into(node, "Cast", [node.inputs[0]], {"to": int(dtype)})
-            yield Change(
-                pass_name=FoldConstants.name,
-                target=query.label(node),
-                action=Action.APPLIED,
-                reason=f"the type that it casts to is {dtype.name}",
+            yield Change.applied(
+                FoldConstants.name, f"the type that it casts to is {dtype.name}", target=query.label(node)
             )
 
 
@@ -135,7 +131,7 @@ def _is_known(value: ir.Value, found: dict[ir.Node, None]) -> bool:
 
 @plain_dataclass
 class _FoldPlan:
-    """What is to be stored, with the bytes that become free and those that are stored; what is not, and why."""
+    """Nodes to store, each with the bytes that become free and are stored, and refused nodes with reasons."""
 
     stored: dict[ir.Node, tuple[int, int]]
     refused: dict[ir.Node, str]
@@ -147,11 +143,11 @@ def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int)
     sizes = {output: _bytes_of(output, known) for node in candidates for output in node.outputs}
     freed, generated = _freed(candidates)
     plan = _FoldPlan({}, {}, sizes)
-    gone: set[ir.Node] = set()  # nodes that are stored, or that only such ones read
+    removed: set[ir.Node] = set()  # nodes that are stored, or that only such ones read
     for node in reversed(candidates):
-        needed = [o for o in node.outputs if o.is_graph_output() or any(u.node not in gone for u in o.uses())]
+        needed = [o for o in node.outputs if o.is_graph_output() or any(u.node not in removed for u in o.uses())]
         if not needed:
-            gone.add(node)
+            removed.add(node)
             continue
         parts = [sizes[output] for output in needed]
         stored = sum(part for part in parts if part is not None)
@@ -162,7 +158,7 @@ def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int)
             if node not in generated:
                 plan.refused[node] = f"its result takes {stored:,} bytes, what it is computed from {freed[node]:,}"
             continue
-        gone.add(node)
+        removed.add(node)
         plan.stored[node] = (freed[node], stored)
     plan.stored = dict(reversed(plan.stored.items()))
     return plan
@@ -171,7 +167,7 @@ def _plan(candidates: dict[ir.Node, None], known: shapes.Shapes, allowance: int)
 def _freed(candidates: dict[ir.Node, None]) -> tuple[dict[ir.Node, int], set[ir.Node]]:
     """Return the bytes that become free with each node's chain, and the nodes behind a generator.
 
-    What has several readers counts in equal parts, what a node that stays reads counts as nothing.
+    Values with several readers count in equal parts, values that a kept node reads as nothing.
     """
     freed: dict[ir.Node, int] = {}
     generated: set[ir.Node] = set()
@@ -203,14 +199,14 @@ def _bytes_of(value: ir.Value, known: shapes.Shapes) -> int | None:
 
 
 def _node_bytes(node: ir.Node) -> int:
-    """Return about what a node takes in the file."""
+    """Return the bytes of a node in the file, about."""
     names = [node.name, node.op_type, *(v.name for v in (*node.inputs, *node.outputs) if v is not None)]
     attributes = sum(_NAME_BYTES + len(name) for name in node.attributes)
     return _NAME_BYTES + attributes + sum(len(name or "") + 2 for name in names)
 
 
 def _entry_bytes(value: ir.Value) -> int:
-    """Return about what an initializer takes in the file besides its data."""
+    """Return the bytes of an initializer in the file besides its data, about."""
     return _NAME_BYTES + len(value.name or "")
 
 
@@ -231,7 +227,7 @@ def _batches(stored: dict[ir.Node, tuple[int, int]]) -> Iterator[Sequence[ir.Nod
 def _store(
     node: ir.Node, results: dict[ir.Value, np.ndarray], plan: _FoldPlan, names: edit.Names, context: Context
 ) -> list[Change]:
-    """Replace a node by its results, and take out what only led to it."""
+    """Replace a node by its results, and remove what only led to it."""
     freed, expected = plan.stored[node]
     read = [o for o in node.outputs if o.uses() or o.is_graph_output()]
     if node.graph is None or any(output not in results for output in read):
@@ -240,7 +236,7 @@ def _store(
     target = query.label(node)
     if any(plan.sizes[output] is None for output in read) and stored > max(expected, freed):
         reason = f"its result takes {stored:,} bytes, what it is computed from {freed:,}"
-        return [Change(pass_name=FoldConstants.name, target=target, action=Action.SKIPPED, reason=reason)]
+        return [Change.skipped(FoldConstants.name, reason, target=target)]
     if not context.gate.admits(FoldConstants.name, target):
         return []
     sources = [v for v in dict.fromkeys(node.inputs) if v is not None and not v.is_initializer()]
@@ -249,11 +245,10 @@ def _store(
     for value in sources:
         edit.remove_unread(value)
     return [
-        Change(
-            pass_name=FoldConstants.name,
+        Change.applied(
+            FoldConstants.name,
+            f"{node.op_type} of constants is stored as its result",
             target=target,
-            action=Action.APPLIED,
-            reason=f"{node.op_type} of constants is stored as its result",
             bytes_before=freed,
             bytes_after=stored,
         )

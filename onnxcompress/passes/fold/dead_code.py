@@ -1,4 +1,4 @@
-"""Take out what no output depends on: nodes, weights, outputs that nobody reads, functions, operator sets."""
+"""Remove what no output depends on: nodes, weights, outputs that nobody reads, functions, operator sets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import onnx
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 
 _LOOP_STATE_FROM = 2
-"""Inputs of a Loop before its state: the number of rounds and the condition."""
+"""Inputs of a Loop before its state: the trip count and the condition."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class RemoveDead:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
-        """Go from the last node to the first, into a body right after its node's unread outputs are gone."""
+        """Visit nodes from the last to the first, and a body right after its node's unread outputs are removed."""
         cleaning = _Cleaning(model, context)
         cleaning.clean(model.graph)
         for function in model.functions.values():
@@ -47,7 +47,7 @@ class _Cleaning:
         self._opset = query.opset(model)
 
     def clean(self, body: ir.Graph) -> None:
-        """Take dead nodes and outputs out of a graph and the bodies in it."""
+        """Remove dead nodes and outputs of a graph and the bodies in it."""
         for node in reversed(tuple(body)):
             is_dead = not any(_is_read(output) for output in node.outputs)
             if is_dead and self._admits(query.label(node), "nothing reads its outputs"):
@@ -60,7 +60,7 @@ class _Cleaning:
                 self.clean(inner)
 
     def drop_weights(self, body: ir.Graph) -> None:
-        """Take out initializers that nothing reads."""
+        """Remove initializers that nothing reads."""
         for name, value in tuple(body.initializers.items()):
             if value.uses() or value.is_graph_output() or value.is_graph_input():
                 continue
@@ -68,7 +68,7 @@ class _Cleaning:
                 del body.initializers[name]
 
     def drop_functions(self) -> None:
-        """Take out local functions that are never called."""
+        """Remove local functions that are never called."""
         called = set(_called(self._model))
         for identifier in tuple(self._model.functions):
             if identifier not in called:
@@ -77,7 +77,7 @@ class _Cleaning:
                     del self._model.functions[identifier]
 
     def drop_opsets(self) -> None:
-        """Take out imports of operator sets that no node uses."""
+        """Remove imports of operator sets that no node uses."""
         used = {node.domain for node in query.nodes(self._model)} | {key[0] for key in self._model.functions}
         for domain in tuple(self._model.opset_imports):
             if domain in used or domain in query.STANDARD_DOMAINS:
@@ -94,7 +94,7 @@ class _Cleaning:
         else:
             return node
         unread = [i for i, output in enumerate(node.outputs) if i >= first and not _is_read(output)]
-        if not unread or len(unread) == len(node.outputs) or not self._admits(*_what(node, unread)):
+        if not unread or len(unread) == len(node.outputs) or not self._admits(*_target_and_reason(node, unread)):
             return node
         for body in query.bodies(node):
             for index in reversed(unread):
@@ -102,11 +102,13 @@ class _Cleaning:
         return edit.without_outputs(node, unread)
 
     def _drop_optional_outputs(self, node: ir.Node) -> None:
-        """Leave out optional outputs that nobody reads: the last ones go, others lose their name."""
+        """Drop optional outputs that nobody reads: the last ones are removed, others lose their name."""
         unread = [
-            i for i, output in enumerate(node.outputs) if output.name and not _is_read(output) and self._may_go(node, i)
+            i
+            for i, output in enumerate(node.outputs)
+            if output.name and not _is_read(output) and self._is_optional(node, i)
         ]
-        if not unread or not self._admits(*_what(node, unread)):
+        if not unread or not self._admits(*_target_and_reason(node, unread)):
             return
         for index in unread:
             node.outputs[index].name = ""
@@ -115,7 +117,7 @@ class _Cleaning:
             count -= 1
         node.resize_outputs(count)
 
-    def _may_go(self, node: ir.Node, index: int) -> bool:
+    def _is_optional(self, node: ir.Node, index: int) -> bool:
         """Say whether a node means the same without one of its outputs."""
         if node.domain not in query.STANDARD_DOMAINS:
             return False
@@ -134,15 +136,7 @@ class _Cleaning:
         """Ask the gate and note the change."""
         if not self._context.gate.admits(RemoveDead.name, target):
             return False
-        self.changes.append(
-            Change(
-                pass_name=RemoveDead.name,
-                target=target,
-                action=Action.APPLIED,
-                reason=reason,
-                bytes_before=size_bytes,
-            )
-        )
+        self.changes.append(Change.applied(RemoveDead.name, reason, target=target, bytes_before=size_bytes))
         return True
 
 
@@ -150,7 +144,7 @@ def _is_read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def _what(node: ir.Node, unread: list[int]) -> tuple[str, str]:
+def _target_and_reason(node: ir.Node, unread: list[int]) -> tuple[str, str]:
     """Return the target and the reason of dropping outputs."""
     names = ", ".join(str(node.outputs[i].name) for i in unread)
     return f"{query.label(node)}:{names}", f"nothing reads {names}"
@@ -166,4 +160,4 @@ def _called(model: ir.Model) -> Iterator[tuple[str, str, str]]:
             seen.add(identifier)
             yield identifier
             function = model.functions[identifier]
-            pending += [*function, *(node for body in function.subgraphs() for node in body)]
+            pending += [*function, *query.inner_nodes(function)]

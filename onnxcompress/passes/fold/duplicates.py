@@ -1,8 +1,8 @@
-"""Equal initializers are stored once, and of two that are each other's transpose one.
+"""Store equal initializers once, and one of two that are each other's transpose.
 
 Candidates have the same type and shape; then a few kilobytes of each are compared, and the whole only of
 those that still agree, so that the weights of a large model are hardly read. The same numbers under another
-shape stay: a Reshape for each would cost more than it saves.
+shape are kept: a Reshape for each would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...io.tensors import chunks, excerpt
 
 _SAMPLE_BYTES = 4096
+"""Bytes at the start, middle and end that are compared before the whole. Chosen by judgement; not measured."""
 _MOVED_BYTES = 1024
-"""Smaller constants of a body stay there: runtimes fold them best where they stand."""
-_TURNED_BYTES = 65536
-"""A transposed twin is worth a rewrite from this size on."""
+"""Least size of a constant that is moved out of a body: runtimes fold smaller ones best inside. Chosen by judgement;
+not measured."""
+_TRANSPOSED_BYTES = 65536
+"""Least size of a transposed matrix that is worth a rewrite. Chosen by judgement; not measured."""
 _CORNER = 16
+"""Rows and columns that are compared first. Chosen by judgement; not measured."""
 _STRIP = 1024
-"""Rows and columns that are compared first, rows that are compared at a time."""
+"""Rows that are compared at a time, for memory. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShareDuplicates:
-    """Store equal initializers once, also across If/Loop bodies, and read transposed twins from one."""
+    """Store equal initializers once, also across If/Loop bodies, and read transposed matrices from one."""
 
     name: ClassVar[str] = "share-duplicates"
     lossless: ClassVar[bool] = True
@@ -71,7 +74,8 @@ class ShareDuplicates:
                     _move_out(keeper, model.graph, names, alone=counts[keeper.name or ""] == 1)
                 value.replace_all_uses_with(keeper)
                 edit.remove_initializer(value)
-                changes.append(self._applied(name, f"equals {keeper.name}", tensor.nbytes))
+                reason = f"equals {keeper.name}"
+                changes.append(Change.applied(self.name, reason, target=name, bytes_before=tensor.nbytes))
         return changes
 
     def _transposed(self, model: ir.Model, context: Context) -> list[Change]:
@@ -79,51 +83,41 @@ class ShareDuplicates:
         large = [v for v in model.graph.initializers.values() if _is_shareable(v) and _is_large_matrix(v)]
         corners: dict[Hashable, list[ir.Value]] = defaultdict(list)
         for value in large:
-            for twin in corners.get(_corner(value, turned=True), []):
-                change = self._read_turned(value, twin, context)
+            for other in corners.get(_corner(value, transposed=True), []):
+                change = self._read_transposed(value, other, context)
                 if change is not None:
                     changes.append(change)
                     break
             else:
-                corners[_corner(value, turned=False)].append(value)
+                corners[_corner(value, transposed=False)].append(value)
         return changes
 
-    def _read_turned(self, one: ir.Value, other: ir.Value, context: Context) -> Change | None:
+    def _read_transposed(self, one: ir.Value, other: ir.Value, context: Context) -> Change | None:
         """Let the readers of one of two matrices read the other, if a Gemm is all that reads it."""
-        for goes, stays in ((one, other), (other, one)):
-            readers = list(goes.uses())
+        for removed, kept in ((one, other), (other, one)):
+            readers = list(removed.uses())
             if not all(use.idx in (0, 1) and query.is_op(use.node, "Gemm") for use in readers):
                 continue
-            name, tensor = goes.name, goes.const_value
-            if name is None or tensor is None or not _is_transpose(goes, stays):
+            name, tensor = removed.name, removed.const_value
+            if name is None or tensor is None or not _is_transpose(removed, kept):
                 return None
             if not context.gate.admits(self.name, name):
                 return None
             for use in readers:
                 attribute = ("transA", "transB")[use.idx]
-                turned = 1 - int(query.attribute(use.node, attribute, 0))
-                use.node.attributes.add(ir.AttrInt64(attribute, turned))
-                use.node.replace_input_with(use.idx, stays)
-            edit.remove_initializer(goes)
-            return self._applied(name, f"is the transpose of {stays.name}, which Gemm reads as well", tensor.nbytes)
+                flag = 1 - int(query.attribute(use.node, attribute, 0))
+                use.node.attributes.add(ir.AttrInt64(attribute, flag))
+                use.node.replace_input_with(use.idx, kept)
+            edit.remove_initializer(removed)
+            reason = f"is the transpose of {kept.name}, which Gemm reads as well"
+            return Change.applied(self.name, reason, target=name, bytes_before=tensor.nbytes)
         if not _is_transpose(one, other):
             return None
-        return Change(
-            pass_name=self.name,
-            target=one.name or "",
-            action=Action.SKIPPED,
-            reason=f"is the transpose of {other.name}, but not all that reads one of them is a Gemm, "
+        return Change.skipped(
+            self.name,
+            f"is the transpose of {other.name}, but not all that reads one of them is a Gemm, "
             "and a Transpose would hold both in memory at run time",
-        )
-
-    def _applied(self, target: str, reason: str, saved: int) -> Change:
-        return Change(
-            pass_name=self.name,
-            target=target,
-            action=Action.APPLIED,
-            reason=reason,
-            bytes_before=saved,
-            bytes_after=0,
+            target=one.name or "",
         )
 
 
@@ -138,7 +132,7 @@ def _is_shareable(value: ir.Value) -> bool:
 
 
 def _weights(model: ir.Model) -> Iterator[ir.Value]:
-    for body in (model.graph, *model.graph.subgraphs()):
+    for body in query.graphs_outside_functions(model):
         yield from (v for v in tuple(body.initializers.values()) if _is_shareable(v))
 
 
@@ -146,7 +140,7 @@ def _parents(model: ir.Model) -> dict[int, ir.Graph]:
     """Map each body (by id) to the graph around it."""
     return {
         id(body): outer
-        for outer in (model.graph, *model.graph.subgraphs())
+        for outer in query.graphs_outside_functions(model)
         for node in outer
         for body in query.bodies(node)
     }
@@ -210,7 +204,7 @@ def _digest(value: ir.Value) -> Hashable:
 def _is_large_matrix(value: ir.Value) -> bool:
     tensor = value.const_value
     whole_bytes = tensor is not None and tensor.dtype.bitwidth >= 8
-    return whole_bytes and tensor is not None and len(tensor.shape) == 2 and tensor.nbytes >= _TURNED_BYTES
+    return whole_bytes and tensor is not None and len(tensor.shape) == 2 and tensor.nbytes >= _TRANSPOSED_BYTES
 
 
 def _rows(tensor: ir.TensorProtocol, start: int, count: int) -> np.ndarray:
@@ -221,12 +215,12 @@ def _rows(tensor: ir.TensorProtocol, start: int, count: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(-1, columns, size)
 
 
-def _corner(value: ir.Value, *, turned: bool) -> Hashable:
+def _corner(value: ir.Value, *, transposed: bool) -> Hashable:
     """Return type, shape and first numbers of a matrix, or those of its transpose."""
     tensor = value.const_value
     assert tensor is not None
     dims, corner = query.dims(tensor), _rows(tensor, 0, _CORNER)[:, :_CORNER]
-    if turned:
+    if transposed:
         dims, corner = dims[::-1], corner.transpose(1, 0, 2)
     return tensor.dtype, dims, corner.tobytes()
 

@@ -1,21 +1,21 @@
-"""Calls of local functions are replaced by the function's nodes; a function that can't be is left, with the reason.
+"""Replace calls of local functions by their nodes; a function that can't be inlined is kept, with the reason.
 
-The copying is onnx_ir's; what it can't do is looked for first, so that it never stops half-way:
-outputs that are inputs or listed twice get an Identity, calls that leave outputs out get them back, and opsets
+onnx_ir copies the nodes; what it can't do is refused or prepared before, so that it never stops half-way:
+outputs that are inputs or listed twice get an Identity, calls that omit outputs get them back, and opsets
 are compared operator by operator (a function that imports another version of a domain means the same where none
 of its operators changed in between).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from ...core import Action, Change, Context
+from ...core import Change, Context
 from ...graph import edit, query
 
 Identifier = tuple[str, str, str]
@@ -38,9 +38,9 @@ def inline_functions(model: ir.Model, context: Context, pass_name: str) -> list[
             chosen.add(identifier)
             for domain, version in function.opset_imports.items():
                 imports.setdefault(domain, version)
-            changes.append(_change(pass_name, target, Action.APPLIED, "local function inlined"))
+            changes.append(Change.applied(pass_name, "local function inlined", target=target))
         elif refusal is not None:
-            changes.append(_change(pass_name, target, Action.SKIPPED, f"local function not inlined: it {refusal}"))
+            changes.append(Change.skipped(pass_name, f"local function not inlined: it {refusal}", target=target))
     if chosen:
         _inline(model, chosen, imports)
     return changes
@@ -51,7 +51,7 @@ def _inline(model: ir.Model, chosen: set[Identifier], imports: Mapping[str, int]
     names = edit.Names(model)
     for identifier in chosen:
         function = model.functions[identifier]
-        _own_outputs(function, names)
+        _separate_outputs(function, names)
         for domain in function.opset_imports:
             function.opset_imports[domain] = imports[domain]
     for node in query.nodes(model):
@@ -66,7 +66,7 @@ def _inline(model: ir.Model, chosen: set[Identifier], imports: Mapping[str, int]
     InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
 
 
-def _own_outputs(function: ir.Function, names: edit.Names) -> None:
+def _separate_outputs(function: ir.Function, names: edit.Names) -> None:
     """Give each output of a function a node of its own: not an input, not the same value twice."""
     seen: set[ir.Value] = set()
     for index, output in enumerate(function.outputs):
@@ -80,11 +80,14 @@ def _own_outputs(function: ir.Function, names: edit.Names) -> None:
 
 def _refusal(model: ir.Model, function: ir.Function, imports: Mapping[str, int]) -> str | None:
     """Return why a function can't be inlined into this model, None where it can."""
-    for node in _nodes(function):
-        theirs = function.opset_imports.get(node.domain, 0)
-        ours = imports.get(node.domain, theirs)
-        if theirs != ours and node.op_identifier() not in model.functions and not _same(node, theirs, ours):
-            return f"uses {node.op_type} of opset {theirs}, which means something else in the model's opset {ours}"
+    for node in (*function, *query.inner_nodes(function)):
+        version = function.opset_imports.get(node.domain, 0)
+        model_version = imports.get(node.domain, version)
+        if version == model_version or node.op_identifier() in model.functions:
+            continue
+        if not _is_unchanged(node, version, model_version):
+            used = f"{node.op_type} of opset {version}"
+            return f"uses {used}, which means something else in the model's opset {model_version}"
     for node in query.nodes(model):
         if node.op_identifier() != function.identifier():
             continue
@@ -96,23 +99,17 @@ def _refusal(model: ir.Model, function: ir.Function, imports: Mapping[str, int])
             return f"has {len(function.outputs)} outputs but is called for {len(node.outputs)}"
         filled = dict(zip(function.inputs, node.inputs, strict=False))
         if any(output in function.inputs and filled.get(output) is None for output in function.outputs):
-            return "returns an input that a call leaves out"
+            return "returns an input that a call omits"
     return None
 
 
-def _same(node: ir.Node, one: int, other: int) -> bool:
+def _is_unchanged(node: ir.Node, one: int, other: int) -> bool:
     """Say whether an operator is defined alike in two opset versions."""
     try:
         schemas = [onnx.defs.get_schema(node.op_type, version, node.domain) for version in (one, other)]
     except onnx.defs.SchemaError:
         return False
     return schemas[0].since_version == schemas[1].since_version
-
-
-def _nodes(function: ir.Function) -> Iterator[ir.Node]:
-    yield from function
-    for body in function.subgraphs():
-        yield from body
 
 
 def _calls(model: ir.Model) -> set[Identifier]:
@@ -122,7 +119,7 @@ def _calls(model: ir.Model) -> set[Identifier]:
 def _recursive(model: ir.Model) -> bool:
     """Say whether functions call each other in a circle."""
     calls = {
-        identifier: {n.op_identifier() for n in _nodes(function)} & set(model.functions)
+        identifier: {n.op_identifier() for n in (*function, *query.inner_nodes(function))} & set(model.functions)
         for identifier, function in model.functions.items()
     }
     try:
@@ -130,7 +127,3 @@ def _recursive(model: ir.Model) -> bool:
     except CycleError:
         return True
     return False
-
-
-def _change(pass_name: str, target: str, action: Action, reason: str) -> Change:
-    return Change(pass_name=pass_name, target=target, action=action, reason=reason)

@@ -1,4 +1,4 @@
-"""Plans for two linear layers in a row, or several side by side, to become one."""
+"""Plan the merge of two linear layers in a row, or of several side by side, into one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TYPES = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What a layer is to be: its weight float64 [groups, out, in, *kernel], its bias and how its window moves.
+    """New parameters of a layer that replaces several.
 
     Args:
-        layer: the layer whose node stays.
-        weight: what it multiplies by.
-        bias: [groups * out]; None for none.
-        window: None where each row is one row.
-        numbers: how many numbers the weights have that it stands for.
+        layer: the layer whose node is kept.
+        weight: float64 [groups, out, in, *kernel].
+        bias: float64 [groups * out]; None for none.
+        window: its window; None for a matrix product.
+        numbers: elements of the weights that it replaces.
     """
 
     layer: LinearLayer
@@ -38,12 +38,12 @@ class Merged:
 
     @property
     def bytes_before(self) -> int:
-        """Bytes of what it stands for."""
+        """Bytes of the weights that it replaces."""
         return int(self.numbers * self._itemsize)
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of its weight."""
+        """Bytes of the new weight."""
         return int(self.weight.size * self._itemsize)
 
     @property
@@ -62,13 +62,8 @@ def free_layer(node: ir.Node | None) -> LinearLayer | None:
     return layer if all(tensor is not None and tensor.dtype in _TYPES for tensor in tensors) else None
 
 
-def has_own_weight(layer: LinearLayer) -> bool:
-    """Say whether nothing else reads a layer's weight."""
-    return len(layer.weight.uses()) == 1 and not layer.weight.is_graph_output()
-
-
-def made_by(value: ir.Value) -> LinearLayer | None:
-    """Return the layer that a value is the output of, bias included."""
+def layer_of(value: ir.Value) -> LinearLayer | None:
+    """Return the layer whose output a value is, bias included."""
     node = value.producer()
     layer = free_layer(node)
     if layer is None and query.is_op(node, "Add") and node is not None:
@@ -77,15 +72,10 @@ def made_by(value: ir.Value) -> LinearLayer | None:
     return layer if layer is not None and layer.y is value else None
 
 
-def is_private(value: ir.Value) -> bool:
-    """Say whether one node alone reads a value."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
 def merge_chain(first: LinearLayer, second: LinearLayer) -> Merged | str | None:
-    """Return the layer that gives what the second one makes of the first one's output.
+    """Return the layer that computes the second one of the first one's output.
 
-    None where nothing would be gained in principle; a reason where something is in the way.
+    None where nothing would be gained in principle; the reason where it can't be done.
     """
     if first.input_axis != second.input_axis or (first.window is None) != (second.window is None):
         return None
@@ -115,11 +105,11 @@ def merge_chain(first: LinearLayer, second: LinearLayer) -> Merged | str | None:
 
 
 def merge_parallel(layers: Sequence[LinearLayer], scales: Sequence[tuple[np.ndarray, np.ndarray]]) -> Merged | str:
-    """Return the layer that gives the sum of what layers give of one input, and of multiples of the input.
+    """Return the layer that computes the sum of the outputs of layers of one input, and of multiples of the input.
 
     Args:
         layers: one at least.
-        scales: factors and summands of each channel, float64 [channels], for what is added besides.
+        scales: factors and shifts of each channel, float64 [channels], of the multiples.
     """
     weights = [weight_of(layer) for layer in layers]
     order = sorted(range(len(layers)), key=lambda at: -math.prod(weights[at].shape[3:]))
@@ -154,14 +144,14 @@ def merge_parallel(layers: Sequence[LinearLayer], scales: Sequence[tuple[np.ndar
 
 
 def write(merged: Merged, x: ir.Value, names: edit.Names) -> ir.Value:
-    """Let a layer's node read `x` and multiply by what it is to; return its output, bias included."""
+    """Write the new weight, window and bias, with `x` as the input; return the output, bias included."""
     layer = merged.layer
     node, port = layer.node, layer.facts.port
     old, tensor = layer.weight, query.constant_tensor(layer.weight)
     assert tensor is not None
     stored = layer.stored(merged.weight).astype(tensor.dtype.numpy())
-    made = edit.add_initializer(query.home(node), names, f"{layer.label}_merged", stored)
-    node.replace_input_with(port, made)
+    new = edit.add_initializer(query.home(node), names, f"{layer.label}_merged", stored)
+    node.replace_input_with(port, new)
     edit.remove_unread(old)
     node.replace_input_with(layer.facts.data, x)
     if merged.window is not None:
@@ -184,7 +174,7 @@ def weight_of(layer: LinearLayer) -> np.ndarray:
 
 
 def _size(one: np.ndarray, two: np.ndarray) -> int | None:
-    """Return how many numbers the second one's weight on the first one would have, None where groups don't nest."""
+    """Return the elements of the composed weight, None where groups don't nest."""
     groups = min(one.shape[0], two.shape[0])
     if max(one.shape[0], two.shape[0]) % groups:
         return None
@@ -219,7 +209,7 @@ def _is_point(window: Window) -> bool:
 
 
 def _point(window: Window | None) -> Window | None:
-    """Return the window that sees the one position in whose place the result stands."""
+    """Return the window that sees only the position of its result."""
     if window is None:
         return None
     ones = (1,) * len(window.kernel)
@@ -227,7 +217,7 @@ def _point(window: Window | None) -> Window | None:
 
 
 def _offset(host: Window | None, guest: Window | None) -> tuple[int, ...] | None:
-    """Return where in the host's kernel the guest's begins, None where they are not over the same positions."""
+    """Return the offset of the guest's kernel in the host's, None where they don't see the same positions."""
     if host is None or guest is None:
         return () if host is guest else None
     if host == guest:
@@ -257,7 +247,7 @@ def _fixed_pads(window: Window) -> tuple[tuple[int, int], ...] | None:
 
 
 def set_window(node: ir.Node, window: Window, groups: int) -> None:
-    """Let a convolution's window move so, over so many groups."""
+    """Write a convolution's window and groups as attributes."""
     lists = {
         "kernel_shape": window.kernel,
         "strides": window.strides,

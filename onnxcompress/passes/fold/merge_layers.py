@@ -1,4 +1,4 @@
-"""Linear layers in a row, or side by side, become one layer: deep becomes shallow where nothing is lost by it.
+"""Merge linear layers in a row, or side by side, into one layer where that is exact.
 
     MatMul, Gemm or 1x1 Conv beside a layer without an activation between   ->  one layer      x W1 W2 -> x (W1 W2)
     Add(Conv(x), Conv(x), scale * x, x)                                     ->  one Conv       as in RepVGG
@@ -6,11 +6,12 @@
     Conv over all of its input, activation, Flatten                         ->  Flatten, Gemm, activation
 
 In a row they become one only where that has no more numbers, and so no more multiplications. Scales and shifts beside a
-layer are `fuse-affine`'s; what lies behind an activation that hardly acts is `linearize`'s.
+layer are `fuse-affine`'s; activations that are nearly linear are `linearize`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -22,13 +23,11 @@ from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
 from ...ops.linear import LinearLayer
-from .. import rewriting
-from ..rewriting import Refusal, Rewrite, RewriteContext
+from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, rewrite
 from . import layer_composition
 from .affine_view import ChannelAxis, read_map
 from .layer_composition import Merged
 
-_LAYERS = ("Conv", "Gemm", "MatMul")
 _SCALES = ("BatchNormalization", "Mul", "Div")
 
 
@@ -42,21 +41,19 @@ class MergeLayers:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Look at every layer and every sum, in every graph outside of local functions."""
-        functions = {id(function.graph) for function in model.functions.values()}
-        rules = {
-            **{kind: [rewriting.outside(functions, _in_a_row)] for kind in _LAYERS},
-            "Add": [rewriting.outside(functions, _side_by_side)],
-            "Sum": [rewriting.outside(functions, _side_by_side)],
+        rules: dict[str, Sequence[Rule]] = {
+            "Conv": (_in_a_row, _whole_extent),
+            **dict.fromkeys(("Gemm", "MatMul"), (_in_a_row,)),
+            **dict.fromkeys(("Add", "Sum"), (_side_by_side,)),
         }
-        rules["Conv"].append(rewriting.outside(functions, _whole_extent))
-        return rewriting.rewrite(model, context, self.name, rules)
+        return rewrite(model, context, self.name, rules)
 
 
-def _in_a_row(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
+def _in_a_row(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
     second = layer_composition.free_layer(node)
-    if second is None or not layer_composition.is_private(second.x):
+    if second is None or query.sole_consumer(second.x) is None:
         return None
-    first = layer_composition.made_by(second.x)
+    first = layer_composition.layer_of(second.x)
     if first is None or first.node.graph is not node.graph:
         return None
     merged = layer_composition.merge_chain(first, second)
@@ -67,24 +64,24 @@ def _in_a_row(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
     return Rewrite(
         target=query.label(node),
         reason=f"merged with {query.label(first.node)} before it",
-        apply=partial(put_in_a_row, merged, first, scene.names),
+        apply=partial(put_in_a_row, merged, first, ctx.names),
         bytes_before=merged.bytes_before,
         bytes_after=merged.bytes_after,
     )
 
 
 def put_in_a_row(merged: Merged, first: LinearLayer, names: edit.Names) -> None:
-    """Let a layer do what the one before it did too, which goes."""
+    """Write the merged layer in place of the second one and remove the first."""
     between, x = merged.layer.x, first.x
     layer_composition.write(merged, x, names)
     edit.remove_unread(between)
 
 
-def _side_by_side(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
+def _side_by_side(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
     operands = [value for value in node.inputs if value is not None]
     if len(operands) != len(node.inputs) or len(operands) < 2:
         return None
-    made = [layer_composition.made_by(value) if layer_composition.is_private(value) else None for value in operands]
+    made = [layer_composition.layer_of(value) if query.sole_consumer(value) is not None else None for value in operands]
     layers = [layer for layer in made if layer is not None]
     if not layers or any(layer.node.graph is not node.graph for layer in layers):
         return None
@@ -93,10 +90,10 @@ def _side_by_side(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | N
         return None
     channels = layers[0].shape[0] * layers[0].shape[1]
     window = layers[0].window
-    rank = scene.shapes.rank(x) if window is None else len(window.kernel) + 2
+    rank = ctx.shapes.rank(x) if window is None else len(window.kernel) + 2
     axis = layers[0].input_axis if window is None else 1 - len(window.kernel) - 2
     line = ChannelAxis(axis, channels, rank, -axis)
-    scales = [_scale(value, x, line, scene) for value, layer in zip(operands, made, strict=True) if layer is None]
+    scales = [_scale(value, x, line, ctx) for value, layer in zip(operands, made, strict=True) if layer is None]
     known = [scale for scale in scales if scale is not None]
     if len(known) < len(scales):
         return None
@@ -107,7 +104,7 @@ def _side_by_side(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | N
     def apply() -> None:
         total = node.outputs[0]
         edit.take_over(total, merged.layer.y)
-        layer_composition.write(merged, x, scene.names)
+        layer_composition.write(merged, x, ctx.names)
 
     others = [query.label(layer.node) for layer in layers if layer is not merged.layer]
     return Rewrite(
@@ -121,28 +118,28 @@ def _side_by_side(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | N
 
 
 def _scale(
-    value: ir.Value, x: ir.Value, line: ChannelAxis, scene: RewriteContext
+    value: ir.Value, x: ir.Value, line: ChannelAxis, ctx: RewriteContext
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a value as factors of x and summands, float64 [channels] each; None where it is anything else."""
+    """Return a value as factors of x and shifts, float64 [channels] each; None where it is anything else."""
     channels = line.channels
     assert channels is not None
     if value is x:
         return np.ones(channels), np.zeros(channels)
     node = value.producer()
-    if node is None or not layer_composition.is_private(value) or x not in node.inputs:
+    if node is None or query.sole_consumer(value) is None or x not in node.inputs:
         return None
-    found = read_map(node, x, line, scene) if query.is_op(node, *_SCALES) else None
+    found = read_map(node, x, line, ctx) if query.is_op(node, *_SCALES) else None
     if found is None or isinstance(found, str):
         return None
     scale, shift = (np.array(np.broadcast_to(each, channels)) for each in (found.scale, found.shift))
     return scale, shift
 
 
-def _whole_extent(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _whole_extent(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     layer = layer_composition.free_layer(node)
     if layer is None or layer.window is None or layer.groups > 1:
         return None
-    dims = scene.shapes.shape(layer.x)
+    dims = ctx.shapes.shape(layer.x)
     kernel = layer.window.kernel
     is_whole = dims is not None and tuple(dims[2:]) == kernel and layer.window.positions(kernel) == (1,) * len(kernel)
     if not is_whole or any(max(pair) for pair in layer.window.padding(kernel)):
@@ -154,24 +151,24 @@ def _whole_extent(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
             return None
         between.append(reader)
         value = reader.outputs[0]
-    if reader is None or not _flattens(reader, value, layer, scene):
+    if reader is None or not _flattens(reader, value, layer, ctx):
         return None
     end = reader
 
     def apply() -> None:
-        _as_gemm(layer, between, end, scene)
+        _as_gemm(layer, between, end, ctx)
 
     size = query.tensor_bytes([layer.weight])
     return Rewrite(
         target=query.label(node),
-        reason=f"it sees all of its input at once: a Gemm, and {query.label(end)} goes before it",
+        reason=f"it sees all of its input at once: a Gemm, and {query.label(end)} moves before it",
         apply=apply,
         bytes_before=size,
         bytes_after=size,
     )
 
 
-def _flattens(node: ir.Node, value: ir.Value, layer: LinearLayer, scene: RewriteContext) -> bool:
+def _flattens(node: ir.Node, value: ir.Value, layer: LinearLayer, ctx: RewriteContext) -> bool:
     """Say whether a node makes [N, channels] of the layer's [N, channels, 1, ...]."""
     if node.graph is not layer.node.graph or not node.inputs or node.inputs[0] is not value:
         return False
@@ -182,13 +179,13 @@ def _flattens(node: ir.Node, value: ir.Value, layer: LinearLayer, scene: Rewrite
         channels = layer.shape[1]
         return wanted is not None and wanted.tolist() in ([-1, channels], [0, -1], [0, channels])
     if query.is_op(node, "Squeeze"):
-        result = scene.shapes.shape(node.outputs[0])
+        result = ctx.shapes.shape(node.outputs[0])
         return result is not None and len(result) == 2 and result[1] == layer.shape[1]
     return False
 
 
-def _as_gemm(layer: LinearLayer, between: list[ir.Node], end: ir.Node, scene: RewriteContext) -> None:
-    node, names = layer.node, scene.names
+def _as_gemm(layer: LinearLayer, between: list[ir.Node], end: ir.Node, ctx: RewriteContext) -> None:
+    node, names = layer.node, ctx.names
     matrix, bias = layer_composition.weight_of(layer), layer.bias()
     _, out, _ = layer.shape
     tensor = query.constant_tensor(layer.weight)

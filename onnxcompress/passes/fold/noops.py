@@ -1,7 +1,7 @@
-"""Nodes that give back their input unchanged, for every input the graph accepts, are taken out.
+"""Remove nodes that return their input unchanged for every input the graph accepts.
 
-x + 0 counts although it turns -0.0 into 0.0; not-a-numbers come through all of these as they went in.
-A node stays where its output is a graph output that nothing else can stand in for.
+x + 0 counts although it turns -0.0 into 0.0; not-a-numbers pass all of these unchanged. A node is kept where its
+output is a graph output that nothing else can replace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...shapes.infer import Dim
-from ..rewriting import Rewrite, RewriteContext, Rule, outside, rewrite
+from ..rewriting import Rewrite, RewriteContext, Rule, rewrite
 from .value_bounds import clip_limits, non_negative
 
 FAR = 2**31 - 1
@@ -34,12 +34,12 @@ _NEUTRAL: Mapping[str, tuple[float, bool]] = {
     "And": (1.0, True),
     "Or": (0.0, True),
 }
-"""Operator -> its neutral operand, and whether that may stand on the left too."""
+"""Operator -> its neutral operand, and True where that may be the left operand too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveNoops:
-    """Take out nodes whose output always equals their input: x + 0, full slices, casts to the same type."""
+    """Remove nodes whose output always equals their input: x + 0, full slices, casts to the same type."""
 
     name: ClassVar[str] = "remove-noops"
     lossless: ClassVar[bool] = True
@@ -47,14 +47,13 @@ class RemoveNoops:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Remove them in every graph of `model` but local functions, whose names may mislead."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
-        there = {node.op_type for node in query.nodes(model)} & _TESTS.keys()
-        return rewrite(model, context, self.name, {op: [outside(inside, _rule(_TESTS[op]))] for op in there})
+        present = {node.op_type for node in query.nodes(model)} & _TESTS.keys()
+        return rewrite(model, context, self.name, {op: [_rule(_TESTS[op])] for op in present})
 
 
 def _rule(test: _Same) -> Rule:
-    def rule(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
-        same = test(node, scene)
+    def rule(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
+        same = test(node, ctx)
         if same is None or any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
             return None
         if not edit.can_replace(node.outputs[0], same):
@@ -64,7 +63,7 @@ def _rule(test: _Same) -> Rule:
             edit.replace_value(node.outputs[0], same)
             edit.remove_node(node)
 
-        return Rewrite(target=query.label(node), reason=f"{node.op_type} gives back its input", apply=apply)
+        return Rewrite(target=query.label(node), reason=f"{node.op_type} returns its input", apply=apply)
 
     return rule
 
@@ -78,12 +77,12 @@ def _source(node: ir.Node) -> ir.Value | None:
     return node.inputs[0] if node.inputs else None
 
 
-def _transpose(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _transpose(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x = _source(node)
     perm = query.integers(node, "perm")
     if perm is not None:
         return x if perm == sorted(perm) else None
-    rank = scene.shapes.rank(x)
+    rank = ctx.shapes.rank(x)
     return x if "perm" not in node.attributes and rank is not None and rank < 2 else None
 
 
@@ -93,12 +92,12 @@ def _shape_of(value: ir.Value | None, source: ir.Value | None) -> bool:
     return node is not None and query.is_op(node, "Shape") and not node.attributes and node.inputs[0] is source
 
 
-def _reshape(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _reshape(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x = _source(node)
     if len(node.inputs) > 1 and _shape_of(node.inputs[1], x):
         return x
-    dims = scene.shapes.shape(x)
-    if same_shape(dims, scene.shapes.shape(node.outputs[0])):
+    dims = ctx.shapes.shape(x)
+    if same_shape(dims, ctx.shapes.shape(node.outputs[0])):
         return x
     goal = query.integers(node, "shape", 1)
     if goal is None or dims is None or len(goal) != len(dims):
@@ -108,25 +107,25 @@ def _reshape(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
     return x if not open_at or (len(open_at) == 1 and goal[open_at[0]] == -1) else None
 
 
-def _flatten(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
-    two = scene.shapes.rank(_source(node)) == 2
+def _flatten(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
+    two = ctx.shapes.rank(_source(node)) == 2
     return _source(node) if two and query.attribute(node, "axis", 1) in (1, -1) else None
 
 
-def _squeeze(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _squeeze(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     axes = query.integers(node, "axes", 1, default=())
-    dims = scene.shapes.static(_source(node))
+    dims = ctx.shapes.static(_source(node))
     return _source(node) if axes == [] and dims is not None and 1 not in dims else None
 
 
-def _unsqueeze(node: ir.Node, scene: RewriteContext) -> ir.Value | None:  # noqa: ARG001
+def _unsqueeze(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: ARG001
     return _source(node) if query.integers(node, "axes", 1) == [] else None
 
 
-def _cast(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _cast(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x = _source(node)
-    dtype = scene.shapes.dtype(x)
-    goal = query.attribute(node, "to") if node.op_type == "Cast" else scene.shapes.dtype(node.inputs[1])
+    dtype = ctx.shapes.dtype(x)
+    goal = query.attribute(node, "to") if node.op_type == "Cast" else ctx.shapes.dtype(node.inputs[1])
     return x if dtype is not None and goal is not None and int(goal) == int(dtype) else None
 
 
@@ -143,11 +142,11 @@ def slice_parts(node: ir.Node) -> tuple[list[int], list[int], list[int], list[in
     return starts, ends, axes, steps
 
 
-def _slice(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _slice(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x, parts = _source(node), slice_parts(node)
     if parts is None:
         return None
-    dims = scene.shapes.shape(x)
+    dims = ctx.shapes.shape(x)
     for start, end, axis, step in zip(*parts, strict=True):
         known = None if dims is None or not -len(dims) <= axis < len(dims) else dims[axis]
         size = known if isinstance(known, int) else FAR
@@ -156,15 +155,15 @@ def _slice(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
     return x
 
 
-def _pad(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
-    pads = query.integers(node, "pads" if scene.opset > 1 else "paddings", 1)
+def _pad(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
+    pads = query.integers(node, "pads" if ctx.opset > 1 else "paddings", 1)
     return _source(node) if pads is not None and not any(pads) else None
 
 
-def _expand(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _expand(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x = _source(node)
-    dims = scene.shapes.shape(x)
-    if _shape_of(node.inputs[1], x) or same_shape(dims, scene.shapes.shape(node.outputs[0])):
+    dims = ctx.shapes.shape(x)
+    if _shape_of(node.inputs[1], x) or same_shape(dims, ctx.shapes.shape(node.outputs[0])):
         return x
     goal = query.integers(node, "shape", 1)
     return x if goal is not None and _dominates(dims, goal) else None
@@ -179,12 +178,12 @@ def _dominates(dims: Sequence[Dim] | None, other: Sequence[int]) -> bool:
     return all(o in (1, d) for o, d in zip(reversed(other), reversed(dims), strict=False))
 
 
-def _tile(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
-    repeats = query.integers(node, "repeats", 1) if scene.opset >= 6 else None
+def _tile(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
+    repeats = query.integers(node, "repeats", 1) if ctx.opset >= 6 else None
     return _source(node) if repeats and set(repeats) == {1} else None
 
 
-def _resize(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _resize(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     """Identity at scale 1 where each coordinate maps onto itself (not in a cropped region of interest)."""
     x = _source(node)
     at_itself = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -194,34 +193,34 @@ def _resize(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
         or query.attribute(node, "antialias", 0)
     ):
         return None
-    port = {"Upsample": 1, "Resize": 2 if scene.opset >= 11 else 1}[node.op_type]
+    port = {"Upsample": 1, "Resize": 2 if ctx.opset >= 11 else 1}[node.op_type]
     scales = query.attribute(node, "scales")
     if scales is None:
         array = query.small_constant(node.inputs[port]) if len(node.inputs) > port else None
         scales = None if array is None else array.reshape(-1).tolist()
     if scales:
         return x if all(s == 1 for s in scales) else None
-    sizes = query.small_constant(node.inputs[3]) if len(node.inputs) > 3 and scene.opset >= 11 else None
+    sizes = query.small_constant(node.inputs[3]) if len(node.inputs) > 3 and ctx.opset >= 11 else None
     plain = "axes" not in node.attributes and "keep_aspect_ratio_policy" not in node.attributes
-    return x if sizes is not None and plain and scene.shapes.static(x) == tuple(sizes.tolist()) else None
+    return x if sizes is not None and plain and ctx.shapes.static(x) == tuple(sizes.tolist()) else None
 
 
-def _single(node: ir.Node, scene: RewriteContext) -> ir.Value | None:  # noqa: ARG001
+def _single(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: ARG001
     return node.inputs[0] if len(node.inputs) == 1 else None
 
 
-def _split(node: ir.Node, scene: RewriteContext) -> ir.Value | None:  # noqa: ARG001
+def _split(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: ARG001
     return _source(node) if len(node.outputs) == 1 else None
 
 
-def _neutral(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _neutral(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     neutral, commutes = _NEUTRAL[node.op_type]
-    if scene.opset < 7:
+    if ctx.opset < 7:
         return None
     for port in (1, 0) if commutes else (1,):
         x = node.inputs[1 - port]
         tensor = query.constant_tensor(node.inputs[port])
-        if tensor is None or not _dominates(scene.shapes.shape(x), query.dims(tensor)):
+        if tensor is None or not _dominates(ctx.shapes.shape(x), query.dims(tensor)):
             continue
         array = query.small_constant(node.inputs[port], most=65536)
         if array is not None and array.size and array.dtype.kind in "fiub" and bool(np.all(array == neutral)):
@@ -229,48 +228,48 @@ def _neutral(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
     return None
 
 
-def _reduce(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _reduce(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     """Find a reduction over no axis, or over axes of size 1 that are kept."""
     axes = query.integers(node, "axes", 1, default=())
     if axes is None:
         return None
     if not axes and query.attribute(node, "noop_with_empty_axes", 0):
         return _source(node)
-    dims = scene.shapes.shape(_source(node))
+    dims = ctx.shapes.shape(_source(node))
     if dims is None or not query.attribute(node, "keepdims", 1):
         return None
     reduced = [dims[a] for a in axes if -len(dims) <= a < len(dims)] if axes else list(dims)
     return _source(node) if reduced and all(d == 1 for d in reduced) else None
 
 
-def _again(node: ir.Node, scene: RewriteContext) -> ir.Value | None:  # noqa: ARG001
+def _again(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: ARG001
     """Find f in f(f(x)) = f(x)."""
     x = _source(node)
     return x if x is not None and query.is_op(x.producer(), node.op_type) else None
 
 
-def _undo(node: ir.Node, scene: RewriteContext) -> ir.Value | None:  # noqa: ARG001
+def _undo(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: ARG001
     """Find x in f(f(x)) = x."""
     inner = None if node.inputs[0] is None else node.inputs[0].producer()
     return inner.inputs[0] if inner is not None and query.is_op(inner, node.op_type) else None
 
 
-def _relu(node: ir.Node, scene: RewriteContext) -> ir.Value | None:  # noqa: ARG001
+def _relu(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: ARG001
     x = _source(node)
     return x if non_negative(x) else None
 
 
-def _clip(node: ir.Node, scene: RewriteContext) -> ir.Value | None:
+def _clip(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x, bounds = _source(node), clip_limits(node)
     if bounds is None:
         return None
     low, high = bounds
-    if scene.opset < 11:  # absent limits are the ends of float32 there, so infinity is clipped
+    if ctx.opset < 11:  # absent limits are the ends of float32 there, so infinity is clipped
         return None
     return x if high == np.inf and (low == -np.inf or (low <= 0 and non_negative(x))) else None
 
 
-def _pool(node: ir.Node, scene: RewriteContext) -> ir.Value | None:  # noqa: ARG001
+def _pool(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: ARG001
     """Find a window of one element, moved by one, without padding."""
     kernel = query.integers(node, "kernel_shape")
     strides, pads = query.integers(node, "strides", default=()), query.integers(node, "pads", default=())
@@ -303,4 +302,4 @@ _TESTS: Mapping[str, _Same] = {
     **dict.fromkeys(("Neg", "Not"), _undo),
     **dict.fromkeys(_NEUTRAL, _neutral),
 }
-"""Operator -> the test that finds the input it gives back."""
+"""Operator -> the test that finds the input it returns."""

@@ -1,30 +1,30 @@
-"""Brings what exporters write into one form, on which the other passes build.
+"""Bring models of all exporters into one form, on which the other passes build.
 
-Afterwards: constants are initializers, calls of local functions are their nodes, every name stands for one thing in all
-graphs of the model, nodes are in order, and nothing is declared that inference contradicts. Nodes without a name stay
-without: names would make the file larger, and `graph.label` speaks of them by their type and first output.
+Afterwards: constants are initializers, local functions are inlined, names are unique in all graphs of the model,
+nodes are in order, and nothing is declared that inference contradicts. Nodes without a name get none:
+names would make the file larger, and `query.label` names them by their type and first output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar
 
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...shapes import infer as shapes
 from .inline_functions import inline_functions
 
 _FIRST_IR_WITH_SEALED_WEIGHTS = 4
-"""Before it, every initializer had to be declared as an input too."""
+"""First IR version in which initializers need not be inputs too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalize:
-    """Constant nodes become initializers, local functions are inlined, no-op nodes go, names become unique."""
+    """Constant nodes become initializers, local functions are inlined, no-op nodes are removed, names become unique."""
 
     name: ClassVar[str] = "normalize"
     lossless: ClassVar[bool] = True
@@ -36,7 +36,7 @@ class Normalize:
             lambda m, c: inline_functions(m, c, self.name),
             _sort,
             _seal,
-            _tell_apart,
+            _make_names_unique,
             _store_constants,
             _remove_copies,
             _forget_contradicted,
@@ -44,8 +44,12 @@ class Normalize:
         return [change for step in steps for change in step(model, context)]
 
 
-def _change(target: str, reason: str, *, action: Action = Action.APPLIED) -> Change:
-    return Change(pass_name=Normalize.name, target=target, action=action, reason=reason)
+def _applied(target: str, reason: str) -> Change:
+    return Change.applied(Normalize.name, reason, target=target)
+
+
+def _skipped(target: str, reason: str) -> Change:
+    return Change.skipped(Normalize.name, reason, target=target)
 
 
 def _admits(context: Context, target: str) -> bool:
@@ -53,7 +57,7 @@ def _admits(context: Context, target: str) -> bool:
 
 
 def _sort(model: ir.Model, context: Context) -> list[Change]:
-    """Put every node behind those it reads from."""
+    """Put every node after those it reads from."""
     if not any(_unsorted(g) for g in query.graphs(model)) or not _admits(context, "node order"):
         return []
     try:
@@ -61,15 +65,15 @@ def _sort(model: ir.Model, context: Context) -> list[Change]:
         for function in model.functions.values():
             function.sort()
     except ValueError as error:
-        return [_change("node order", f"nodes can't be put in order: {error}", action=Action.SKIPPED)]
-    return [_change("node order", "nodes were not in order")]
+        return [_skipped("node order", f"nodes can't be put in order: {error}")]
+    return [_applied("node order", "nodes were not in order")]
 
 
 def _unsorted(body: ir.Graph) -> bool:
     """Say whether a node, or a body inside of it, reads what a later node of this graph makes."""
     done: set[ir.Node] = set()
     for node in body:
-        for reader in _with_inner(node):
+        for reader in (node, *query.inner_nodes([node])):
             for value in reader.inputs:
                 made_by = None if value is None else value.producer()
                 if made_by is not None and made_by.graph is body and made_by not in done:
@@ -78,15 +82,8 @@ def _unsorted(body: ir.Graph) -> bool:
     return False
 
 
-def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
-    yield node
-    for body in query.bodies(node):
-        for inner in body:
-            yield from _with_inner(inner)
-
-
 def _seal(model: ir.Model, context: Context) -> list[Change]:
-    """Take weights off the list of inputs: all in old files, which had no other way, else the float ones."""
+    """Remove weights from the inputs: all in old files, which had no other way, else the float ones."""
     old = model.ir_version is not None and model.ir_version < _FIRST_IR_WITH_SEALED_WEIGHTS
     changes: list[Change] = []
     sealed: set[ir.Value] = set()
@@ -96,19 +93,19 @@ def _seal(model: ir.Model, context: Context) -> list[Change]:
             continue
         sealed.add(value)
         changes.append(
-            _change(value.name or "", "weight was also an input; it can no longer be overridden at run time")
+            _applied(value.name or "", "weight was also an input; it can no longer be overridden at run time")
         )
     if sealed:
         kept = [value for value in model.graph.inputs if value not in sealed]
         model.graph.inputs.clear()
         model.graph.inputs.extend(kept)
     if old and (sealed or _admits(context, "ir_version")):
-        changes.append(_change("ir_version", f"raised from {model.ir_version}, which knows weights as inputs only"))
+        changes.append(_applied("ir_version", f"raised from {model.ir_version}, which knows weights as inputs only"))
         model.ir_version = _FIRST_IR_WITH_SEALED_WEIGHTS
     return changes
 
 
-def _tell_apart(model: ir.Model, context: Context) -> list[Change]:
+def _make_names_unique(model: ir.Model, context: Context) -> list[Change]:
     """Make the names that nodes have, and value names over all graphs, unique."""
     changes: list[Change] = []
     nodes = query.repeated_nodes(model)
@@ -116,13 +113,13 @@ def _tell_apart(model: ir.Model, context: Context) -> list[Change]:
         names = edit.Names(model)
         for node in nodes:
             node.name = names.fresh(node.name or node.op_type)
-        changes.append(_change("repeated node names", f"{len(nodes)} nodes had another node's name"))
+        changes.append(_applied("repeated node names", f"{len(nodes)} nodes had another node's name"))
     values = query.repeated_values(model)
     if values and _admits(context, "value names"):
         names = edit.Names(model)
         for value in values:
             value.name = names.fresh(value.name or "value")
-        changes.append(_change("value names", f"{len(values)} values in bodies had another value's name"))
+        changes.append(_applied("value names", f"{len(values)} values in bodies had another value's name"))
     return changes
 
 
@@ -140,15 +137,15 @@ def _store_constants(model: ir.Model, context: Context) -> list[Change]:
             if tensor is None:
                 kind = ", ".join(node.attributes) or "nothing"
                 reason = f"a Constant of {kind} has no form as an initializer"
-                changes.append(_change(query.label(node), reason, action=Action.SKIPPED))
+                changes.append(_skipped(query.label(node), reason))
             elif _admits(context, query.label(node)):
-                changes.append(_change(query.label(node), "Constant node became an initializer"))
+                changes.append(_applied(query.label(node), "Constant node became an initializer"))
                 edit.replace_by_constant(node, names, [tensor])
     return changes
 
 
 def _remove_copies(model: ir.Model, context: Context) -> list[Change]:
-    """Take out Identity, and Dropout that drops nothing; one that makes a graph output may have to stay."""
+    """Remove Identity, and Dropout that drops nothing; one that makes a graph output may have to be kept."""
     changes: list[Change] = []
     opset = query.opset(model)
     for body in query.graphs_outside_functions(model):
@@ -160,7 +157,7 @@ def _remove_copies(model: ir.Model, context: Context) -> list[Change]:
             if edit.can_replace(node.outputs[0], source) and _admits(context, target):
                 edit.replace_value(node.outputs[0], source)
                 edit.remove_node(node)
-                changes.append(_change(target, f"{node.op_type} passed its input on unchanged"))
+                changes.append(_applied(target, f"{node.op_type} passed its input on unchanged"))
     return changes
 
 
@@ -195,7 +192,7 @@ def _forget_contradicted(model: ir.Model, context: Context) -> list[Change]:
         if _admits(context, value.name or ""):
             reason = f"declared shape {value.shape} contradicts {list(dims)}, which follows from the inputs"
             value.shape = None
-            changes.append(_change(value.name or "", reason))
+            changes.append(_applied(value.name or "", reason))
     return changes
 
 

@@ -1,9 +1,9 @@
-"""A Pad of spatial axes goes into the pads of the operator behind it.
+"""Merge a Pad of spatial axes into the pads of the operator after it.
 
-Conv            zeros outside are what it takes for its own pads
+Conv            pads with zeros itself
 AveragePool     the same, and they count: count_include_pad=1
-MaxPool         minus infinity outside is what it takes for its own pads; so is all that no x is below, as 0 after Relu
-ConvTranspose   crops its result by its pads: a zero in front only moves the crop, by its stride
+MaxPool         pads with minus infinity itself; any number that no x is below has the same effect, as 0 after Relu
+ConvTranspose   crops its result by its pads: a zero before only moves the crop, by its stride
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..rewriting import Refusal, Rewrite, RewriteContext
 from .value_bounds import non_negative
 
 
-def absorb_pad(node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
-    """Merge the Pad in front of a node into its pads."""
+def absorb_pad(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
+    """Merge the Pad before a node into its pads."""
     value = node.inputs[0]
     pad = None if value is None else value.producer()
     if value is None or pad is None or not query.is_op(pad, "Pad") or pad.graph is not node.graph:
         return None
-    found = _pads(pad, scene)
+    found = _pads(pad, ctx)
     if isinstance(found, str):
         return _refuse(node, found)
     added, fill = found
@@ -48,12 +48,12 @@ def _refuse(node: ir.Node, reason: str) -> Refusal:
     return Refusal(target=query.label(node), reason=f"the Pad before it stays: {reason}")
 
 
-def _pads(pad: ir.Node, scene: RewriteContext) -> tuple[list[int], float] | str:
-    """Return what a Pad adds to the spatial axes (all begins, all ends) and the number it adds."""
+def _pads(pad: ir.Node, ctx: RewriteContext) -> tuple[list[int], float] | str:
+    """Return the padding of the spatial axes (all begins, all ends) and its value, or why it can't be merged."""
     if query.attribute(pad, "mode", "constant") != "constant":
         return f"its mode is {query.attribute(pad, 'mode')}"
     amounts = query.integers(pad, "pads", 1)
-    if amounts is None or (scene.opset < 11 and "value" not in pad.attributes and len(pad.inputs) > 1):
+    if amounts is None or (ctx.opset < 11 and "value" not in pad.attributes and len(pad.inputs) > 1):
         return "its amounts are computed"
     fill: float | None = float(query.attribute(pad, "value", 0.0))
     if len(pad.inputs) > 2 and pad.inputs[2] is not None:
@@ -61,7 +61,7 @@ def _pads(pad: ir.Node, scene: RewriteContext) -> tuple[list[int], float] | str:
     if fill is None:
         return "its number is computed"
     if len(pad.inputs) > 3 and pad.inputs[3] is not None:
-        axes, rank = query.integers(pad, "axes", 3), scene.shapes.rank(pad.inputs[0])
+        axes, rank = query.integers(pad, "axes", 3), ctx.shapes.rank(pad.inputs[0])
         if axes is None or rank is None:
             return "its axes are not known"
         full = [0] * (2 * rank)
@@ -77,7 +77,7 @@ def _pads(pad: ir.Node, scene: RewriteContext) -> tuple[list[int], float] | str:
 
 
 def _together(node: ir.Node, padded: ir.Value | None, added: list[int], fill: float) -> list[int] | str:
-    """Return the pads of a node that takes over what was added in front of it, or why it can't."""
+    """Return the pads of a node that takes over those of the Pad, or why it can't."""
     pool = node.op_type in ("AveragePool", "MaxPool")
     auto = query.attribute(node, "auto_pad", "NOTSET")
     own = list(query.attribute(node, "pads", ())) or [0] * len(added)

@@ -3,9 +3,9 @@
     x = Var("x")
     half = Op("Mul", Op("Mul", x, Op("Add", Op("Erf", Op("Div", x, Num(2**0.5))), Num(1))), Num(0.5))
 
-`search(half, value)` returns what x stands for and which nodes the expression covers, or None. Operands of
+`search(half, value)` returns the value of x and the nodes the expression covers, or None. Operands of
 commutative operators match in any order, alternatives are tried one after the other, and a name that occurs
-twice stands for one value. Nodes inside the expression must have no readers outside of it.
+twice is one value. Nodes inside the expression must have no readers outside of it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from ...graph import query
 from .value_bounds import clip_limits
 
 RELATIVE = 1e-6
-"""How far a constant may be off its ideal: float32 has 6e-8, rounding in between a few times that."""
+"""Relative tolerance of constants: float32 has 6e-8, rounding in between a few times that. Chosen by judgement; not
+measured."""
 
 COARSE = 1e-3
-"""The same for constants that are stored as float16 or bfloat16."""
+"""Relative tolerance of constants that are stored as float16 or bfloat16. Chosen by judgement; not measured."""
 
 _COMMUTATIVE = ("Add", "Mul", "Max", "Min", "Sum")
 
 
 @dataclass(frozen=True)
 class Match:
-    """What an expression was found to be: values and numbers by name, and the nodes it covers."""
+    """Values and numbers of a matched expression by name, and the nodes it covers."""
 
     values: Mapping[str, ir.Value] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     nodes: tuple[ir.Node, ...] = ()
 
     def with_value(self, name: str, value: ir.Value) -> Match | None:
-        """Bind a name; None where it stands for another value already."""
+        """Bind a name to a value; None where it is bound to another already."""
         if name in self.values:
             return self if self.values[name] is value else None
         return Match({**self.values, name: value}, self.numbers, self.nodes)
 
     def with_number(self, name: str, number: float) -> Match | None:
-        """Bind a name to a number; None where it stands for another already."""
+        """Bind a name to a number; None where it is bound to another already."""
         if name in self.numbers:
             return self if self.numbers[name] == number else None
         return Match(self.values, {**self.numbers, name: number}, self.nodes)
@@ -75,19 +76,6 @@ class Var(Pattern):
 
 
 @dataclass(frozen=True)
-class Const(Pattern):
-    """Any float tensor that no run can change."""
-
-    name: str
-
-    def matches(self, value: ir.Value | None, so_far: Match) -> Iterator[Match]:
-        """Yield one match for a constant, with the name bound."""
-        tensor = query.constant_tensor(value)
-        if value is not None and tensor is not None and tensor.dtype.is_floating_point():
-            yield from Var(self.name).matches(value, so_far)
-
-
-@dataclass(frozen=True)
 class Num(Pattern):
     """One number: this one, or any number that gets a name."""
 
@@ -107,7 +95,7 @@ class Num(Pattern):
 
 
 def close(number: float, ideal: float, dtype: ir.DataType = ir.DataType.FLOAT) -> bool:
-    """Say whether a stored constant stands for `ideal`."""
+    """Say whether a stored constant is `ideal` within the tolerance of its type."""
     tolerance = COARSE if dtype.itemsize <= 2 else RELATIVE
     return bool(np.isfinite(number)) and abs(number - ideal) <= tolerance * abs(ideal)
 

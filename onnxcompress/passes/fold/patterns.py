@@ -1,4 +1,4 @@
-"""Operators that exporters spell out are written as the operator again, where the model's opset has it.
+"""Replace decompositions that exporters write by the operator, where the model's opset has it.
 
     HardSigmoid     clip(x + b, 0, h) / h,  clip(a x + b, 0, 1)                                     float32
     HardSwish       x clip(x + 3, 0, 6) / 6; before opset 14: x HardSigmoid(x)                      float32
@@ -22,7 +22,7 @@ opset is never raised. Constants may be off by 1e-6 of their value, 1e-3 when th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass as plain
 from typing import ClassVar
 
@@ -32,13 +32,13 @@ from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, Need
 from ...graph import edit, query
-from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, outside, rewrite
+from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, rewrite
 from .clips import merge_clips
 from .pads import absorb_pad
 from .pattern_language import Any, Clip, Match, Num, Op, Pattern, Var, close, maybe_cast, over, search, squared, times
 
 Make = Callable[[ir.Node, RewriteContext], ir.Value]
-"""Puts the new nodes before a node and returns the value that stands for its output."""
+"""Inserts the new nodes before a node and returns the value that replaces its output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +60,12 @@ class FusePatterns:
         for kind in ("Conv", "ConvTranspose", "AveragePool", "MaxPool"):
             rules.setdefault(kind, []).append(absorb_pad)
         rules.setdefault("ReduceMean", []).append(_global_average)
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
-        return rewrite(
-            model,
-            context,
-            self.name,
-            {kind: [outside(inside, rule) for rule in own] for kind, own in rules.items()},
-        )
+        return rewrite(model, context, self.name, rules)
 
 
 @plain(frozen=True)
 class Spelling:
-    """A decomposition: how it reads, from which opset its operator exists, and what stands for it."""
+    """A decomposition: its pattern, its operator with the opset that introduced it, and the builder of the operator."""
 
     operator: str
     opset: int
@@ -81,33 +75,32 @@ class Spelling:
     build: Callable[[Match, ir.Node, RewriteContext], Make | tuple[ir.Node, Make] | str | None]
     """Returns how to make the operator (and up to which node, if more belongs to it), a reason, or None."""
 
-    def rule(self, node: ir.Node, scene: RewriteContext) -> Rewrite | Refusal | None:
+    def rule(self, node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
         """Look for the decomposition that ends at a node."""
-        if scene.opset < self.opset:
+        if ctx.opset < self.opset:
             return None
         found = search(self.pattern, node.outputs[0])
         if found is None:
             return None
         if isinstance(found, str):
             return Refusal(target=query.label(node), reason=f"no {self.operator}: {found}")
-        made = _adds_an_axis(found, scene) or self.build(found, node, scene)
-        if made is None:
+        built = _adds_an_axis(found, ctx) or self.build(found, node, ctx)
+        if built is None:
             return None
-        if isinstance(made, str):
-            return Refusal(target=query.label(node), reason=f"no {self.operator}: {made}")
-        last, make = made if isinstance(made, tuple) else (node, made)
+        if isinstance(built, str):
+            return Refusal(target=query.label(node), reason=f"no {self.operator}: {built}")
+        last, make = built if isinstance(built, tuple) else (node, built)
+        count = f"{len(found.nodes)} nodes{' and more' if last is not node else ''}"
         return Rewrite(
             target=query.label(node),
-            reason=f"{len(found.nodes)} nodes and more were a spelled {self.operator}"
-            if last is not node
-            else f"{len(found.nodes)} nodes were a spelled {self.operator}",
-            apply=lambda: edit.take_over(last.outputs[0], make(last, scene)),
+            reason=f"{count} were a spelled {self.operator}",
+            apply=lambda: edit.take_over(last.outputs[0], make(last, ctx)),
         )
 
 
-def _adds_an_axis(match: Match, scene: RewriteContext) -> str:
+def _adds_an_axis(match: Match, ctx: RewriteContext) -> str:
     """Return why numbers written as [1] may give a scalar x an axis, which the operator would not ("": can't)."""
-    rank = scene.shapes.rank(match.values["x"])
+    rank = ctx.shapes.rank(match.values["x"])
     numbers = [t for n in match.nodes for v in n.inputs if (t := query.constant_tensor(v)) is not None]
     if rank or all(len(query.dims(t)) == 0 for t in numbers if t.dtype.is_floating_point()):
         return ""
@@ -117,22 +110,15 @@ def _adds_an_axis(match: Match, scene: RewriteContext) -> str:
 X = Var("x")
 
 
-def _node(
-    kind: str, attributes: Mapping[str, float | int | str] | None = None
-) -> Callable[[Match, ir.Node, RewriteContext], Make]:
-    """Return a builder of one node that reads x."""
-    settings = dict(attributes or {})
-
-    def build(match: Match, _node: ir.Node, _scene: RewriteContext) -> Make:
-        return lambda anchor, scene: edit.insert_before(
-            anchor, scene.names, kind, [match.values["x"]], attributes=settings
-        ).outputs[0]
-
-    return build
+def _single_node(kind: str, match: Match, attributes: dict[str, float | int | str] | None = None) -> Make:
+    """Return a function that makes one node that reads x."""
+    return lambda anchor, ctx: edit.insert_before(
+        anchor, ctx.names, kind, [match.values["x"]], attributes=attributes
+    ).outputs[0]
 
 
-def _is_float32(match: Match, scene: RewriteContext) -> bool:
-    return scene.shapes.dtype(match.values["x"]) == ir.DataType.FLOAT
+def _is_float32(match: Match, ctx: RewriteContext) -> bool:
+    return ctx.shapes.dtype(match.values["x"]) == ir.DataType.FLOAT
 
 
 # HardSigmoid and HardSwish
@@ -146,7 +132,7 @@ _HARD_SIGMOID = Any(
 )
 
 
-def _hard_sigmoid(match: Match, _node: ir.Node, scene: RewriteContext) -> Make | str | None:
+def _hard_sigmoid(match: Match, _node: ir.Node, ctx: RewriteContext) -> Make | str | None:
     n = match.numbers
     if "h" in n:
         height = n["divisor"] if "divisor" in n else 1 / n["factor"] if n["factor"] else math.inf
@@ -157,14 +143,14 @@ def _hard_sigmoid(match: Match, _node: ir.Node, scene: RewriteContext) -> Make |
         alpha, beta = n["a"] if "a" in n else 1 / n["c"] if n["c"] else math.inf, n["b"]
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         return None
-    if not _is_float32(match, scene):
+    if not _is_float32(match, ctx):
         return "runtimes have it for float32 only"
-    return lambda anchor, scene: _hard_sigmoid_node(match.values["x"], alpha, beta, anchor, scene)
+    return lambda anchor, ctx: _hard_sigmoid_node(match.values["x"], alpha, beta, anchor, ctx)
 
 
-def _hard_sigmoid_node(x: ir.Value, alpha: float, beta: float, anchor: ir.Node, scene: RewriteContext) -> ir.Value:
+def _hard_sigmoid_node(x: ir.Value, alpha: float, beta: float, anchor: ir.Node, ctx: RewriteContext) -> ir.Value:
     attributes = {"alpha": float(alpha), "beta": float(beta)}
-    return edit.insert_before(anchor, scene.names, "HardSigmoid", [x], attributes=attributes).outputs[0]
+    return edit.insert_before(anchor, ctx.names, "HardSigmoid", [x], attributes=attributes).outputs[0]
 
 
 _RELU6 = Clip(Op("Add", X, Num(3.0)), 0.0, 6.0)
@@ -180,16 +166,16 @@ _HARD_SWISH = Any(
 )
 
 
-def _hard_swish(match: Match, _node: ir.Node, scene: RewriteContext) -> Make | str:
-    if not _is_float32(match, scene):
+def _hard_swish(match: Match, _node: ir.Node, ctx: RewriteContext) -> Make | str:
+    if not _is_float32(match, ctx):
         return "runtimes have it for float32 only"
     x = match.values["x"]
 
-    def make(anchor: ir.Node, scene: RewriteContext) -> ir.Value:
-        if scene.opset >= 14:
-            return edit.insert_before(anchor, scene.names, "HardSwish", [x]).outputs[0]
-        gate = _hard_sigmoid_node(x, 1 / 6, 0.5, anchor, scene)
-        return edit.insert_before(anchor, scene.names, "Mul", [x, gate]).outputs[0]
+    def make(anchor: ir.Node, ctx: RewriteContext) -> ir.Value:
+        if ctx.opset >= 14:
+            return edit.insert_before(anchor, ctx.names, "HardSwish", [x]).outputs[0]
+        gate = _hard_sigmoid_node(x, 1 / 6, 0.5, anchor, ctx)
+        return edit.insert_before(anchor, ctx.names, "Mul", [x, gate]).outputs[0]
 
     return make
 
@@ -203,17 +189,16 @@ _PLAIN_ELU = {
 _CELU = Any(*(Op("Mul", elu, Num("factor")) for elu in _PLAIN_ELU.values()))
 
 
-def _celu(match: Match, _node: ir.Node, _scene: RewriteContext) -> Make | None:
+def _celu(match: Match, _node: ir.Node, _ctx: RewriteContext) -> Make | None:
     n = match.numbers
     alpha = n["factor"]
     if not 0 < alpha < math.inf or not close(
         n["a"] if "a" in n else 1 / n["reciprocal"] if n["reciprocal"] else 0, alpha
     ):
         return None
-    return _node_with("Celu", match, {"alpha": alpha})
+    return _single_node("Celu", match, {"alpha": alpha})
 
 
-_ONE_AND = {kind: Op("Add", Op(kind, Var("inner")), Num(1.0)) for kind in ("Erf", "Tanh")}
 _GELU_ERF = times(X, Op("Add", Op("Erf", over(X, math.sqrt(2))), Num(1.0)), Num(0.5))
 _CUBE = Any(Op("Pow", X, Num(3.0)), Op("Mul", X, squared(X)))
 _GELU_TANH_OF = Any(
@@ -248,9 +233,9 @@ def _axes(node: ir.Node, rank: int | None) -> tuple[int, ...] | None:
     return tuple(sorted(a - rank if rank is not None and a >= 0 else a for a in axes))
 
 
-def _common_axes(match: Match, scene: RewriteContext) -> tuple[int, ...] | None:
+def _common_axes(match: Match, ctx: RewriteContext) -> tuple[int, ...] | None:
     """Return the axes that all reductions of a match share, None where they differ or are not known."""
-    rank = scene.shapes.rank(match.values["x"])
+    rank = ctx.shapes.rank(match.values["x"])
     found = {_axes(n, rank) for n in match.nodes if n.op_type.startswith("Reduce")}
     return next(iter(found)) if len(found) == 1 else None
 
@@ -260,24 +245,18 @@ _SOFTMAX = Op("Div", _EXP, Op("ReduceSum", _EXP, where=_keeps))
 _SOFTMAX_BARE = Op("Div", Op("Exp", X), Op("ReduceSum", Op("Exp", X), where=_keeps))
 
 
-def _softmax(match: Match, _node: ir.Node, scene: RewriteContext) -> Make | None:
-    axes = _common_axes(match, scene)
+def _softmax(match: Match, _node: ir.Node, ctx: RewriteContext) -> Make | None:
+    axes = _common_axes(match, ctx)
     if axes is None or len(axes) != 1:
         return None
-    return _node_with("Softmax", match, {"axis": axes[0]})
+    return _single_node("Softmax", match, {"axis": axes[0]})
 
 
-def _softmax_bare(match: Match, _node: ir.Node, scene: RewriteContext) -> str | None:
-    axes = _common_axes(match, scene)
+def _softmax_bare(match: Match, _node: ir.Node, ctx: RewriteContext) -> str | None:
+    axes = _common_axes(match, ctx)
     if axes is None or len(axes) != 1:
         return None
     return "without the maximum taken off first, large inputs overflow, which the operator does not repeat"
-
-
-def _node_with(kind: str, match: Match, attributes: Mapping[str, float | int]) -> Make:
-    return lambda anchor, scene: edit.insert_before(
-        anchor, scene.names, kind, [match.values["x"]], attributes=dict(attributes)
-    ).outputs[0]
 
 
 _CENTRED = Op("Sub", X, Op("ReduceMean", X, where=_keeps))
@@ -291,14 +270,14 @@ _MEAN_SQUARE = Op("Sqrt", Op("Add", Op("ReduceMean", squared(X), where=_keeps), 
 _ROOT_MEAN = Any(Op("Div", X, _MEAN_SQUARE), Op("Mul", X, Op("Reciprocal", _MEAN_SQUARE)))
 
 
-def _normalised(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[int, tuple[int, ...]] | str:
+def _normalised(match: Match, node: ir.Node, ctx: RewriteContext) -> tuple[int, tuple[int, ...]] | str:
     """Return the first axis (from the end) and the sizes normalised, or why there is no operator for it."""
     x = match.values["x"]
-    axes, dims = _common_axes(match, scene), scene.shapes.shape(x)
+    axes, dims = _common_axes(match, ctx), ctx.shapes.shape(x)
     if axes is None or axes != tuple(range(-len(axes), 0)):
         return "it does not run over the last axes"
-    dtype = scene.shapes.dtype(x)
-    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or scene.shapes.dtype(node.outputs[0]) != dtype:
+    dtype = ctx.shapes.dtype(x)
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or ctx.shapes.dtype(node.outputs[0]) != dtype:
         return "its type is not float32 or float16 all through"
     sizes = dims[-len(axes) :] if dims is not None else ()
     known = tuple(d for d in sizes if isinstance(d, int))
@@ -307,30 +286,30 @@ def _normalised(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[int
     return axes[0], known
 
 
-def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...], scene: RewriteContext) -> tuple[ir.Node, ir.Value] | None:
+def _tail(node: ir.Node, kind: str, sizes: tuple[int, ...], ctx: RewriteContext) -> tuple[ir.Node, ir.Value] | None:
     """Return the next node where it alone reads this one, beside a value of these sizes and this type."""
     after = query.sole_consumer(node.outputs[0])
     if after is None or not query.is_op(after, kind) or after.graph is not node.graph or len(after.inputs) != 2:
         return None
     other = after.inputs[1] if after.inputs[0] is node.outputs[0] else after.inputs[0]
-    if other is None or scene.shapes.static(other) != sizes:
+    if other is None or ctx.shapes.static(other) != sizes:
         return None
-    return (after, other) if scene.shapes.dtype(other) == scene.shapes.dtype(node.outputs[0]) else None
+    return (after, other) if ctx.shapes.dtype(other) == ctx.shapes.dtype(node.outputs[0]) else None
 
 
-def _layer_norm(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[ir.Node, Make] | str:
-    found = _normalised(match, node, scene)
+def _layer_norm(match: Match, node: ir.Node, ctx: RewriteContext) -> tuple[ir.Node, Make] | str:
+    found = _normalised(match, node, ctx)
     if isinstance(found, str):
         return found
     axis, sizes = found
     scale: ir.Value | np.ndarray | None = None
     bias: ir.Value | None = None
     last = node
-    if (scaled := _tail(last, "Mul", sizes, scene)) is not None:
+    if (scaled := _tail(last, "Mul", sizes, ctx)) is not None:
         last, scale = scaled
-    if (shifted := _tail(last, "Add", sizes, scene)) is not None:
+    if (shifted := _tail(last, "Add", sizes, ctx)) is not None:
         last, bias = shifted
-    dtype = scene.shapes.dtype(match.values["x"])
+    dtype = ctx.shapes.dtype(match.values["x"])
     if scale is None:
         if dtype is None or math.prod(sizes) * dtype.itemsize > _FREED_BYTES:
             return "it has no scale, and a scale of ones would make the file larger"
@@ -340,30 +319,27 @@ def _layer_norm(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[ir.
 
 
 _FREED_BYTES = 512
-"""What the nodes of a spelled normalisation take in a file, at least."""
+"""Bytes of the nodes of a decomposed normalisation in a file, at least. Estimated; not measured."""
 
 
-def _rms_norm(match: Match, node: ir.Node, scene: RewriteContext) -> tuple[ir.Node, Make] | str:
-    found = _normalised(match, node, scene)
+def _rms_norm(match: Match, node: ir.Node, ctx: RewriteContext) -> tuple[ir.Node, Make] | str:
+    found = _normalised(match, node, ctx)
     if isinstance(found, str):
         return found
     axis, sizes = found
-    scaled = _tail(node, "Mul", sizes, scene)
+    scaled = _tail(node, "Mul", sizes, ctx)
     if scaled is None:
         return "it has no scale"
     return scaled[0], _normalisation("RMSNormalization", match, axis, [scaled[1]])
 
 
 def _normalisation(kind: str, match: Match, axis: int, weights: Sequence[ir.Value | np.ndarray]) -> Make:
-    def make(anchor: ir.Node, scene: RewriteContext) -> ir.Value:
+    def make(anchor: ir.Node, ctx: RewriteContext) -> ir.Value:
         hint = anchor.outputs[0].name or kind
-        stored = [
-            w if isinstance(w, ir.Value) else edit.add_initializer(query.home(anchor), scene.names, f"{hint}_weight", w)
-            for w in weights
-        ]
+        stored = [w if isinstance(w, ir.Value) else ctx.add_constant(anchor, f"{hint}_weight", w) for w in weights]
         attributes = {"axis": axis, "epsilon": float(match.numbers["eps"])}
         inputs = [match.values["x"], *stored]
-        return edit.insert_before(anchor, scene.names, kind, inputs, attributes=attributes).outputs[0]
+        return edit.insert_before(anchor, ctx.names, kind, inputs, attributes=attributes).outputs[0]
 
     return make
 
@@ -373,10 +349,10 @@ _SPELLINGS: Sequence[Spelling] = (
     Spelling("HardSwish", 14, ("Mul",), Op("Mul", X, _SIXTH), _hard_swish),
     Spelling("HardSigmoid", 6, ("Mul", "Div", "Clip"), _HARD_SIGMOID, _hard_sigmoid),
     Spelling("Celu", 12, ("Mul",), _CELU, _celu),
-    Spelling("Gelu", 20, ("Mul",), _GELU_ERF, _node("Gelu")),
-    Spelling("Gelu", 20, ("Mul",), _GELU_TANH, _node("Gelu", {"approximate": "tanh"})),
-    Spelling("Mish", 18, ("Mul",), _MISH, _node("Mish")),
-    Spelling("Softplus", 1, ("Log",), _SOFTPLUS, _node("Softplus")),
+    Spelling("Gelu", 20, ("Mul",), _GELU_ERF, lambda match, *_: _single_node("Gelu", match)),
+    Spelling("Gelu", 20, ("Mul",), _GELU_TANH, lambda match, *_: _single_node("Gelu", match, {"approximate": "tanh"})),
+    Spelling("Mish", 18, ("Mul",), _MISH, lambda match, *_: _single_node("Mish", match)),
+    Spelling("Softplus", 1, ("Log",), _SOFTPLUS, lambda match, *_: _single_node("Softplus", match)),
     Spelling("Softmax", 13, ("Div",), _SOFTMAX, _softmax),
     Spelling("Softmax", 13, ("Div",), _SOFTMAX_BARE, _softmax_bare),
     Spelling("LayerNormalization", 17, ("Div", "Mul"), _STANDARDISED, _layer_norm),
@@ -384,17 +360,17 @@ _SPELLINGS: Sequence[Spelling] = (
 )
 
 
-def _global_average(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _global_average(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Write a mean over all spatial axes of images and volumes as GlobalAveragePool.
 
     A mean that is taken off again, or of squares, belongs to a normalisation, which runtimes find as a whole. Images
     of height or width 0, which runtimes refuse to pool, are taken for impossible unless the shape says so.
     """
     x = node.inputs[0]
-    if 0 in (scene.shapes.shape(x) or ()):
+    if 0 in (ctx.shapes.shape(x) or ()):
         return None
-    rank = scene.shapes.rank(x)
-    if x is None or rank is None or rank < 4 or not _keeps(node) or scene.shapes.dtype(x) != ir.DataType.FLOAT:
+    rank = ctx.shapes.rank(x)
+    if x is None or rank is None or rank < 4 or not _keeps(node) or ctx.shapes.dtype(x) != ir.DataType.FLOAT:
         return None
     of_squares = query.is_op(x.producer(), "Pow", "Mul") and search(squared(X), x) is not None
     if of_squares or any(query.is_op(use.node, "Sub") for use in node.outputs[0].uses()):
@@ -405,6 +381,6 @@ def _global_average(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
         target=query.label(node),
         reason="the mean over all spatial axes is GlobalAveragePool",
         apply=lambda: edit.take_over(
-            node.outputs[0], edit.insert_before(node, scene.names, "GlobalAveragePool", [x]).outputs[0]
+            node.outputs[0], edit.insert_before(node, ctx.names, "GlobalAveragePool", [x]).outputs[0]
         ),
     )

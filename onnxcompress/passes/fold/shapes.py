@@ -1,8 +1,8 @@
-"""Shape arithmetic is done once: what follows from the dimensions of the inputs is stored, the rest is shared.
+"""Fold shape arithmetic: what follows from the dimensions of the inputs is stored, the rest is shared.
 
     Reshape(x, Concat(Gather(Shape(x), 0), Gather(Shape(x), 1), 4, 32))   ->   Reshape(x, [0, 0, 4, 32])
 
-Taken for granted: a named dimension is one size wherever the name stands, and where a target keeps one unknown
+Assumed: a named dimension is one size wherever the name occurs, and where a target keeps one unknown
 dimension as -1, none of the others is 0 (onnxruntime refuses such a Reshape).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...numerics.polynomials import Size
 from ...shapes import infer as shapes
@@ -23,12 +23,13 @@ from ...shapes import rules_layout, symbolic
 from ...shapes.facts import Content, Facts
 
 _OPEN_END = 2**63 - 1
+"""End of a Slice that reaches to the end of its axis: the largest int64."""
 _Key = tuple[ir.DataType, tuple[int, ...], tuple[Size | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldShapes:
-    """Known shapes become constants, nodes that keep a shape as it is go, equal shape expressions become one."""
+    """Known shapes become constants, nodes that keep a shape are removed, equal shape expressions become one."""
 
     name: ClassVar[str] = "fold-shapes"
     lossless: ClassVar[bool] = True
@@ -62,7 +63,7 @@ class _Folding:
         }
 
     def fold(self, node: ir.Node) -> None:
-        """Store what a node computes, or take out or simplify one whose shape is known."""
+        """Store what a node computes, or remove or simplify one whose shape is known."""
         if node.domain in query.STANDARD_DOMAINS and not self._store(node) and node.op_type in self._rules:
             self._rules[node.op_type](node)
 
@@ -97,9 +98,7 @@ class _Folding:
         return self._context.gate.admits(FoldShapes.name, query.label(node))
 
     def _applied(self, node: ir.Node, reason: str) -> None:
-        self.changes.append(
-            Change(pass_name=FoldShapes.name, target=query.label(node), action=Action.APPLIED, reason=reason)
-        )
+        self.changes.append(Change.applied(FoldShapes.name, reason, target=query.label(node)))
 
     def _store(self, node: ir.Node) -> bool:
         """Store a node's output where every element is known."""
@@ -120,7 +119,7 @@ class _Folding:
         return True
 
     def _drop(self, node: ir.Node, reason: str) -> bool:
-        """Take out a node whose output is its first input."""
+        """Remove a node whose output is its first input."""
         source = node.inputs[0]
         if source is None or not edit.can_replace(node.outputs[0], source) or not self._admits(node):
             return False
@@ -132,7 +131,7 @@ class _Folding:
         return True
 
     def _set_input(self, node: ir.Node, port: int, numbers: list[int]) -> None:
-        """Let a node read constant numbers, and take out what only computed them before."""
+        """Let a node read constant numbers, and remove what only computed them before."""
         old = node.inputs[port]
         name = f"{query.label(node)}_{port}"
         new = edit.add_initializer(query.home(node), self._names, name, np.array(numbers, dtype=np.int64))
@@ -206,7 +205,7 @@ class _Folding:
         return changed
 
     def _concat(self, node: ir.Node) -> bool:
-        """Leave out operands without elements."""
+        """Remove operands without elements."""
         made, axis = self._facts.dims(node.outputs[0]), int(query.attribute(node, "axis", 0))
         if made is None or not -len(made) <= axis < len(made):
             return False

@@ -1,4 +1,4 @@
-"""Transposes are composed, cancelled, moved behind element-wise operators where that makes them fewer.
+"""Compose and cancel Transposes, and move them behind element-wise operators where that makes them fewer.
 
 transpose(transpose(x, p), q) = transpose(x, p[q])
 f(transpose(x, p), transpose(y, p)) = transpose(f(x, y), p)      for element-wise f
@@ -17,14 +17,17 @@ from pydantic.dataclasses import dataclass
 from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
-from ..rewriting import Rewrite, RewriteContext, outside, rewrite
+from ..rewriting import Rewrite, RewriteContext, rewrite
 
 _ALONG_AXIS = ("Concat", "Softmax", "LogSoftmax")
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
 _MOST_NODES = 64
+"""Most nodes that are moved at a time. Chosen by judgement; not measured."""
 _MOST_ELEMENTS = 65536
+"""Most elements of a constant that is transposed. Chosen by judgement; not measured."""
 _MOST_COPIED = 64
-"""Constants that are turned have at most so many elements; the second where others read the original too."""
+"""Most elements of a constant that is transposed where others read the original too. Chosen by judgement; not
+measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +40,17 @@ class SimplifyTransposes:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of `model` but local functions, which can't hold weights."""
-        inside = {id(g) for f in model.functions.values() for g in (f.graph, *f.subgraphs())}
-        compose, sink, gemm = (outside(inside, rule) for rule in (_compose, _sink, _into_gemm))
-        return rewrite(model, context, self.name, {"Transpose": [compose, sink], "Gemm": [gemm]})
+        return rewrite(model, context, self.name, {"Transpose": [_compose, _sink], "Gemm": [_into_gemm]})
 
 
-def _perm(node: ir.Node | None, scene: RewriteContext) -> tuple[int, ...] | None:
-    """Return how a Transpose permutes, None for other nodes and where the rank it reverses is not known."""
+def _perm(node: ir.Node | None, ctx: RewriteContext) -> tuple[int, ...] | None:
+    """Return the permutation of a Transpose, None for other nodes and where the rank it reverses is not known."""
     if node is None or not query.is_op(node, "Transpose"):
         return None
     perm = query.integers(node, "perm")
     if perm is not None:
         return tuple(perm)
-    rank = scene.shapes.rank(node.inputs[0])
+    rank = ctx.shapes.rank(node.inputs[0])
     return None if rank is None or "perm" in node.attributes else tuple(reversed(range(rank)))
 
 
@@ -57,10 +58,10 @@ def _is_identity(perm: Sequence[int]) -> bool:
     return list(perm) == list(range(len(perm)))
 
 
-def _compose(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _compose(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     middle = node.inputs[0]
     first = None if middle is None else middle.producer()
-    one, two = _perm(first, scene), _perm(node, scene)
+    one, two = _perm(first, ctx), _perm(node, ctx)
     if one is None or two is None or first is None or middle is None or first.graph is not node.graph:
         return None
     x, out, both = first.inputs[0], node.outputs[0], [one[axis] for axis in two]
@@ -84,12 +85,12 @@ def _compose(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
     )
 
 
-def _into_gemm(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
+def _into_gemm(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     """Let a Gemm read its matrices transposed by an attribute."""
     for port, name in enumerate(("transA", "transB")):
         value = node.inputs[port]
         before = None if value is None else value.producer()
-        if value is None or before is None or _perm(before, scene) != (1, 0) or query.sole_consumer(value) is not node:
+        if value is None or before is None or _perm(before, ctx) != (1, 0) or query.sole_consumer(value) is not node:
             continue
         inputs, attributes = [*node.inputs], dict(node.attributes)
         inputs[port] = before.inputs[0]
@@ -109,66 +110,66 @@ class _TransposeRegion:
     perm: tuple[int, ...]
     nodes: dict[ir.Node, None]
 
-    def enters(self, scene: RewriteContext) -> list[ir.Node]:
-        """Return the Transposes whose results only the region reads: they go."""
+    def enters(self, ctx: RewriteContext) -> list[ir.Node]:
+        """Return the Transposes whose results only the region reads: they are removed."""
         makers = dict.fromkeys(v.producer() for n in self.nodes for v in n.inputs if v is not None)
         return [
             m
             for m in makers
             if m is not None
             and m not in self.nodes
-            and _perm(m, scene) == self.perm
+            and _perm(m, ctx) == self.perm
             and not m.outputs[0].is_graph_output()
             and all(use.node in self.nodes for use in m.outputs[0].uses())
         ]
 
-    def leaves(self, scene: RewriteContext) -> list[tuple[ir.Value, list[ir.Node], bool]]:
-        """Return each result read outside, with the Transposes that read it, and whether others do too."""
+    def leaves(self, ctx: RewriteContext) -> list[tuple[ir.Value, list[ir.Node], bool]]:
+        """Return each result read outside, with the Transposes that read it, and True where others do too."""
         found = []
         for value in (o for n in self.nodes for o in n.outputs):
             outside = [use.node for use in value.uses() if use.node not in self.nodes]
-            after = [n for n in outside if _perm(n, scene) is not None and n.graph is value.graph]
+            after = [n for n in outside if _perm(n, ctx) is not None and n.graph is value.graph]
             others = value.is_graph_output() or len(after) < len(outside)
             if after or others:
                 found.append((value, after, others))
         return found
 
-    def gain(self, scene: RewriteContext) -> int:
-        """Return how many Transposes fewer there are after the move."""
-        fewer = len(self.enters(scene))
-        for _, after, others in self.leaves(scene):
-            fewer += sum(self.cancels(n, scene) for n in after if not n.outputs[0].is_graph_output()) - others
+    def gain(self, ctx: RewriteContext) -> int:
+        """Return the number of Transposes that the move saves."""
+        fewer = len(self.enters(ctx))
+        for _, after, others in self.leaves(ctx):
+            fewer += sum(self.cancels(n, ctx) for n in after if not n.outputs[0].is_graph_output()) - others
         return fewer
 
-    def joint(self, after: ir.Node, scene: RewriteContext) -> list[int]:
-        """Return the permutation of a Transpose behind the region, told from before it."""
-        return [self.perm[axis] for axis in _perm(after, scene) or ()]
+    def joint(self, after: ir.Node, ctx: RewriteContext) -> list[int]:
+        """Return the permutation of a Transpose behind the region composed with that of the region."""
+        return [self.perm[axis] for axis in _perm(after, ctx) or ()]
 
-    def cancels(self, after: ir.Node, scene: RewriteContext) -> bool:
-        """Say whether nothing is left of a Transpose behind the region."""
-        return _is_identity(self.joint(after, scene))
+    def cancels(self, after: ir.Node, ctx: RewriteContext) -> bool:
+        """Say whether a Transpose behind the region cancels."""
+        return _is_identity(self.joint(after, ctx))
 
 
-def _sink(node: ir.Node, scene: RewriteContext) -> Rewrite | None:
-    perm = _perm(node, scene)
+def _sink(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
+    perm = _perm(node, ctx)
     if perm is None or _is_identity(perm):
         return None
-    region = _grow(node, perm, scene)
-    gain = region.gain(scene) if region.nodes else 0
-    while gain <= 0 and 1 < len(region.nodes) <= 16:  # the last nodes may not pay for their way out
+    region = _grow(node, perm, ctx)
+    gain = region.gain(ctx) if region.nodes else 0
+    while gain <= 0 and 1 < len(region.nodes) <= 16:  # the last nodes may cost more than they save
         fewer = _TransposeRegion(perm=perm, nodes=dict.fromkeys(list(region.nodes)[:-1]))
-        region, gain = fewer, fewer.gain(scene)
+        region, gain = fewer, fewer.gain(ctx)
     if gain <= 0:
         return None
     count = len(region.nodes)
     return Rewrite(
         target=query.label(node),
         reason=f"{gain} fewer Transpose when {count} element-wise nodes work before it",
-        apply=lambda: _move(region, scene),
+        apply=lambda: _move(region, ctx),
     )
 
 
-def _grow(node: ir.Node, perm: tuple[int, ...], scene: RewriteContext) -> _TransposeRegion:
+def _grow(node: ir.Node, perm: tuple[int, ...], ctx: RewriteContext) -> _TransposeRegion:
     """Collect the nodes behind a Transpose that can as well work before it."""
     region = _TransposeRegion(perm=perm, nodes={})
     waiting = [use.node for use in node.outputs[0].uses()]
@@ -176,7 +177,7 @@ def _grow(node: ir.Node, perm: tuple[int, ...], scene: RewriteContext) -> _Trans
         candidate = waiting.pop(0)
         if candidate in region.nodes or candidate.graph is not node.graph:
             continue
-        if _can_move(candidate, region, scene):
+        if _can_move(candidate, region, ctx):
             region.nodes[candidate] = None
             waiting += [use.node for o in candidate.outputs for use in o.uses()]
     return region
@@ -187,30 +188,30 @@ def _data_ports(node: ir.Node) -> int:
     return len(node.inputs) if query.is_op(node, *ops.BROADCASTING, "Concat") else 1
 
 
-def _can_move(node: ir.Node, region: _TransposeRegion, scene: RewriteContext) -> bool:
+def _can_move(node: ir.Node, region: _TransposeRegion, ctx: RewriteContext) -> bool:
     rank = len(region.perm)
     if query.is_op(node, *_ALONG_AXIS):
         axis = int(query.attribute(node, "axis", -1))
         if not -rank <= axis < rank or (node.op_type == "Concat" and "axis" not in node.attributes):
             return False
-        if node.op_type != "Concat" and (scene.opset < 13 or region.perm[axis] != rank - 1):
+        if node.op_type != "Concat" and (ctx.opset < 13 or region.perm[axis] != rank - 1):
             return False
     elif query.is_op(node, *_REDUCTIONS):
         axes = query.integers(node, "axes", 1)
         if not axes or not query.attribute(node, "keepdims", 1) or not all(-rank <= a < rank for a in axes):
             return False
     elif not query.is_op(node, *ops.ELEMENTWISE, *ops.BROADCASTING) or (
-        scene.opset < 7 and query.is_op(node, *ops.BROADCASTING)
+        ctx.opset < 7 and query.is_op(node, *ops.BROADCASTING)
     ):
         return False
-    return all(_can_enter(v, node, region, scene) for v in node.inputs[: _data_ports(node)])
+    return all(_can_enter(v, node, region, ctx) for v in node.inputs[: _data_ports(node)])
 
 
-def _can_enter(value: ir.Value | None, node: ir.Node, region: _TransposeRegion, scene: RewriteContext) -> bool:
+def _can_enter(value: ir.Value | None, node: ir.Node, region: _TransposeRegion, ctx: RewriteContext) -> bool:
     if value is None:
         return False
     maker = value.producer()
-    if maker is not None and (maker in region.nodes or _perm(maker, scene) == region.perm):
+    if maker is not None and (maker in region.nodes or _perm(maker, ctx) == region.perm):
         return maker.graph is node.graph
     tensor = query.constant_tensor(value)
     if tensor is None or len(tensor.shape) > len(region.perm):
@@ -221,50 +222,48 @@ def _can_enter(value: ir.Value | None, node: ir.Node, region: _TransposeRegion, 
     return tensor.size <= most
 
 
-def _move(region: _TransposeRegion, scene: RewriteContext) -> None:
-    goes, leaves = [m.outputs[0] for m in region.enters(scene)], region.leaves(scene)
-    joint = {n: region.joint(n, scene) for _, after, _ in leaves for n in after}
+def _move(region: _TransposeRegion, ctx: RewriteContext) -> None:
+    entering, leaves = [m.outputs[0] for m in region.enters(ctx)], region.leaves(ctx)
+    joint = {n: region.joint(n, ctx) for _, after, _ in leaves for n in after}
     for node in region.nodes:
-        _work_before(node, region, scene)
+        _work_before(node, region, ctx)
     for value, after, others in leaves:
-        before, name = (
-            [use for use in value.uses() if use.node not in region.nodes and use.node not in after],
-            value.name,
-        )
-        made = None
+        name = value.name
+        readers = [use for use in value.uses() if use.node not in region.nodes and use.node not in after]
+        restored = None
         if others:
             maker = value.producer()
             assert maker is not None
             assert maker.graph is not None
-            made = ir.node("Transpose", [value], {"perm": list(region.perm)})
-            made.name = scene.names.fresh(f"{maker.name or maker.op_type}_Transpose")
-            maker.graph.insert_after(maker, made)
-            made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+            restored = ir.node("Transpose", [value], {"perm": list(region.perm)})
+            restored.name = ctx.names.fresh(f"{maker.name or maker.op_type}_Transpose")
+            maker.graph.insert_after(maker, restored)
+            restored.outputs[0].type, restored.outputs[0].shape = value.type, value.shape
             if value.is_graph_output():
                 outputs = maker.graph.outputs
-                outputs[list(outputs).index(value)] = made.outputs[0]
-            for use in before:
-                use.node.replace_input_with(use.idx, made.outputs[0])
-        value.name, value.shape = scene.names.fresh(f"{name}_before"), None
-        if made is not None:
-            made.outputs[0].name = name
+                outputs[list(outputs).index(value)] = restored.outputs[0]
+            for use in readers:
+                use.node.replace_input_with(use.idx, restored.outputs[0])
+        value.name, value.shape = ctx.names.fresh(f"{name}_before"), None
+        if restored is not None:
+            restored.outputs[0].name = name
         for node in after:
             _shorten(node, value, joint[node])
     left = {value for value, _, _ in leaves}
     for value in (o for node in region.nodes for o in node.outputs if o not in left):
-        value.name, value.shape = scene.names.fresh(f"{value.name}_before"), None
-    for value in goes:
+        value.name, value.shape = ctx.names.fresh(f"{value.name}_before"), None
+    for value in entering:
         edit.remove_unread(value)
 
 
-def _work_before(node: ir.Node, region: _TransposeRegion, scene: RewriteContext) -> None:
-    """Let one node read what the Transposes read, its constants and axes turned the other way."""
+def _work_before(node: ir.Node, region: _TransposeRegion, ctx: RewriteContext) -> None:
+    """Let one node read what the Transposes read, its constants and axes permuted the other way."""
     rank = len(region.perm)
     for port, value in enumerate(node.inputs[: _data_ports(node)]):
         maker = None if value is None else value.producer()
         if value is None or maker in region.nodes:
             continue
-        if maker is not None and _perm(maker, scene) == region.perm:
+        if maker is not None and _perm(maker, ctx) == region.perm:
             node.replace_input_with(port, maker.inputs[0])
             continue
         tensor = query.constant_tensor(value)
@@ -272,10 +271,8 @@ def _work_before(node: ir.Node, region: _TransposeRegion, scene: RewriteContext)
             continue
         array = tensor.numpy()
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
-        turned = np.ascontiguousarray(array.transpose(np.argsort(region.perm)))
-        node.replace_input_with(
-            port, edit.add_initializer(query.home(node), scene.names, f"{value.name}_turned", turned)
-        )
+        transposed = np.ascontiguousarray(array.transpose(np.argsort(region.perm)))
+        node.replace_input_with(port, ctx.add_constant(node, f"{value.name}_turned", transposed))
         edit.remove_unread(value)
     if query.is_op(node, *_ALONG_AXIS):
         axis = region.perm[int(query.attribute(node, "axis", -1))]
@@ -285,17 +282,17 @@ def _work_before(node: ir.Node, region: _TransposeRegion, scene: RewriteContext)
         if "axes" in node.attributes:
             node.attributes.add(ir.AttrInt64s("axes", axes))
         else:
-            old, made = (
+            old, new = (
                 node.inputs[1],
-                edit.add_initializer(query.home(node), scene.names, f"{node.outputs[0].name}_axes", np.asarray(axes)),
+                ctx.add_constant(node, f"{node.outputs[0].name}_axes", np.asarray(axes)),
             )
-            node.replace_input_with(1, made)
+            node.replace_input_with(1, new)
             if old is not None:
                 edit.remove_unread(old)
 
 
 def _shorten(node: ir.Node, value: ir.Value, perm: list[int]) -> None:
-    """Give a Transpose behind the region its new permutation, or take it out where none is left."""
+    """Give a Transpose behind the region its new permutation, or remove it where that is the identity."""
     if _is_identity(perm) and edit.can_replace(node.outputs[0], value):
         edit.replace_value(node.outputs[0], value)
         edit.remove_node(node)

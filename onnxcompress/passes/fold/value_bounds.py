@@ -1,4 +1,4 @@
-"""Between which numbers a value lies, as far as the nodes that make it say."""
+"""Bounds of a value's elements, as far as the nodes that compute it show."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ...graph import query
 from ...ops import table as ops
 
 _DEPTH = 8
+"""Nodes that are followed back from a value, at most. Chosen by judgement; not measured."""
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 

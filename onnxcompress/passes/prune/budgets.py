@@ -26,6 +26,7 @@ from ...io import model_io
 from ...ops import table as ops
 from ...runtime import session as runtime
 from ...shapes import count as counting
+from ...shapes import resolve
 
 Of = Literal["macs", "parameters", "bytes", "latency"]
 
@@ -115,8 +116,8 @@ class Budgeting:
 
 def _rates(model: ir.Model, feed: Feed) -> dict[str, float]:
     """Return node -> microseconds for each of its MACs, timed alone at the shapes of a feed."""
-    shapes = counting.resolve_shapes(model, feed)
-    counted = ops.node_macs(model, counting.shape_lookup(shapes))
+    shapes = resolve.infer_dims(model, feed)
+    counted = ops.node_macs(model, resolve.shape_lookup(shapes))
     known: dict[tuple[object, ...], float | None] = {}
     found = {}
     for node, macs in counted:

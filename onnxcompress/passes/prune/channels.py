@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from ... import targets
 from ...activations import observe
-from ...core import Action, Change, Context, DataFor, Feed, Judge
+from ...core import Action, Change, Context, DataFor, Feed, Judge, Need
 from ...data import feeds as feed_facts
 from ...data import synthetic
 from ...data.feeds import Lazy
@@ -52,7 +52,7 @@ class PruneChannels:
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
-    needs = DataFor("criterion", "reconstruction", "activation")
+    needs: ClassVar[frozenset[Need]] = DataFor("criterion", "reconstruction", "activation")  # type: ignore[assignment]  # a descriptor
 
     keep_macs: Share = None
     """Part of the multiply-accumulates that is kept. Without any budget 0.7, more where the score falls too much."""
@@ -202,7 +202,7 @@ class PruneChannels:
             figures.append(f"refitted {found.refitted:.3g}")
         if found.distilled is not None:
             details["distillation"] = found.distilled.reason
-            figures += found.distilled.told(found.final)
+            figures += found.distilled.figures(found.final)
         return Change(
             pass_name=self.name,
             target=_GRAPH,

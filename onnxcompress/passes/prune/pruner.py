@@ -19,6 +19,7 @@ from ...channels import groups as channel_engine
 from ...channels.groups import Channels
 from ...core import Feed
 from ...distillation.reconstruct import refit
+from ...distillation.targets import LayerMatch
 from ...distillation.train import Distilled, affordable, distill
 from ...io import model_io
 from ...numerics.linear.elimination import Curve
@@ -251,7 +252,7 @@ class Pruner:
                 student,
                 self._original,
                 self._feeds,
-                keep=kept,
+                LayerMatch(channels=kept),
                 selects=self._selects,
                 seed=self._seed,
                 progress=self._progress,

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, DataFor
+from ...core import Action, Change, Context, DataFor, Need
 from ...distillation.reconstruct import LayerData, refit
 from ...graph import edit, query
 from ...io import model_io
@@ -36,7 +36,7 @@ class Sparsify:
 
     name: ClassVar[str] = "sparsify"
     lossless: ClassVar[bool] = False
-    needs = DataFor("criterion", "elimination", "use")
+    needs: ClassVar[frozenset[Need]] = DataFor("criterion", "elimination", "use")  # type: ignore[assignment]  # a descriptor
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of zeros; not used with a pattern or a bound."""

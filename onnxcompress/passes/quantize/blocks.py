@@ -74,11 +74,14 @@ class QuantizeBlocks:
     fastest of the first three, products on int8 only where held-out samples show no harm; else dequantize."""
     min_elements: Annotated[int, Field(ge=1)] = 1024
     """Smaller weights stay as they are; so do those that would not become smaller."""
+    equalize: Equalize = Equalize()
+    """For channels that are scaled first; its scheme is this pass's."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Quantize the weights of every graph of `model`, the least harmful first."""
         scheme = schemes.parse(self.scheme)
-        scaled = Equalize(scheme=self.scheme).run(model, context) if self._uses_data(context) else []
+        scales = replace(self.equalize, scheme=self.scheme)
+        scaled = scales.run(model, context) if self._uses_data(context) else []
         limit = None if context.judge is None else context.judge.limit
         is_budgeted = any(each is not None for each in (self.bits_per_weight, context.max_bytes, limit))
         widths = survey(model, grids_of(scheme, is_budgeted=is_budgeted), context, min_elements=self.min_elements)

@@ -1,4 +1,4 @@
-"""Weights that make good what integers do to activations: a float model is refitted as if it ran on integers.
+"""Weights that compensate the rounding of activations: a float model is refitted as if it ran on int8.
 
     float model --quantize--> copy --weights back to float--> student --refit to the float model--> weights, biases
     float model with these weights and biases --quantize--> the recovered model
@@ -22,20 +22,19 @@ from ...ops.linear import LinearLayer, linear_layer
 from ...shapes import count as counting
 
 _MOST_MACS = 5_000_000_000
-"""Of all samples together."""
+"""Multiply-accumulates of all samples together: larger models are skipped, for they would take minutes. Chosen by
+judgement; not measured."""
 _LEAST_FEEDS = 8
-"""Fewer samples say too little about what a layer's inputs have in common."""
+"""Samples: fewer say too little about the correlations of a layer's inputs. Chosen by judgement; not measured."""
 
 
 def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], context: Context) -> ir.Model | None:
-    """Return a copy of a float model with layers refitted for running on integers; None where none gains by it.
-
-    Models whose samples take long to run are left alone: layer by layer it would take minutes.
+    """Return a copy of a float model with layers refitted for running on int8; None where none gains by it.
 
     Args:
         model: the float model.
-        quantized: the same with integers, whose nodes have kept their names; used up.
-        labels: the layers that run on integers in it.
+        quantized: the same quantized, whose nodes have kept their names; edited, and of no use afterwards.
+        labels: the layers that run on int8 in it.
         context: its feeds are what is refitted on.
 
     Raises:
@@ -46,21 +45,9 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
     macs = counting.count(model, context.feeds[0]).macs
     if macs is None or macs * len(context.feeds) > _MOST_MACS:
         return None
-    wanted = set(labels)
-    originals = {query.label(node): node for node in model.graph if query.label(node) in wanted}
-    names = edit.Names(quantized)
-    freed: list[ir.Node] = []
-    for node in quantized.graph:
-        original = originals.get(query.label(node))
-        layer = None if original is None else linear_layer(original)
-        if isinstance(layer, LinearLayer) and node.op_type == layer.node.op_type:
-            array = float_constants.read(layer.weight)
-            port = layer.facts.port
-            node.replace_input_with(port, edit.add_initializer(quantized.graph, names, f"{layer.label}_free", array))
-            freed.append(node)
-    if not freed:
+    free = _free_weights(quantized, _layers(model, labels))
+    if not free:
         return None
-    free = set(freed)
     changes = reconstruct.refit(
         quantized,
         model,
@@ -73,10 +60,28 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
     if not gained:
         return None
     result = model_io.clone(model)
-    own = edit.Names(result)
-    found = {query.label(node): linear_layer(node) for node in result.graph if query.label(node) in gained}
-    for node in quantized.graph:
-        fitted, layer = (linear_layer(node), found.get(query.label(node)))
-        if isinstance(fitted, LinearLayer) and isinstance(layer, LinearLayer):
-            layer.with_weights(fitted.matrix(), fitted.bias(), own)
+    names = edit.Names(result)
+    targets = _layers(result, gained)
+    for label, fitted in _layers(quantized, targets).items():
+        targets[label].with_weights(fitted.matrix(), fitted.bias(), names)
     return result
+
+
+def _layers(model: ir.Model, labels: Collection[str]) -> dict[str, LinearLayer]:
+    """Return label -> linear layer, of those of the main graph that have one of some labels."""
+    found = {query.label(node): linear_layer(node) for node in model.graph if query.label(node) in labels}
+    return {label: layer for label, layer in found.items() if isinstance(layer, LinearLayer)}
+
+
+def _free_weights(quantized: ir.Model, originals: dict[str, LinearLayer]) -> set[ir.Node]:
+    """Give layers of a quantized model their float weights again, and return these layers' nodes."""
+    names = edit.Names(quantized)
+    freed = set()
+    for node in quantized.graph:
+        layer = originals.get(query.label(node))
+        if layer is not None and node.op_type == layer.node.op_type:
+            weight = float_constants.read(layer.weight)
+            free = edit.add_initializer(quantized.graph, names, f"{layer.label}_free", weight)
+            node.replace_input_with(layer.facts.port, free)
+            freed.add(node)
+    return freed

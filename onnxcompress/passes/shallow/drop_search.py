@@ -1,8 +1,8 @@
-"""Takes blocks out of copies of a model, one after the other, and measures what becomes of its outputs.
+"""Remove blocks from copies of a model, one after the other, and measure the divergence of its outputs.
 
-Each time the one goes that costs the outputs least for the multiplications that it saves. The candidates whose going
-does least at once are refitted, roughly, and measured again on other samples; what is left is measured anew after
-each. What goes is replaced by its mean, or by a linear map of what goes past it, which the refit finds.
+Each step removes the block that costs the outputs least for the multiplications that it saves. The candidates with the
+least immediate effect are refitted, roughly, and measured again on other samples; the rest is measured anew after each
+step. A removed block is replaced by its mean, or by a linear map of the value that bypasses it, which the refit finds.
 """
 
 from __future__ import annotations
@@ -19,40 +19,49 @@ import onnx_ir as ir
 from ...activations import observe
 from ...core import Context, Feed
 from ...distillation import reconstruct
-from ...distillation.train import Distilled, affordable, distill, divided
+from ...distillation.sample_split import divided
+from ...distillation.targets import LayerMatch, RefitEffort
+from ...distillation.train import Distilled
 from ...errors import ModelError
 from ...graph import edit, query
 from ...io import model_io
 from ...ops import table as ops
 from ...ops.linear import linear_layers
 from ...quality.divergence import Divergence
-from ...shapes import count as counting
-from .shortcuts import Shortcut, find_shortcuts, seen_shapes
+from ...shapes import resolve
+from . import recovery
+from .shortcuts import Shortcut, find_shortcuts, main_shapes
 
 By = Literal["bias", "linear"]
 
 _SAMPLES = (48, 480)
-"""Fewest and most samples that candidates are refitted and measured on: two thirds and one."""
+"""Fewest and most samples on which candidates are refitted and measured: two thirds and one. Chosen on the zoo
+models."""
 _SAMPLE_MACS = 1e10
-"""Multiplications of one run of all these samples, about."""
+"""Multiplications of one run of all these samples, about. Chosen on the zoo models, for time."""
 _ROWS = 8
-"""Rows per column of that refit."""
+"""Rows per column of the rough refits. Chosen on the zoo models."""
 _ALL_ROWS = 64
-"""Rows per column of the last one."""
+"""Rows per column of the last refit. Chosen on the zoo models."""
 _WORK = 5e11
-"""Multiplications of all rough refits of one round, about: it decides how many candidates are refitted."""
+"""Multiplications of all rough refits of one step, about: it limits the candidates. Chosen on the zoo models."""
 _ROWS_ABOUT = 1e4
-_TOGETHER = 32
+"""Rows of a rough refit in the estimate of its multiplications. Estimated; not measured."""
+_BATCH = 32
+"""Feeds that are joined to observe values, at most. Chosen by judgement; not measured."""
 _MOST_REFITTED = 8
+"""Most candidates that are refitted in one step. Chosen on the zoo models."""
 _OTHERS = 3
-"""Sets of blocks that are measured beside the one that was found step by step."""
+"""Sets of blocks that are measured beside the one that was found step by step. Chosen on the zoo models."""
 _MOST_TOGETHER = 3
+"""Most blocks of such a set. Chosen by judgement; not measured."""
 _NONE_LOST = 1e-12
+"""Divergence below which candidates count as equally good, so that the savings decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedBlock:
-    """A block that is gone: its label, the multiplications saved, the values it stood between."""
+    """A removed block: its label, the multiplications saved, the values before and after it."""
 
     label: str
     macs: int
@@ -62,7 +71,7 @@ class DroppedBlock:
 
     @classmethod
     def of(cls, shortcut: Shortcut, by: By) -> DroppedBlock:
-        """Say what goes when a shortcut is taken."""
+        """Return the block that a shortcut bypasses."""
         channels = shortcut.shape[shortcut.axis]
         map_macs = math.prod(shortcut.shape) * channels if by == "linear" else 0
         return cls(
@@ -76,33 +85,33 @@ class DroppedBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class DropState:
-    """A model with some blocks gone.
+    """A model without some blocks.
 
     Args:
         model: the model, refitted roughly.
-        gone: what is gone, in order.
-        loss: the divergence of its outputs.
+        dropped: the removed blocks, in order.
+        loss: divergence of its outputs.
     """
 
     model: ir.Model
-    gone: tuple[DroppedBlock, ...]
+    dropped: tuple[DroppedBlock, ...]
     loss: float
 
     @property
     def macs(self) -> int:
         """The multiplications saved."""
-        return sum(each.macs for each in self.gone)
+        return sum(each.macs for each in self.dropped)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropResult:
-    """A result.
+    """A model without some blocks, refitted and trained on all samples.
 
     Args:
         model: the model.
-        refits: what became of each layer.
-        refitted: divergence of the outputs after the refit; None where it gives no numbers.
-        distilled: how the training went; None where there was none.
+        refits: the change of each layer.
+        refitted: divergence of the outputs after the refit; None where it is not finite.
+        distilled: result of the training; None where there was none.
         loss: divergence of the outputs in the end.
     """
 
@@ -114,21 +123,21 @@ class DropResult:
 
 
 class BlockDropSearch:
-    """Looks for what can go from one model, which it does not change.
+    """Searches for blocks that one model can do without; the model is not changed.
 
     Args:
         model: the model.
-        context: feeds, seed, and which nodes may go.
+        context: its feeds, seed and `selects`, which admits the nodes that may be removed.
         largest: the feed at whose shapes multiplications are counted.
-        by: what stands in for what is gone.
+        by: replacement of removed blocks.
 
     Raises:
         ModelError: the runtime can't run the model.
     """
 
     def __init__(self, model: ir.Model, context: Context, largest: Feed, by: By) -> None:
-        self._shapes = seen_shapes(model, largest)
-        self.macs = ops.total_macs(model, counting.shape_lookup(self._shapes)).total
+        self._shapes = main_shapes(model, largest)
+        self.macs = ops.total_macs(model, resolve.shape_lookup(self._shapes)).total
         self._model = model
         self._context = context
         self._by = by
@@ -141,11 +150,11 @@ class BlockDropSearch:
         self._fitted = chosen[third:] or chosen
         self._divergence = Divergence(model, self._scored)
         self._singles: list[DropState] = []
-        self.start = DropState(model=model, gone=(), loss=0.0)
+        self.start = DropState(model=model, dropped=(), loss=0.0)
 
     def shortcuts(self, state: DropState) -> list[Shortcut]:
-        """Return what may go from a state's model."""
-        taken = {(each.out, each.through) for each in state.gone}
+        """Return the blocks that may be removed from a state's model."""
+        taken = {(each.out, each.through) for each in state.dropped}
         return [
             shortcut
             for shortcut in find_shortcuts(state.model, self._shapes)
@@ -154,10 +163,10 @@ class BlockDropSearch:
         ]
 
     def next(self, state: DropState, left: float) -> DropState | None:
-        """Return a state with one block more gone, the one that costs least for what it saves; None if there is none.
+        """Return a state without the block that costs least for what it saves; None if there is none.
 
         Args:
-            state: what is gone already.
+            state: the state before.
             left: multiplications that are still to be saved, above 0; saving more counts for nothing.
         """
         rough: list[tuple[float, Shortcut]] = []
@@ -169,20 +178,20 @@ class BlockDropSearch:
         tried = [shortcut for _, shortcut in rough[: self._most_refitted()]]
         found: list[DropState] = []
         for shortcut in self._context.progress("Refitting blocks", tried):
-            gone = DroppedBlock.of(shortcut, self._by)
-            if gone.macs <= 0:
+            dropped = DroppedBlock.of(shortcut, self._by)
+            if dropped.macs <= 0:
                 continue
-            made = self._without(state, shortcut, self._by)
-            self._refit(made, self._fitted, _ROWS)
-            loss = self.measured(made)
+            edited = self._without(state, shortcut, self._by)
+            self._refit(edited, self._fitted, _ROWS)
+            loss = self.measured(edited)
             if loss is not None:
-                found.append(DropState(model=made, gone=(*state.gone, gone), loss=loss))
-        if not state.gone:
+                found.append(DropState(model=edited, dropped=(*state.dropped, dropped), loss=loss))
+        if not state.dropped:
             self._singles = found
         lost = state.loss
         return min(
             found,
-            key=lambda new: max(new.loss - lost, _NONE_LOST) / min(new.gone[-1].macs, left),
+            key=lambda new: max(new.loss - lost, _NONE_LOST) / min(new.dropped[-1].macs, left),
             default=None,
         )
 
@@ -190,20 +199,20 @@ class BlockDropSearch:
         """Return the state, or one that loses less and saves enough: other sets of blocks, then fewer of them.
 
         Args:
-            state: what was found step by step.
+            state: the state that was found step by step.
             least: multiplications that are to be saved.
-            most: blocks that may go, at most.
+            most: most blocks to remove.
         """
-        for gone in self._sets(least, len(state.gone) if most is None else most):
-            other = self._rebuilt(gone)
+        for dropped in self._sets(least, len(state.dropped) if most is None else most):
+            other = self._rebuilt(dropped)
             if other is not None and other.loss < state.loss:
                 state = other
         while True:
             fewer = [
                 rebuilt
-                for spare in state.gone
-                if len(state.gone) > 1 and state.macs - spare.macs >= least
-                if (rebuilt := self._rebuilt([each for each in state.gone if each is not spare])) is not None
+                for spare in state.dropped
+                if len(state.dropped) > 1 and state.macs - spare.macs >= least
+                if (rebuilt := self._rebuilt([each for each in state.dropped if each is not spare])) is not None
             ]
             best = min(fewer, key=lambda each: each.loss, default=state)
             if best.loss >= state.loss:
@@ -211,98 +220,89 @@ class BlockDropSearch:
             state = best
 
     def finished(self, state: DropState, steps: int) -> DropResult:
-        """Return the original without what is gone, its layers refitted and then trained together on all samples.
+        """Return the original without the blocks, its layers refitted and then trained together on all samples.
 
         It begins anew: rough fits would be judged by samples that they have seen.
 
         Args:
-            state: what is gone.
-            steps: of the training; 0 for none.
+            state: the removed blocks.
+            steps: steps of the training; 0 for none.
         """
-        made = self._removed(state.gone)
-        if made is None:
-            made = model_io.clone(state.model)
-        feeds = self._context.feeds
-        learnt_from, judged_by = divided(feeds)
-        refits = self._refit(made, learnt_from, _ALL_ROWS, held_out=judged_by)
-        refitted = self.measured(made)
-        distilled = None
-        if steps:
-            most, batch = affordable(made, feeds[0], steps)
-            distilled = distill(
-                made,
-                self._model,
-                feeds,
-                steps=most,
-                batch=batch,
-                seed=self._context.seed,
-                progress=self._context.progress,
-                selects=self._context.selects,
-            )
-        return DropResult(model=made, refits=refits, refitted=refitted, distilled=distilled, loss=self.measured(made))
+        edited = self._removed(state.dropped)
+        if edited is None:
+            edited = model_io.clone(state.model)
+        fitted, held_out = divided(self._context.feeds)
+        refits = self._refit(edited, fitted, _ALL_ROWS, held_out=held_out)
+        refitted = self.measured(edited)
+        distilled = recovery.train(edited, self._model, self._context, steps)
+        return DropResult(
+            model=edited, refits=refits, refitted=refitted, distilled=distilled, loss=self.measured(edited)
+        )
 
     def _sets(self, least: float, most: int) -> list[tuple[DroppedBlock, ...]]:
         """Return sets of blocks that save enough, those first whose losses, each alone, add up to least."""
         found: list[tuple[float, tuple[DroppedBlock, ...]]] = []
         for size in range(1, min(most, _MOST_TOGETHER) + 1):
             for states in itertools.combinations(self._singles, size):
-                gone = tuple(state.gone[0] for state in states)
-                apart = sum(len(each.nodes) for each in gone) == len(frozenset().union(*(each.nodes for each in gone)))
-                if apart and sum(each.macs for each in gone) >= least:
-                    found.append((sum(state.loss for state in states), gone))
+                dropped = tuple(state.dropped[0] for state in states)
+                apart = sum(len(each.nodes) for each in dropped) == len(
+                    frozenset().union(*(each.nodes for each in dropped))
+                )
+                if apart and sum(each.macs for each in dropped) >= least:
+                    found.append((sum(state.loss for state in states), dropped))
         found.sort(key=lambda each: each[0])
-        return [gone for _, gone in found[:_OTHERS]]
+        return [dropped for _, dropped in found[:_OTHERS]]
 
-    def _rebuilt(self, gone: Sequence[DroppedBlock]) -> DropState | None:
-        """Return the state with just these blocks gone; None where one can't go without another."""
-        made = self._removed(gone)
-        if made is None:
+    def _rebuilt(self, dropped: Sequence[DroppedBlock]) -> DropState | None:
+        """Return the state without just these blocks; None where one can't be removed without another."""
+        edited = self._removed(dropped)
+        if edited is None:
             return None
-        self._refit(made, self._fitted, _ROWS)
-        loss = self.measured(made)
-        return None if loss is None else DropState(model=made, gone=tuple(gone), loss=loss)
+        self._refit(edited, self._fitted, _ROWS)
+        loss = self.measured(edited)
+        return None if loss is None else DropState(model=edited, dropped=tuple(dropped), loss=loss)
 
-    def _removed(self, gone: Sequence[DroppedBlock]) -> ir.Model | None:
-        """Return the original without these blocks, not refitted; None where one can't go without another."""
+    def _removed(self, dropped: Sequence[DroppedBlock]) -> ir.Model | None:
+        """Return the original without these blocks, not refitted; None where one can't be removed without another."""
         state = self.start
-        for each in gone:
+        for each in dropped:
             by_values = {(s.out.name, s.through.name): s for s in self.shortcuts(state)}
             shortcut = by_values.get((each.out, each.through))
             if shortcut is None:
                 return None
-            made = self._without(state, shortcut, self._by)
-            state = DropState(model=made, gone=(*state.gone, each), loss=state.loss)
+            edited = self._without(state, shortcut, self._by)
+            state = DropState(model=edited, dropped=(*state.dropped, each), loss=state.loss)
         return state.model
 
     def _refit(
-        self, made: ir.Model, feeds: Sequence[Feed], rows: int, *, held_out: Sequence[Feed] | None = None
+        self, edited: ir.Model, feeds: Sequence[Feed], rows: int, *, held_out: Sequence[Feed] | None = None
     ) -> list[reconstruct.RefitChange]:
-        """Refit the layers that a change has reached: those behind it, and those that are added to what it changed."""
-        reached = _reached(made, self._model)
+        """Refit the layers that a change has reached: those after it, and those that are added to its result."""
+        reached = _reached(edited, self._model)
         known = {query.label(node) for node in self._model.graph}
         maps = {
             node.inputs[1].name or "": node.outputs[0].name or ""
-            for node in made.graph
+            for node in edited.graph
             if query.label(node) not in known and node.inputs[1] is not None and node.inputs[1].producer() is not None
             if query.is_op(node, "Add")
         }
         return reconstruct.refit(
-            made,
+            edited,
             self._model,
             feeds,
-            maps,
+            LayerMatch(values=maps),
             held_out=held_out,
             selects=lambda node: node in reached and self._context.selects(node),
-            rows_per_column=rows,
+            effort=RefitEffort(rows_per_column=rows),
             seed=self._context.seed,
         )
 
-    def measured(self, made: ir.Model) -> float | None:
+    def measured(self, edited: ir.Model) -> float | None:
         """Return the divergence of a model's outputs, None where it can't be run or gives no numbers."""
         try:
-            found = self._divergence.of(made)
+            found = self._divergence.of(edited)
         except ModelError:
-            return None  # its shapes were the same by chance
+            return None  # its shapes were the same by coincidence
         return found if math.isfinite(found) else None
 
     def _most_refitted(self) -> int:
@@ -311,10 +311,10 @@ class BlockDropSearch:
 
     def _without(self, state: DropState, shortcut: Shortcut, by: By) -> ir.Model:
         """Return a copy of a state's model in which the shortcut is taken."""
-        made = model_io.clone(state.model)
-        values = {v.name: v for v in made.graph.inputs} | {v.name: v for n in made.graph for v in n.outputs}
+        edited = model_io.clone(state.model)
+        values = {v.name: v for v in edited.graph.inputs} | {v.name: v for n in edited.graph for v in n.outputs}
         out, through = values[shortcut.out.name], values[shortcut.through.name]
-        names = edit.Names(made)
+        names = edit.Names(edited)
         maker = out.producer()
         assert maker is not None
         mean = self._mean(state.model, shortcut)
@@ -322,32 +322,28 @@ class BlockDropSearch:
             value = _mapped(maker, through, mean, names, shortcut)
         else:
             shape = (-1, *[1] * (len(shortcut.shape) - 1 - shortcut.axis % len(shortcut.shape)))
-            value = edit.add_initializer(made.graph, names, f"{shortcut.label}_mean", mean.reshape(shape))
+            value = edit.add_initializer(edited.graph, names, f"{shortcut.label}_mean", mean.reshape(shape))
         added = edit.put_after(value.producer() or maker, names, "Add", [through, value], hint=f"{shortcut.label}_past")
         edit.take_over(out, added.outputs[0])
-        return made
+        return edited
 
     def _mean(self, model: ir.Model, shortcut: Shortcut) -> np.ndarray:
-        """Return by how much the original's value is more than what goes past, on average: float32 [channels]."""
-        name, past = shortcut.out.name or "", shortcut.through.name or ""
+        """Return the mean difference of the original's value to the value that bypasses it: float32 [channels]."""
+        name, bypass = shortcut.out.name or "", shortcut.through.name or ""
         total, count = np.zeros(shortcut.shape[shortcut.axis]), 0
-        feeds = list(observe.batched(self._model, self._fitted, _TOGETHER))
-        there = observe.stream(self._model, feeds, [name])
-        here = observe.stream(model, feeds, [past])
-        for one, other in zip(there, here, strict=True):
-            gap = np.moveaxis(one[name].astype(np.float64) - other[past], shortcut.axis, -1).reshape(-1, len(total))
+        feeds = list(observe.batched(self._model, self._fitted, _BATCH))
+        originals = observe.stream(self._model, feeds, [name])
+        bypasses = observe.stream(model, feeds, [bypass])
+        for one, other in zip(originals, bypasses, strict=True):
+            gap = np.moveaxis(one[name].astype(np.float64) - other[bypass], shortcut.axis, -1).reshape(-1, len(total))
             total += gap.sum(axis=0)
             count += len(gap)
         return (total / count).astype(np.float32)
 
 
-def _reached(made: ir.Model, original: ir.Model) -> set[ir.Node]:
-    """Return the nodes of a changed copy that read or add to what is not as in the original."""
-    known = {query.label(node) for node in original.graph}
-    reached: set[ir.Node] = set()
-    for node in made.graph:
-        if query.label(node) not in known or any(v.producer() in reached for v in query.reads(node)):
-            reached.add(node)
+def _reached(edited: ir.Model, original: ir.Model) -> set[ir.Node]:
+    """Return the nodes of a changed copy that read a changed value, or are added to one."""
+    reached = recovery.reached_nodes(edited, original)
     for node in [each for each in reached if query.is_op(each, "Add")]:
         for maker in [m for v in node.inputs if v is not None and (m := v.producer()) is not None]:
             above = [v.producer() for v in maker.inputs if v is not None] if query.is_op(maker, "Add") else []
@@ -356,7 +352,7 @@ def _reached(made: ir.Model, original: ir.Model) -> set[ir.Node]:
 
 
 def _mapped(maker: ir.Node, through: ir.Value, mean: np.ndarray, names: edit.Names, shortcut: Shortcut) -> ir.Value:
-    """Return a linear map of what goes past, put behind `maker`: zero but for its bias, until it is refitted."""
+    """Return a linear map of the bypassing value, inserted after `maker`: zero but for its bias before the refit."""
     home, hint, width = query.home(maker), f"{shortcut.label}_map", len(mean)
     spatial = len(shortcut.shape) - 2
     bias = edit.add_initializer(home, names, f"{hint}_bias", mean)

@@ -1,11 +1,11 @@
-"""Ways to write one linear layer as two or three thin ones: their sizes, their errors, and the edit.
+"""Low-rank factorizations of one linear layer into two or three: their sizes, their errors, and the edit.
 
     matrix      W x  ->  A (B x)
     rows        k x k convolution to r channels, then 1 x 1          (a matrix too, of patches)
     spatial     k x 1 to r channels, then 1 x k                      (Jaderberg et al. 2014, arXiv 1405.3866, scheme 2)
     tucker      1 x 1, k x k on fewer channels, 1 x 1                (Kim et al. 2015, arXiv 1511.06530)
 
-The last of them keeps the layer's node, output and bias, so that it can be refitted to what the layer gave.
+The last factor keeps the layer's node, output and bias, so that it can be refitted to the original layer's outputs.
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ from ..fold.layer_composition import Merged
 Form = Literal["matrix", "rows", "spatial", "tucker"]
 
 _SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.12)
-"""Parts of a layer's numbers that its factors may have."""
+"""Candidate sizes of the factors, as parts of the layer's numbers. Chosen on the zoo models."""
 _LEAST = 16
-"""Fewest channels on both sides for which factors are worth two nodes."""
+"""Fewest channels on both sides for which factors are worth two nodes. Chosen by judgement; not measured."""
 _ROWS = 32
-_TOGETHER = 8
+"""Rows per channel from which directions are computed. Chosen by judgement; not measured."""
+_BATCH = 8
+"""Feeds that are joined to observe values, at most. Chosen by judgement, for memory; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One way to write a layer.
+    """One factorization of a layer.
 
     Args:
-        form: how.
-        ranks: channels in between, of the input's side first.
-        numbers: numbers in the weights.
+        form: kind of factorization.
+        ranks: channels in between, those next to the input first.
+        numbers: elements of the weights.
         macs: multiplications at the shapes that were seen.
         error: part of the mean square of the layer's outputs, without bias, that is missed.
     """
@@ -59,14 +61,14 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Factorization:
-    """A layer that can be written as thin ones.
+    """A layer that can be factorized.
 
     Args:
         layer: the layer.
-        numbers: numbers in its weight.
+        numbers: elements of its weight.
         macs: its multiplications.
-        options: ways to write it, without the one it is written in.
-        bases: what they are made from.
+        options: its factorizations.
+        bases: decompositions from which the factors are computed, by side.
     """
 
     layer: LinearLayer
@@ -77,7 +79,7 @@ class Factorization:
 
     @property
     def label(self) -> str:
-        """The name by which reports speak of it."""
+        """Name in reports."""
         return self.layer.label
 
 
@@ -96,9 +98,9 @@ def candidates(
     Args:
         layers: plain layers of one group, each with a weight of its own.
         model: their model.
-        feeds: complete feeds, from which it is learnt what the layers read and give.
+        feeds: complete feeds, from which second moments of inputs and outputs are computed.
         shapes: shapes of values, at which multiplications are counted.
-        forms: ways that may be taken.
+        forms: forms that may be used.
         multiple: ranks are multiples of this.
         seed: of the choice of rows.
     """
@@ -120,7 +122,7 @@ def candidates(
 
 
 def layers_of(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition]) -> list[np.ndarray]:
-    """Return the weights of the thin layers, in order: float64 [1, out, in, *kernel] each."""
+    """Return the weights of the low-rank factors, in order: float64 [1, out, in, *kernel] each."""
     weight = layer_composition.weight_of(layer)[0].astype(np.float64)
     out, into, *kernel = weight.shape
     if option.form in ("matrix", "rows"):
@@ -130,22 +132,22 @@ def layers_of(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposit
             last = weight.reshape(out, into) @ inputs.basis[:, :rank]
             return [inputs.dual[:rank].reshape(1, rank, into, *points), last.reshape(1, out, rank, *points)]
         basis = bases["outputs"].basis[:, :rank]
-        thin = (basis.T @ weight.reshape(out, -1)).reshape(rank, into, *kernel)
-        return [thin[None], basis.reshape(1, out, rank, *[1] * len(kernel))]
+        first = (basis.T @ weight.reshape(out, -1)).reshape(rank, into, *kernel)
+        return [first[None], basis.reshape(1, out, rank, *[1] * len(kernel))]
     if option.form == "spatial":
         (rank,) = option.ranks
         tall, wide = kernel
         basis = bases["columns"].basis[:, :rank]
-        thin = (basis.T @ _columns(weight)).reshape(rank, into, tall, 1)
-        return [thin[None], basis.reshape(out, wide, rank).transpose(0, 2, 1)[None, :, :, None, :]]
-    first, last = option.ranks
-    inputs, outputs = bases["inputs"], bases["outputs"].basis[:, :last]
-    core = np.einsum("oikl,ir,os->srkl", weight, inputs.basis[:, :first], outputs)
-    return [inputs.dual[:first].reshape(1, first, into, 1, 1), core[None], outputs.reshape(1, out, last, 1, 1)]
+        first = (basis.T @ _columns(weight)).reshape(rank, into, tall, 1)
+        return [first[None], basis.reshape(out, wide, rank).transpose(0, 2, 1)[None, :, :, None, :]]
+    before, after = option.ranks
+    inputs, outputs = bases["inputs"], bases["outputs"].basis[:, :after]
+    core = np.einsum("oikl,ir,os->srkl", weight, inputs.basis[:, :before], outputs)
+    return [inputs.dual[:before].reshape(1, before, into, 1, 1), core[None], outputs.reshape(1, out, after, 1, 1)]
 
 
 def write(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition], names: edit.Names) -> None:
-    """Put the thin layers in a layer's place; its node becomes the last of them."""
+    """Replace a layer by its factors; its node becomes the last of them."""
     *before, last = layers_of(layer, option, bases)
     value = layer.x
     windows = _windows(layer, option.form)
@@ -160,12 +162,12 @@ def write(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition]
                 query.home(layer.node), names, f"{hint}_weight", array if is_left else array.T
             )
             inputs = [constant, value] if is_left else [value, constant]
-            made = edit.insert_before(layer.node, names, "MatMul", inputs, hint=hint)
+            node = edit.insert_before(layer.node, names, "MatMul", inputs, hint=hint)
         else:
             constant = edit.add_initializer(query.home(layer.node), names, f"{hint}_weight", array)
-            made = edit.insert_before(layer.node, names, "Conv", [value, constant], hint=hint)
-            layer_composition.set_window(made, window, 1)
-        value = made.outputs[0]
+            node = edit.insert_before(layer.node, names, "Conv", [value, constant], hint=hint)
+            layer_composition.set_window(node, window, 1)
+        value = node.outputs[0]
     shift, bias = _shift(layer, option, bases), layer.bias()
     merged = Merged(
         layer=layer, weight=last, bias=shift if bias is None else bias + shift, window=windows[-1], numbers=last.size
@@ -174,7 +176,7 @@ def write(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition]
 
 
 def _shift(layer: LinearLayer, option: Option, bases: Mapping[str, Decomposition]) -> np.ndarray:
-    """Return what a layer gives of what is cut off the means: float64 [out]."""
+    """Return the layer's response to the part of the means that the factors lose: float64 [out]."""
     weight = layer_composition.weight_of(layer)[0].astype(np.float64)
     summed = weight.reshape(*weight.shape[:2], -1).sum(axis=-1)
     if option.form == "matrix" and _is_wide(layer):
@@ -196,13 +198,13 @@ def _is_large(layer: LinearLayer) -> bool:
 
 
 def _is_wide(layer: LinearLayer) -> bool:
-    """Say whether a matrix gives more than it reads, so that its inputs are what is decomposed."""
+    """Say whether a matrix has more outputs than inputs, so that the inputs are decomposed."""
     _, out, columns = layer.shape
     return out > columns
 
 
 def _forms(layer: LinearLayer, forms: Sequence[Form]) -> list[Form]:
-    """Return which forms a layer can take."""
+    """Return the forms that a layer can have."""
     if layer.window is None or math.prod(layer.window.kernel) == 1:
         return ["matrix"] if "matrix" in forms else []
     _, out, columns = layer.shape
@@ -219,10 +221,10 @@ def _forms(layer: LinearLayer, forms: Sequence[Form]) -> list[Form]:
 def _bases(
     layers: Sequence[LinearLayer], model: ir.Model, feeds: Sequence[Feed], forms: Sequence[Form], seed: int
 ) -> Iterator[tuple[LinearLayer, dict[str, Decomposition]]]:
-    """Yield layers with what matters on their sides, learnt from the values of one run of the feeds."""
+    """Yield layers with the decompositions of their inputs and outputs, from one run of the feeds."""
     moments: dict[tuple[str, str], Moments] = {}
     names = list(dict.fromkeys(name for layer in layers for name in (layer.x.name or "", layer.y.name or "")))
-    joined = list(observe.batched(model, feeds, _TOGETHER))
+    joined = list(observe.batched(model, feeds, _BATCH))
     for number, values in enumerate(observe.stream(model, joined, names)):
         for layer in layers:
             x, y = values[layer.x.name or ""], values[layer.y.name or ""]
@@ -252,7 +254,7 @@ def _bases(
 def _rows(
     layer: LinearLayer, x: np.ndarray, y: np.ndarray, forms: Sequence[Form], runs: int, seed: tuple[int, int]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield rows of a layer's sides: what it gives, what it reads at one position, and what one column of it reads."""
+    """Yield sampled rows of a layer's outputs, its inputs at one position, and the inputs of one kernel column."""
     random = np.random.default_rng(seed)
 
     def some(count: int, channels: int) -> np.ndarray:
@@ -283,7 +285,7 @@ def _options(
     sizes: tuple[tuple[int, ...], tuple[int, ...]],
     multiple: int,
 ) -> list[Option]:
-    """Return options of one form, each with ranks of its own."""
+    """Return options of one form, each with other ranks."""
     _, out, columns = layer.shape
     kernel = () if layer.window is None else layer.window.kernel
     taps = math.prod(kernel)
@@ -325,18 +327,18 @@ def _rounded(rank: float, multiple: int, most: int) -> int:
 
 
 def _positions(layer: LinearLayer, sizes: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
-    """Return how often the weight is multiplied in a run."""
+    """Return the number of positions at which the weight is multiplied in a run."""
     return math.prod(sizes[1]) // layer.shape[1]
 
 
 def _columns(weight: np.ndarray) -> np.ndarray:
-    """Return what each column of a convolution makes of a column of its input: [out * wide, in * tall]."""
+    """Return the kernel as the matrix of its columns: [out * wide, in * tall]."""
     out, into, tall, wide = weight.shape
     return weight.transpose(0, 3, 1, 2).reshape(out * wide, into * tall)
 
 
 def _windows(layer: LinearLayer, form: Form) -> list[Window | None]:
-    """Return how the windows of the thin layers move."""
+    """Return the windows of the factors."""
     window = layer.window
     if window is None:
         return [None, None]

@@ -1,9 +1,9 @@
-"""Activations that hardly act become straight lines, so that the layers on their two sides become one.
+"""Replace nearly linear activations by lines, so that the layers on their two sides become one.
 
-    W2 act(W1 x + b1) + b2    ->    W x + b        where act(u) is nearly s u + t for what u takes on the samples
+    W2 act(W1 x + b1) + b2    ->    W x + b        where act(u) is nearly s u + t for the u of the samples
 
-The line of each channel is the one of least squares; how much of the activation's variance it misses is measured, and
-so is what becomes of the outputs once the merged layer is refitted to what the second one gave.
+The line of each channel is the one of least squares. The part of the activation's variance that it misses is measured,
+and the divergence of the outputs once the merged layer is refitted to the outputs of the second one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...activations import observe
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...distillation import reconstruct
 from ...graph import edit, query
 from ...io import model_io
@@ -27,14 +27,15 @@ from ...quality.divergence import Divergence
 from ..fold import layer_composition
 from ..fold.merge_layers import put_in_a_row
 
-_TOGETHER = 32
+_BATCH = 32
+"""Feeds that are joined to observe values, at most. Chosen by judgement; not measured."""
 _SCORED = 256
-"""Samples on which the outputs are compared, at most."""
+"""Most samples on which the outputs are compared. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linearize:
-    """Activations that hardly act become lines and the layers beside them one, where that is no larger."""
+    """Nearly linear activations become lines, and the layers beside them one, where that is no larger."""
 
     name: ClassVar[str] = "linearize"
     lossless: ClassVar[bool] = False
@@ -43,13 +44,15 @@ class Linearize:
     missed: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Part of an activation's variance, over all its channels, that the lines may miss."""
     divergence: Annotated[float, Field(ge=0)] = 0.01
-    """How much the outputs may diverge in the end (nats for class scores, part of the variance for others)."""
+    """Most divergence of the outputs in the end (nats for class scores, part of the variance for others)."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
-        """Try the activations between layers of the main graph, those that act least first."""
+        """Try the activations between layers of the main graph, the most linear first."""
         if context.state:
             return []
-        places = {place.label: place for node in model.graph if (place := _place(node)) and _may(place, context)}
+        places = {
+            place.label: place for node in model.graph if (place := _place(node)) and _is_selected(place, context)
+        }
         if not places:
             return []
         lines = _lines(model, list(places.values()), context)
@@ -59,50 +62,47 @@ class Linearize:
         for label, line in sorted(lines.items(), key=lambda each: each[1].missed):
             figure = f"a line for each channel misses {line.missed:.2g} of its variance"
             if line.missed > self.missed:
-                changes.append(self._skipped(label, f"it acts: {figure}"))
+                changes.append(Change.skipped(self.name, f"not linear: {figure}", target=label))
                 continue
             place = next((p for node in model.graph if (p := _place(node)) and p.label == label), None)
             if place is None or not context.gate.admits(self.name, label):
-                continue  # it went with one before it
+                continue  # removed with one before it
             changes.append(self._merged(model, original, place, line, judge, context))
         return changes
 
     def _merged(
         self, model: ir.Model, original: ir.Model, place: _Place, line: _LinearFit, judge: Divergence, context: Context
     ) -> Change:
-        """Merge at one place, and take it back where the outputs or the score suffer too much."""
-        made = model_io.clone(model)
-        node = next(node for node in made.graph if query.label(node) == place.label)
-        there = _place(node)
-        assert there is not None
-        names = edit.Names(made)
-        first, second = _straighten(there, line, names), there.second
+        """Merge at one activation, unless the outputs or the score suffer too much."""
+        edited = model_io.clone(model)
+        node = next(node for node in edited.graph if query.label(node) == place.label)
+        copied = _place(node)
+        assert copied is not None
+        names = edit.Names(edited)
+        first, second = _straighten(copied, line, names), copied.second
         merged = layer_composition.merge_chain(first, second)
         assert isinstance(merged, layer_composition.Merged)
         put_in_a_row(merged, first, names)
-        reconstruct.refit(made, original, context.feeds, selects=lambda each: each is second.node, seed=context.seed)
-        loss = judge.of(made)
+        reconstruct.refit(edited, original, context.feeds, selects=lambda each: each is second.node, seed=context.seed)
+        loss = judge.of(edited)
         figure = f"a line for each channel misses {line.missed:.2g} of its variance; the outputs diverge by {loss:.3g}"
-        drop = None if context.judge is None else context.judge.score(made).drop
+        drop = None if context.judge is None else context.judge.score(edited).drop
         limit = None if context.judge is None else context.judge.limit
         if not loss <= self.divergence:
-            return self._skipped(place.label, f"{figure}, more than {self.divergence:g}")
+            return Change.skipped(self.name, f"{figure}, more than {self.divergence:g}", target=place.label)
         if drop is not None and limit is not None and drop > limit:
-            return self._skipped(place.label, f"{figure}, the score falls by {drop:.4g}, more than {limit:g}")
+            fault = f"the score falls by {drop:.4g}, more than {limit:g}"
+            return Change.skipped(self.name, f"{figure}, {fault}", target=place.label)
         before = model_io.model_bytes(model)
-        edit.become(model, made)
-        return Change(
-            pass_name=self.name,
+        edit.become(model, edited)
+        return Change.applied(
+            self.name,
+            f"removed, {query.label(first.node)} and {query.label(second.node)} become one: {figure}",
             target=place.label,
-            action=Action.APPLIED,
-            reason=f"it goes, {query.label(first.node)} and {query.label(second.node)} become one: {figure}",
             bytes_before=before,
             bytes_after=model_io.model_bytes(model),
             details={"predicted_loss": line.missed, "measured_divergence": loss, "measured_drop": drop},
         )
-
-    def _skipped(self, target: str, reason: str) -> Change:
-        return Change(pass_name=self.name, target=target, action=Action.SKIPPED, reason=reason)
 
 
 @plain_dataclass(frozen=True)
@@ -120,7 +120,7 @@ class _Place:
 
 @plain_dataclass(frozen=True)
 class _LinearFit:
-    """What an activation nearly is: slope and height of each channel, and the part of its variance that this misses."""
+    """Least-squares line: slope and height, float64 [channels], and the part of the activation's variance it misses."""
 
     slope: np.ndarray
     height: np.ndarray
@@ -128,15 +128,15 @@ class _LinearFit:
 
 
 def _place(node: ir.Node) -> _Place | None:
-    """Return what stands around an activation, None where nothing could be merged."""
+    """Return an activation with the layers around it, None where they could not be merged."""
     if not query.is_op(node, *ops.ELEMENTWISE) or query.is_op(node, "Cast") or node.inputs[0] is None:
         return None
     if any(query.constant_tensor(value) is None for value in node.inputs[1:] if value is not None):
         return None
     value, result = node.inputs[0], node.outputs[0]
-    if not layer_composition.is_private(value) or not layer_composition.is_private(result):
+    if query.sole_consumer(value) is None or query.sole_consumer(result) is None:
         return None
-    first = layer_composition.made_by(value)
+    first = layer_composition.layer_of(value)
     reader = query.sole_consumer(result)
     second = layer_composition.free_layer(reader)
     if first is None or second is None or second.x is not result or first.node.graph is not second.node.graph:
@@ -148,7 +148,7 @@ def _place(node: ir.Node) -> _Place | None:
     )
 
 
-def _may(place: _Place, context: Context) -> bool:
+def _is_selected(place: _Place, context: Context) -> bool:
     return all(context.selects(node) for node in (place.node, place.first.node, place.second.node))
 
 
@@ -156,7 +156,7 @@ def _lines(model: ir.Model, places: list[_Place], context: Context) -> dict[str,
     """Return the best line for each activation, by its label; none for those that no sample reaches."""
     sums: dict[str, np.ndarray] = {}
     names = [value.name or "" for place in places for value in (place.node.inputs[0], place.node.outputs[0]) if value]
-    for values in observe.stream(model, observe.batched(model, context.feeds, _TOGETHER), names):
+    for values in observe.stream(model, observe.batched(model, context.feeds, _BATCH), names):
         for place in places:
             x, y = (
                 _by_channel(values[name], place.first.channel_axis)
@@ -188,7 +188,7 @@ def _fitted(sums: np.ndarray) -> _LinearFit:
 
 
 def _straighten(place: _Place, line: _LinearFit, names: edit.Names) -> LinearLayer:
-    """Let the first layer give what the line makes of what it gave, and take the activation out; return it as it is."""
+    """Multiply the line into the first layer and remove the activation; return the new layer."""
     first = place.first
     matrix, bias = first.matrix(), first.bias()
     slope = line.slope.reshape(*matrix.shape[:2], 1)

@@ -1,10 +1,10 @@
-"""Ways past parts of a model: an earlier value that can stand in for a later one of the same shape.
+"""Bypasses of parts of a model: an earlier value that can replace a later one of the same shape.
 
-    x --branch--> Add(x, branch(x)) --> y         y := Add(x, ...) := x            a residual branch goes
-    x --block--> p --block--> q                   q := p                           a block of a chain goes
+    x --branch--> Add(x, branch(x)) --> y         y := Add(x, ...) := x            a residual branch is removed
+    x --block--> p --block--> q                   q := p                           a block of a chain is removed
 
-A residual stream is found by its sums: nodes that add two values which only a run gives. Between two sums stand the
-blocks, down to the last node that keeps the sum's shape. What it costs to go past is for others to measure.
+A residual stream is found by its sums: nodes that add two values that are not constant. The blocks are between two
+sums, down to the last node that keeps the sum's shape. Others measure the cost of a bypass.
 """
 
 from __future__ import annotations
@@ -14,29 +14,27 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...activations import observe
 from ...core import Feed
-from ...data import feeds as feed_facts
 from ...graph import query
 from ...ops import table as ops
 from ...ops.linear import LinearLayer, linear_layer
-from ...shapes import count as counting
+from ...shapes import resolve
 
 _LONGEST = 2
-"""Blocks that are gone past at once: attention and what follows it make one layer of a transformer."""
+"""Most blocks that one shortcut bypasses: attention and its feed-forward block make one layer of a transformer."""
 
 _IDEMPOTENT = ("Relu", "Clip", "Identity")
-"""Operators that do nothing to what they have made already."""
+"""Operators that return their own results unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shortcut:
-    """A value that another one can take the place of.
+    """A value that an earlier one can replace.
 
     Args:
-        out: the value that goes.
-        through: the earlier value whose shape is the same.
-        nodes: what nobody needs any more then.
+        out: the value that is replaced.
+        through: the earlier value of the same shape.
+        nodes: the nodes that nothing needs then.
         macs: their multiplications.
         axis: the axis of both values that numbers channels.
         shape: their shape.
@@ -51,22 +49,19 @@ class Shortcut:
 
     @property
     def label(self) -> str:
-        """The name by which reports speak of it."""
+        """Name in reports."""
         maker = self.out.producer()
         return (self.out.name or "") if maker is None else query.label(maker)
 
 
-def seen_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the values of the main graph in a run of a feed; empty ones are left out.
+def main_shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the values of the main graph at a feed; empty ones are left out.
 
     Raises:
-        ModelError: the runtime can't run the model.
+        ModelError: shape inference leaves one open, and the runtime can't run the model.
     """
     names = [v.name for node in model.graph for v in node.outputs if v.name and query.constant_tensor(v) is None]
-    found = feed_facts.dims({v.name or "": feed[v.name or ""] for v in model.graph.inputs if v.name in feed})
-    return found | {
-        name: array.shape for name, array in observe.ActivationTap(model, names, skip_refused=True).run(feed).items()
-    }
+    return resolve.resolve(model, feed, names)
 
 
 def find_shortcuts(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Shortcut]:
@@ -74,9 +69,9 @@ def find_shortcuts(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> li
 
     Args:
         model: its nodes in topological order.
-        shapes: shape of each value at which values are compared and multiplications counted; see `seen_shapes`.
+        shapes: shape of each value at which values are compared and multiplications counted; see `main_shapes`.
     """
-    macs = {n: count or 0 for n, count in ops.node_macs(model, counting.shape_lookup(shapes)) if n.graph is model.graph}
+    macs = {n: count or 0 for n, count in ops.node_macs(model, resolve.shape_lookup(shapes)) if n.graph is model.graph}
     found: list[Shortcut] = []
     for out, through in _pairs(model, shapes):
         dead = _dead(out, through)
@@ -169,7 +164,7 @@ def _dead(out: ir.Value, through: ir.Value) -> tuple[ir.Node, ...]:
 
 
 def _channel_axis(nodes: Iterable[ir.Node]) -> int:
-    """Return the axis that numbers the channels of what nodes give, the last first."""
+    """Return the channel axis of the last linear layer of nodes, the last first; -1 without one."""
     for node in nodes:
         layer = linear_layer(node)
         if isinstance(layer, LinearLayer):

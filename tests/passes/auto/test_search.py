@@ -16,8 +16,10 @@ from onnxcompress.core import Action, Change, Clock, Context, Trial, no_excess
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.passes.auto import build as auto_build
+from onnxcompress.passes.auto import quantized as auto_quantized
 from onnxcompress.passes.auto import search as auto_search
 from onnxcompress.passes.auto.search import SearchBest
+from onnxcompress.passes.quantize.int8 import RouteChange
 from onnxcompress.search import candidates as search
 from onnxcompress.search.archive import Archive
 from tests.helpers import floats, op_types, with_constants
@@ -66,7 +68,16 @@ class _Rounds:
         context.gate.admits(self.name, "graph")
         model.metadata_props["routes"] = ",".join(self.routes)
         details = {"route": "static, carefully"}
-        return [Change(pass_name=self.name, target="graph", action=Action.APPLIED, reason="int8", details=details)]
+        return [
+            RouteChange(
+                pass_name=self.name,
+                target="graph",
+                action=Action.APPLIED,
+                reason="int8",
+                details=details,
+                route=self.routes[0],
+            )
+        ]
 
 
 @plain
@@ -109,15 +120,14 @@ class _Judge:
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     """Passes whose figures a test can say."""
-    monkeypatch.setattr(auto_search, "available", lambda: {"prune-channels": "", "quantize-int8": ""})
-    kinds = {"prune-channels": _Reduces, "quantize-int8": _Rounds}
-    for module in (auto_search, auto_build):
+    kinds = {each.name: each for each in (_Reduces, _Drops, _Thins, _Rounds)}
+    for module in (auto_quantized, auto_build):
         monkeypatch.setattr(module, "build_pass", lambda name, options: kinds[name](**options))
 
 
 def _run(judge, *, archive=None, clock=None, feeds=FEEDS, excess=no_excess, **options):
     model = _model()
-    given = {"numbers": ("quantize-int8",)} | options
+    given = {"numbers": ("quantize-int8",), "reductions": ("prune-channels",)} | options
     context = Context(feeds=feeds, judge=judge, archive=archive, clock=clock or Clock(), excess=excess)
     changes = SearchBest(**given).run(model, context)
     return model, changes
@@ -213,7 +223,7 @@ def test_few_bits_are_tried_for_size_or_where_int8_saves_no_time(monkeypatch):
         tried.append(name)
         return _Rounds(**({} if name == "quantize-blocks" else options))
 
-    monkeypatch.setattr(auto_search, "build_pass", build)
+    monkeypatch.setattr(auto_quantized, "build_pass", build)
     both = ("quantize-int8", "quantize-blocks")
     for judge, excess, count in (
         (_Judge(latency=0.5), no_excess, 0),
@@ -291,7 +301,7 @@ def test_without_data_weights_are_stored_as_int8_and_it_says_what_data_would_add
 
 
 def test_the_shipped_recipe_finds_a_small_model(monkeypatch):
-    for module in (auto_search, auto_build):
+    for module in (auto_quantized, auto_build):
         monkeypatch.setattr(module, "build_pass", passes.build)
     given = ["search-best.numbers=['quantize-int8']", "search-best.reductions=[]"]
     result = oc.compress(MODELS / "resnet14.onnx", data=str(MODELS / "fmnist_calib.npz"), settings=given)
@@ -350,21 +360,14 @@ class _Summing(_Judge):
         )
 
 
-@pytest.fixture
-def all_kinds(monkeypatch):
-    """Three kinds of reduction."""
-    kinds = {each.name: each for each in (_Reduces, _Drops, _Thins, _Rounds)}
-    monkeypatch.setattr(auto_search, "available", lambda: dict.fromkeys(kinds, ""))
-    for module in (auto_search, auto_build):
-        monkeypatch.setattr(module, "build_pass", lambda name, options: kinds[name](**options))
+EVERY = ("drop-blocks", "prune-channels", "low-rank")
 
 
 def _applied_together(judge, **options):
-    model, changes = _run(judge, **options)
+    model, changes = _run(judge, **({"reductions": EVERY} | options))
     return {name for name in _Summing.losses if name in model.metadata_props}, _reasons(changes), judge.labels
 
 
-@pytest.mark.usefixtures("all_kinds")
 def test_reductions_of_several_kinds_share_what_may_be_lost():
     together, _, labels = _applied_together(_Summing(least=0.4))
     assert together == {"kept", "drop-blocks", "low-rank"}
@@ -372,7 +375,6 @@ def test_reductions_of_several_kinds_share_what_may_be_lost():
     assert not any("low-rank 0.600," in label and "+" not in label for label in labels)  # alone it is only looked at
 
 
-@pytest.mark.usefixtures("all_kinds")
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
@@ -389,7 +391,6 @@ def test_reductions_together_that_lose_too_much_or_gain_nothing_are_refused(chan
     assert any(why in reason for reason in reasons)
 
 
-@pytest.mark.usefixtures("all_kinds")
 def test_other_kinds_are_tried_where_there_is_time_for_them():
     macs = 64 * 64 * len(FEEDS)
     assert "low-rank" in _applied_together(_Summing(least=0.4), builds=2, work=4.1 * macs)[0]

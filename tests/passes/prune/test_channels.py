@@ -478,14 +478,12 @@ def test_the_recipe_runs_and_prunes_before_int8(tmp_path):
     assert json.dumps([c.as_json() for c in result.changes])
 
 
-def test_large_models_are_trained_on_smaller_batches_and_in_fewer_steps(monkeypatch):
+def test_large_models_are_trained_on_smaller_batches_and_in_fewer_steps():
     grouped = 16 * 9 * 64
-    whole = counting.count(net(), FEEDS[0]).macs + (train._GROUPED - 1) * grouped
+    whole = counting.count(net(), FEEDS[0]).macs + (train.GROUPED_COST - 1) * grouped
     assert train.affordable(net(), FEEDS[0], 100) == (100, 128)
-    monkeypatch.setattr(train, "_TRAINING_MACS", 100 * 20.5 * whole)
-    assert train.affordable(net(), FEEDS[0], 100) == (100, 20)
-    monkeypatch.setattr(train, "_TRAINING_MACS", 50 * 16.0 * whole)
-    assert train.affordable(net(), FEEDS[0], 100) == (50, 16)
+    assert train.affordable(net(), FEEDS[0], 100, training_macs=100 * 20.5 * whole) == (100, 20)
+    assert train.affordable(net(), FEEDS[0], 100, training_macs=50 * 16.0 * whole) == (50, 16)
 
 
 def test_the_cost_of_cutting_the_original_is_found_once(monkeypatch):

@@ -39,7 +39,7 @@ def test_an_activation_that_never_acts_goes_and_nothing_changes():
     assert (applied.action, kept.action) == (Action.APPLIED, Action.SKIPPED)
     assert op_types(model) == ["Add", "MatMul", "MatMul", "Relu"]
     assert applied.bytes_after < applied.bytes_before
-    assert "it acts" in kept.reason
+    assert kept.reason == "not linear: a line for each channel misses 0.14 of its variance"
     feed = {"x": floats(50, 6, seed=999)}
     np.testing.assert_allclose(run(model, feed)["y"], run(original, feed)["y"], rtol=1e-3, atol=1e-3)
     assert all(change.action is Action.SKIPPED for change in Linearize().run(model, _context()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcompress.passes.shallow.shortcuts import find_shortcuts, seen_shapes
+from onnxcompress.passes.shallow.shortcuts import find_shortcuts, main_shapes
 from tests.helpers import floats, with_constants
 
 X = {"x": floats(2, 4)}
@@ -14,7 +14,7 @@ def _found(text: str, **arrays: np.ndarray) -> list[tuple[str, str, list[str], i
     model = with_constants(text, **arrays)
     return [
         (s.out.name or "", s.through.name or "", sorted(n.outputs[0].name or "" for n in s.nodes), s.macs)
-        for s in find_shortcuts(model, seen_shapes(model, X))
+        for s in find_shortcuts(model, main_shapes(model, X))
     ]
 
 
@@ -59,5 +59,5 @@ def test_channels_of_a_convolution_are_axis_one():
         "g (float[N, 3, 4, 4] x, float[3, 3, 1, 1] w) => (float[N, 3, 4, 4] y) { a = Conv(x, w)  y = Add(a, x) }",
         w=floats(3, 3, 1, 1),
     )
-    (found,) = find_shortcuts(model, seen_shapes(model, {"x": floats(2, 3, 4, 4)}))
+    (found,) = find_shortcuts(model, main_shapes(model, {"x": floats(2, 3, 4, 4)}))
     assert (found.axis, found.shape) == (1, (2, 3, 4, 4))

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from ..graph import edit, query
 from ..io import model_io
-from ..shapes import infer as shapes
+from . import infer as shapes
 
 _UNION_OPSET = 11
 """From here on the branches of an If may give different shapes."""

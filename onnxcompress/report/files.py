@@ -14,15 +14,15 @@ _PAGES = (".html", ".htm", ".md")
 _LIBRARIES = ("jinja2", "matplotlib")
 
 
-def check(path: Path) -> None:
-    """Find out before the work starts that a report can't be written.
+def check_format(path: Path) -> None:
+    """Refuse before the work starts a report that can't be written.
 
     Raises:
-        UsageError: no form goes by that suffix, or a package is missing.
+        UsageError: no format has that suffix, or a package is missing.
     """
     suffix = path.suffix.lower()
     if suffix not in (*_PAGES, ".json"):
-        raise UsageError(f"no report is called {suffix or 'so'}", where=str(path), hint="Name it .html, .md or .json")
+        raise UsageError(f"no report is named {suffix or 'so'}", where=str(path), hint="Name it .html, .md or .json")
     missing = [name for name in _LIBRARIES if suffix in _PAGES and importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -32,7 +32,7 @@ def check(path: Path) -> None:
         )
 
 
-def write(report: Report, path: Path) -> None:
+def write_report(report: Report, path: Path) -> None:
     """Write a report atomically.
 
     Raises:
