@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 _TIMED_SHARE = 0.02
 """Share of the time so far that lossless recipes, without a limit of latency, spend on timing the result.
 
-Where that is not enough for a run of each, the times of the runs that were compared are used. Chosen by judgement.
+Where that is not enough for a figure that can be trusted, the result is not timed. Chosen by judgement.
 """
 
 _MOST_OTHERS = 256
@@ -291,19 +291,14 @@ def measure_result(run: Run, done: RecipeResult, prover: Prover) -> Measured:
     return Measured(input=before, output=after, quality=quality, latency=latency, verification=verification)
 
 
-def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency]:
+def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency | None]:
     """Compare and time original and result; lossless recipes without a limit of latency take little time for it."""
-    before = timing.TimedSession(run.base.fast)
-    after = before if result is run.base else timing.TimedSession(result.fast)
-    quality = run.quality(before, after, progress=run.options.progress)
+    quality = run.quality(run.base.fast, result.fast, progress=run.options.progress)
     largest = run.samples.largest
     if not run.recipe.lossless or run.latency_limit is not None:
         return quality, run.timings.race("result", lambda: timing.race(run.base.fast, result.fast, largest))
-    latency = timing.seen(before, after)
     spare_seconds = _TIMED_SHARE * (time.monotonic() - run.started)
-    if latency.original_ms + latency.compressed_ms <= 1e3 * spare_seconds:
-        latency = timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
-    return quality, latency
+    return quality, timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
 
 
 def make_report(run: Run, done: RecipeResult, measured: Measured) -> Report:

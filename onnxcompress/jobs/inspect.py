@@ -29,6 +29,7 @@ from ..ops import table as ops
 from ..partition import value_sizes
 from ..runtime import isolation
 from ..runtime import session as runtime
+from ..runtime.profiles import profile
 from ..shapes import count as counting
 from ..shapes import resolve
 from .inspect_passes import PassPotential, Still, channels_of, tried
@@ -350,7 +351,7 @@ def _timed(
     many = loops or query.node_count(model) > _MANY_NODES
     runs = 1 if many else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
     try:
-        rows = runtime.profile(runnable, feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
+        rows = profile(runnable, feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
     except ModelError as error:
         notes.append(f"time is not known: {error.message}")
         return {}
