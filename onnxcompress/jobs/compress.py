@@ -60,6 +60,9 @@ _TIMED_SHARE = 0.02
 Where that is not enough for a figure that can be trusted, the result is not timed. Chosen by judgement.
 """
 
+_LEAST_TIMED_SECONDS = 0.05
+"""They spend at least this: a small model is folded too fast for the share to time it. Chosen by judgement."""
+
 _MOST_OTHERS = 256
 """Samples that passes see on which a search looks at the original's scores. Chosen by judgement; not measured."""
 
@@ -297,7 +300,7 @@ def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency |
     largest = run.samples.largest
     if not run.recipe.lossless or run.latency_limit is not None:
         return quality, run.timings.race("result", lambda: timing.race(run.base.fast, result.fast, largest))
-    spare_seconds = _TIMED_SHARE * (time.monotonic() - run.started)
+    spare_seconds = max(_LEAST_TIMED_SECONDS, _TIMED_SHARE * (time.monotonic() - run.started))
     return quality, timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
 
 
