@@ -5,6 +5,7 @@ Every failure of the runtime becomes a `ModelError` with the runtime's own reaso
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import tempfile
@@ -45,6 +46,9 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
     UnicodeError,
 )
+
+_MOST_WAITED = 0.05
+"""Share of a run that its threads may wait for processors before it counts as disturbed. Chosen by judgement."""
 
 _NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
@@ -90,11 +94,11 @@ class RunTime:
 
     Args:
         seconds: by the CPU clock of the calling thread, in which a model of one thread runs; else by the wall clock.
-        is_preempted: the system gave a processor to others meanwhile (always False with one thread, or on Windows).
+        is_disturbed: threads waited for a processor that others had; never with one thread, or on other than Linux.
     """
 
     seconds: float
-    is_preempted: bool = False
+    is_disturbed: bool = False
 
 
 class Session:
@@ -155,10 +159,10 @@ class Session:
             found: RunTime = self._session.run_time(dict(feed))
             return found
         clock = time.thread_time if self.threads == 1 else time.perf_counter
-        before, started = _preemptions(), clock()
+        waited, started = _waited_seconds(), clock()
         self.run(feed)
         seconds = clock() - started
-        return RunTime(seconds, is_preempted=self.threads > 1 and _preemptions() > before)
+        return RunTime(seconds, is_disturbed=self.threads > 1 and _waited_seconds() - waited > _MOST_WAITED * seconds)
 
     def end_profile(self) -> Path:
         """Stop profiling and return the file that the runtime wrote; for sessions of `open_profiled`."""
@@ -325,13 +329,13 @@ def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
     return options
 
 
-def _preemptions() -> int:
-    """Return how often the system has taken a processor from a thread of this process (0 where it doesn't tell)."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+def _waited_seconds() -> float:
+    """Return how long threads of this process, added up, were ready to run and had no processor (0 but on Linux)."""
+    waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            waited += int(path.read_text(encoding="ascii").split()[1])
+    return waited / 1e9
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -34,13 +34,13 @@ class _FakeSession:
         self._clock, self._seconds, self._order, self._name = clock, seconds, order, name
         self.threads = threads
         self.fastest_seconds = 0.0
-        self.preempted = iter(lambda: False, None)
+        self.disturbed = iter(lambda: False, None)
 
     def run_time(self, _feed: Mapping[str, Any]) -> RunTime:
         self._order.append(self._name)
         seconds = next(self._seconds)
         self._clock[0] += seconds
-        return RunTime(seconds, is_preempted=next(self.preempted))
+        return RunTime(seconds, is_disturbed=next(self.disturbed))
 
 
 def _noisy(base: float, noise: float, seed: int) -> Seconds:
@@ -139,7 +139,7 @@ def test_what_noise_hides_is_not_trusted():
     clock = [0.0]
     one, other = (_FakeSession(clock, itertools.repeat(0.01), [], name, threads=2) for name in "AB")
     assert race(one, other, {}, clock=lambda: clock[0]).trusted  # type: ignore[arg-type]
-    other.preempted = itertools.repeat(True)
+    other.disturbed = itertools.repeat(True)
     assert not race(one, other, {}, clock=lambda: clock[0]).trusted  # type: ignore[arg-type]
 
 
