@@ -58,7 +58,7 @@ def _by_running(whole: ir.Model, folder: Path, most_bytes: int, feed: Feed, *, i
         except ModelError as error:
             if fits or not is_made_up:
                 raise
-            return [f"the parts were not run: made-up inputs don't fit ({error.message}); --data gives real ones"]
+            return [f"the parts were not run: synthetic inputs don't fit ({error.message}); --data gives real ones"]
     if not fits or any(ops.is_nondeterministic(node) for node in query.nodes(whole)):
         return []
     with value_sizes.opened(whole) as session:
@@ -77,7 +77,7 @@ def _by_regions(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *
             "the parts are too large to be run here: each piece that holds weights was, and gives what the model gives"
         ]
     if proof.is_blind and is_made_up:
-        return [f"the parts were not proved: made-up inputs don't fit ({problem}); --data gives real ones"]
+        return [f"the parts were not proved: synthetic inputs don't fit ({problem}); --data gives real ones"]
     raise ModelError(f"the parts give something else than the whole model: {problem}")
 
 

@@ -4,9 +4,9 @@
                |             |
                freed         loaded by a thread while part 0 runs, where both fit
 
-Parts stay loaded where the budget allows. When one has to go, it is the one whose next turn is farthest away: runs pass
-the parts in a circle, in which the least recently used part is the very one that comes next. Of parts that a run
-does not need the least recently used goes first.
+Parts stay loaded where the budget allows. The first to be unloaded is the one whose next turn is farthest away: runs
+pass the parts in a circle, in which the least recently used part is the very one that comes next. Of parts that a run
+does not need, the least recently used is unloaded first.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     model, feed --> sizes --> flow (steps in order) --> table (memory of every part) --> cuts --> folder of parts
 
-The largest part is made as small as can be, then the bytes that are handed over from part to part. The result is run
+The largest part is made as small as can be, then the bytes that are passed from part to part. The result is run
 before it gets its name.
 """
 
@@ -49,7 +49,7 @@ _SMALL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SplitModel:
-    """What `split` wrote: the folder, what its manifest says, and what there is to know beside it."""
+    """Result of `split`: the folder, its manifest, and notes."""
 
     folder: Path
     manifest: Manifest
@@ -77,9 +77,9 @@ def split(
             made of half of it where that can be, so that the next part can be loaded while one runs.
         parts: how many parts are made; fewer where the model has too few places to cut.
         at: values after which to cut; a part holds what the value needs and no part before has.
-        data: feeds, of which the largest gives the sizes; without any, made-up ones.
+        data: feeds, of which the largest gives the sizes; without any, synthetic ones.
         data_options: how data is read.
-        seed: of made-up feeds.
+        seed: of synthetic feeds.
         force: replace a folder that is not empty.
 
     Raises:
@@ -135,9 +135,9 @@ def suggest(
 
     Args:
         model: is not changed.
-        data: feeds, of which the largest gives the sizes; without any, made-up ones.
+        data: feeds, of which the largest gives the sizes; without any, synthetic ones.
         data_options: how data is read.
-        seed: of made-up feeds.
+        seed: of synthetic feeds.
         most: cuts returned at most.
 
     Raises:

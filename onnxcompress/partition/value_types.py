@@ -1,4 +1,4 @@
-"""What is known of a value that may flow from part to part, and the names by which the runtime calls types."""
+"""Type, bytes and shape of a value at one feed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STRING_BYTES = 64
 
 @dataclass(frozen=True)
 class ValueSize:
-    """A value at one feed: element type (None: unknown, or no tensor that can be handed over), bytes, shape."""
+    """A value at one feed: element type (None: unknown, or no tensor that can be passed on), bytes, shape."""
 
     dtype: ir.DataType | None
     bytes: float

@@ -1,4 +1,4 @@
-"""What is known of values: dimensions, and the elements of small tensors of whole numbers."""
+"""Symbolic facts of values: dimensions, and the elements of small tensors of whole numbers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ INTEGERS = frozenset({ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64})
 
 
 _MOST_FORKS = 64
+"""Undecided Ifs of a model whose branches are told apart by what follows; bounds the time, not measured."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of one value."""
+    """Dimensions and elements of one value, None where unknown."""
 
     dims: Dims | None = None
     content: Content | None = None

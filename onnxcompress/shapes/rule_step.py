@@ -1,4 +1,4 @@
-"""What rules see of a node, and what they make facts with."""
+"""View of a node for shape rules, and the helpers that they build facts with."""
 
 from __future__ import annotations
 
