@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from ..core import Feed
 
-
 _JOINED = 16
 """Samples that are run together where the model allows it: more takes memory and no time off."""
 _MANY = 32

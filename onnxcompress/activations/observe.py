@@ -27,7 +27,6 @@ from ..shapes import expose, resolve
 if TYPE_CHECKING:
     from ..core import Feed
 
-
 MEMORY_BYTES = 512 << 20
 """Values of one feed that are taken out in one run, at most, where they can be taken out in turns."""
 

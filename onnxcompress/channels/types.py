@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-
 Ids = np.ndarray
 """int64 [n]: the channel id of each index of an axis."""
 FIRST_WHERE = 9

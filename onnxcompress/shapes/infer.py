@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Dim = int | str | None
 """A size, the name of a dynamic dimension, or None where nothing is known."""
 
-
 _Fact = tuple[ir.DataType | None, tuple[Dim, ...] | None]
 
 
