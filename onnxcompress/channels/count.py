@@ -46,7 +46,7 @@ class ChannelCount:
         costs: Sequence[Amount],
     ) -> None:
         self._members = sparse.csc_array(members)
-        self._gone = np.zeros(members.shape[0], bool)
+        self._removed = np.zeros(members.shape[0], bool)
         arrays = {id(ids): ids for ids in axes}
         for amount in (*sizes, *costs):
             arrays.update((id(ids), ids) for ids in amount.free)
@@ -100,7 +100,7 @@ class ChannelCount:
     def remove(self, group: int) -> None:
         """Remove a group; does nothing when it is removed already."""
         axes, counts, classes = self._lost(group)
-        self._gone[classes] = True
+        self._removed[classes] = True
         self._left[axes] -= counts
         for index in sorted({index for axis in axes.tolist() for index in self._of_axis[axis]}):
             amount, numbers = self._amounts[index]
@@ -112,7 +112,7 @@ class ChannelCount:
         """Return which axes lose how many indices when the group is removed, and the classes removed."""
         start, stop = self._members.indptr[group : group + 2]
         classes = self._members.indices[start:stop]
-        classes = classes[~self._gone[classes]]
+        classes = classes[~self._removed[classes]]
         lost = self._incidence[:, classes].tocoo()
         axes, inverse = np.unique(lost.row, return_inverse=True)
         return axes, np.bincount(inverse, weights=lost.data, minlength=len(axes)).astype(np.int64), classes

@@ -151,7 +151,7 @@ class Channels:
         """Result of the walk: fixes, reads, axes of every value."""
         return self._flow
 
-    def gone(self, removed: Collection[int]) -> np.ndarray:
+    def removed_classes(self, removed: Collection[int]) -> np.ndarray:
         """Return bool [classes], the classes removed with these groups."""
         chosen = np.zeros(len(self), np.int64)
         chosen[list(removed)] = 1
@@ -159,8 +159,8 @@ class Channels:
 
     def keeps(self, removed: Collection[int]) -> Callable[[Ids], np.ndarray]:
         """Return the function that says of ids int64 [n] which stay, bool [n], when these groups are taken out."""
-        gone = self.gone(removed)
-        return lambda ids: ~gone[self._solved.classes[ids]]
+        lost = self.removed_classes(removed)
+        return lambda ids: ~lost[self._solved.classes[ids]]
 
     def groups_of(self, ids: Ids) -> list[tuple[int, Ids]]:
         """Return (group, indices) of an axis for every group that has some of it."""
@@ -273,7 +273,7 @@ class Channels:
         inexact = np.zeros(len(self), bool)
         for ids, _ in self._flow.inexact:
             inexact[[group for group, _ in self.groups_of(ids)]] = True
-        some, exact = self.gone(range(len(self))), self.gone(np.flatnonzero(~inexact).tolist())
+        some, exact = self.removed_classes(range(len(self))), self.removed_classes(np.flatnonzero(~inexact).tolist())
         kept: dict[str, list[tuple[float, float, str]]] = {}
         totals = []
         for place, amounts in enumerate((self._sizes, self._costs)):
@@ -307,9 +307,9 @@ class Channels:
             kept=tuple(sorted(reasons, key=lambda k: (-k.parameters, -k.macs, k.reason))),
         )
 
-    def _kept(self, amount: Amount, gone: np.ndarray) -> float:
+    def _kept(self, amount: Amount, lost: np.ndarray) -> float:
         """Return what would be left of an amount if every index went that can."""
-        shares = [float((~gone[self._solved.classes[ids]]).mean()) for ids in amount.free]
+        shares = [float((~lost[self._solved.classes[ids]]).mean()) for ids in amount.free]
         return amount.number * math.prod(shares)
 
     def _why(self, amount: Amount) -> str:

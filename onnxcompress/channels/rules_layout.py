@@ -136,12 +136,12 @@ def squeeze(step: NodeContext) -> Outs:
     """Squeeze: axes of one index go."""
     axes, dims = step.axes(0), step.dims(0)
     numbers = step.numbers("axes", 1, default=[])
-    gone = {step.positive(n, len(axes)) for n in numbers}
+    squeezed = {step.positive(n, len(axes)) for n in numbers}
     if not numbers:
         if not all(step.is_static(step.value(0), place) for place in range(len(dims))):
             raise UnfollowedError("which axes go is decided at run time")
-        gone = {place for place, n in enumerate(dims) if n == 1}
-    return [[axis for place, axis in enumerate(axes) if place not in gone]]
+        squeezed = {place for place, n in enumerate(dims) if n == 1}
+    return [[axis for place, axis in enumerate(axes) if place not in squeezed]]
 
 
 def unsqueeze(step: NodeContext) -> Outs:

@@ -115,7 +115,7 @@ def split(
         manifest = work.write(pending)
         notes = [
             *bounds.notes,
-            *check.proved(whole, pending.path, manifest, feed, is_made_up=data is None),
+            *check.proved(whole, pending.path, manifest, feed, is_synthetic=data is None),
         ]
         pending.commit()
     finally:

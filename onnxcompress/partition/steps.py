@@ -31,7 +31,7 @@ SMALL_BYTES = 1024
 PAGE_BYTES = 4096
 """Page size of the systems that are supported."""
 _NEARBY_BYTES = 16 * PAGE_BYTES
-"""What the system maps around a byte that is read from a mapped file."""
+"""Bytes that the system maps around a byte that is read from a mapped file: Linux's fault-around of 16 pages."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..data.input_specs import dtype_from_text
 from ..shapes.infer import Shapes
 
 _STRING_BYTES = 64
-"""What an element of a tensor of strings counts: the runtime's own share, and a short text."""
+"""Bytes counted for an element of a tensor of strings: the runtime's own share, and a short text; not measured."""
 
 
 @dataclass(frozen=True)

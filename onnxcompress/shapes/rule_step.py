@@ -50,7 +50,7 @@ class RuleContext:
 
 
 Rule = Callable[[RuleContext], list[Fact]]
-"""What is known of a node -> the facts of its outputs."""
+"""Facts of a node's inputs -> facts of its outputs."""
 
 
 def from_front(axis: int, rank: int) -> int:

@@ -13,7 +13,7 @@ from .rule_step import RuleContext
 from .rules import RULES
 
 _FORK_NODES = 400
-"""How far ahead of an undecided If its branches are told apart."""
+"""Nodes behind an undecided If by which its branches are told apart; bounds the time, not measured."""
 
 
 def interpret(model: ir.Model, inferred: Shapes) -> Facts:

@@ -98,11 +98,11 @@ class RegionProof:
         self._kinds: set[tuple[Any, ...]] = set()
         self._runner = _Runner()
         self._blind: dict[tuple[str, ...], str] = {}
-        """What keeps pieces of the original, by output and leaves, from being run: they are not tried again."""
+        """Reasons why pieces of the original, by output and leaves, can't be run: they are not tried again."""
         self.measured = RegionResult(0, None, 0.0, 0)
         """Figures of the last candidate that was judged."""
         self.is_blind = False
-        """Whether the last problem is that a piece of the original does not run: nothing is known to be wrong then."""
+        """True where the last problem is that a piece of the original does not run: nothing is proved wrong then."""
 
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
