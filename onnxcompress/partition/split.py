@@ -191,7 +191,8 @@ class _Writing:
 
     def _piece(self, start: int, end: int) -> ir.Model:
         nodes = self._flow.nodes(start, end)
-        read = dict.fromkeys(v for step in self._flow.steps[start:end] for v in self._flow.needs[step].values)
+        needed = (self._flow.needs[step].values for step in self._flow.steps[start:end])
+        read = dict.fromkeys(v for values in needed for v in sorted(values, key=self._order))
         inputs = [value for value in read if not start <= self._made.get(value, -1) < end]
         made = [output for node in self._flow.steps[start:end] for output in node.outputs]
         outputs = [value for value in made if self._wanted.get(value, -1) >= end]
@@ -199,6 +200,10 @@ class _Writing:
             outputs += [v for v in self._model.graph.outputs if v.is_initializer() and v not in made]
         inputs += [value for value in outputs if value.is_graph_input() and value not in inputs]
         return extract(self._model, nodes, inputs, outputs, typed=self._typed, name=f"part of {self._name}")
+
+    def _order(self, value: ir.Value) -> tuple[int, str]:
+        """Return a key that sorts the values that one step reads, the same in every run."""
+        return self._made.get(value, -1), value.name or ""
 
     def _typed(self, value: ir.Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
         if value.is_graph_input():
