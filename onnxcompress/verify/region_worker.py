@@ -69,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a piece (None: nothing), and how much of the signal it keeps (None: all, or no float)."""
+    """Result of a piece: the problem (None: none), and the SQNR of its outputs (None: all equal, or no float)."""
 
     problem: str | None
     sqnr_db: float | None

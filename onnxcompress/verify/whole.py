@@ -21,20 +21,21 @@ from ..shapes.infer import all_graphs
 log = logging.getLogger(__name__)
 
 GROWTH_RATIO = 1.01
+"""Factor by which a rewrite may make a file grow, beside `GROWTH_BYTES`; chosen by judgement."""
 GROWTH_BYTES = 2048
-"""A file may grow by this factor plus these bytes (names, a scale, a shape constant), not by more."""
-
+"""Bytes by which a rewrite may make a file grow: names, a scale, a shape constant; chosen by judgement."""
 
 _LEAST_SECONDS = 10.0
+"""Time below which no candidate counts as stuck; chosen by judgement."""
 _MOST_TIMES = 20
-"""A candidate that takes so many times what the model before took, and these seconds, is stuck."""
+"""A candidate that takes so many times what the model before took, and `_LEAST_SECONDS`, is stuck."""
 
 _CHECKED_BYTES = 4 << 20
 """Larger models are checked without their weights."""
 
 
 class Structure:
-    """What must stay as it was: inputs, outputs, validity, and nearly the size of the file."""
+    """Structure that a rewrite must keep: inputs, outputs, validity, and nearly the size of the file."""
 
     def __init__(self, before: ir.Model, size_bytes: int | None = None) -> None:
         self._before = before
