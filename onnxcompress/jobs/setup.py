@@ -32,7 +32,7 @@ _PROOF_FEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class RunSamples:
     """Samples of a run.
 
     Args:
@@ -95,7 +95,7 @@ class Run:
     selects: Callable[[ir.Node], bool]
     start: ir.Model
     dropped: tuple[Change, ...]
-    samples: Samples
+    samples: RunSamples
     proof: ProofInputs
     kinds: OutputKinds
     checkpoint: Checkpoint | None
@@ -149,7 +149,7 @@ def _needs_whole(options: RunOptions) -> bool:
 
 def read_inputs(
     base: LoadedModel, session: runtime.Session | None, recipe: Recipe, options: RunOptions
-) -> tuple[Samples, ProofInputs]:
+) -> tuple[RunSamples, ProofInputs]:
     """Read the user's samples and find feeds for the proof; synthetic ones also serve as samples where none are given.
 
     Raises:
@@ -169,7 +169,7 @@ def read_inputs(
             raise
         proof = proof_inputs(base.model, None, judged, seed=options.seed, notes=(str(error),))
     judged = judged or Evaluation(feeds=proof.feeds, source="synthetic")
-    return Samples(given=given, working=working, held_out=held_out, judged=judged), proof
+    return RunSamples(given=given, working=working, held_out=held_out, judged=judged), proof
 
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:

@@ -36,7 +36,7 @@ def _stages(found: TransferReport) -> Table:
     table = report_tables.grid("stage", "divergence from the teacher", "", title=title, numbers=(1,))
     for name, value in found.divergences.items():
         shown = f"{value:.4g}" if math.isfinite(value) else "no numbers"
-        table.add_row(name, shown, "result" if name == found.kept else "")
+        table.add_row(name, shown, "kept" if name == found.kept else "")
     return table
 
 
