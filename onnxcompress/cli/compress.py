@@ -28,7 +28,7 @@ Scheduler = Annotated[
 ]
 CheckpointFolder = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Keep what is found out there; an interrupted run goes on from it."),
+    typer.Option(metavar="DIR", help="Keep intermediate results there; an interrupted run is resumed from it."),
 ]
 FrontFolder = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""What goes to standard output and what goes to stderr: results there, log and progress here."""
+"""Results on standard output; log and progress on stderr."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _bar() -> Progress:
 
 
 def _write(text: str) -> None:
-    """Write to standard output; a reader that has gone away takes nothing from the exit code."""
+    """Write to standard output; the exit code is the same where the reader has closed it."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

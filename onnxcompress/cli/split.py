@@ -45,7 +45,7 @@ def split(
 ) -> None:
     """Cut MODEL into parts under a memory budget, in a number of parts, or at given values.
 
-    Sizes are those of the largest sample of --data, or of made-up inputs.
+    Sizes are those of the largest sample of --data, or of synthetic inputs.
     """
     from . import console
 

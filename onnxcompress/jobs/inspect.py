@@ -1,4 +1,4 @@
-"""What is in a model: where bytes, parameters, MACs and time are, and which pass could save what.
+"""Inspection of a model: where bytes, parameters, MACs and time are, and which pass could save what.
 
 Weights are not read, except by the trial of the passes; models over `INSPECT_BYTES` are neither tried nor run.
 """
@@ -39,18 +39,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TOP = 10
-"""Layers that are listed one by one."""
+"""Layers that are listed one by one; chosen by judgement."""
 _EXAMPLES = 3
+"""Nodes that a note names; chosen by judgement."""
 _TIMED_RUNS = 5
+"""Runs of a profile at most; chosen by judgement, not measured."""
 _MANY_NODES = 5_000
-"""A runtime's record of each node in each run takes memory."""
+"""Nodes above which one run is profiled: the runtime's record of each node takes memory. Chosen by judgement."""
 _MOST_TIMED_SECONDS = 2.0
-"""Of all timed runs where one takes long."""
+"""Of all timed runs where one takes long; chosen by judgement, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What a kind of operator, or one node, has of the whole.
+    """Share of a kind of operator, or of one node, in the whole.
 
     `ms` is its time per run, None where it was not measured under this name (the runtime fuses nodes).
     """
@@ -75,7 +77,7 @@ class StoredBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect` found; None stands for what was not measured, and `notes` says why."""
+    """Result of `inspect`; what was not measured is None, and `notes` says why."""
 
     path: str | None
     bytes: int
@@ -124,9 +126,9 @@ def inspect(
     Args:
         source: a path, a ModelProto, an onnx_ir model or an onnx-graphsurgeon graph.
         data: samples in any form that `--data` takes; MACs and time are those of the largest. Without data a
-            feed is made up.
+            synthetic feed is used.
         data_options: how `data` is read.
-        seed: of the made-up feed.
+        seed: of the synthetic feed.
         threads: of the runtime when time is measured.
 
     Raises:
