@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .jobs.distill import distill
     from .jobs.inspect import inspect
     from .jobs.options import CompressOptions
-    from .pack.archive import pack, unpack
+    from .packing.archive import pack, unpack
     from .partition.runner import PartitionedModel
     from .partition.split import split
     from .recipe import Recipe
@@ -61,10 +61,10 @@ _HOMES = {
     "inspect": "jobs.inspect",
     "isolated": "runtime.isolation",
     "load": "io.model_io",
-    "pack": "pack.archive",
+    "pack": "packing.archive",
     "save": "io.model_io",
     "split": "partition.split",
-    "unpack": "pack.archive",
+    "unpack": "packing.archive",
 }
 
 

@@ -23,7 +23,7 @@ COLUMN = (
     "passes activations",
     "shapes",
     "data",
-    "runtime search pack pipeline",
+    "runtime search packing pipeline",
     "io ops core",
     "graph base targets",
     "numerics errors",
@@ -145,7 +145,7 @@ TYPED_WITH_GRAPHS = {
         ("matplotlib", {"report.plots"}),
         ("distributed", {"runtime.executors"}),
         ("onnx_ad", {"distillation.train"}),
-        ("zstandard", {"pack.blocks", "pack.header"}),
+        ("zstandard", {"packing.blocks", "packing.header"}),
     ],
 )
 def test_a_library_has_one_door(library, doors):

@@ -287,7 +287,7 @@ result.pack(sys.argv[2]) if sys.argv[2].endswith("pack") else result.save(sys.ar
     [
         ("out.onnx", "atomic_files.Pending.commit = stop"),
         ("out.onnxpack", "atomic_files.Pending.commit = stop"),
-        ("out.onnxpack", "from onnxcompress.pack import archive; archive.pack = stop"),
+        ("out.onnxpack", "from onnxcompress.packing import archive; archive.pack = stop"),
     ],
 )
 def test_what_a_killed_run_leaves_goes_with_the_next(product, name, where):

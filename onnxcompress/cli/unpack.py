@@ -33,7 +33,7 @@ def unpack(
     options.check_file(console.json_path(json_file), force=force)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
-    from ..pack import archive as packing
+    from ..packing import archive as packing
     from ..report.tables import unpacked_table
 
     found = packing.unpack(archive, output, force=force, max_bytes=limit)

@@ -22,7 +22,7 @@ from ..base.versions import versions
 from ..core import Candidate, Change, Clock, Context, Trial, Workers
 from ..errors import ModelError, UsageError
 from ..io import model_io
-from ..pack import archive as packing
+from ..packing import archive as packing
 from ..quality import ablation, metrics
 from ..quality.ablation import LayerAblation
 from ..quality.compare_outputs import silent_outputs
