@@ -260,14 +260,8 @@ class _BatchState:
 
     def item(self, source: Path, target: Path) -> Item:
         """Return the outcome of an earlier run."""
-        return Item(
-            source=str(source),
-            target=str(target),
-            outcome=self.outcome,
-            message=self.message,
-            resumed=True,
-            report=self.report,
-        )
+        told = {name: getattr(self, name) for name in ("outcome", "message", "report")}
+        return Item(source=str(source), target=str(target), resumed=True, **told)
 
     def holds(self, key: str, target: Path) -> bool:
         """Say whether a model need not be done again: it was, or can't meet the limit."""

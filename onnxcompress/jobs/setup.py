@@ -33,19 +33,16 @@ _PROOF_FEEDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class RunSamples:
-    """Samples of a run.
-
-    Args:
-        given: the user's data, None without.
-        working: the part of it that passes see.
-        held_out: the part that candidates are judged by.
-        judged: what original and result are scored by: the user's, or synthetic.
-    """
+    """Samples of a run."""
 
     given: Evaluation | None
+    """The user's data."""
     working: Evaluation | None
+    """The part of it that passes see."""
     held_out: Evaluation | None
+    """The part of it that candidates are judged by."""
     judged: Evaluation
+    """Those by which original and result are scored: the user's, or synthetic."""
 
     @property
     def largest(self) -> Feed:
@@ -65,25 +62,7 @@ class ProofInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of `compress`: everything that is known before the first pass.
-
-    Args:
-        options: as given.
-        recipe: resolved.
-        started: on the monotonic clock, seconds.
-        clock: of the time limit.
-        timings: replays and records.
-        latency_limit: parsed.
-        base: the original model, loaded.
-        selects: nodes that lossy passes may change.
-        start: the original without metadata, where passes begin.
-        dropped: the metadata that it has lost.
-        samples: for passes, for the judge, and for the result.
-        proof: what rewrites are proved on.
-        kinds: of the outputs.
-        checkpoint: None where none is kept.
-        archive: of the candidates.
-    """
+    """One run of `compress`: everything that is known before the first pass; `started` is in seconds, monotonic."""
 
     options: RunOptions
     recipe: Recipe
@@ -94,7 +73,9 @@ class Run:
     base: LoadedModel
     selects: Callable[[ir.Node], bool]
     start: ir.Model
+    """The original without metadata, where passes begin."""
     dropped: tuple[Change, ...]
+    """The metadata that it has lost."""
     samples: RunSamples
     proof: ProofInputs
     kinds: OutputKinds
