@@ -1,4 +1,4 @@
-"""What goes to standard output and what goes to stderr: results there, log and progress here."""
+"""Results on standard output; log and progress on stderr."""
 
 from __future__ import annotations
 
@@ -68,6 +68,19 @@ def write_json(path: Path, document: Any) -> None:
     atomic_files.write(path, [content], len(content))
 
 
+def publish(
+    document: Any, tables: Callable[[], Sequence[RenderableType]], *, json_option: str | None, quiet: bool
+) -> None:
+    """Write a result as JSON where --json names a file, and print it as JSON for `-`, else as tables unless quiet."""
+    path = json_path(json_option)
+    if path is not None:
+        write_json(path, document)
+    if json_option == "-":
+        show_json(document)
+    elif not quiet:
+        show(tables())
+
+
 def json_path(option: str | None) -> Path | None:
     """Return the file that --json names, None for none and for standard output."""
     return None if option in (None, "-") else Path(str(option))
@@ -104,7 +117,7 @@ def _bar() -> Progress:
 
 
 def _write(text: str) -> None:
-    """Write to standard output; a reader that has gone away takes nothing from the exit code."""
+    """Write to standard output; the exit code is the same where the reader has closed it."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -45,7 +45,7 @@ State = Annotated[
 MaxDrop = Annotated[
     float | None, typer.Option(min=0.0, help="Most that the metric may fall, absolute: 0.01 is one point.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of made-up inputs and of rounding.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of synthetic inputs and of rounding.")]
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="Threads of onnxruntime where it is timed.")]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file; - prints nothing else.")

@@ -5,10 +5,11 @@ original, other --run on the same feeds--> differences, scores --race--> Compari
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core import Progress
+from ..core import Feed, Progress
 from ..data import evaluation_set, synthetic
 from ..data.evaluation_set import DataOptions, Evaluation
 from ..errors import ModelError
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 
 
 _EQUALITY_FEEDS = 4
-"""Feeds on which equality is tested, with the runtime's optimizations off."""
+"""Feeds on which equality is tested, with the runtime's optimizations off; chosen by judgement, not measured."""
 _SYNTHETIC_FEEDS = 2
+"""Feeds that are made where the user gives none: two sizes of every dynamic dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` found; `difference` says where outputs differ beyond rounding, None where nowhere."""
+    """Result of `compare`; `difference` names the first output that differs beyond rounding, None where none does."""
 
     original: ModelFacts
     compressed: ModelFacts
@@ -61,6 +63,11 @@ class Comparison:
             "notes": list(self.notes),
         }
 
+    def named(self, original: str, compressed: str) -> Comparison:
+        """Return the comparison with names in place of the paths of the models."""
+        first, second = replace(self.original, path=original), replace(self.compressed, path=compressed)
+        return replace(self, original=first, compressed=second)
+
 
 def compare(
     original: ModelSource,
@@ -80,13 +87,13 @@ def compare(
     Args:
         original: the model that is right by definition.
         other: the model that is compared with it.
-        data: feeds for both; without any, made-up ones.
+        data: feeds for both; without any, synthetic ones.
         eval_data: feeds with labels, by which both are scored (default: `data`).
         metric: `top1`, `top5`, `cosine`, `agreement`, or `module:function(outputs, labels)`; by default `top1`
             with labels and `cosine` without.
         max_drop: most that the metric may fall, absolute.
         data_options: how data is read.
-        seed: of made-up feeds.
+        seed: of synthetic feeds.
         threads: of the runtime when it is timed.
         progress: wraps the loop over feeds.
 
@@ -104,14 +111,7 @@ def compare(
         judged = Evaluation(feeds=feeds, source="synthetic")
     else:
         judged = evaluation_set.read(source, plain_a.inputs, data_options)
-    difference = next(
-        (
-            fault
-            for feed in judged.feeds[:_EQUALITY_FEEDS]
-            if (fault := equality.mismatch(plain_a.run(feed), plain_b.run(feed)))
-        ),
-        None,
-    )
+    difference = _first_difference(plain_a, plain_b, judged.feeds[:_EQUALITY_FEEDS])
     fast_a = open_one(a, original, optimize=True, threads=threads)
     fast_b = open_one(b, other, optimize=True, threads=threads)
     quality = measure(fast_a, fast_b, judged, metric=metric, kinds=OutputKinds.of(a), progress=progress)
@@ -127,6 +127,11 @@ def compare(
     )
     check_drop(quality, max_drop, result)
     return result
+
+
+def _first_difference(a: runtime.Session, b: runtime.Session, feeds: Sequence[Feed]) -> str | None:
+    faults = (equality.mismatch(a.run(feed), b.run(feed)) for feed in feeds)
+    return next((fault for fault in faults if fault), None)
 
 
 def _check_interface(a: runtime.Session, b: runtime.Session) -> None:

@@ -1,6 +1,6 @@
 """Compression of one model from end to end.
 
-load -> Run -> prepare -> Context -> run_recipe -> RecipeResult -> measure_result -> Measured -> make_report -> Report
+load -> Run, prepare -> Context, run_recipe -> RecipeResult, measure_result -> ResultFigures, make_report -> Report
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..base.versions import versions
 from ..core import Candidate, Change, Clock, Context, Trial, Workers
 from ..errors import ModelError, UsageError
 from ..io import model_io
-from ..pack import archive as packing
+from ..packing import archive as packing
 from ..quality import ablation, metrics
 from ..quality.ablation import LayerAblation
 from ..quality.compare_outputs import silent_outputs
@@ -47,7 +47,7 @@ from .notes import measurement_notes, sample_notes
 from .options import RunOptions, takes_keywords
 from .prover import Prover
 from .report import Limits, Report, ResolvedRecipe, Verification
-from .setup import Run, Samples
+from .setup import Run, RunSamples
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -166,7 +166,7 @@ def load(source: ModelSource, options: RunOptions) -> Run:
     )
 
 
-def _checkpoint(base: LoadedModel, recipe: Recipe, samples: Samples, options: RunOptions) -> Checkpoint | None:
+def _checkpoint(base: LoadedModel, recipe: Recipe, samples: RunSamples, options: RunOptions) -> Checkpoint | None:
     """Open the checkpoint under a digest of everything that intermediate results depend on."""
     if options.checkpoint is None:
         return None
@@ -258,7 +258,7 @@ def _with_ablations(run: Run, done: RecipeResult, executor: Workers | None) -> R
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class ResultFigures:
     """Figures of the original and the result; quality and latency are None where not measured."""
 
     input: ModelFacts
@@ -268,7 +268,7 @@ class Measured:
     verification: Verification
 
 
-def measure_result(run: Run, done: RecipeResult, prover: Prover) -> Measured:
+def measure_result(run: Run, done: RecipeResult, prover: Prover) -> ResultFigures:
     """Score, time and count the original and the result."""
     is_same = done.model is run.start and not run.dropped
     result = prover.proved(done.model) or LoadedModel(done.model, threads=run.options.threads)
@@ -291,7 +291,7 @@ def measure_result(run: Run, done: RecipeResult, prover: Prover) -> Measured:
     else:
         known = counts.shapes if is_lossless else {}
         after = facts(done.model, counting.count(done.model, largest, known=known), None, size_bytes=size_bytes)
-    return Measured(input=before, output=after, quality=quality, latency=latency, verification=verification)
+    return ResultFigures(input=before, output=after, quality=quality, latency=latency, verification=verification)
 
 
 def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency | None]:
@@ -304,7 +304,7 @@ def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency |
     return quality, timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
 
 
-def make_report(run: Run, done: RecipeResult, measured: Measured) -> Report:
+def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report:
     """Return the report of a run."""
     options = run.options
     return Report(

@@ -34,7 +34,7 @@ from ..runtime.loaded_model import LoadedModel
 from ..search.checkpoint import Checkpoint, digest
 
 _RACE_SECONDS = 2.0
-"""Time of a race between the original and one candidate."""
+"""Time of a race between the original and one candidate; chosen by judgement, not measured."""
 
 _KEPT_BYTES = 256 << 20
 """Outputs of the original that are kept, so that it is not run again for every candidate."""
@@ -125,7 +125,7 @@ class Trials:
         timed: False where the candidates are meant for another processor than this one.
         timings: records and replays.
         threads: of the runtime when it is timed.
-        checkpoint: where what is measured is noted, and read again by a run that goes on.
+        checkpoint: keeps what is measured for a run that is resumed.
         others: samples that passes see; the original's scores on them steady an expected drop.
     """
 
@@ -161,7 +161,7 @@ class Trials:
         self._on_others: list[dict[str, Any]] | None = None
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
-        """Score and time a candidate; the label stands for it where times are recorded and replayed."""
+        """Score and time a candidate; times are recorded and replayed under the label."""
         return self._trial(model, label if self._timed else None, self._held_out)
 
     def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
@@ -228,11 +228,11 @@ class Trials:
 
 
 class _Pairs:
-    """Two models that run in turns on the same feeds, and what is told of their outputs."""
+    """Two models that run in turns on the same feeds, whose outputs an expected drop is estimated from."""
 
     def __init__(self, first: Runs, second: Runs, steady: SteadyDrop) -> None:
-        self.first = _Told(first, self._note)
-        self.second = _Told(second, self._compare)
+        self.first = _Tapped(first, self._note)
+        self.second = _Tapped(second, self._compare)
         self._steady = steady
         self._last: dict[str, Any] = {}
 
@@ -243,17 +243,17 @@ class _Pairs:
         self._steady.add(self._last, found)
 
 
-class _Told:
-    """A model whose outputs are told to somebody."""
+class _Tapped:
+    """A model whose outputs are also given to a function."""
 
-    def __init__(self, inner: Runs, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, inner: Runs, tap: Callable[[dict[str, Any]], None]) -> None:
         self._inner = inner
-        self._tell = tell
+        self._tap = tap
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Return output name -> array."""
         found = self._inner.run(feed)
-        self._tell(found)
+        self._tap(found)
         return found
 
 

@@ -9,10 +9,10 @@ import onnx_ir as ir
 from ..data.lint import oddities
 from ..runtime.latency import Latency
 from .report import Verification
-from .setup import Samples
+from .setup import RunSamples
 
 
-def sample_notes(original: ir.Model, samples: Samples) -> list[str]:
+def sample_notes(original: ir.Model, samples: RunSamples) -> list[str]:
     """Return a line for each sample that was skipped, and for each oddity of those that passes work with."""
     given = samples.given
     if given is None:
@@ -21,7 +21,7 @@ def sample_notes(original: ir.Model, samples: Samples) -> list[str]:
     return list(dict.fromkeys((*given.notes(), *odd, *samples.judged.notes())))
 
 
-def measurement_notes(samples: Samples, latency: Latency | None, verification: Verification) -> Iterator[str]:
+def measurement_notes(samples: RunSamples, latency: Latency | None, verification: Verification) -> Iterator[str]:
     """Yield a line for what was not measured, or not on real samples, and for a result that is slower."""
     if verification.mode == "none":
         yield "a plan: nothing was proved, scored, timed or written"

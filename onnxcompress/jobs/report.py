@@ -11,7 +11,7 @@ import pydantic
 
 from ..base.report_value import Count, NotNegative, ReportValue
 from ..core import Action, Change, Trial
-from ..pack.archive import Packed
+from ..packing.archive import Packed
 from ..quality.ablation import LayerAblation
 from ..quality.result import Quality
 from ..runtime.latency import Latency

@@ -12,7 +12,7 @@ from .. import passes
 from ..core import GRAPH, Action, Change
 from ..errors import UsageError, one_line
 from ..jobs.report import PassOptions, Report, Verification
-from ..pack.archive import Packed
+from ..packing.archive import Packed
 from ..quality.ablation import Ablation, LayerAblation
 from ..quality.result import OutputDifference, Quality
 from ..runtime.latency import Latency

@@ -17,8 +17,8 @@ import zstandard
 from bench.tables import Table
 from onnxcompress.io.sources import OpenFile
 from onnxcompress.numerics import byte_planes
-from onnxcompress.pack import archive as packing
-from onnxcompress.pack.layout import RangeKind, model_layout
+from onnxcompress.packing import archive as packing
+from onnxcompress.packing.layout import RangeKind, model_layout
 
 LIMIT = 0.92
 """At least 8% below zip -9."""

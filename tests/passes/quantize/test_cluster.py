@@ -9,7 +9,7 @@ from onnxcompress.base.gate import Gate
 from onnxcompress.core import Action, Context
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
-from onnxcompress.pack import archive as packing
+from onnxcompress.packing import archive as packing
 from onnxcompress.passes import build
 from onnxcompress.passes.quantize.cluster import Cluster
 from onnxcompress.runtime import session as runtime
