@@ -23,7 +23,8 @@ from onnxcompress.io import model_io
 from onnxcompress.numerics.linear.elimination import Curve
 from onnxcompress.passes.prune import budgets, consumers, loss_curves, pruner
 from onnxcompress.passes.prune.channels import PruneChannels
-from onnxcompress.passes.prune.pruner import Plan, Pruner
+from onnxcompress.passes.prune.options import PruneOptions
+from onnxcompress.passes.prune.pruner import Pruner
 from onnxcompress.quality.divergence import Divergence
 from onnxcompress.shapes import count as counting
 from tests.channels.test_remove import graphs
@@ -120,7 +121,7 @@ def test_a_budget_of_parameters_is_met():
 def test_a_budget_of_bytes_is_met():
     original = oc.load(MODELS / "mbv2.onnx")
     feed = {"x": np.zeros((2, 1, 28, 28), np.float32)}
-    found = Pruner(original, (), feed, Plan(of="bytes", keep=0.6, criterion="magnitude")).run(0.6)
+    found = Pruner(original, (), feed, PruneOptions(criterion="magnitude"), of="bytes").run(0.6)
     assert 0.58 < model_io.model_bytes(found.model) / model_io.model_bytes(original) <= 0.605
     assert found.left == pytest.approx(model_io.model_bytes(found.model) / model_io.model_bytes(original), abs=0.01)
 
@@ -492,12 +493,12 @@ def test_the_cost_of_cutting_the_original_is_found_once(monkeypatch):
     monkeypatch.setattr(
         pruner.consumers, "gather", lambda *args, **options: looked.append(1) or gather(*args, **options)
     )
-    plan = Plan(of="macs", keep=0.5, criterion="reconstruction", rounds=2, steps=0)
-    reused = Pruner(net(), FEEDS, FRESH, plan)
+    options = PruneOptions(rounds=2, distill_steps=0)
+    reused = Pruner(net(), FEEDS, FRESH, options, of="macs")
     reused.run(0.7, is_draft=True)
     found = reused.run(0.5)
     assert len(looked) == 2, "of the original, and of what the first round left"
-    expected = Pruner(net(), FEEDS, FRESH, plan).run(0.5)
+    expected = Pruner(net(), FEEDS, FRESH, options, of="macs").run(0.5)
     np.testing.assert_array_equal(run(found.model, FRESH)["y"], run(expected.model, FRESH)["y"])
     assert found.predicted == expected.predicted
 
