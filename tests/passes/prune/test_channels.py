@@ -158,10 +158,13 @@ def share(model):
 def test_a_budget_of_time_follows_what_the_whole_model_takes():
     judge = _Judge(ratio=lambda model: 0.3 + 0.7 * share(model))
     model, changes = prune(net(), keep_latency=0.65, judge=judge)
-    assert 0.3 + 0.7 * share(model) == pytest.approx(0.65, abs=0.05)
-    assert 2 <= len(judge.labels) <= 4
+    assert 0.3 + 0.7 * share(model) == pytest.approx(0.65, rel=0.03)
+    assert [label.rpartition(" ")[0] for label in judge.labels] == [
+        *(f"prune-channels/draft {number}" for number in range(3)),
+        "prune-channels/cut",
+    ]
     assert len(set(judge.labels)) == len(judge.labels), "each time is recorded by itself"
-    assert changes[0].details["asked"] < 0.6
+    assert changes[0].details["asked"] == pytest.approx(0.561, abs=0.01)  # of the MACs
 
 
 def test_a_budget_of_time_is_met_by_what_is_cut_in_rounds_too():
