@@ -5,7 +5,7 @@
     x numbers     int8 by the route that measures best, weights of a few bits
     --judge-->    the best that is allowed; if the user's own samples refuse it, the next best
 
-The model as it is remains a valid answer. A search takes the best of many, so it goes by steadier figures than the
+The model as it is remains a valid answer. A search takes the best of many, so it compares steadier figures than the
 report's (`Trial.expected_drop`), and leaves a part of the limit for what few samples don't show.
 """
 

@@ -1,8 +1,8 @@
-"""Channels, heads and hidden units are cut out, and what they gave is made up for.
+"""Channels, heads and hidden units are removed, and the others compensate for them.
 
     w1 [64, 32, 3, 3], w2 [128, 64, 3, 3]   ->   w1 [41, 32, 3, 3], w2 [128, 41, 3, 3]
 
-Which ones: those whose loss the layers behind can make up for best, for what they save. Then every layer is refitted
+Those are removed whose loss the layers behind compensate best, for what they save. Then every layer is refitted
 to what the original gives there, and at last all are trained together on the original's outputs; no labels needed.
 """
 
@@ -44,7 +44,7 @@ _JOINED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class PruneChannels(PruneOptions):
-    """Cut channels, heads and hidden units out until a budget is met, and make up for what they gave."""
+    """Remove channels, heads and hidden units until a budget is met, and compensate for them."""
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False

@@ -29,7 +29,7 @@ class PruneOptions:
     keep_latency: Share = None
     """Part of the time of a run that is kept, on this machine."""
     criterion: Criterion | None = None
-    """What goes first: that for which the others make up best; what gives least on the samples; the smallest weights.
+    """Removed first: what the others compensate best; what gives least on the samples; the smallest weights.
     None: reconstruction with data, magnitude without."""
     norm: Norm = "l2"
     """How magnitude measures the weights of a channel."""

@@ -33,9 +33,10 @@ from .options import PruneOptions
 log = logging.getLogger(__name__)
 
 _PROBES = (24, 256)
-"""Samples on which the outputs are compared."""
+"""Samples on which the outputs are compared, at least and at most. Chosen by judgement; not measured."""
 _PROBING_MACS = 2e11
-"""MACs of the original on them for each family and round, summed up: about what is spent on probing, a third of it."""
+"""MACs of the original on them for each family and round, summed up: a third of the probing. Chosen by judgement; not
+measured."""
 
 
 @dataclass(kw_only=True)
@@ -69,7 +70,7 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True)
 class _Costs:
-    """What it costs to cut a model; the numbers of groups and sites are those of its channels.
+    """Costs of cutting a model; the numbers of groups and sites are those of its channels.
 
     Args:
         families: that can be cut.
@@ -97,7 +98,7 @@ class Pruner:
         of: quantity that the budget is a part of.
         timed: at whose shapes layers are timed, for a budget of time; None for `feed`.
         state: input -> output whose value it gets from the run before.
-        selects: False for nodes to leave alone.
+        selects: False for nodes to skip.
         seed: of all random choices.
         progress: wraps long loops.
     """
@@ -143,7 +144,7 @@ class Pruner:
 
         Args:
             keep: part of what the budget is about that may be left.
-            is_draft: cut once and mend nothing: to be timed.
+            is_draft: cut once without refit: to be timed.
         """
         found = self.cut(keep, is_draft=is_draft)
         return found if is_draft else self.finish(found)
@@ -153,7 +154,7 @@ class Pruner:
 
         Args:
             keep: part of what the budget is about that may be left.
-            is_draft: cut once and mend nothing: to be timed.
+            is_draft: cut once without refit: to be timed.
         """
         refits = self._options.refit and bool(self._feeds) and not is_draft
         student = model_io.clone(self._original)

@@ -1,4 +1,4 @@
-"""Single weights become zero, and with samples the others make up for them, layer after layer.
+"""Single weights become zero, and with samples the others compensate for them, layer after layer.
 
     W [out, in]   ->   W' with a share of zeros, or 2 of every 4, or ||W'|| <= T
 
@@ -43,7 +43,7 @@ class Sparsify:
     pattern: Annotated[str, AfterValidator(_checked)] = "free"
     """free: zeros anywhere. N:M: at most N of M neighbouring input channels differ from zero, for each output."""
     criterion: Literal["elimination", "use", "magnitude"] | None = None
-    """elimination: the least harm with the others making up for it. use: size times what it multiplies (Wanda).
+    """elimination: the least harm with the others compensating. use: size times what it multiplies (Wanda).
     magnitude: size alone. None: elimination with data, magnitude without."""
     scope: Literal["layer", "global"] = "layer"
     """layer: every layer gets the same share of zeros. global: a weight stays that is large for its layer."""
@@ -168,7 +168,7 @@ class Sparsify:
     def _result(self, layer: LinearLayer, before: np.ndarray, *, by_data: bool) -> Change:
         after = layer.matrix()
         zeros = float((after == 0).mean())
-        how = "least used first" if self.criterion == "use" else "the others make up for them"
+        how = "least used first" if self.criterion == "use" else "the others compensate for them"
         reason = f"{zeros:.1%} zeros" + (f", {how}" if by_data else ", smallest first")
         if self.limit is not None or self.limit_share is not None:
             reason = f"{self.norm} norm within its bound, {zeros:.1%} zeros"

@@ -132,7 +132,7 @@ class BlockWriter(SiteWriter):
 
     @property
     def _is_turned(self) -> bool:
-        """Whether it is stored [in, out], as products take it, for which runtimes have fast kernels."""
+        """True where it is stored [in, out], as products take it, for which runtimes have fast kernels."""
         return self.site.rank == 2 and self.site.axis == 1
 
     def _floats(self) -> ir.Value:

@@ -24,10 +24,10 @@ from ...numerics import snr
 from ...numerics.quantization.kmeans import codebook, nearest
 from ..raise_opset import raise_opset
 from .blocks_writer import array_of, matrix_of
-from .weight_storage import SiteWriter, StoredWeight, WeightContext, sites
+from .weight_storage import NODE_BYTES, SiteWriter, StoredWeight, WeightContext, sites
 
 _UINT4_OPSET = 21
-_NODE_BYTES = 100
+"""Opset from which on integers of half a byte can be cast."""
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Cluster:
             return f"{site.tensor.dtype.name.lower()} weights are not clustered"
         outputs = query.dims(site.tensor)[site.axis or 0]
         books = -(-outputs // self.rows) if self.rows else 1
-        after = site.tensor.size // (2 if self.bits <= 4 else 1) + books * 4 * 2**self.bits + 4 * _NODE_BYTES
+        after = site.tensor.size // (2 if self.bits <= 4 else 1) + books * 4 * 2**self.bits + 4 * NODE_BYTES
         if after >= site.stored_bytes:
             return f"would take {after} bytes with its codebooks and nodes instead of {site.stored_bytes}"
         return None if np.isfinite(site.tensor.numpy()).all() else "can't be clustered: it has NaN or infinite elements"
@@ -138,7 +138,7 @@ class ClusterWriter(SiteWriter):
         self.is_half = is_half
 
     def write(self) -> None:
-        """Let every reader read the values that the indices stand for, and take the floats out."""
+        """Let every reader read the values of the indices, and remove the floats."""
         anchor, site = self.first_reader(), self.site
         indices = array_of(site, self.clustered.indices)
         tensor: np.ndarray | ir.TensorProtocol = indices

@@ -73,7 +73,7 @@ class Equalize:
     """Scales are written only where they take off this part of the simulated error, at least."""
     insert: bool = False
     """Put a Mul before matrix products where nothing can take the scales, the error is more than 3e-4 of the output's
-    power, and half of it goes."""
+    power, and half of it is removed."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Scale channels in every graph of `model`."""

@@ -3,7 +3,7 @@
     Conv(x, w, b) -> Relu   ->   Q DQ(Relu(Conv(DQ(x_q), DQ(w_int8), b)))
 
 as QuantizeLinear and DequantizeLinear, which the runtime fuses into integer kernels. What runs on integers is the
-choice that costs the least time by the target's facts (`placement`); what the runtime then did not fuse goes back to
+choice that costs the least time by the target's facts (`placement`); what the runtime then does not fuse is set back to
 floats, until nothing falls back any more.
 """
 
