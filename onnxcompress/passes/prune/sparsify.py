@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, DataFor, Need
+from ...core import Change, Context, DataFor, Need
 from ...distillation.reconstruct import LayerData, refit
 from ...graph import edit, query
 from ...io import model_io
@@ -67,7 +67,7 @@ class Sparsify:
                 continue
             why = "its weights are integers" if layer.is_fixed else "others read its weights too"
             if layer.is_fixed or len(layer.weight.uses()) > 1:
-                refused.append(self._change(layer.label, Action.SKIPPED, why, _stored(layer)))
+                refused.append(Change.skipped(self.name, why, target=layer.label, bytes_before=_stored(layer)))
             elif context.gate.admits(self.name, layer.label):
                 layers.append(layer)
         if not layers:
@@ -174,19 +174,9 @@ class Sparsify:
             reason = f"{self.norm} norm within its bound, {zeros:.1%} zeros"
         change = float(np.linalg.norm(after - before) / max(float(np.linalg.norm(before)), 1e-30))
         details = {"zeros": round(zeros, 4), "weight_change": round(change, 4)}
-        return self._change(layer.label, Action.APPLIED, reason, _stored(layer), details)
-
-    def _change(
-        self, target: str, action: Action, reason: str, size: int, details: Mapping[str, float] | None = None
-    ) -> Change:
-        return Change(
-            pass_name=self.name,
-            target=target,
-            action=action,
-            reason=reason,
-            bytes_before=size,
-            bytes_after=size,
-            details=details or {},
+        size = _stored(layer)
+        return Change.applied(
+            self.name, reason, target=layer.label, bytes_before=size, bytes_after=size, details=details
         )
 
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import query
 from ...numerics import snr
 from ...numerics.quantization.kmeans import codebook, nearest
@@ -73,7 +73,7 @@ class Cluster:
         for site, refusal in context.progress("Clustering", self._large(model, context)):
             reason = refusal or self._objection(site)
             if reason:
-                changes.append(self._change(site, Action.SKIPPED, reason, site.stored_bytes))
+                changes.append(Change.skipped(self.name, reason, target=site.name, bytes_before=site.stored_bytes))
             else:
                 found.append((site, self._clustered(matrix_of(site))))
         scene = WeightContext(model)
@@ -82,8 +82,12 @@ class Cluster:
                 stored = clustered.codebooks.nbytes + -(-site.tensor.size // (2 if is_half else 1))
                 values = clustered.codebooks.shape[1]
                 whose = "" if not self.rows else f" for every {self.rows} output channels"
-                change = self._change(
-                    site, Action.APPLIED, f"{values} shared values{whose}; floats again once loaded", stored
+                change = Change.applied(
+                    self.name,
+                    f"{values} shared values{whose}; floats again once loaded",
+                    target=site.name,
+                    bytes_before=site.stored_bytes,
+                    bytes_after=stored,
                 )
                 ClusterWriter(scene, site, clustered, is_half=is_half).write()
                 changes.append(change)
@@ -118,16 +122,6 @@ class Cluster:
         signal = max(snr.energy(weight), float(np.finfo(float).tiny))
         return Clustered(indices=indices, codebooks=np.stack(books), rows=rows, noise=noise / signal)
 
-    def _change(self, site: StoredWeight, action: Action, reason: str, after: int) -> Change:
-        return Change(
-            pass_name=self.name,
-            target=site.name,
-            action=action,
-            reason=reason,
-            bytes_before=site.stored_bytes,
-            bytes_after=after,
-        )
-
 
 class ClusterWriter(SiteWriter):
     """Writes one weight as indices, in its own shape."""
@@ -154,12 +148,4 @@ class ClusterWriter(SiteWriter):
             found = self.insert(anchor, "Add", [found, self.store("offsets", spread)])
         values = self.store("codebook", books.reshape(-1))
         floats = self.insert(anchor, "Gather", [values, found], {"axis": 0})
-        for reader in site.readers:
-            node = reader.node
-            if reader.transposed:
-                node.replace_input_with(reader.port, self.insert(node, "Transpose", [floats], {"perm": [1, 0]}))
-            else:
-                node.replace_input_with(reader.port, floats)
-        name = site.value.name
-        self.remove_floats()
-        floats.name = name  # it means what the weight meant
+        self.replace_by(floats)

@@ -121,8 +121,8 @@ class SiteWriter:
     def store(self, kind: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """Add an initializer beside the weight."""
         value = edit.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
-        assert value.const_value is not None
-        value.const_value.name = value.name
+        if isinstance(array, ir.TensorProtocol):
+            array.name = value.name
         return value
 
     def insert(
@@ -145,6 +145,17 @@ class SiteWriter:
         """Return the node before which all readers can be served: at the start where all are in bodies."""
         here = [r.node for r in self.site.readers if r.node.graph is self.home]
         return min(here, key=lambda n: self.scene.order[n]) if here else next(iter(self.home))
+
+    def replace_by(self, floats: ir.Value) -> None:
+        """Let every reader read a value of the weight's own shape, which takes its name, and remove the weight."""
+        for reader in self.site.readers:
+            node, read = reader.node, floats
+            if reader.transposed:
+                read = self.insert(node, "Transpose", [floats], {"perm": [1, 0]})
+            node.replace_input_with(reader.port, read)
+        name = self.site.value.name
+        self.remove_floats()
+        floats.name = name  # it means what the weight meant
 
     def remove_floats(self) -> None:
         """Take the weight out, and the Transposes between it and its readers, as far as nobody reads them."""
