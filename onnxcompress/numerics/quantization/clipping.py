@@ -1,4 +1,4 @@
-"""Which range of an activation to quantize: candidates from its histogram, and a choice by what layers make of it.
+"""Clipping ranges of activations: candidates from a histogram, and a choice by the error of the layers behind.
 
 The squared error of a clipping range [a, b] with steps s is, for densities that are smooth within a step,
 
@@ -20,15 +20,18 @@ from .affine_activations import LEAST_SPAN, Affine, IntegerGrid, affine_for, fak
 from .histograms import Histogram
 
 FRACTIONS = tuple(float(f) for f in np.geomspace(1.0, 0.02, 48))
-"""Parts of the extremes that are tried as ends of the range."""
+"""Parts of the extremes that are tried as ends of the range. Chosen by judgement; not measured."""
 
 COVERAGES = (0.99999, 0.9999, 0.999)
+"""Parts of the values that percentile ranges cover: those usual in the literature."""
 
 LEAST_GAIN = 0.02
 """A clip is kept only if it takes off at least this part of the layers' error."""
 
 _EVALUATED = 6
+"""Ranges whose rounding is evaluated exactly. Chosen by judgement; not measured."""
 _MOST_POINTS = 8
+"""Points that represent the values of a bin, at most. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def candidates(
     Args:
         histogram: what values it takes.
         grid: the integers.
-        within: limits that the activation can't exceed (those of a Relu or Clip): no range goes beyond them.
+        within: limits that the activation can't exceed (those of a Relu or Clip): no range exceeds them.
         known: the range to use whatever was seen, for the likes of Softmax and Sigmoid; it is the only candidate.
         least_span: narrower ranges are widened to this.
 
@@ -114,7 +117,7 @@ def guarded(found: Sequence[ClipCandidate], output_error: Callable[[Affine], flo
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What a linear layer reads, and its matrix.
+    """Input samples of a linear layer, and its matrix.
 
     Args:
         rows: sampled, float32 [groups, n, columns].
@@ -187,7 +190,7 @@ def _clipped(histogram: Histogram, affine: Affine) -> float:
 def squared_error(histogram: Histogram, affine: Affine) -> float:
     """Return the mean squared error of quantizing what a histogram has counted; zeros have none.
 
-    A bin stands for points spread over it, closer than a quarter of a step where that takes no more than eight.
+    A bin represents points spread over it, closer than a quarter of a step where that takes no more than eight.
     """
     total = histogram.total
     if not total or not histogram.counts.size:

@@ -31,6 +31,7 @@ from .clipping import candidates, least_squared_error
 from .histograms import Histogram
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
+"""Exponents alpha that are tried. Chosen by judgement; not measured."""
 _BLOCK_CANDIDATES = 4
 """Clipped ranges of a block that are tried for each of many scales."""
 
@@ -58,7 +59,7 @@ class ScaledReader:
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """What the layer makes of the rows: float32 [groups, n, out]."""
+        """Outputs of the layer for the rows: float32 [groups, n, out]."""
         return np.asarray(self.rows @ self.weight.swapaxes(1, 2))
 
     @functools.cached_property
@@ -91,7 +92,7 @@ class Maker:
 
 
 class Simulation(Protocol):
-    """What quantization makes of layers whose input channels are divided by scales, float32 [channels]."""
+    """Quantization of layers whose input channels are divided by scales, float32 [channels]."""
 
     def tried(self, readers: Sequence[ScaledReader], maker: Maker | None, /) -> Mapping[str, np.ndarray]:
         """Return the scales worth trying, by how they were found."""

@@ -1,4 +1,4 @@
-"""Rounding that looks at what a layer computes: the error of each weight is made good by those not yet rounded.
+"""Rounding by the output of a layer: weights that are not yet rounded compensate for the error of the others.
 
 With H = X'X / n of a layer's inputs the loss of rounded weights w' is (w - w')' H (w - w'), the mean squared error of
 the output. GPTQ (arXiv 2210.17323) rounds one input after the other and moves the rest to the best answer; cyclic
@@ -18,6 +18,7 @@ from .blocks import BlockGrid, Blocks, round_nearest, spread
 _BATCH = 128
 """Inputs whose corrections are gathered before the rest of the matrix is updated."""
 _SWEEPS = 2
+"""Passes of coordinate descent over the inputs. Chosen by judgement; not measured."""
 _SAMPLED_OUTPUTS = 64
 """Outputs by which a damping is chosen."""
 _PART = 8 << 20
@@ -75,7 +76,7 @@ def best_damping(
 ) -> float:
     """Return the damping with which some of the outputs change least on inputs that were held out.
 
-    Few inputs say little of how columns go together: what is made good for them is then wrong for others.
+    Few inputs say little of the correlations of columns: compensation for them is then wrong for others.
 
     Args:
         weight: float [out, in].

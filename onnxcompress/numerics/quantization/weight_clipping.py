@@ -1,12 +1,13 @@
-"""Where to clip weights: W' = max(min(W, alpha), -alpha)."""
+"""Clipping of weights: W' = max(min(W, alpha), -alpha)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 _CANDIDATES = 100
+"""Clips that are tried for the least squared error: all of its steps."""
 _SHRINKS = 0.01
-"""Clips that are tried for the least squared error go down from the largest weight in such steps."""
+"""Step between them, as a part of the largest weight. Chosen by judgement; not measured."""
 
 
 def percentile(weights: np.ndarray, percent: float) -> np.ndarray:
