@@ -149,19 +149,18 @@ def remainder(a: Size, b: Size) -> Size | None:
 def least(a: Size, b: Size) -> Size | None:
     """Return the smaller of two sizes, None where a negative one can't be named."""
     smaller = less(a, b)
-    if smaller is not None:
-        return a if smaller else b
-    first, second = sorted((str(a), str(b)))
-    return Size.symbol(f"min({first}, {second})") if a.at_least(0) and b.at_least(0) else None
+    return _extreme("min", a, b) if smaller is None else a if smaller else b
 
 
 def greatest(a: Size, b: Size) -> Size | None:
     """Return the larger of two sizes, None where a negative one can't be named."""
     smaller = less(a, b)
-    if smaller is not None:
-        return b if smaller else a
+    return _extreme("max", a, b) if smaller is None else b if smaller else a
+
+
+def _extreme(name: str, a: Size, b: Size) -> Size | None:
     first, second = sorted((str(a), str(b)))
-    return Size.symbol(f"max({first}, {second})") if a.at_least(0) and b.at_least(0) else None
+    return Size.symbol(f"{name}({first}, {second})") if a.at_least(0) and b.at_least(0) else None
 
 
 def product(sizes: tuple[Size, ...]) -> Size:

@@ -131,11 +131,15 @@ class LayerInput:
     lows: np.ndarray
     highs: np.ndarray
 
+    @property
+    def outputs(self) -> np.ndarray:
+        """Outputs for the rows, without bias: float32 [groups, n, out]."""
+        return np.asarray(self.rows @ self.weight.swapaxes(1, 2))
+
     @functools.cached_property
     def energy(self) -> float:
-        """The sum of squares of the outputs, never zero."""
-        outputs = self.rows @ self.weight.swapaxes(1, 2)
-        return max(float(np.square(outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
+        """Sum of squares of the outputs, never zero."""
+        return max(float(np.square(self.outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
 
     @functools.cached_property
     def gains(self) -> np.ndarray:

@@ -27,7 +27,7 @@ import numpy as np
 
 from .affine_activations import Affine, IntegerGrid, affine_for, fake_quantize
 from .blocks import BlockGrid, round_nearest
-from .clipping import candidates, least_squared_error
+from .clipping import LayerInput, candidates, least_squared_error
 from .histograms import Histogram
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
@@ -41,32 +41,13 @@ measured."""
 
 
 @dataclass(frozen=True)
-class ScaledReader:
-    """A linear layer that reads the activation.
-
-    Scales are exact, so that the outputs are the same for all of them.
-
-    Args:
-        rows: sampled inputs: float32 [groups, n, columns].
-        weight: float32 [groups, out, columns].
-        lows: the least value of each input channel, float32 [channels].
-        highs: the greatest.
-    """
-
-    rows: np.ndarray
-    weight: np.ndarray
-    lows: np.ndarray
-    highs: np.ndarray
+class ScaledReader(LayerInput):
+    """A linear layer that reads the activation; scales are exact, so that its outputs are the same for all of them."""
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """Outputs for the rows: float32 [groups, n, out]."""
-        return np.asarray(self.rows @ self.weight.swapaxes(1, 2))
-
-    @functools.cached_property
-    def energy(self) -> float:
-        """Sum of squares of the outputs."""
-        return max(float(np.square(self.outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
+        """Outputs for the rows, without bias: float32 [groups, n, out]."""
+        return super().outputs
 
     @property
     def peaks(self) -> np.ndarray:

@@ -132,7 +132,7 @@ def read_layer(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
     """Return the node as a linear layer, None where it is none or its weight is not constant."""
     readers = {
         "Conv": _conv,
-        "ConvTranspose": _conv_transpose,
+        "ConvTranspose": _conv,
         "Gemm": _gemm,
         "MatMul": _matmul,
         "BatchNormalization": _norm,
@@ -160,18 +160,23 @@ def _conv(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
     if weight is None or len(weight.shape) < 3:
         return None
     axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
+    in_groups, out_groups, fault = groups, 1, _padding_fault(node)
+    if node.op_type == "ConvTranspose":
+        in_groups, out_groups = 1, groups
+        fault = "fewer taps of a transposed convolution reach its edges than its middle"
     return AffineLayer(
         node,
         data_port=0,
         weight_port=1,
         weight=weight,
-        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis] * groups, rank, rank),
-        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis], rank, rank),
+        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis] * in_groups, rank, rank),
+        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis] * out_groups, rank, rank),
         bias_port=axes.bias_port,
         in_axis=axes.in_axis,
         out_axis=axes.out_axis,
-        in_groups=groups,
-        shift_fault=_padding_fault(node),
+        in_groups=in_groups,
+        out_groups=out_groups,
+        shift_fault=fault,
     )
 
 
@@ -180,26 +185,6 @@ def _padding_fault(node: ir.Node) -> str:
     if auto == "VALID" or (auto == "NOTSET" and not any(query.attribute(node, "pads", ()))):
         return ""
     return "the padding adds zeros that the shift does not reach"
-
-
-def _conv_transpose(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
-    weight = parameter(node.inputs[1], ctx)
-    if weight is None or len(weight.shape) < 3:
-        return None
-    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
-    return AffineLayer(
-        node,
-        data_port=0,
-        weight_port=1,
-        weight=weight,
-        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis], rank, rank),
-        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis] * groups, rank, rank),
-        bias_port=axes.bias_port,
-        in_axis=axes.in_axis,
-        out_axis=axes.out_axis,
-        out_groups=groups,
-        shift_fault="fewer taps of a transposed convolution reach its edges than its middle",
-    )
 
 
 def _gemm(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:

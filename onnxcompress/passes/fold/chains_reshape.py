@@ -11,7 +11,7 @@ from ...graph import edit, query
 from ...ops import table as ops
 from ...shapes.infer import Dim
 from ..rewriting import Rewrite, RewriteContext
-from .chains_common import before, counted_from_front, merged
+from .chains_common import before, counted_from_front, merged, undone
 from .noops import same_shape
 
 
@@ -24,14 +24,9 @@ def merge_reshapes(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     x, out = first.inputs[0], node.outputs[0]
     if x is None:
         return None
-    if (_undoes(first, node) or same_shape(ctx.shapes.shape(x), ctx.shapes.shape(out))) and edit.can_replace(out, x):
-
-        def drop() -> None:
-            edit.replace_value(out, x)
-            edit.remove_node(node)
-            edit.remove_unread(middle)
-
-        return Rewrite(target=query.label(node), reason=f"{query.label(first)} is undone", apply=drop)
+    keeps_shape = _undoes(first, node) or same_shape(ctx.shapes.shape(x), ctx.shapes.shape(out))
+    if keeps_shape and edit.can_replace(out, x):
+        return undone(node, first, x)
     if query.sole_consumer(middle) is not node:
         return None
     axes = _all_axes(first, node, x, ctx)

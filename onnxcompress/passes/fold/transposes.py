@@ -18,6 +18,7 @@ from ...core import Change, Context, Need
 from ...graph import edit, query
 from ...ops import table as ops
 from ..rewriting import Rewrite, RewriteContext, rewrite
+from .chains_common import undone
 
 _ALONG_AXIS = ("Concat", "Softmax", "LogSoftmax")
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
@@ -69,13 +70,7 @@ def _compose(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
         return None
     reason = f"{query.label(first)} is a Transpose too"
     if _is_identity(both) and edit.can_replace(out, x):
-
-        def drop() -> None:
-            edit.replace_value(out, x)
-            edit.remove_node(node)
-            edit.remove_unread(middle)
-
-        return Rewrite(target=query.label(node), reason=f"undoes {query.label(first)}", apply=drop)
+        return undone(node, first, x)
     if query.sole_consumer(middle) is not node:
         return None
     return Rewrite(
