@@ -81,8 +81,10 @@ def _side_by_side(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | Non
     operands = [value for value in node.inputs if value is not None]
     if len(operands) != len(node.inputs) or len(operands) < 2:
         return None
-    made = [layer_composition.layer_of(value) if query.sole_consumer(value) is not None else None for value in operands]
-    layers = [layer for layer in made if layer is not None]
+    producers = [
+        layer_composition.layer_of(value) if query.sole_consumer(value) is not None else None for value in operands
+    ]
+    layers = [layer for layer in producers if layer is not None]
     if not layers or any(layer.node.graph is not node.graph for layer in layers):
         return None
     x = layers[0].x
@@ -93,7 +95,7 @@ def _side_by_side(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | Non
     rank = ctx.shapes.rank(x) if window is None else len(window.kernel) + 2
     axis = layers[0].input_axis if window is None else 1 - len(window.kernel) - 2
     line = ChannelAxis(axis, channels, rank, -axis)
-    scales = [_scale(value, x, line, ctx) for value, layer in zip(operands, made, strict=True) if layer is None]
+    scales = [_scale(value, x, line, ctx) for value, layer in zip(operands, producers, strict=True) if layer is None]
     known = [scale for scale in scales if scale is not None]
     if len(known) < len(scales):
         return None

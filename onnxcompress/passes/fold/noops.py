@@ -99,12 +99,12 @@ def _reshape(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     dims = ctx.shapes.shape(x)
     if same_shape(dims, ctx.shapes.shape(node.outputs[0])):
         return x
-    goal = query.integers(node, "shape", 1)
-    if goal is None or dims is None or len(goal) != len(dims):
+    target = query.integers(node, "shape", 1)
+    if target is None or dims is None or len(target) != len(dims):
         return None
     copies = not query.attribute(node, "allowzero", 0)
-    open_at = [i for i, (g, d) in enumerate(zip(goal, dims, strict=True)) if not ((g == 0 and copies) or g == d)]
-    return x if not open_at or (len(open_at) == 1 and goal[open_at[0]] == -1) else None
+    open_at = [i for i, (g, d) in enumerate(zip(target, dims, strict=True)) if not ((g == 0 and copies) or g == d)]
+    return x if not open_at or (len(open_at) == 1 and target[open_at[0]] == -1) else None
 
 
 def _flatten(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
@@ -125,8 +125,8 @@ def _unsqueeze(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: 
 def _cast(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x = _source(node)
     dtype = ctx.shapes.dtype(x)
-    goal = query.attribute(node, "to") if node.op_type == "Cast" else ctx.shapes.dtype(node.inputs[1])
-    return x if dtype is not None and goal is not None and int(goal) == int(dtype) else None
+    target = query.attribute(node, "to") if node.op_type == "Cast" else ctx.shapes.dtype(node.inputs[1])
+    return x if dtype is not None and target is not None and int(target) == int(dtype) else None
 
 
 def slice_parts(node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]] | None:
@@ -165,8 +165,8 @@ def _expand(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     dims = ctx.shapes.shape(x)
     if _shape_of(node.inputs[1], x) or same_shape(dims, ctx.shapes.shape(node.outputs[0])):
         return x
-    goal = query.integers(node, "shape", 1)
-    return x if goal is not None and _dominates(dims, goal) else None
+    target = query.integers(node, "shape", 1)
+    return x if target is not None and _dominates(dims, target) else None
 
 
 def _dominates(dims: Sequence[Dim] | None, other: Sequence[int]) -> bool:
