@@ -11,7 +11,7 @@ mixed. The result is kept only where the loss on samples held out falls.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,18 +125,10 @@ def distill(
     except _UntrainableError as error:
         return Distilled(is_applied=False, reason=str(error))
     before = trainer.excess()
-    schedule = _Schedule(steps, min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate, before)
+    first_rate = min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate
     random = np.random.default_rng(seed)
-    best, weights, taken = before, dict(trainer.adam.values), 0
-    for step in progress("Distilling", range(steps)):
-        trainer.step(_mixed(train, size, random), schedule.rate(step))
-        taken = step + 1
-        if schedule.is_check(taken):
-            now = trainer.excess()
-            if now < best:
-                best, weights = now, dict(trainer.adam.values)
-            elif schedule.is_diverged(taken, now):
-                break
+    batches = ((step, _mixed(train, size, random)) for step in progress("Distilling", range(steps)))
+    best, weights, taken = _trained(trainer, batches, _Schedule(steps, first_rate, before))
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
     if best >= before:
         return Distilled(is_applied=False, reason=f"no gain: {figures}", before=before, after=before, steps=taken)
@@ -146,6 +138,23 @@ def distill(
         assert tensor is not None
         edit.set_weight(value, float_constants.cast(array, tensor.dtype.numpy()))
     return Distilled(is_applied=True, reason=figures, before=before, after=best, steps=taken)
+
+
+def _trained(
+    trainer: _Trainer, batches: Iterable[tuple[int, Feed]], schedule: _Schedule
+) -> tuple[float, dict[str, np.ndarray], int]:
+    """Train on numbered batches; return the least held-out loss, the weights with it, and the number of steps."""
+    best, weights, taken = schedule.first_loss, dict(trainer.adam.values), 0
+    for step, batch in batches:
+        trainer.step(batch, schedule.rate(step))
+        taken = step + 1
+        if schedule.is_check(taken):
+            loss = trainer.excess()
+            if loss < best:
+                best, weights = loss, dict(trainer.adam.values)
+            elif schedule.is_diverged(taken, loss):
+                break
+    return best, weights, taken
 
 
 @dataclass(frozen=True)
