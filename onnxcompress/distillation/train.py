@@ -125,10 +125,10 @@ def distill(
     except _UntrainableError as error:
         return Distilled(is_applied=False, reason=str(error))
     before = trainer.excess()
-    first_rate = min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate
+    rate = min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate
     random = np.random.default_rng(seed)
     batches = ((step, _mixed(train, size, random)) for step in progress("Distilling", range(steps)))
-    best, weights, taken = _trained(trainer, batches, _Schedule(steps, first_rate, before))
+    best, weights, taken = _trained(trainer, batches, steps, rate, before)
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
     if best >= before:
         return Distilled(is_applied=False, reason=f"no gain: {figures}", before=before, after=before, steps=taken)
@@ -141,41 +141,20 @@ def distill(
 
 
 def _trained(
-    trainer: _Trainer, batches: Iterable[tuple[int, Feed]], schedule: _Schedule
+    trainer: _Trainer, batches: Iterable[tuple[int, Feed]], steps: int, rate: float, first_loss: float
 ) -> tuple[float, dict[str, np.ndarray], int]:
     """Train on numbered batches; return the least held-out loss, the weights with it, and the number of steps."""
-    best, weights, taken = schedule.first_loss, dict(trainer.adam.values), 0
+    best, weights, taken = first_loss, dict(trainer.adam.values), 0
     for step, batch in batches:
-        trainer.step(batch, schedule.rate(step))
+        trainer.step(batch, rate * falling(step, steps))
         taken = step + 1
-        if schedule.is_check(taken):
+        if taken % max(1, steps // _CHECKS) == 0 or taken == steps:
             loss = trainer.excess()
             if loss < best:
                 best, weights = loss, dict(trainer.adam.values)
-            elif schedule.is_diverged(taken, loss):
+            elif taken > steps / 2 and not loss < _DIVERGED * first_loss:
                 break
     return best, weights, taken
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    """Learning rates and evaluations of a training of `steps` steps that begins with a loss."""
-
-    steps: int
-    first_rate: float
-    first_loss: float
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        return self.first_rate * falling(step, self.steps)
-
-    def is_check(self, taken: int) -> bool:
-        """Say whether the held-out loss is evaluated after so many steps."""
-        return taken % max(1, self.steps // _CHECKS) == 0 or taken == self.steps
-
-    def is_diverged(self, taken: int, loss: float) -> bool:
-        """Say whether a loss in the second half is hopeless."""
-        return taken > self.steps / 2 and not loss < _DIVERGED * self.first_loss
 
 
 def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float = _TRAINING_MACS) -> tuple[int, int]:

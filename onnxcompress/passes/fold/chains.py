@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 from ..rewriting import Rewrite, RewriteContext, Rule, rewrite
@@ -49,12 +49,10 @@ _FLOATS = (_T.FLOAT16, _T.BFLOAT16, _T.FLOAT, _T.DOUBLE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimplifyChains:
+class SimplifyChains(LosslessPass):
     """Merge two nodes in a row into one: reshapes, lossless casts, slices, concatenations, kept axes."""
 
     name: ClassVar[str] = "simplify-chains"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge them in every graph of `model` but local functions, which can't hold weights."""

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
@@ -39,12 +39,10 @@ _NAME_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldConstants:
+class FoldConstants(LosslessPass):
     """Replaces nodes that depend on constants only by what they compute."""
 
     name: ClassVar[str] = "fold-constants"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     allowance_bytes: Annotated[int, Field(ge=0)] = 128
     """Bytes that a folded node may add beyond those that become free with it; none after a generator."""

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 from ...ops.linear import LinearLayer
@@ -32,12 +32,10 @@ _SCALES = ("BatchNormalization", "Mul", "Div")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeLayers:
+class MergeLayers(LosslessPass):
     """Linear layers in a row or side by side become one layer, exactly, where that is no larger."""
 
     name: ClassVar[str] = "merge-layers"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Look at every layer and every sum, in every graph outside of local functions."""

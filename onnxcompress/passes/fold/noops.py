@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...shapes.infer import Dim
 from ..rewriting import Rewrite, RewriteContext, Rule, rewrite
@@ -38,12 +38,10 @@ _NEUTRAL: Mapping[str, tuple[float, bool]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoveNoops:
+class RemoveNoops(LosslessPass):
     """Remove nodes whose output always equals their input: x + 0, full slices, casts to the same type."""
 
     name: ClassVar[str] = "remove-noops"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Remove them in every graph of `model` but local functions, whose names may mislead."""

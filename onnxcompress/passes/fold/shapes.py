@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...numerics.polynomials import Size
 from ...shapes import infer as shapes
@@ -28,12 +28,10 @@ _Key = tuple[ir.DataType, tuple[int, ...], tuple[Size | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldShapes:
+class FoldShapes(LosslessPass):
     """Known shapes become constants, nodes that keep a shape are removed, equal shape expressions become one."""
 
     name: ClassVar[str] = "fold-shapes"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place."""

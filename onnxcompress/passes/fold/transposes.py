@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 from ..rewriting import Rewrite, RewriteContext, rewrite
@@ -32,12 +32,10 @@ measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimplifyTransposes:
+class SimplifyTransposes(LosslessPass):
     """Compose and cancel Transposes, and move them behind element-wise nodes where fewer remain."""
 
     name: ClassVar[str] = "simplify-transposes"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of `model` but local functions, which can't hold weights."""
