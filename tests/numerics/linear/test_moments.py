@@ -68,6 +68,9 @@ def test_without_squares_means_are_known_and_no_more():
     for ask in (part.second, part.covariance, part.cross_covariance):
         with pytest.raises(ValueError, match="not summed"):
             ask()
+    both = part.merge(part)
+    assert both.count == 18
+    np.testing.assert_allclose(both.target_variance(), part.target_variance(), rtol=1e-12)
     with pytest.raises(ValueError, match="moments of"):
         part.merge(summed(x, y))
 
