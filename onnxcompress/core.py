@@ -321,6 +321,13 @@ class Context:
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
 
 
+class LosslessPass:
+    """Class attributes of passes that keep every output and need no data."""
+
+    lossless: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+
 @runtime_checkable
 class Pass(Protocol):
     """A rewrite of the graph. Its fields are its options; its docstring's first line says what changes.

@@ -1,8 +1,9 @@
-"""The loss of hits that an error in class scores makes, steadier on few samples than a count of what they show.
+"""Low-variance estimate of the accuracy lost by errors in class scores.
 
-On 64 samples a classifier that loses one hit in a hundred shows none, one or two. But each of them shows an error, and
-an error decides only where the first two classes are close. So errors are moved between samples: each row of scores
-gets in turn the errors of the rows whose margin is nearest to its own, class by class in the order of their scores.
+On 64 samples a classifier that loses one hit in a hundred shows none, one or two. But every sample shows an error of
+the scores, and an error changes the class only where the first two are close. So errors are exchanged between samples:
+each row of scores gets in turn the errors of the rows with the nearest margins, class by class in the order of their
+scores.
 
     drop = mean over rows i and their k nearest rows j of  p_i[0] - p_i[argmax(s_i + e_j)]
 """
@@ -12,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 _NEAREST = 16
-"""Rows whose errors each row gets."""
+"""Rows whose errors each row gets. Chosen by judgement; not measured."""
 _SOFT = 0.1
-"""Margins are compared by their logarithm, those far below this as equal."""
+"""Added to margins before their logarithm: margins far below it count as equal. Chosen by judgement; not measured."""
 
 
 def ranked(scores: np.ndarray, changed: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,17 +38,17 @@ def ranked(scores: np.ndarray, changed: np.ndarray, most: int) -> tuple[np.ndarr
 def expected_drop(
     scores: np.ndarray, chances: np.ndarray, known: np.ndarray, errors: np.ndarray, *, nearest: int = _NEAREST
 ) -> np.ndarray:
-    """Return what each row loses on average when it gets the errors of rows that are like it.
+    """Return the mean loss of each row under the errors of rows with similar margins.
 
     Args:
-        scores: of the rows to judge, in falling order, float [n, k].
+        scores: rows to estimate the loss of, in falling order, float [n, k].
         chances: their probabilities, float [n, k].
-        known: of the rows whose errors are known, in falling order, float [m, k].
-        errors: of those, float [m, k].
+        known: scores of the rows whose errors are known, in falling order, float [m, k].
+        errors: their errors, float [m, k].
         nearest: errors that each row gets, at most.
 
     Returns:
-        float64 [n]: probability of the best class less that of the class that comes out best.
+        float64 [n]: probability of the best class minus that of the class that becomes the best.
     """
     place, places = (np.log(np.maximum(s[:, 0] - s[:, 1], 0.0) + _SOFT) for s in (scores, known))
     take = min(nearest, len(known))

@@ -120,7 +120,7 @@ def reconstruction(
         weights = site.weights()
         if covariance is None:
             covariance, weights = np.eye(site.channels), np.zeros((site.channels, 1))
-        readers.append(Consumer(weights, covariance, makes_up=site.can_compensate))
+        readers.append(Consumer(weights, covariance, compensates=site.can_compensate))
     return elimination.curve(readers, blocks_of(channels, family), most=most)
 
 
@@ -155,7 +155,7 @@ def activation(
     for index in family.sites:
         covariance = statistics.covariance(sites[index])
         known = np.zeros(sites[index].channels) if covariance is None else np.diag(covariance)
-        readers.append(Consumer(sites[index].weights(), np.diag(known), makes_up=False))
+        readers.append(Consumer(sites[index].weights(), np.diag(known), compensates=False))
     blocks = blocks_of(channels, family)
     scores = {
         group: sum(reader.cost(block) for reader, block in zip(readers, own, strict=True) if len(block))
