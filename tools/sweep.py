@@ -141,7 +141,7 @@ def judge(path: Path, recorded: Path | None, recipe: str) -> dict[str, str]:
         judges = equality.mismatch if Recipe.load(recipe).lossless else equality.degenerate
         if fault := judges(kept, found):
             return {"outcome": "wrong", "detail": fault[:300]}
-    drop = (result.report.quality or {}).get("drop")
+    drop = None if result.report.quality is None else result.report.quality.drop
     if recipe in ("auto", "int8") and drop is not None and drop > LOSSY_DROP + 1e-9:
         return {"outcome": "wrong", "detail": f"drop {drop}"}
     outcome = "rolled back" if "rolled-back" in actions else "applied" if "applied" in actions else "unchanged"
