@@ -102,21 +102,16 @@ def split(
     whole = model_io.load(model)
     feed = value_sizes.choose_feed(whole, data, data_options, seed=seed)
     plan = _plan(whole, feed)
-    bounds = plan.at(at) if parts is None and budget is None else None
     if budget is not None:
         bounds = plan.within(budget)
-    elif parts is not None:
-        bounds = plan.into(parts)
-    assert bounds is not None
+    else:
+        bounds = plan.at(at) if parts is None else plan.into(parts)
     path = loaded_model.path_of(model)
     work = _Writing(bounds, feed, name=Path(path).name if path else "")
     pending = atomic_files.PendingFolder(target)
     try:
         manifest = work.write(pending)
-        notes = [
-            *bounds.notes,
-            *check.proved(whole, pending.path, manifest, feed, is_synthetic=data is None),
-        ]
+        notes = [*bounds.notes, *check.proved(whole, pending.path, manifest, feed, is_synthetic=data is None)]
         pending.commit()
     finally:
         pending.discard()
