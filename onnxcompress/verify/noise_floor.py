@@ -22,7 +22,7 @@ _SEED = 1
 """Of the directions in which inputs and weights are moved."""
 
 
-class Run(Protocol):
+class RunModel(Protocol):
     """Runs the original (`model` is None), or a changed copy of it."""
 
     def __call__(self, model: onnx.ModelProto | None, feeds: Sequence[Mapping[str, Any]], *, optimize: bool) -> Runs:
@@ -33,7 +33,7 @@ class Run(Protocol):
 def noise_floor(
     reference: Runs,
     feeds: Sequence[Mapping[str, Any]],
-    run: Run,
+    run: RunModel,
     message: Callable[[], onnx.ModelProto],
     *,
     rounded: onnx.ModelProto | None = None,
