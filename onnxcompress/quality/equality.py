@@ -60,7 +60,7 @@ class NoiseFloor:
         self._left = list(measurements)[::-1]
         self._unstable: set[str] = set()
         self._floor: dict[str, Deviation] = {}
-        known = frozenset(bounded)
+        self._bounded = known = frozenset(bounded)
         for name in dict.fromkeys(name for run in self._reference for name in run):
             absolute = unit if name in known else 0.0
             self._floor[name] = deviation.least_noise(_arrays(self._reference, name), unit=unit, absolute=absolute)
@@ -101,7 +101,7 @@ class NoiseFloor:
         """
         found = dict.fromkeys(sorted(self._unstable), np.inf)
         for name, floor in self._floor.items():
-            if name not in found:
+            if name not in found and name not in self._bounded:  # what is before these is compared
                 size = deviation.least_noise(_arrays(self._reference, name), unit=1.0)[deviation.WHOLE][0]
                 part = float(floor[deviation.WHOLE][0] / size) if size > 0 else float(floor[deviation.WHOLE][0])
                 if part > COARSE:
