@@ -50,4 +50,5 @@ def batch(
         done=lambda item: console.say(f"{item.source}: {item.message or item.outcome}"),
     )
     console.publish(found.as_json(), lambda: batch_tables(found), json_option=json_file, quiet=quiet)
+    console.end_with_bugs(found.internal_errors, is_lost=False)
     raise typer.Exit(found.exit_code)

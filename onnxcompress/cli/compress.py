@@ -108,6 +108,7 @@ def compress(
     elif not plan:
         report = report.located(result.save(place, force=force, external_data=external_data))
     files.publish(report, verbose=verbose, quiet=quiet)
+    console.end_with_bugs(report.internal_errors, is_lost=report.is_lost)
 
 
 def _check_folders(checkpoint: Path | None, pareto: Path | None, *, force: bool) -> None:

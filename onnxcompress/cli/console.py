@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from ..errors import one_line
 
 if TYPE_CHECKING:
@@ -31,6 +33,16 @@ def start_log(*, verbose: bool, quiet: bool) -> None:
 def warn(message: str) -> None:
     """Log a warning."""
     logging.getLogger(__package__).warning("%s", one_line(message))
+
+
+def end_with_bugs(errors: Sequence[str], *, is_lost: bool) -> None:
+    """Name bugs of ours on the last line of stderr; end with their exit code where nothing was done because of them."""
+    if errors:
+        from ..jobs import internal_errors
+
+        sys.stderr.write(f"onnxcompress: {internal_errors.last_line(errors)}\n")
+        if is_lost:
+            raise typer.Exit(internal_errors.EXIT_CODE)
 
 
 def say(message: str) -> None:

@@ -75,6 +75,12 @@ class Batch:
         """0 where all are done; 70 where an error is ours, else 3 where a model failed, else 1 for a limit."""
         return max((_EXIT_CODES[item.outcome] for item in self.items), default=0)
 
+    @property
+    def internal_errors(self) -> tuple[str, ...]:
+        """Bugs of ours that cost passes their work, each with its model."""
+        reports = ((item.source, item.report or {}) for item in self.items)
+        return tuple(f"{source}: {text}" for source, report in reports for text in report.get("internal_errors", ()))
+
     def as_json(self) -> dict[str, Any]:
         """Return the batch as JSON-serialisable values."""
         counts = {outcome: sum(item.outcome == outcome for item in self.items) for outcome in _EXIT_CODES}
@@ -216,7 +222,9 @@ def _done(source: Path, target: Path, answer: BatchAnswer) -> Item:
     if answer.model is not None:
         atomic_files.write(target, [answer.model], len(answer.model))
         report = {**report, "output": {**report["output"], "path": str(target)}}
-    return Item(source=str(source), target=str(target), outcome="done", report=report)
+    outcome: Outcome = "bug" if report["is_lost"] else "done"
+    message = "; ".join(report["internal_errors"])
+    return Item(source=str(source), target=str(target), outcome=outcome, message=message, report=report)
 
 
 def _failed(source: Path, target: Path, error: Exception) -> Item:

@@ -5,25 +5,24 @@ original, other --run on the same feeds--> differences, scores --race--> Compari
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core import Feed, Progress
+from ..core import Progress
 from ..data import evaluation_set, synthetic
 from ..data.evaluation_set import DataOptions, Evaluation
 from ..errors import ModelError
 from ..io import model_io
-from ..quality import equality
 from ..quality.compare_outputs import measure, silent_outputs
 from ..quality.estimated_drop import OutputKinds
 from ..quality.result import Quality
 from ..runtime import latency as timing
 from ..runtime import session as runtime
 from ..runtime.latency import Latency
-from ..runtime.loaded_model import open_one, path_of
+from ..runtime.loaded_model import LoadedModel, path_of
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
+from ..verify.equal_outputs import EqualOutputs
 from .limits import check_drop
 from .report import Limits
 
@@ -103,35 +102,28 @@ def compare(
         LimitError: the metric falls by more than `max_drop`; its `report` is the comparison.
     """
     a, b = model_io.load(original), model_io.load(other)
-    plain_a, plain_b = open_one(a, original, optimize=False), open_one(b, other, optimize=False)
-    _check_interface(plain_a, plain_b)
+    first, second = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
+    _check_interface(first.plain, second.plain)
     source = eval_data if eval_data is not None else data
     if source is None:
-        feeds = synthetic.runnable_feeds(a, plain_a, seed=seed, count=_SYNTHETIC_FEEDS)
+        feeds = synthetic.runnable_feeds(a, first.plain, seed=seed, count=_SYNTHETIC_FEEDS)
         judged = Evaluation(feeds=feeds, source="synthetic")
     else:
-        judged = evaluation_set.read(source, plain_a.inputs, data_options)
-    difference = _first_difference(plain_a, plain_b, judged.feeds[:_EQUALITY_FEEDS])
-    fast_a = open_one(a, original, optimize=True, threads=threads)
-    fast_b = open_one(b, other, optimize=True, threads=threads)
-    quality = measure(fast_a, fast_b, judged, metric=metric, kinds=OutputKinds.of(a), progress=progress)
+        judged = evaluation_set.read(source, first.plain.inputs, data_options)
+    difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
+    quality = measure(first.fast, second.fast, judged, metric=metric, kinds=OutputKinds.of(a), progress=progress)
     largest = judged.largest()
     result = Comparison(
         original=facts(a, counting.count(a, largest), path_of(original)),
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=timing.race(fast_a, fast_b, largest),
+        latency=timing.race(first.fast, second.fast, largest),
         limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *silent_outputs(quality)),
     )
     check_drop(quality, max_drop, result)
     return result
-
-
-def _first_difference(a: runtime.Session, b: runtime.Session, feeds: Sequence[Feed]) -> str | None:
-    faults = (equality.mismatch(a.run(feed), b.run(feed)) for feed in feeds)
-    return next((fault for fault in faults if fault), None)
 
 
 def _check_interface(a: runtime.Session, b: runtime.Session) -> None:

@@ -38,7 +38,7 @@ from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
-from . import pareto, setup
+from . import internal_errors, pareto, setup
 from .dropped_metadata import without_metadata
 from .judge import Races, Timings, Trials
 from .limits import LatencyLimit, check_limits, excess
@@ -232,6 +232,7 @@ class RecipeResult:
     changes: tuple[Change, ...]
     ablations: tuple[LayerAblation, ...] = ()
     notes: tuple[str, ...] = ()
+    internal_errors: tuple[pipeline.InternalError, ...] = ()
 
 
 def run_recipe(run: Run, context: Context, prover: Prover) -> RecipeResult:
@@ -239,7 +240,12 @@ def run_recipe(run: Run, context: Context, prover: Prover) -> RecipeResult:
     options = run.options
     with executors.wanted(workers=options.workers, scheduler=options.scheduler) as executor:
         outcome = pipeline.run(run.start, run.recipe.active, replace(context, executor=executor), prover)
-        done = RecipeResult(model=outcome.model, changes=(*run.dropped, *outcome.changes))
+        done = RecipeResult(
+            model=outcome.model,
+            changes=(*run.dropped, *outcome.changes),
+            notes=(*map(str, outcome.internal_errors), *prover.notes()),
+            internal_errors=outcome.internal_errors,
+        )
         if options.sensitivity and run.proof.session is not None and not options.plan:
             done = _with_ablations(run, done, executor)
     if not run.recipe.lossless:
@@ -253,7 +259,13 @@ def _with_ablations(run: Run, done: RecipeResult, executor: Workers | None) -> R
     try:
         found = ablation.before_and_after(run.original, done.model, feeds, executor=executor)
     except ModelError as error:
-        return replace(done, notes=(f"what the model depends on was not measured: {error.message}",))
+        return replace(
+            done,
+            notes=(
+                *done.notes,
+                f"what the model depends on was not measured: {error.message}",
+            ),
+        )
     return replace(done, ablations=found)
 
 
@@ -322,6 +334,8 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
         candidates=run.archive.tried,
         versions=versions(),
         sensitivity=done.ablations,
+        internal_errors=tuple(map(str, done.internal_errors)),
+        is_lost=internal_errors.all_was_lost(done.internal_errors, done.changes, run.recipe.active),
         notes=(
             *run.proof.notes,
             *done.notes,

@@ -32,8 +32,8 @@ from ..graph import query
 from ..io import model_io
 from ..io.sources import OpenFile
 from ..io.tensors import StoredTensor
-from ..quality.estimated_drop import sigmoid_values
 from ..runtime.processes import Isolated, RemoteObject
+from .hidden_values import ends_bounded
 from .region_model import FLOATS, Side, kind_of
 from .region_worker import Job, Jobs, StoredValue, Verdict
 from .slices import Making, ValuePart, parts
@@ -221,9 +221,9 @@ class RegionProof:
         kind = tuple(kind_of(node) for node in region.after[0])
         is_new = kind not in self._kinds
         self._kinds.add(kind)
-        is_sigmoid = bool(sigmoid_values([self._before.values[region.output]]))
+        is_bounded = ends_bounded(self._before.values[region.output])
         return Job(
-            *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_sigmoid, is_new, self._seed
+            *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_bounded, is_new, self._seed
         )
 
 
