@@ -50,6 +50,7 @@ lint: $(VENV)/.installed-for-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tools/check_english.py
 
 bench: $(VENV)/.installed-for-tests
 	$(BIN)/python tools/bench.py --help

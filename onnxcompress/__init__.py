@@ -11,17 +11,22 @@ if TYPE_CHECKING:
     from . import passes
     from .data.evaluation_set import DataOptions
     from .io.model_io import load, save
+    from .jobs.batch import compress_many
     from .jobs.compare import compare
     from .jobs.compress import compress
     from .jobs.distill import distill
     from .jobs.inspect import inspect
+    from .jobs.options import CompressOptions
+    from .packing.archive import pack, unpack
     from .partition.runner import PartitionedModel
     from .partition.split import split
     from .recipe import Recipe
+    from .runtime.isolation import isolated
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompressOptions",
     "DataError",
     "DataOptions",
     "LimitError",
@@ -32,30 +37,39 @@ __all__ = [
     "UsageError",
     "compare",
     "compress",
+    "compress_many",
     "distill",
     "inspect",
+    "isolated",
     "load",
+    "pack",
     "passes",
     "save",
     "split",
+    "unpack",
 ]
 
 _HOMES = {
+    "CompressOptions": "jobs.options",
     "DataOptions": "data.evaluation_set",
     "PartitionedModel": "partition.runner",
     "Recipe": "recipe",
     "compare": "jobs.compare",
     "compress": "jobs.compress",
+    "compress_many": "jobs.batch",
     "distill": "jobs.distill",
     "inspect": "jobs.inspect",
+    "isolated": "runtime.isolation",
     "load": "io.model_io",
+    "pack": "packing.archive",
     "save": "io.model_io",
     "split": "partition.split",
+    "unpack": "packing.archive",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for, so that importing the package costs nothing."""
+    """Import a name when it is first used, so that importing the package takes no time."""
     if name == "passes":
         return importlib.import_module(".passes", __name__)
     if name not in _HOMES:

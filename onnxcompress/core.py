@@ -1,4 +1,4 @@
-"""The values that flow through a run: what a pass is, what it is given, and what it says it did."""
+"""Values of a run: the protocol of a pass, its context, and the changes that it reports."""
 
 from __future__ import annotations
 
@@ -134,11 +134,11 @@ class Change:
 
 
 class Clock:
-    """Runs from when it is made; passes that search hand over the best so far when its time is over.
+    """Time limit that starts when it is made; passes that search return the best so far when it is over.
 
     Args:
         seconds: the time, None for all the time that it takes.
-        now: seconds of a clock that never goes back.
+        now: seconds of a monotonic clock.
     """
 
     def __init__(self, seconds: float | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -147,7 +147,7 @@ class Clock:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more should be begun."""
+        """True when nothing more should be begun."""
         return self._now() >= self._end
 
 
@@ -185,7 +185,7 @@ class Workers(Protocol):
         ...
 
     def share(self, value: Any) -> Any:
-        """Return what stands for a value that many pieces get."""
+        """Return a handle of a value that many pieces get."""
         ...
 
 
@@ -197,7 +197,7 @@ class Judge(Protocol):
     prefer: Prefer
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
-        """Score and time a candidate; the label stands for it where times are recorded and replayed."""
+        """Score and time a candidate; times are recorded and replayed under the label."""
         ...
 
     def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
@@ -246,7 +246,7 @@ class DataFor:
 
 
 class CandidateLog(Protocol):
-    """Takes the candidates of a run and hands back those that an interrupted run had built, see `search.archive`."""
+    """Takes the candidates of a run and returns those that an interrupted run had built, see `search.archive`."""
 
     def has(self, label: str) -> bool:
         """Say whether an earlier, interrupted run has built a candidate."""
@@ -293,7 +293,7 @@ def no_excess(trial: Trial) -> str | None:  # noqa: ARG001 - as its signature is
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a pass is given beside the model. Nothing in here is changed by a pass, except the gate's count."""
+    """Inputs of a pass beside the model. A pass changes nothing in here, except the gate's count."""
 
     gate: Gate = field(default_factory=Gate)
     feeds: Sequence[Feed] = ()
@@ -301,7 +301,7 @@ class Context:
     state: Mapping[str, str] = field(default_factory=dict)
     """Input -> output whose value it gets from the run before, for `feeds` that are steps of a recurrent model."""
     calibrations: Cache[Any] | None = None
-    """What activations were found to take, kept through all attempts of a run."""
+    """Ranges of activations, kept through all attempts of a run."""
     memo: Memo | None = None
     """Set by the pipeline, for the model that it lets the passes edit."""
     seed: int = 0
@@ -309,24 +309,31 @@ class Context:
     judge: Judge | None = None
     """Measures candidates; None where the whole model can't be run or nothing is to be measured (a plan)."""
     archive: CandidateLog | None = None
-    """Where passes that measure several candidates hand them over; None where nothing is measured."""
+    """Takes the candidates of passes that measure several; None where nothing is measured."""
     is_plan: bool = False
-    """Whether only what would be done is asked for, so that nothing that takes long has to be done."""
+    """True where only a plan is asked for, so that nothing that takes long has to be done."""
     clock: Clock = field(default_factory=Clock)
-    """When searches have to end."""
+    """Time limit of searches."""
     executor: Workers | None = None
-    """Where candidates may be built ahead of time; None: they are built here, when they are asked for."""
+    """Builds candidates ahead of time; None: they are built here, when they are asked for."""
     selects: Callable[[ir.Node], bool] = any_node
     """False for nodes that `--only`/`--skip` keep away from the lossy passes."""
     race: Callable[[ir.Model, str], float] | None = None
-    """Times a candidate against the original and gives the ratio, on made-up inputs where the user gave none; the label
-    stands for it where times are recorded and replayed. None where nothing is to be timed."""
+    """Returns the latency ratio of a candidate to the original, on synthetic inputs where the user gave none; times are
+    recorded and replayed under the label. None where nothing is to be timed."""
     max_bytes: int | None = None
     """Most bytes of the result, where the user set a limit."""
     excess: Callable[[Trial], str | None] = no_excess
     """Returns by how much a candidate is over the user's limits of bytes and time, None within them."""
     progress: Progress = no_progress
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
+
+
+class LosslessPass:
+    """Class attributes of passes that keep every output and need no data."""
+
+    lossless: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
 
 @runtime_checkable

@@ -5,13 +5,16 @@ r"""Runs passes on a model, keeps what is proved, takes back what is not, and na
                                                                       deny the culprit, run again
 
 Neighbouring lossless passes are run to a fixpoint and proved together, since one proof costs more than all of
-them; a failed proof is narrowed down to a single rewrite. Lossy passes are proved one by one.
+them; a failed proof is narrowed down to a single rewrite, within a time, and to a pass after that. Lossy passes are
+proved one by one. A pass that ends in an internal error is taken back as a whole: which rewrite led to it is for us to
+find out.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -30,6 +33,15 @@ _MOST_ROUNDS = 12
 
 _MOST_CULPRITS = 16
 """Wrong rewrites that are singled out before the whole group is taken back."""
+
+_BISECTION_TIMES = 16.0
+_LEAST_BISECTION_SECONDS = 20.0
+"""Time for the search of wrong rewrites: so many times what it took to make and prove all of them, and at least this.
+
+One among a thousand rewrites takes 12 attempts, each shorter than the first. Chosen by judgement; not measured.
+"""
+
+_NOT_FOUND = "which rewrite is at fault was not found in the time for it"
 
 
 class Proof(Protocol):
@@ -52,11 +64,24 @@ Prover = Callable[[ir.Model, bool], Proof]
 
 
 @dataclass(frozen=True)
+class InternalError:
+    """A bug of ours that cost a pass its work."""
+
+    pass_name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.pass_name}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The model after all passes and everything that was done or refused, in order."""
 
     model: ir.Model
     changes: list[Change]
+    internal_errors: tuple[InternalError, ...] = ()
+    """Of the passes that were taken back because of them."""
 
 
 def run(model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prover) -> Outcome:
@@ -69,11 +94,13 @@ def run(model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prove
         prover: makes the proof that a group of passes has to stand.
     """
     changes: list[Change] = []
+    errors: tuple[InternalError, ...] = ()
     for group in _groups(passes):
         log.info("running %s", ", ".join(p.name for p in group))
-        outcome = _prove_group(model, group, context, prover(model, group[0].lossless))
+        outcome = _Group(model, group, context, prover(model, group[0].lossless)).run()
         model, changes = outcome.model, changes + outcome.changes
-    return Outcome(model, changes)
+        errors += outcome.internal_errors
+    return Outcome(model, changes, errors)
 
 
 def _groups(passes: Iterable[Pass]) -> Iterator[list[Pass]]:
@@ -93,105 +120,153 @@ class _Attempt:
     problem: str | None
 
 
-def _prove_group(before: ir.Model, group: Sequence[Pass], context: Context, proof: Proof) -> Outcome:
-    """Apply a group; on a failed proof deny the culprits one after the other, at worst take all of it back."""
-    denied: dict[tuple[str, str], str] = {}
-    attempt = _attempt(before, group, context, proof, denied=frozenset())
-    while attempt.problem is not None and len(denied) < _MOST_CULPRITS:
-        culprit = _culprit(before, group, context, proof, attempt, frozenset(denied))
-        if culprit is None:
-            break
-        log.info("%s on %s is taken back: %s", *culprit, attempt.problem)
-        denied[culprit] = attempt.problem
-        attempt = _attempt(before, group, context, proof, denied=frozenset(denied))
-    taken_back = [Change.rolled_back(name, why, target=target) for (name, target), why in denied.items()]
-    if attempt.problem is None:
-        if denied:
-            log.warning("%s wrong rewrites of %s taken back", len(denied), ", ".join(sorted({n for n, _ in denied})))
-        outcome = _within_limit(before, group, context, proof, attempt, frozenset(denied))
-        return Outcome(outcome.model, outcome.changes + taken_back)
-    log.warning("%s taken back: %s", ", ".join(p.name for p in group), attempt.problem)
-    lost = [
-        replace(c, action=Action.ROLLED_BACK, reason=attempt.problem, bytes_after=c.bytes_before)
-        if c.action is Action.APPLIED
-        else c
-        for c in attempt.changes
-    ]
-    if not lost:
-        lost = [Change.rolled_back(p.name, attempt.problem) for p in group]
-    return Outcome(before, lost + taken_back)
+class _BugError(Exception):
+    """A bug of ours in a pass (None: in the proof)."""
+
+    def __init__(self, guilty: Pass | None, error: Exception) -> None:
+        super().__init__(f"internal error: {type(error).__name__}: {error}: please report".replace("\n", " "))
+        self.guilty = guilty
 
 
-def _within_limit(
-    before: ir.Model,
-    group: Sequence[Pass],
-    context: Context,
-    proof: Proof,
-    whole: _Attempt,
-    denied: frozenset[tuple[str, str]],
-) -> Outcome:
-    """Keep the longest prefix of an attempt's rewrites that is within the proof's limit; the rest is taken back."""
-    excess = proof.excess(whole.model) if whole.admitted else None
-    if excess is None:
-        return Outcome(whole.model, whole.changes)
-    best = Outcome(before, [c for c in whole.changes if c.action is not Action.APPLIED])
-    good, bad = 0, len(whole.admitted)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        attempt = _attempt(before, group, context, proof, denied=denied, limit=middle)
-        if attempt.problem is None and proof.excess(attempt.model) is None:
-            good, best = middle, Outcome(attempt.model, attempt.changes)
-        else:
-            bad = middle
-    log.warning("%s rewrites taken back: %s", len(whole.admitted) - good, excess)
-    lost = [Change.rolled_back(name, f"with it, {excess}", target=target) for name, target in whole.admitted[good:]]
-    return Outcome(best.model, best.changes + lost)
+class _Group:
+    """Passes that are proved together: applies them, and takes back what is wrong."""
 
+    def __init__(self, before: ir.Model, passes: Sequence[Pass], context: Context, proof: Proof) -> None:
+        self._before = before
+        self._passes = list(passes)
+        self._context = context
+        self._proof = proof
+        self._denied: dict[tuple[str, str], str] = {}
+        self._errors: list[InternalError] = []
+        self._lost: list[Change] = []
+        """Of passes that were taken back as a whole."""
 
-def _culprit(
-    before: ir.Model,
-    group: Sequence[Pass],
-    context: Context,
-    proof: Proof,
-    failed: _Attempt,
-    denied: frozenset[tuple[str, str]],
-) -> tuple[str, str] | None:
-    """Find the rewrite that completes the shortest failing prefix; None when not even one rewrite is at fault."""
-    if not failed.admitted or _attempt(before, group, context, proof, denied=denied, limit=0).problem is not None:
-        return None
-    good, bad = 0, len(failed.admitted)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        attempt = _attempt(before, group, context, proof, denied=denied, limit=middle)
-        good, bad = (middle, bad) if attempt.problem is None else (good, middle)
-    return failed.admitted[bad - 1]
+    def run(self) -> Outcome:
+        """Apply the group; on a failed proof deny the culprits one after the other, at worst take all of it back.
 
+        A pass with an internal error is left out, and the others begin anew.
+        """
+        while self._passes:
+            try:
+                outcome = self._proved()
+            except _BugError as error:
+                log.warning("internal error, please report it", exc_info=error.__cause__)
+                guilty = self._passes if error.guilty is None else [error.guilty]
+                self._errors += [InternalError(p.name, str(error)) for p in guilty]
+                self._leave_out(guilty, str(error))
+            else:
+                return replace(outcome, changes=outcome.changes + self._lost, internal_errors=tuple(self._errors))
+        return Outcome(self._before, self._lost, tuple(self._errors))
 
-def _attempt(
-    before: ir.Model,
-    group: Sequence[Pass],
-    context: Context,
-    proof: Proof,
-    *,
-    denied: frozenset[tuple[str, str]],
-    limit: int | None = None,
-) -> _Attempt:
-    """Apply a group to a copy under a gate and prove the result."""
-    gate = Gate(limit=limit, denied=denied)
-    candidate = model_io.clone(before)
-    changes: list[Change] = []
-    try:
-        changes = _apply(candidate, group, replace(context, gate=gate, memo=Memo(gate)))
-        problem = proof.problem(candidate) if gate.admitted else None
-    except (UsageError, MemoryError):  # the user's own words or code are at fault: to be mended, not worked around
-        raise
-    except OnnxCompressError as error:
-        problem = str(error)
-    except Exception as error:  # a bug in one pass must not cost the user the others; it is named in the report
-        log.warning("internal error, please report it", exc_info=error)
-        problem = f"internal error: {type(error).__name__}: {error}"
-    is_same = problem is None and not gate.admitted and all(c.action is not Action.APPLIED for c in changes)
-    return _Attempt(before if is_same else candidate, changes, gate.admitted, problem)
+    def _leave_out(self, passes: Sequence[Pass], why: str) -> None:
+        self._lost += [Change(pass_name=p.name, target="graph", action=Action.ROLLED_BACK, reason=why) for p in passes]
+        self._passes = [p for p in self._passes if all(p is not other for other in passes)]
+
+    def _proved(self) -> Outcome:
+        started = time.monotonic()
+        attempt = self._attempt()
+        now = time.monotonic()
+        deadline = now + max(_LEAST_BISECTION_SECONDS, _BISECTION_TIMES * (now - started))
+        while attempt.problem is not None and len(self._denied) < _MOST_CULPRITS:
+            suspects = self._suspects(attempt, deadline)
+            if len(suspects) == 1:
+                log.info("%s on %s is taken back: %s", *suspects[0], attempt.problem)
+                self._denied[suspects[0]] = attempt.problem
+            elif not suspects:
+                break
+            elif not self._leave_out_all(suspects, attempt.problem):
+                attempt = replace(attempt, problem=f"{attempt.problem}; {_NOT_FOUND}")
+                break
+            attempt = self._attempt()
+        taken_back = [
+            Change(pass_name=name, target=target, action=Action.ROLLED_BACK, reason=why)
+            for (name, target), why in self._denied.items()
+        ]
+        if attempt.problem is None:
+            if taken_back:
+                names = sorted({change.pass_name for change in taken_back})
+                log.warning("%s wrong rewrites of %s taken back", len(taken_back), ", ".join(names))
+            outcome = self._within_limit(attempt)
+            return Outcome(outcome.model, outcome.changes + taken_back)
+        return Outcome(self._before, self._all_lost(attempt, attempt.problem) + taken_back)
+
+    def _leave_out_all(self, suspects: Sequence[tuple[str, str]], problem: str) -> bool:
+        """Take back the passes that these rewrites are of; False where none would be left."""
+        names = {name for name, _ in suspects}
+        passes = [p for p in self._passes if p.name in names]
+        if len(passes) == len(self._passes):
+            return False
+        log.warning("%s taken back: %s", ", ".join(sorted(names)), problem)
+        self._leave_out(passes, f"{problem}; {_NOT_FOUND}")
+        return True
+
+    def _all_lost(self, attempt: _Attempt, problem: str) -> list[Change]:
+        log.warning("%s taken back: %s", ", ".join(p.name for p in self._passes), problem)
+        lost = [
+            replace(c, action=Action.ROLLED_BACK, reason=problem, bytes_after=c.bytes_before)
+            if c.action is Action.APPLIED
+            else c
+            for c in attempt.changes
+        ]
+        return lost or [
+            Change(pass_name=p.name, target="graph", action=Action.ROLLED_BACK, reason=problem) for p in self._passes
+        ]
+
+    def _within_limit(self, whole: _Attempt) -> Outcome:
+        """Keep the longest prefix of an attempt's rewrites that is within the proof's limit; the rest is taken back."""
+        excess = self._proof.excess(whole.model) if whole.admitted else None
+        if excess is None:
+            return Outcome(whole.model, whole.changes)
+        best = Outcome(self._before, [c for c in whole.changes if c.action is not Action.APPLIED])
+        good, bad = 0, len(whole.admitted)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            attempt = self._attempt(limit=middle)
+            if attempt.problem is None and self._proof.excess(attempt.model) is None:
+                good, best = middle, Outcome(attempt.model, attempt.changes)
+            else:
+                bad = middle
+        log.warning("%s rewrites taken back: %s", len(whole.admitted) - good, excess)
+        lost = [
+            Change(pass_name=name, target=target, action=Action.ROLLED_BACK, reason=f"with it, {excess}")
+            for name, target in whole.admitted[good:]
+        ]
+        return Outcome(best.model, best.changes + lost)
+
+    def _suspects(self, failed: _Attempt, deadline: float) -> list[tuple[str, str]]:
+        """Return the rewrite that completes the shortest failing prefix, more than one where the time is up.
+
+        None are returned when not even one rewrite is at fault.
+        """
+        if not failed.admitted or self._attempt(limit=0).problem is not None:
+            return []
+        good, bad = 0, len(failed.admitted)
+        while bad - good > 1 and time.monotonic() < deadline:
+            middle = (good + bad) // 2
+            attempt = self._attempt(limit=middle)
+            good, bad = (middle, bad) if attempt.problem is None else (good, middle)
+        return failed.admitted[good:bad]
+
+    def _attempt(self, *, limit: int | None = None) -> _Attempt:
+        """Apply the group to a copy under a gate and prove the result.
+
+        Raises:
+            _BugError: a pass or the proof has a bug.
+        """
+        gate = Gate(limit=limit, denied=frozenset(self._denied))
+        candidate = model_io.clone(self._before)
+        changes: list[Change] = []
+        try:
+            changes = _apply(candidate, self._passes, replace(self._context, gate=gate, memo=Memo(gate)))
+            problem = self._proof.problem(candidate) if gate.admitted else None
+        except (UsageError, MemoryError, _BugError):  # words or code of the user: to be mended, not worked around
+            raise
+        except OnnxCompressError as error:
+            problem = str(error)
+        except Exception as error:
+            raise _BugError(None, error) from error
+        is_same = problem is None and not gate.admitted and all(c.action is not Action.APPLIED for c in changes)
+        return _Attempt(self._before if is_same else candidate, changes, gate.admitted, problem)
 
 
 def _apply(model: ir.Model, group: Sequence[Pass], context: Context) -> list[Change]:
@@ -208,7 +283,7 @@ def _apply(model: ir.Model, group: Sequence[Pass], context: Context) -> list[Cha
             if index in idle:
                 continue
             before = len(context.gate.admitted)
-            changes = p.run(model, context)
+            changes = _run(p, model, context)
             applied = [c for c in changes if c.action is Action.APPLIED]
             done += applied
             refused[index] = [c for c in changes if c.action is not Action.APPLIED]
@@ -219,3 +294,17 @@ def _apply(model: ir.Model, group: Sequence[Pass], context: Context) -> list[Cha
         if len(idle) == len(group):
             break
     return done + [change for index in sorted(refused) for change in refused[index]]
+
+
+def _run(p: Pass, model: ir.Model, context: Context) -> list[Change]:
+    """Run a pass.
+
+    Raises:
+        _BugError: it has a bug, which must not cost the user the other passes.
+    """
+    try:
+        return p.run(model, context)
+    except (OnnxCompressError, MemoryError):
+        raise
+    except Exception as error:
+        raise _BugError(p, error) from error

@@ -11,6 +11,7 @@ from onnxcompress.base.gate import Gate, Memo
 from onnxcompress.core import Action, Change, Context, Need
 from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
+from onnxcompress.jobs.internal_errors import all_was_lost
 from onnxcompress.verify.whole import WholeProof
 
 TEXT = """
@@ -91,7 +92,37 @@ def test_beyond_a_limit_the_longest_prefix_within_it_is_kept():
 def test_a_pass_that_crashes_costs_only_itself():
     outcome = _run(Rename(crash=True))
     assert sorted(outcome.model.graph.initializers) == ["a", "b", "c"]
-    assert all(c.action is Action.ROLLED_BACK and "internal error" in c.reason for c in outcome.changes)
+    assert [(c.target, c.action, c.reason) for c in outcome.changes] == [
+        ("graph", Action.ROLLED_BACK, "internal error: KeyError: 'a': please report")
+    ]
+    assert [str(error) for error in outcome.internal_errors] == ["rename: internal error: KeyError: 'a': please report"]
+    assert all_was_lost(outcome.internal_errors, outcome.changes, [Rename()])
+
+
+def test_the_other_passes_of_a_group_stay_when_one_crashes():
+    model = model_io.load(ir.to_proto(ir.from_onnx_text(TEXT)))
+    feeds = [{"x": np.arange(6, dtype=np.float32).reshape(2, 3)}]
+    attempts = []
+
+    def prover(before, lossless):
+        attempts.append(lossless)
+        return WholeProof(before, feeds, lossless=lossless)
+
+    outcome = pipeline.run(model, [Rename(crash=True), Rename()], Context(), prover)
+    assert sorted(outcome.model.graph.initializers) == ["done_a", "done_b", "done_c"]
+    assert len(outcome.internal_errors) == 1
+    assert not all_was_lost(outcome.internal_errors, outcome.changes, [Rename()])
+    assert attempts == [True]
+
+
+def test_a_search_for_wrong_rewrites_ends_in_time(monkeypatch):
+    monkeypatch.setattr(pipeline, "_LEAST_BISECTION_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "_BISECTION_TIMES", 0.0)
+    outcome = _run(Rename(spoil="b"))
+    assert sorted(outcome.model.graph.initializers) == ["a", "b", "c"]
+    assert all(
+        c.reason.endswith("; which rewrite is at fault was not found in the time for it") for c in outcome.changes
+    )
 
 
 def test_what_was_found_holds_until_the_next_rewrite():

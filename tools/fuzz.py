@@ -53,7 +53,7 @@ def _with_files(name: str) -> cases.Base:
     import numpy as np
     from onnx import helper, numpy_helper
 
-    from onnxcompress.pack import archive as packing
+    from onnxcompress.packing import archive as packing
     from onnxcompress.partition import split as split_job
 
     rng = np.random.default_rng(len(name))

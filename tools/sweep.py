@@ -111,6 +111,8 @@ def judge(path: Path, recorded: Path | None, recipe: str) -> dict[str, str]:
     from onnxcompress.quality import equality
     from onnxcompress.recipe import Recipe
     from onnxcompress.runtime import session as runtime
+    from onnxcompress.runtime.loaded_model import LoadedModel
+    from onnxcompress.verify.equal_outputs import EqualOutputs
 
     original = model_io.load(path)
     try:
@@ -133,15 +135,14 @@ def judge(path: Path, recorded: Path | None, recipe: str) -> dict[str, str]:
     after = runtime.open_session(data, optimize=False)
     runtime.open_session(data, optimize=True)
     actions = {change.action.value for change in result.changes}
+    proof = EqualOutputs(LoadedModel(original), feeds, expected)
+    if Recipe.load(recipe).lossless and (fault := proof.mismatch(LoadedModel(result.model))):
+        return {"outcome": "wrong", "detail": fault[:300]}
     for feed, want, twice in zip(feeds, expected, again, strict=True):
-        got = after.run(feed)
-        stable = [name for name in want if equality.mismatch({name: want[name]}, {name: twice[name]}) is None]
-        kept = {name: want[name] for name in stable}
-        found = {name: got.get(name) for name in stable}
-        judges = equality.mismatch if Recipe.load(recipe).lossless else equality.degenerate
-        if fault := judges(kept, found):
+        stable = {name: want[name] for name in want if equality.degenerate({name: want[name]}, twice) is None}
+        if fault := equality.degenerate(stable, after.run(feed)):
             return {"outcome": "wrong", "detail": fault[:300]}
-    drop = (result.report.quality or {}).get("drop")
+    drop = None if result.report.quality is None else result.report.quality.drop
     if recipe in ("auto", "int8") and drop is not None and drop > LOSSY_DROP + 1e-9:
         return {"outcome": "wrong", "detail": f"drop {drop}"}
     outcome = "rolled back" if "rolled-back" in actions else "applied" if "applied" in actions else "unchanged"

@@ -29,19 +29,21 @@ if TYPE_CHECKING:
 
     from ..core import Feed
 
-
 _JOINED = 16
 """Samples that are run together where the model allows it: more takes memory and no time off."""
 _MANY = 32
 """From so many samples on it pays to try whether they can be joined."""
 _LEAST_UPDATES = 8
+"""Runs from which on a value's range can be judged to be still growing; chosen by judgement, not measured."""
 _LATE = 0.75
+"""Part of the runs after which a new extreme counts as late; chosen by judgement, not measured."""
 _WIDENING_SHARE = 0.25
+"""Share of late-growing values from which on the data is called too little; chosen by judgement, not measured."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What values a model's activations take on samples.
+    """Histograms of a model's activations on samples.
 
     Args:
         histograms: value -> what was counted; a value that no run computed has an empty one.
@@ -137,7 +139,7 @@ def calibrate(
 
     Args:
         model: the model in floats.
-        feeds: complete feeds, of any number and shapes; they are gone through more than once unless they can't be.
+        feeds: complete feeds, of any number and shapes; they are read more than once unless they can't be.
         names: the values wanted, of any graph of the model, inputs too; those of loops are counted over all rounds.
         state: input -> output whose value it gets from the run before.
         store: what was found before; only values that are not in there are observed.

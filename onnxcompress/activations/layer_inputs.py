@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from ..ops.linear import LinearLayer
 
 _SAMPLES = 32
+"""Feeds that are run at most; chosen by judgement, not measured."""
 _ROWS = 256
+"""Rows of one layer at most, over all runs; chosen by judgement, not measured."""
 _LEAST_ROWS = 32
+"""Rows of one layer at least, however large they are; chosen by judgement, not measured."""
 _BYTES = 2 << 20
-"""Most memory that the rows of one layer take."""
+"""Most memory that the rows of one layer take, float32, above `_LEAST_ROWS`."""
 
 
 class LayerRows:
@@ -51,7 +54,7 @@ class LayerRows:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no run came to the layer."""
+        """True where no run came to the layer."""
         return not self._rows
 
     def rows(self) -> np.ndarray:

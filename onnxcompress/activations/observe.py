@@ -27,7 +27,6 @@ from ..shapes import expose, resolve
 if TYPE_CHECKING:
     from ..core import Feed
 
-
 MEMORY_BYTES = 512 << 20
 """Values of one feed that are taken out in one run, at most, where they can be taken out in turns."""
 
@@ -111,7 +110,7 @@ def stream(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Run the model on each feed and yield the values `names`, those of one feed at a time.
 
-    The runtime's optimizations are on; what is observed is computed as it stands in the graph. Only what the values
+    The runtime's optimizations are on; what is observed is computed as in the graph. Only what the values
     need is run.
 
     Args:
@@ -175,7 +174,7 @@ def batched(model: ir.Model, feeds: Iterable[Feed], size: int) -> Iterable[Feed]
         size: feeds to join at most.
 
     Returns:
-        joined feeds, which can be gone through again if `feeds` can.
+        joined feeds, which can be read again if `feeds` can.
 
     Raises:
         ModelError: the runtime can't run the first feed.
@@ -219,7 +218,7 @@ def divided(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], memory
 
 
 class _Batches:
-    """Feeds joined each time they are gone through."""
+    """Feeds joined each time they are read."""
 
     def __init__(self, feeds: Iterable[Feed], size: int) -> None:
         self._feeds = feeds

@@ -30,7 +30,7 @@ class Frontier:
 
     Args:
         model: whose nodes may be edited where no value asked for so far depends on them.
-        feeds: complete feeds, gone through more than once.
+        feeds: complete feeds, read more than once.
         threads: threads that one operator may use.
         memory_bytes: how much of computed values is kept.
     """

@@ -1,4 +1,4 @@
-"""What is left of a model when channels go: parameters, MACs, and axes that must not become empty."""
+"""Count of what remains when channels are removed: parameters, MACs, and axes that must not become empty."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ChannelCount:
     """Counts down parameters and MACs as groups are taken out; made by `Channels.tally`.
 
     Args:
-        members: bool [classes, groups], what goes with each group.
+        members: bool [classes, groups], the classes removed with each group.
         classes: int64 [ids].
         axes: every axis that must keep an index.
         sizes, costs: what parameters and MACs are made of.
@@ -46,7 +46,7 @@ class ChannelCount:
         costs: Sequence[Amount],
     ) -> None:
         self._members = sparse.csc_array(members)
-        self._gone = np.zeros(members.shape[0], bool)
+        self._removed = np.zeros(members.shape[0], bool)
         arrays = {id(ids): ids for ids in axes}
         for amount in (*sizes, *costs):
             arrays.update((id(ids), ids) for ids in amount.free)
@@ -81,7 +81,7 @@ class ChannelCount:
         return round(self._totals[True])
 
     def allows(self, group: int) -> bool:
-        """Say whether something is left of every axis when the group goes too."""
+        """Say whether something is left of every axis when the group is removed too."""
         axes, counts, _ = self._lost(group)
         return bool((self._left[axes] > counts).all())
 
@@ -98,9 +98,9 @@ class ChannelCount:
         return found[0], found[1]
 
     def remove(self, group: int) -> None:
-        """Take a group out; does nothing when it has gone already."""
+        """Remove a group; does nothing when it is removed already."""
         axes, counts, classes = self._lost(group)
-        self._gone[classes] = True
+        self._removed[classes] = True
         self._left[axes] -= counts
         for index in sorted({index for axis in axes.tolist() for index in self._of_axis[axis]}):
             amount, numbers = self._amounts[index]
@@ -109,10 +109,10 @@ class ChannelCount:
             self._now[index] = now
 
     def _lost(self, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return which axes lose how many indices when the group goes, and the classes that go."""
+        """Return which axes lose how many indices when the group is removed, and the classes removed."""
         start, stop = self._members.indptr[group : group + 2]
         classes = self._members.indices[start:stop]
-        classes = classes[~self._gone[classes]]
+        classes = classes[~self._removed[classes]]
         lost = self._incidence[:, classes].tocoo()
         axes, inverse = np.unique(lost.row, return_inverse=True)
         return axes, np.bincount(inverse, weights=lost.data, minlength=len(axes)).astype(np.int64), classes

@@ -1,6 +1,6 @@
-"""What beside the weights follows a cut: numbers in attributes, and sizes, positions and counts in small inputs.
+"""Fixes beside the weights when channels are removed: numbers in attributes; sizes, positions, counts in small inputs.
 
-Link functions leave fixes as data; `cutting` carries them out.
+Link functions leave fixes as data; `channels.remove` carries them out.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from .types import Ids
 
 Keeps = Callable[["Ids"], np.ndarray]
-"""ids int64 [n] -> bool [n]: whether each index stays."""
+"""ids int64 [n] -> bool [n]: whether each index is kept."""
 
 
 @dataclass(frozen=True)
 class Edits:
-    """What a fix works with: which ids stay, and unique names for what it adds."""
+    """Tools of a fix: which ids are kept, and unique names for what it adds."""
 
     keeps: Keeps
     names: edit.Names
 
     def is_cut(self, ids: Ids) -> bool:
-        """Say whether one of the ids goes."""
+        """Say whether one of the ids is removed."""
         return not bool(self.keeps(ids).all())
 
     def left(self, ids: Ids) -> int:
@@ -57,7 +57,7 @@ class Edits:
 
 
 def _set_input(node: ir.Node, port: int, value: ir.Value | None) -> None:
-    """Replace an input; what nobody reads any more goes."""
+    """Replace an input; what nobody reads any more is removed."""
     while len(node.inputs) <= port:
         node.resize_inputs(port + 1)
     old = node.inputs[port]

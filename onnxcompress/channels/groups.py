@@ -1,10 +1,10 @@
-"""Channels of a graph: which indices of which constants go together, who reads and makes them, what can't go, and why.
+"""Coupled channels of a graph: indices of constants to remove together, who reads and makes them, what is kept, why.
 
-    find_groups(model, feed) -> Channels: groups, keeps(removed) -> cutting.cut / cutting.masked
+    find_groups(model, feed) -> Channels: groups, keeps(removed) -> remove.cut / remove.masked
                                           tally() -> parameters and MACs left, group after group
 
 A group is the smallest set of indices that can be taken out of a model. Two groups are independent; an index may be
-in two (dimension 3 of head 1 goes with the head, and with dimension 3 of all heads).
+in two (dimension 3 of head 1 is removed with the head, and with dimension 3 of all heads).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _EXAMPLES = 3
+"""Nodes that a report names for each reason at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """Where a node reads or makes channels of a group: `indices` of the axis that `at` names.
+    """A node that reads or makes channels of a group: `indices` of the axis that `at` names.
 
     For a `Read` the axis is one of the node's input, and of `at.weight` where that is a constant; for a `Made` it is
     one of the node's output, and of `at.weight`.
@@ -61,17 +62,17 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """What goes together.
+    """Coupled channels that must be removed together.
 
     Args:
         id: its place in `Channels.groups`.
-        slices: what goes of constants.
+        slices: indices of constants that are removed.
         reads: layers that sum over channels of the group: where its loss is felt and can be compensated.
         made: layers that make channels of the group.
         inexact: nodes whose result for other channels changes too (statistics of a normalisation); empty where
             taking the group out equals zeroing it at all reads.
-        parameters: constant elements that go when it alone is taken out.
-        macs: multiply-accumulates that go when it alone is taken out, at the feed.
+        parameters: constant elements removed when it alone is taken out.
+        macs: multiply-accumulates removed when it alone is taken out, at the feed.
     """
 
     id: int
@@ -85,7 +86,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Kept:
-    """What one reason keeps from being cut."""
+    """Elements and MACs that one reason keeps from being removed."""
 
     reason: str
     parameters: int
@@ -95,11 +96,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class Prunable:
-    """How much of a model channel pruning can reach, one group or many; `kept` says what keeps the rest.
+    """Part of a model that channel pruning can reach, in one group or many; `kept` says what keeps the rest.
 
     Args:
         parameters: all elements of constants.
-        parameters_cut: those in a row, column or slice that can go.
+        parameters_cut: those in a row, column or slice that can be removed.
         parameters_exact: the part of them for which that is exact.
         macs, macs_cut, macs_exact: the same of multiply-accumulates.
         groups: number of groups.
@@ -125,19 +126,19 @@ class Channels:
         self._solved = solved
         self.constants: Mapping[ir.Value, list[Axis]] = flow.constants
         """The axes of every constant that is followed."""
-        entries = solved.goes.tocoo()
-        carried = np.zeros(solved.goes.shape[0], bool)
+        entries = solved.removed_with.tocoo()
+        carried = np.zeros(solved.removed_with.shape[0], bool)
         for ids in self._carried():
             carried[solved.classes[ids]] = True
         atoms = np.unique(entries.col[carried[entries.row]])
-        number = np.full(solved.goes.shape[1], -1)
+        number = np.full(solved.removed_with.shape[1], -1)
         number[atoms] = np.arange(len(atoms))
         there = number[entries.col] >= 0
         self.members = sparse.csr_array(
             (np.ones(int(there.sum()), bool), (entries.row[there], number[entries.col[there]])),
-            shape=(solved.goes.shape[0], len(atoms)),
+            shape=(solved.removed_with.shape[0], len(atoms)),
         )
-        """bool [classes, groups]: what goes with each group."""
+        """bool [classes, groups]: the classes removed with each group."""
 
     def __len__(self) -> int:
         return int(self.members.shape[1])
@@ -147,19 +148,19 @@ class Channels:
 
     @property
     def flow(self) -> Relations:
-        """What the walk has collected: fixes, reads, axes of every value."""
+        """Result of the walk: fixes, reads, axes of every value."""
         return self._flow
 
-    def gone(self, removed: Collection[int]) -> np.ndarray:
-        """Return bool [classes], what goes when these groups are taken out."""
+    def removed_classes(self, removed: Collection[int]) -> np.ndarray:
+        """Return bool [classes], the classes removed with these groups."""
         chosen = np.zeros(len(self), np.int64)
         chosen[list(removed)] = 1
         return np.asarray(self.members.astype(np.int64) @ chosen) > 0
 
     def keeps(self, removed: Collection[int]) -> Callable[[Ids], np.ndarray]:
         """Return the function that says of ids int64 [n] which stay, bool [n], when these groups are taken out."""
-        gone = self.gone(removed)
-        return lambda ids: ~gone[self._solved.classes[ids]]
+        lost = self.removed_classes(removed)
+        return lambda ids: ~lost[self._solved.classes[ids]]
 
     def groups_of(self, ids: Ids) -> list[tuple[int, Ids]]:
         """Return (group, indices) of an axis for every group that has some of it."""
@@ -208,7 +209,7 @@ class Channels:
         ]
 
     def _alone(self, amounts: Sequence[Amount]) -> np.ndarray:
-        """Return float [groups], how much goes with each group alone."""
+        """Return float [groups], the amount removed with each group alone."""
         found = np.zeros(len(self))
         for each in amounts:
             left: dict[int, float] = {}
@@ -272,7 +273,7 @@ class Channels:
         inexact = np.zeros(len(self), bool)
         for ids, _ in self._flow.inexact:
             inexact[[group for group, _ in self.groups_of(ids)]] = True
-        some, exact = self.gone(range(len(self))), self.gone(np.flatnonzero(~inexact).tolist())
+        some, exact = self.removed_classes(range(len(self))), self.removed_classes(np.flatnonzero(~inexact).tolist())
         kept: dict[str, list[tuple[float, float, str]]] = {}
         totals = []
         for place, amounts in enumerate((self._sizes, self._costs)):
@@ -306,9 +307,9 @@ class Channels:
             kept=tuple(sorted(reasons, key=lambda k: (-k.parameters, -k.macs, k.reason))),
         )
 
-    def _kept(self, amount: Amount, gone: np.ndarray) -> float:
+    def _kept(self, amount: Amount, lost: np.ndarray) -> float:
         """Return what would be left of an amount if every index went that can."""
-        shares = [float((~gone[self._solved.classes[ids]]).mean()) for ids in amount.free]
+        shares = [float((~lost[self._solved.classes[ids]]).mean()) for ids in amount.free]
         return amount.number * math.prod(shares)
 
     def _why(self, amount: Amount) -> str:

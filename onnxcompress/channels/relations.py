@@ -1,9 +1,9 @@
-"""Channel ids on their way through a graph: what link functions see (`Step`), and what they leave behind (`Flow`).
+"""Relations between channel ids: what link functions see (`NodeContext`), and what they collect (`Relations`).
 
-An axis of a value is an array of ids, one per index, or a `Pin`, which says why nothing of it can be cut. Link
+An axis of a value is an array of ids, one per index, or a `Pin`, which says why nothing of it can be removed. Link
 functions relate ids and never solve anything: unions, products and pins are collected and solved at once at the end.
 
-    Reshape [n, 96] -> [n, 4, 24]     ids f [96]  =  product of h [4] and d [24]: f[24*i + j] goes with h[i] or d[j]
+    Reshape [n, 96] -> [n, 4, 24]     ids f [96]  =  product of h [4] and d [24]: f[24*i + j] needs h[i] and d[j]
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class NodeContext:
         return Pin(query.label(self.node), reason, by_nature)
 
     def single(self) -> Pin:
-        """Return what stands for an axis of one index."""
+        """Return the pin of an axis of one index."""
         return self.pinned("has one index", by_nature=True)
 
     def pin(self, axis: Axis, reason: str, *, by_nature: bool = False) -> Pin:

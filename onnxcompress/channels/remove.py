@@ -65,7 +65,7 @@ def _is_cut(axes: list[Axis], keeps: Keeps) -> bool:
 
 
 def _compress(value: ir.Value, axes: list[Axis], keeps: Keeps) -> None:
-    """Take out of a constant what goes of each of its axes."""
+    """Remove indices of a constant along each of its axes."""
     stays = {place: keeps(axis) for place, axis in enumerate(axes) if not isinstance(axis, Pin)}
     array = None if all(mask.all() for mask in stays.values()) else query.constant(value)
     if array is None:
@@ -97,7 +97,7 @@ def _store(value: ir.Value, array: np.ndarray) -> None:
 
 
 def _insert_mask(read: Read, value: ir.Value, channels: Channels, edits: Edits) -> None:
-    """Multiply what stands at an input, once `value`, by one for what stays and by zero for what goes along an axis."""
+    """Multiply an input, originally `value`, by one for what is kept and by zero for what is removed along an axis."""
     rank, dtype = channels.flow.rank(value), channels.flow.dtype(value)
     if rank is None or dtype is None:
         raise OnnxCompressError(f"the type of {value.name} is not known", where=query.label(read.node))

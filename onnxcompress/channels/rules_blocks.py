@@ -1,4 +1,4 @@
-"""How recurrent layers and attention relate channels: hidden units, heads, and the dimensions within heads."""
+"""Channel rules of recurrent layers and attention: hidden units, heads, and the dimensions within heads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .types import Axis, Pin, UnfollowedError
 
 
 def recurrent(gates: int) -> Callable[[NodeContext], Outs]:
-    """Return the links of LSTM, GRU or RNN: a unit goes from every gate, every direction, state and bias."""
+    """Return the links of LSTM, GRU or RNN: a unit is removed from every gate, every direction, state and bias."""
 
     def links(step: NodeContext) -> Outs:
         if step.attribute("layout", 0):

@@ -1,4 +1,4 @@
-"""How operators that move, cut, join and repeat data relate channels, and what in them follows a cut."""
+"""Channel rules of operators that move, slice, join and repeat data, and the fixes that removal needs in them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .rules_linear import Outs
 from .types import FIRST_WHERE, Axis, Ids, Pin, UnfollowedError
 
 LAST_SPLIT_ATTRIBUTE = 12
+"""Last opset version in which the sizes of Split's parts are an attribute."""
 
 
 def transpose(step: NodeContext) -> Outs:
@@ -135,12 +136,12 @@ def squeeze(step: NodeContext) -> Outs:
     """Squeeze: axes of one index go."""
     axes, dims = step.axes(0), step.dims(0)
     numbers = step.numbers("axes", 1, default=[])
-    gone = {step.positive(n, len(axes)) for n in numbers}
+    squeezed = {step.positive(n, len(axes)) for n in numbers}
     if not numbers:
         if not all(step.is_static(step.value(0), place) for place in range(len(dims))):
             raise UnfollowedError("which axes go is decided at run time")
-        gone = {place for place, n in enumerate(dims) if n == 1}
-    return [[axis for place, axis in enumerate(axes) if place not in gone]]
+        squeezed = {place for place, n in enumerate(dims) if n == 1}
+    return [[axis for place, axis in enumerate(axes) if place not in squeezed]]
 
 
 def unsqueeze(step: NodeContext) -> Outs:
@@ -333,7 +334,7 @@ def regions(step: NodeContext) -> Outs:
 
 
 def depth_to_space(step: NodeContext) -> Outs:
-    """DepthToSpace: blocks of the channel axis go to positions; a channel goes from all of them."""
+    """DepthToSpace: blocks of the channel axis go to positions; a channel is removed from all of them."""
     axes, dims, block = step.ranked(0, 4), step.dims(0), int(step.attribute("blocksize", 1)) ** 2
     channels = dims[1] // block
     if step.text("mode", "DCR") == "DCR":

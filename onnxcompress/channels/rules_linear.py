@@ -1,6 +1,6 @@
-"""How layers, element-wise operators, reductions and normalisations relate the channels of what they read and make.
+"""Channel rules of layers and element-wise operators.
 
-A link function takes a `Step` and returns the axes of the node's outputs; `ops.OPS` says which function is whose.
+A rule takes a `NodeContext` and returns the axes of the node's outputs; `channels.rules` says whose it is.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def _matrix_axes(rank: int, *, swapped: bool) -> tuple[int | None, int]:
 
 
 def contract(step: NodeContext, one: tuple[int, int], other: tuple[int, int]) -> None:
-    """Sum over two axes, each (input, axis): what goes from one goes from the other."""
+    """Sum over two axes, each (input, axis): what is removed from one is removed from the other."""
     if step.constant(one[0]) is not None and step.constant(other[0]) is None:
         one, other = other, one
     step.unite(step.axes(one[0])[one[1]], step.axes(other[0])[other[1]])

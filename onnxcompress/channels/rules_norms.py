@@ -1,4 +1,4 @@
-"""How normalisations, reductions and what else works along an axis relate channels.
+"""Channel rules of normalisations, reductions and other operators that work along an axis.
 
 A normalised axis may lose channels, but then the statistics of the others change: that is noted as inexact.
 """
@@ -11,6 +11,7 @@ from .rules_linear import Outs, broadcast, contract
 from .types import Axis, UnfollowedError
 
 LAST_FLATTENING_SOFTMAX = 12
+"""Last opset version in which Softmax normalises all axes from its own on together."""
 
 
 def layer_norm(step: NodeContext) -> Outs:
@@ -105,7 +106,7 @@ def along_axis(step: NodeContext) -> Outs:
 
 
 def arg_extreme(step: NodeContext) -> Outs:
-    """ArgMax and ArgMin: the axis that is searched is kept and goes."""
+    """ArgMax and ArgMin: the axis that is searched is kept, and absent from the result."""
     axes = step.axes(0)
     axis = step.positive(int(step.attribute("axis", 0)), len(axes))
     out = _kept(step, axes, [axis])

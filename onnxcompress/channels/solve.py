@@ -1,6 +1,6 @@
-"""The solution of everything that a walk has collected: which ids go together, and which can't go.
+"""The solution of everything that a walk has collected: which ids are removed together, and which are kept.
 
-    ids --unions--> classes --products--> a class goes when one of its factors goes --> atoms: what can be chosen
+    ids --unions--> classes --products--> a class is removed with any of its factors --> atoms: what can be chosen
 
 Connected components of scipy do the union-find; all is linear in the number of ids, whatever their order.
 """
@@ -23,18 +23,18 @@ _MOST_ROUNDS = 32
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """What the ids of a graph come to.
+    """Equivalence classes of channel ids, and which are pinned.
 
     Args:
         classes: int64 [ids], the class of each id.
-        goes: bool CSR [classes, atoms of which any goes]: column j is what goes when atom j is chosen. Atoms that
-            can't go have no entry.
-        pins: int64 [classes], index into `reasons` of what keeps a class that can't go; -1 for the others.
+        removed_with: bool CSR [classes, atoms of which any is removable]: column j is what is removed with atom j.
+            Atoms that are kept have no entry.
+        pins: int64 [classes], index into `reasons` of what keeps a class; -1 for the others.
         reasons: the pins.
     """
 
     classes: Ids
-    goes: sparse.csr_array
+    removed_with: sparse.csr_array
     pins: Ids
     reasons: Sequence[Pin]
 
@@ -58,18 +58,18 @@ def solve(flow: Relations) -> Solved:
         np.minimum.at(kept, classes[unmatched], len(reasons) - 1)
     of_flat, of_factors = classes[flat], np.where(factors >= 0, classes[factors], -1)
     _pin_factors(kept, of_flat, of_factors)
-    goes, circular = _closure(count, of_flat, of_factors)
+    removed_with, circular = _closure(count, of_flat, of_factors)
     if len(circular):
         reasons.append(Pin("graph", "it depends on itself"))
         np.minimum.at(kept, circular, len(reasons) - 1)
         _pin_factors(kept, of_flat, of_factors)
     is_free = kept == np.iinfo(np.int64).max
-    goes = _without(goes, ~is_free)
-    whole, of_axis = _whole_axes(flow, classes, goes)
+    removed_with = _without(removed_with, ~is_free)
+    whole, of_axis = _whole_axes(flow, classes, removed_with)
     reasons += of_axis
     kept[whole] = np.minimum(kept[whole], np.arange(len(reasons) - len(of_axis), len(reasons)))
-    goes = _without(goes, kept < np.iinfo(np.int64).max)
-    return Solved(classes, goes, _explained(kept, goes, of_flat, of_factors), reasons)
+    removed_with = _without(removed_with, kept < np.iinfo(np.int64).max)
+    return Solved(classes, removed_with, _explained(kept, removed_with, of_flat, of_factors), reasons)
 
 
 def _joined(arrays: Sequence[Ids]) -> Ids:
@@ -125,7 +125,7 @@ def _pin_factors(kept: Ids, flat: Ids, factors: Ids) -> None:
 
 
 def _closure(count: int, flat: Ids, factors: Ids) -> tuple[sparse.csr_array, Ids]:
-    """Return bool [classes, classes], the atoms with which each class goes, and the classes that go with themselves."""
+    """Return bool [classes, classes], the atoms with which each class is removed; a class may be its own atom."""
     is_product = np.zeros(count, bool)
     is_product[flat] = True
     _, first = np.unique(flat, return_index=True)
@@ -135,23 +135,25 @@ def _closure(count: int, flat: Ids, factors: Ids) -> tuple[sparse.csr_array, Ids
     atoms = np.flatnonzero(~is_product)
     rows, columns = np.concatenate([rows[there], atoms]), np.concatenate([columns[there], atoms])
     step = sparse.csr_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
-    goes = step
+    removed_with = step
     for _ in range(_MOST_ROUNDS):
-        if not is_product[goes.indices].any():
+        if not is_product[removed_with.indices].any():
             break
-        goes = sparse.csr_array(goes @ step)
-    entries = goes.tocoo()
-    return goes, np.unique(entries.row[is_product[entries.col]]).astype(np.int64)
+        removed_with = sparse.csr_array(removed_with @ step)
+    entries = removed_with.tocoo()
+    return removed_with, np.unique(entries.row[is_product[entries.col]]).astype(np.int64)
 
 
-def _without(goes: sparse.csr_array, columns: np.ndarray) -> sparse.csr_array:
+def _without(removed_with: sparse.csr_array, columns: np.ndarray) -> sparse.csr_array:
     """Return the matrix without the entries of some columns, bool [columns]."""
-    entries = goes.tocoo()
+    entries = removed_with.tocoo()
     left = ~columns[entries.col]
-    return sparse.csr_array((np.ones(int(left.sum()), bool), (entries.row[left], entries.col[left])), shape=goes.shape)
+    return sparse.csr_array(
+        (np.ones(int(left.sum()), bool), (entries.row[left], entries.col[left])), shape=removed_with.shape
+    )
 
 
-def _whole_axes(flow: Relations, classes: Ids, goes: sparse.csr_array) -> tuple[Ids, list[Pin]]:
+def _whole_axes(flow: Relations, classes: Ids, removed_with: sparse.csr_array) -> tuple[Ids, list[Pin]]:
     """Return the atoms that are all of some axis, with which nothing would be left of it, and the reasons."""
     arrays = {
         id(axis): (axis, value) for value, axes in flow.axes.items() for axis in axes if not isinstance(axis, Pin)
@@ -160,8 +162,8 @@ def _whole_axes(flow: Relations, classes: Ids, goes: sparse.csr_array) -> tuple[
         return np.zeros(0, np.int64), []
     lengths = np.array([len(axis) for axis, _ in arrays.values()])
     names = [str(value.name) for _, value in arrays.values()]
-    incidence = incidences([axis for axis, _ in arrays.values()], classes, goes.shape[0])
-    counts = (incidence @ goes.astype(np.int64)).tocoo()
+    incidence = incidences([axis for axis, _ in arrays.values()], classes, removed_with.shape[0])
+    counts = (incidence @ removed_with.astype(np.int64)).tocoo()
     full = counts.data == lengths[counts.row]
     atoms, first = np.unique(counts.col[full], return_index=True)
     pins = [Pin(names[row], "all of an axis would go", by_nature=True) for row in counts.row[full][first]]
@@ -175,10 +177,10 @@ def incidences(arrays: Sequence[Ids], classes: Ids, count: int) -> sparse.csr_ar
     return sparse.csr_array((np.ones(len(rows), np.int64), (rows, columns)), shape=(len(arrays), count))
 
 
-def _explained(kept: Ids, goes: sparse.csr_array, flat: Ids, factors: Ids) -> Ids:
+def _explained(kept: Ids, removed_with: sparse.csr_array, flat: Ids, factors: Ids) -> Ids:
     """Return for each class that can't go the number of a reason, that of a factor where it has none; else -1."""
     unset = np.iinfo(np.int64).max
-    can_go = np.diff(goes.indptr) > 0
+    can_go = np.diff(removed_with.indptr) > 0
     kept = np.where(can_go, unset, kept)
     for _ in range(_MOST_ROUNDS):
         before = kept.copy()

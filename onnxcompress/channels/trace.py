@@ -89,7 +89,7 @@ def _check(node: ir.Node, found: Sequence[list[Axis] | None], flow: Relations) -
 
 
 def _loop(node: ir.Node, flow: Relations) -> NoReturn:
-    """Follow what a Loop or Scan computes inside; what goes in and out from round to round is kept."""
+    """Follow what a Loop or Scan computes inside; its state from iteration to iteration is kept."""
     state = Pin(query.label(node), f"state of a {node.op_type}")
     for body in query.bodies(node):
         if query.is_op(node, "Loop"):

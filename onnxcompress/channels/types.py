@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-
 Ids = np.ndarray
 """int64 [n]: the channel id of each index of an axis."""
 FIRST_WHERE = 9
@@ -21,9 +20,9 @@ ITSELF = -1
 
 @dataclass(frozen=True, eq=False)
 class Pin:
-    """Why indices of an axis can't be cut, and the node (or graph input) where that was found.
+    """Reason why indices of an axis can't be removed, and the node (or graph input) where that was found.
 
-    `by_nature`: such an axis is never cut, in any graph (positions, kernels, a single index).
+    `by_nature`: such an axis is never pruned, in any graph (positions, kernels, a single index).
     """
 
     where: str
@@ -70,7 +69,7 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """Each id of `flat` goes if one of the ids beside it in `factors` goes; all are int64 [n]."""
+    """Each id of `flat` is removed with any of the ids beside it in `factors`; all are int64 [n]."""
 
     flat: Ids
     factors: tuple[Ids, ...]

@@ -42,10 +42,12 @@ app.command(name="passes", epilog=lists.PASSES_EXAMPLE)(lists.show_passes)
 app.command(name="recipes", epilog=lists.RECIPES_EXAMPLE)(lists.show_recipes)
 
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
-"""What typer raises for mistakes in the words of a command; it keeps its base in a private module."""
+"""Base of the errors that typer raises for mistakes on the command line; typer has it in a private module."""
 
 _INTERRUPTED = 130
+"""Exit code after SIGINT, as shells have it."""
 _BUG = 70
+"""Exit code of an internal error (EX_SOFTWARE)."""
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so

@@ -33,12 +33,12 @@ def batch(
     """Compress MODELS into a folder; run it again to go on after an interruption, or to try failed ones anew."""
     from . import console
 
-    json_path = console.json_path(json_file)
-    options.check_file(json_path, force=force)
+    options.check_file(console.json_path(json_file), force=force)
     keywords = shared.keywords()
     console.start_log(verbose=verbose, quiet=quiet)
     from ..jobs.batch import compress_many
     from ..jobs.options import CompressOptions
+    from ..report.tables_batch import batch_tables
 
     found = compress_many(
         models,
@@ -49,12 +49,6 @@ def batch(
         force=force,
         done=lambda item: console.say(f"{item.source}: {item.message or item.outcome}"),
     )
-    if json_path is not None:
-        console.write_json(json_path, found.as_json())
-    if json_file == "-":
-        console.show_json(found.as_json())
-    elif not quiet:
-        from ..report import tables_batch
-
-        console.show(tables_batch.batch_tables(found))
+    console.publish(found.as_json(), lambda: batch_tables(found), json_option=json_file, quiet=quiet)
+    console.end_with_bugs(found.internal_errors, is_lost=False)
     raise typer.Exit(found.exit_code)

@@ -39,21 +39,14 @@ def compare(
     """Compare outputs, score, size and latency of two models; beyond --max-drop the exit code is 1."""
     from . import console
 
-    path = console.json_path(json_file)
-    options.check_file(path, force=force)
+    options.check_file(console.json_path(json_file), force=force)
     console.start_log(verbose=verbose, quiet=quiet)
     from ..jobs import compare as compare_job
+    from ..report.tables_compare import comparison_tables
     from .samples import data_options
 
     def publish(found: Comparison) -> None:
-        if path is not None:
-            console.write_json(path, found.as_json())
-        if json_file == "-":
-            console.show_json(found.as_json())
-        elif not quiet:
-            from ..report import tables_compare
-
-            console.show(tables_compare.comparison_tables(found))
+        console.publish(found.as_json(), lambda: comparison_tables(found), json_option=json_file, quiet=quiet)
 
     try:
         found = compare_job.compare(

@@ -15,6 +15,36 @@ from .shared_options import SharedOptions, with_shared_options
 EXAMPLE = "Example: onnxcompress compress model.onnx -o small.onnx --recipe int8-weights --json report.json"
 
 
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Default: MODEL-compressed.onnx (.onnxpack with --pack).", show_default=False),
+]
+TimingsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="REPORT.json", help="Use the times of an earlier run's report in place of new ones."),
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="tcp://HOST:8786", help="Dask scheduler whose workers do that instead.")
+]
+CheckpointFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep intermediate results there; an interrupted run is resumed from it."),
+]
+FrontFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write all models that none beats in size, time and drop, and front.json."),
+]
+ExternalData = Annotated[
+    Literal["auto", "always", "never"], typer.Option(help="Large tensors beside the model; auto: only over 2 GiB.")
+]
+Pack = Annotated[
+    bool, typer.Option("--pack", help="Write one lossless archive for delivery; `unpack` restores the model.")
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a report: a page (.html), .md or .json.")
+]
+
+
 @with_shared_options(
     timings="prefer",
     workers="time_limit",
@@ -26,41 +56,19 @@ EXAMPLE = "Example: onnxcompress compress model.onnx -o small.onnx --recipe int8
 )
 def compress(
     model: options.Model,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Default: MODEL-compressed.onnx (.onnxpack with --pack).", show_default=False
-        ),
-    ] = None,
+    output: Output = None,
     *,
     shared: SharedOptions,
-    timings: Annotated[
-        Path | None,
-        typer.Option(metavar="REPORT.json", help="Use the times of an earlier run's report in place of new ones."),
-    ] = None,
+    timings: TimingsFile = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that build candidates ahead of time.")] = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="tcp://HOST:8786", help="Dask scheduler whose workers do that instead.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Keep what is found out there; an interrupted run goes on from it."),
-    ] = None,
-    pareto: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write all models that none beats in size, time and drop, and front.json."),
-    ] = None,
-    external_data: Annotated[
-        Literal["auto", "always", "never"], typer.Option(help="Large tensors beside the model; auto: only over 2 GiB.")
-    ] = "auto",
-    pack: Annotated[
-        bool, typer.Option("--pack", help="Write one lossless archive for delivery; `unpack` restores the model.")
-    ] = False,
+    scheduler: Scheduler = None,
+    checkpoint: CheckpointFolder = None,
+    pareto: FrontFolder = None,
+    external_data: ExternalData = "auto",
+    pack: Pack = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; prove and write nothing.")] = False,
     json_file: options.Json = None,
-    report_file: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write a report: a page (.html), .md or .json.")
-    ] = None,
+    report_file: ReportFile = None,
     force: options.Force = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -100,6 +108,7 @@ def compress(
     elif not plan:
         report = report.located(result.save(place, force=force, external_data=external_data))
     files.publish(report, verbose=verbose, quiet=quiet)
+    console.end_with_bugs(report.internal_errors, is_lost=report.is_lost)
 
 
 def _check_folders(checkpoint: Path | None, pareto: Path | None, *, force: bool) -> None:

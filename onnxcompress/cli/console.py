@@ -1,4 +1,4 @@
-"""What goes to standard output and what goes to stderr: results there, log and progress here."""
+"""Results on standard output; log and progress on stderr."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from ..errors import one_line
 
@@ -31,6 +33,16 @@ def start_log(*, verbose: bool, quiet: bool) -> None:
 def warn(message: str) -> None:
     """Log a warning."""
     logging.getLogger(__package__).warning("%s", one_line(message))
+
+
+def end_with_bugs(errors: Sequence[str], *, is_lost: bool) -> None:
+    """Name bugs of ours on the last line of stderr; end with their exit code where nothing was done because of them."""
+    if errors:
+        from ..jobs import internal_errors
+
+        sys.stderr.write(f"onnxcompress: {internal_errors.last_line(errors)}\n")
+        if is_lost:
+            raise typer.Exit(internal_errors.EXIT_CODE)
 
 
 def say(message: str) -> None:
@@ -66,6 +78,19 @@ def write_json(path: Path, document: Any) -> None:
 
     content = dumps(document).encode()
     atomic_files.write(path, [content], len(content))
+
+
+def publish(
+    document: Any, tables: Callable[[], Sequence[RenderableType]], *, json_option: str | None, quiet: bool
+) -> None:
+    """Write a result as JSON where --json names a file, and print it as JSON for `-`, else as tables unless quiet."""
+    path = json_path(json_option)
+    if path is not None:
+        write_json(path, document)
+    if json_option == "-":
+        show_json(document)
+    elif not quiet:
+        show(tables())
 
 
 def json_path(option: str | None) -> Path | None:
@@ -104,7 +129,7 @@ def _bar() -> Progress:
 
 
 def _write(text: str) -> None:
-    """Write to standard output; a reader that has gone away takes nothing from the exit code."""
+    """Write to standard output; the exit code is the same where the reader has closed it."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,24 +42,18 @@ def distill(
     """Teach STUDENT what --teacher gives: layer by layer in closed form, then from end to end. No labels are needed."""
     from . import console
 
-    path = console.json_path(json_file)
-    options.check_file(path, force=force)
+    options.check_file(console.json_path(json_file), force=force)
     options.check_file(output, force=force)
     if data is None:
         raise typer.BadParameter("a student learns from samples: give --data")
     console.start_log(verbose=verbose, quiet=quiet)
     from ..jobs import distill as distill_job
+    from ..report.tables_distill import transfer_tables
     from .samples import data_options
 
     def publish(found: TransferReport) -> None:
-        if path is not None:
-            console.write_json(path, found.as_json())
-        if json_file == "-":
-            console.show_json(found.as_json())
-        elif not quiet:
-            from ..report import tables_distill
-
-            console.show(tables_distill.transfer_tables(found, verbose=verbose))
+        tables = functools.partial(transfer_tables, found, verbose=verbose)
+        console.publish(found.as_json(), tables, json_option=json_file, quiet=quiet)
 
     try:
         result = distill_job.distill(

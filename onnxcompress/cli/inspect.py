@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from . import options
 
 EXAMPLE = "Example: onnxcompress inspect model.onnx --json -"
@@ -25,19 +27,13 @@ def inspect(
     """Say where bytes, parameters, MACs and time are, which share each pass could reach, and what blocks the rest."""
     from . import console
 
-    path = console.json_path(json_file)
-    options.check_file(path, force=force)
+    options.check_file(console.json_path(json_file), force=force)
     console.start_log(verbose=verbose, quiet=quiet)
     from ..jobs import inspect as inspect_job
+    from ..report.tables_inspect import inspection_tables
     from .samples import data_options
 
     options_of_data = data_options(layout, size, scale, mean, state)
     found = inspect_job.inspect(model, data=data, data_options=options_of_data, seed=seed, threads=threads)
-    if path is not None:
-        console.write_json(path, found.as_json())
-    if json_file == "-":
-        console.show_json(found.as_json())
-    elif not quiet:
-        from ..report import tables_inspect
-
-        console.show(tables_inspect.inspection_tables(found, everything=verbose))
+    tables = functools.partial(inspection_tables, found, everything=verbose)
+    console.publish(found.as_json(), tables, json_option=json_file, quiet=quiet)

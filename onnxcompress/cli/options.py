@@ -53,7 +53,7 @@ OutputKinds = Annotated[
     list[str] | None,
     typer.Option("--output-kind", metavar="NAME=KIND", help="What an output is, where it is mistaken. Repeatable."),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of made-up inputs and of rounding.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of synthetic inputs and of rounding.")]
 Threads = Annotated[int, typer.Option(min=1, max=1024, help="Threads of onnxruntime where it is timed.")]
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write JSON to a file; - prints nothing else.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Where a report goes.
+    """Files of a report.
 
     Args:
         option: what `--json` was given.

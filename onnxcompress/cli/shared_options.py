@@ -40,7 +40,7 @@ class SharedOptions:
     ] = "balanced"
     time_limit: Annotated[
         str | None,
-        typer.Option(help="When a search begins nothing new and hands over its best: 10m, 90s.", show_default=False),
+        typer.Option(help="When a search begins nothing new and returns its best: 10m, 90s.", show_default=False),
     ] = None
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
@@ -50,7 +50,7 @@ class SharedOptions:
         typer.Option(metavar="GLOB", help="Lossy passes touch only these nodes: a name or op:Type. Repeatable."),
     ] = None
     skip: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Lossy passes leave these nodes alone. Repeatable.")
+        list[str] | None, typer.Option(metavar="GLOB", help="Lossy passes skip these nodes. Repeatable.")
     ] = None
     layout: options.LayoutOption = None
     size: options.Size = None
@@ -68,7 +68,7 @@ class SharedOptions:
     ] = "auto"
 
     def keywords(self) -> dict[str, Any]:
-        """Return the fields of `CompressOptions` that these options stand for.
+        """Return these options as fields of `CompressOptions`.
 
         Raises:
             UsageError: an option has another form.

@@ -20,10 +20,11 @@ from ..runtime.isolation import Isolation
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS)
 _PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): the signal that a child gets when its parent ends."""
 
 
 class ChildDiedError(Exception):
-    """The work was ended by a signal, twice or in a way that trying again does not mend."""
+    """The work was ended by a signal, twice or in a way that a second try would repeat."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"was killed by {signal.Signals(number).name}")
@@ -34,7 +35,7 @@ def supervised(work: Callable[[Isolation], int]) -> int:
     """Call `work("expendable")` in a child, and `work("apart")` in another where the first one crashes.
 
     In the child this returns what `work` returns, and so it does in this process once the child has ended: the caller
-    goes on to end the process with it. Where the system can't fork, or others run in this process already, the
+    ends the process with it. Where the system can't fork, or others run in this process already, the
     work is done here.
 
     Raises:

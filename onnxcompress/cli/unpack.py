@@ -30,18 +30,11 @@ def unpack(
     """Restore a packed model, byte for byte, and the files that it keeps tensors in beside it."""
     from . import console
 
-    path = console.json_path(json_file)
-    options.check_file(path, force=force)
+    options.check_file(console.json_path(json_file), force=force)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
     console.start_log(verbose=verbose, quiet=quiet)
-    from ..pack import archive as packing
+    from ..packing import archive as packing
+    from ..report.tables import unpacked_table
 
     found = packing.unpack(archive, output, force=force, max_bytes=limit)
-    if path is not None:
-        console.write_json(path, found.as_json())
-    if json_file == "-":
-        console.show_json(found.as_json())
-    elif not quiet:
-        from ..report import tables as report_tables
-
-        console.show([report_tables.unpacked_table(found)])
+    console.publish(found.as_json(), lambda: [unpacked_table(found)], json_option=json_file, quiet=quiet)

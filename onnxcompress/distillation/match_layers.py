@@ -122,7 +122,7 @@ def _layers(model: ir.Model) -> dict[str, LinearLayer]:
 
 
 @dataclass(frozen=True)
-class _Match:
+class _Counterpart:
     """A value of the teacher that a layer corresponds to."""
 
     teacher: str
@@ -169,34 +169,34 @@ def _weights(layer: LinearLayer) -> list[np.ndarray]:
 
 def _by_name(
     name: str, rows: _SimilarityRows, teacher: Mapping[str, _SimilarityRows], equal_channels: np.ndarray | None
-) -> _Match | None:
+) -> _Counterpart | None:
     other = teacher.get(name)
     if other is None or not rows.fits(other):
         return None
     table = correlations(rows.chosen, other.chosen)
     if table.shape[0] == table.shape[1]:
-        return _Match(name, "name", None, float(np.diag(table).mean()))
+        return _Counterpart(name, "name", None, float(np.diag(table).mean()))
     if equal_channels is None:
         channels = assigned(table)
-        return _Match(name, "name", channels, _mean(table, channels))
-    return _Match(name, "weights", equal_channels, _mean(table, equal_channels))
+        return _Counterpart(name, "name", channels, _mean(table, channels))
+    return _Counterpart(name, "weights", equal_channels, _mean(table, equal_channels))
 
 
-def _most_correlated(rows: _SimilarityRows, teacher: Mapping[str, _SimilarityRows]) -> _Match | None:
-    best: _Match | None = None
+def _most_correlated(rows: _SimilarityRows, teacher: Mapping[str, _SimilarityRows]) -> _Counterpart | None:
+    best: _Counterpart | None = None
     for name, other in teacher.items():
         if rows.fits(other):
             table = correlations(rows.chosen, other.chosen)
             channels = assigned(table)
             correlation = _mean(table, channels)
             if correlation >= _LEAST and (best is None or correlation > best.correlation):
-                best = _Match(name, "activations", channels, correlation)
+                best = _Counterpart(name, "activations", channels, correlation)
     return best
 
 
 def _by_activations(
     rows: _SimilarityRows, teacher: Mapping[str, _SimilarityRows], same_place: str | None
-) -> _Match | None:
+) -> _Counterpart | None:
     """Return the most correlated value; where it is not sure, that at the same place, unless it is less correlated."""
     best = _most_correlated(rows, teacher)
     other = None if same_place is None else teacher.get(same_place)
@@ -205,7 +205,7 @@ def _by_activations(
     table = correlations(rows.chosen, other.chosen)
     if best is not None and _mean(table, assigned(table)) < best.correlation - _CHANCE:
         return best
-    return _Match(same_place, "shape", None, float(np.diag(table).mean()))
+    return _Counterpart(same_place, "shape", None, float(np.diag(table).mean()))
 
 
 def _mean(table: np.ndarray, channels: np.ndarray) -> float:

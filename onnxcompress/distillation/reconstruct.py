@@ -26,7 +26,7 @@ from ..numerics.linear import ridge
 from ..numerics.linear.moments import MOST_COLUMNS, Moments
 from ..numerics.threads import one_thread
 from ..ops.linear import LinearLayer, linear_layer
-from .targets import LayerMatch, RefitEffort, Samples, TargetRows, TeacherTargets, targets_of
+from .targets import LayerMatch, RefitEffort, RefitSamples, TargetRows, TeacherTargets, targets_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def refit(
     names = edit.Names(student)
     found = [linear_layer(node) for node in student.graph if selects(node)]
     layers = [layer for layer in found if isinstance(layer, LinearLayer)]
-    samples = Samples(student, teacher, feeds, held_out)
+    samples = RefitSamples(student, teacher, feeds, held_out)
     match, effort = match or LayerMatch(), effort or RefitEffort()
     layer_targets = targets_of(student, layers, match.values)
     outputs = TeacherTargets(teacher, samples, match.channels, effort, seed)
@@ -126,7 +126,7 @@ def _gather(
     skip: ir.Value | None,
     values: Iterable[Mapping[str, np.ndarray]],
     targets: TargetRows,
-    samples: Samples,
+    samples: RefitSamples,
 ) -> LayerData | str:
     """Return the moments of a layer's rows and targets, or why they don't belong together.
 

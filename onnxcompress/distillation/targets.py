@@ -53,7 +53,7 @@ class RefitEffort:
     threads: int = 1
 
 
-class Samples:
+class RefitSamples:
     """Feeds of two models, joined where both take several together: first those to solve from, then those held out.
 
     Args:
@@ -185,7 +185,7 @@ class TeacherTargets:
     def __init__(
         self,
         teacher: ir.Model,
-        samples: Samples,
+        samples: RefitSamples,
         channels: Mapping[str, np.ndarray],
         effort: RefitEffort,
         seed: int,

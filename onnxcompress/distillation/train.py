@@ -11,7 +11,7 @@ mixed. The result is kept only where the loss on samples held out falls.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,18 +125,10 @@ def distill(
     except _UntrainableError as error:
         return Distilled(is_applied=False, reason=str(error))
     before = trainer.excess()
-    schedule = _Schedule(steps, min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate, before)
+    rate = min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate
     random = np.random.default_rng(seed)
-    best, weights, taken = before, dict(trainer.adam.values), 0
-    for step in progress("Distilling", range(steps)):
-        trainer.step(_mixed(train, size, random), schedule.rate(step))
-        taken = step + 1
-        if schedule.is_check(taken):
-            now = trainer.excess()
-            if now < best:
-                best, weights = now, dict(trainer.adam.values)
-            elif schedule.is_diverged(taken, now):
-                break
+    batches = ((step, _mixed(train, size, random)) for step in progress("Distilling", range(steps)))
+    best, weights, taken = _trained(trainer, batches, steps, rate, before)
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
     if best >= before:
         return Distilled(is_applied=False, reason=f"no gain: {figures}", before=before, after=before, steps=taken)
@@ -148,25 +140,21 @@ def distill(
     return Distilled(is_applied=True, reason=figures, before=before, after=best, steps=taken)
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """Learning rates and evaluations of a training of `steps` steps that begins with a loss."""
-
-    steps: int
-    first_rate: float
-    first_loss: float
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        return self.first_rate * falling(step, self.steps)
-
-    def is_check(self, taken: int) -> bool:
-        """Say whether the held-out loss is evaluated after so many steps."""
-        return taken % max(1, self.steps // _CHECKS) == 0 or taken == self.steps
-
-    def is_diverged(self, taken: int, loss: float) -> bool:
-        """Say whether a loss in the second half is hopeless."""
-        return taken > self.steps / 2 and not loss < _DIVERGED * self.first_loss
+def _trained(
+    trainer: _Trainer, batches: Iterable[tuple[int, Feed]], steps: int, rate: float, first_loss: float
+) -> tuple[float, dict[str, np.ndarray], int]:
+    """Train on numbered batches; return the least held-out loss, the weights with it, and the number of steps."""
+    best, weights, taken = first_loss, dict(trainer.adam.values), 0
+    for step, batch in batches:
+        trainer.step(batch, rate * falling(step, steps))
+        taken = step + 1
+        if taken % max(1, steps // _CHECKS) == 0 or taken == steps:
+            loss = trainer.excess()
+            if loss < best:
+                best, weights = loss, dict(trainer.adam.values)
+            elif taken > steps / 2 and not loss < _DIVERGED * first_loss:
+                break
+    return best, weights, taken
 
 
 def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float = _TRAINING_MACS) -> tuple[int, int]:

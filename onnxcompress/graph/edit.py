@@ -1,4 +1,4 @@
-"""The edit verbs of the graph: every rewrite goes through these, so that names, shapes and outputs stay right."""
+"""The edit verbs of the graph: every rewrite uses these, so that names, shapes and outputs are kept right."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def set_weight(value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
 
 
 def remove_initializer(value: ir.Value) -> None:
-    """Drop an initializer that nothing reads any more; one that is still read or declared stays."""
+    """Drop an initializer that nothing reads any more; one that is still read or declared is kept."""
     graph = value.graph
     if graph is None or value.uses() or value.is_graph_output() or value.is_graph_input() or not value.name:
         return
@@ -216,7 +216,7 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
 
 
 def remove_node(node: ir.Node) -> None:
-    """Take a node out whose outputs nobody reads; initializers that only it read go with it."""
+    """Take a node out whose outputs nobody reads; initializers that only it read are removed too."""
     graph = node.graph
     if graph is None:
         return
@@ -228,7 +228,7 @@ def remove_node(node: ir.Node) -> None:
 
 
 def discard_bodies(node: ir.Node) -> None:
-    """Empty the bodies of a node that is going away, so that their nodes no longer count as readers."""
+    """Empty the bodies of a node that is being removed, so that their nodes no longer count as readers."""
     for body in bodies(node):
         body.outputs.clear()
         for inner in body:

@@ -187,7 +187,7 @@ def integers(
 ) -> list[int] | None:
     """Return whole numbers that a node takes as attribute `name` or as constant input `port`, by opset.
 
-    `default` stands for an attribute and input that are both absent; None also where only a run decides.
+    `default` replaces an attribute and input that are both absent; None also where only a run decides.
     """
     attr = node.attributes.get(name)
     if attr is not None:

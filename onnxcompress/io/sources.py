@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PACKED = b"ONNXPACK"
-"""First bytes of an archive of a model, which `pack.archive` writes."""
+"""First bytes of an archive of a model, which `packing.archive` writes."""
 
 CHUNK_BYTES = 4 << 20
 """Read and written at a time. Chosen by judgement; not measured."""

@@ -36,12 +36,12 @@ Outcome = Literal["done", "limit", "failed", "bug"]
 _EXIT_CODES = {"done": 0, "limit": 1, "failed": 3, "bug": 70}
 
 _TRIES = 2
-"""For a model whose worker was lost."""
+"""For a model whose worker was lost; chosen by judgement: a second loss points to the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What became of one model.
+    """Outcome of one model.
 
     Args:
         source: its path.
@@ -56,24 +56,17 @@ class Item:
     target: str
     outcome: Outcome
     message: str = ""
-    report: dict[str, Any] | None = None
     resumed: bool = False
+    report: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry of `models` in the JSON of a batch."""
-        return {
-            "source": self.source,
-            "target": self.target,
-            "outcome": self.outcome,
-            "message": self.message,
-            "resumed": self.resumed,
-            "report": self.report,
-        }
+        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What became of all models, in the order in which they were given."""
+    """Outcomes of all models, in the order in which they were given."""
 
     items: tuple[Item, ...]
 
@@ -81,6 +74,12 @@ class Batch:
     def exit_code(self) -> int:
         """0 where all are done; 70 where an error is ours, else 3 where a model failed, else 1 for a limit."""
         return max((_EXIT_CODES[item.outcome] for item in self.items), default=0)
+
+    @property
+    def internal_errors(self) -> tuple[str, ...]:
+        """Bugs of ours that cost passes their work, each with its model."""
+        reports = ((item.source, item.report or {}) for item in self.items)
+        return tuple(f"{source}: {text}" for source, report in reports for text in report.get("internal_errors", ()))
 
     def as_json(self) -> dict[str, Any]:
         """Return the batch as JSON-serialisable values."""
@@ -109,7 +108,7 @@ def compress_many(
         workers: processes at a time.
         scheduler: address of a Dask scheduler, whose workers do it in their stead.
         force: do all anew, and replace files that are not of an earlier run.
-        done: is told of each model as it is done.
+        done: is called with each model as it is done.
 
     Raises:
         UsageError: options are wrong, no model is found, two have one name, or a file is in the way.
@@ -131,7 +130,7 @@ def compress_many(
         key = hashlib.sha256("\n".join([_model_fingerprint(source), *inputs]).encode()).hexdigest()
         state = _BatchState.read(target)
         if not force and state is not None and state.holds(key, target):
-            found[source] = Item(source=str(source), target=str(target), resumed=True, **state.told)
+            found[source] = state.item(source, target)
             done(found[source])
         elif not force and os.path.lexists(target) and (state is None or not state.is_untouched(target)):
             raise UsageError("exists already and is not of an earlier batch", where=str(target), hint="Give --force")
@@ -140,14 +139,14 @@ def compress_many(
     with executors.opened(workers=workers, scheduler=scheduler) as executor:
         for item in _run(executor, {source: plan[source] for source in left}, options):
             source = Path(item.source)
-            _BatchState.write(item, left[source])
+            _BatchState.record(item, left[source])
             found[source] = item
             done(item)
     return Batch(items=tuple(found[source] for source in plan))
 
 
 def targets(sources: Iterable[str | os.PathLike[str]], folder: Path) -> dict[Path, Path]:
-    """Return model -> where its result goes.
+    """Return model -> place of its result.
 
     Raises:
         UsageError: there is none, a source is neither file nor folder, or two would be written to one place.
@@ -223,7 +222,9 @@ def _done(source: Path, target: Path, answer: BatchAnswer) -> Item:
     if answer.model is not None:
         atomic_files.write(target, [answer.model], len(answer.model))
         report = {**report, "output": {**report["output"], "path": str(target)}}
-    return Item(source=str(source), target=str(target), outcome="done", report=report)
+    outcome: Outcome = "bug" if report["is_lost"] else "done"
+    message = "; ".join(report["internal_errors"])
+    return Item(source=str(source), target=str(target), outcome=outcome, message=message, report=report)
 
 
 def _failed(source: Path, target: Path, error: Exception) -> Item:
@@ -237,7 +238,7 @@ def _failed(source: Path, target: Path, error: Exception) -> Item:
 
 @dataclass(frozen=True, kw_only=True)
 class _BatchState:
-    """The file beside a result that says how it came about."""
+    """File beside a result with the key of its inputs and its outcome."""
 
     key: str
     outcome: Outcome
@@ -255,8 +256,8 @@ class _BatchState:
             return None
 
     @classmethod
-    def write(cls, item: Item, key: str) -> None:
-        """Write down what became of a model."""
+    def record(cls, item: Item, key: str) -> None:
+        """Write the outcome of a model."""
         target = Path(item.target)
         digest = _file_digest(target) if item.outcome == "done" else None
         content = {"schema": 1, "key": key, "source": item.source, "outcome": item.outcome, "message": item.message}
@@ -265,10 +266,10 @@ class _BatchState:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_files.write(path, [data], len(data))
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What an item says of it."""
-        return {"outcome": self.outcome, "message": self.message, "report": self.report}
+    def item(self, source: Path, target: Path) -> Item:
+        """Return the outcome of an earlier run."""
+        told = {name: getattr(self, name) for name in ("outcome", "message", "report")}
+        return Item(source=str(source), target=str(target), resumed=True, **told)
 
     def holds(self, key: str, target: Path) -> bool:
         """Say whether a model need not be done again: it was, or can't meet the limit."""
@@ -300,7 +301,7 @@ def _model_fingerprint(path: Path) -> str:
 
 
 def _fingerprint(path: str | os.PathLike[str] | None) -> str:
-    """Return what tells whether a file or the files of a folder have changed; a function's name stands for itself."""
+    """Return path, sizes and times of a file or of the files of a folder; of a function, its name only."""
     if path is None:
         return ""
     place = Path(path)

@@ -6,7 +6,7 @@ original, other --run on the same feeds--> differences, scores --race--> Compari
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core import Progress
@@ -14,7 +14,6 @@ from ..data import evaluation_set, synthetic
 from ..data.evaluation_set import DataOptions, Evaluation
 from ..errors import ModelError
 from ..io import model_io
-from ..quality import equality
 from ..quality.compare_outputs import measure, quality_notes
 from ..quality.output_kinds import parse_kinds
 from ..quality.result import Quality
@@ -25,6 +24,7 @@ from ..runtime.latency import Latency
 from ..runtime.loaded_model import LoadedModel, path_of
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
+from ..verify.equal_outputs import EqualOutputs
 from .limits import check_drop
 from .report import Limits
 
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 
 _EQUALITY_FEEDS = 4
-"""Feeds on which equality is tested, with the runtime's optimizations off."""
+"""Feeds on which equality is tested, with the runtime's optimizations off; chosen by judgement, not measured."""
 _SYNTHETIC_FEEDS = 2
+"""Feeds that are made where the user gives none: two sizes of every dynamic dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` found; `difference` says where outputs differ beyond rounding, None where nowhere."""
+    """Result of `compare`; `difference` names the first output that differs beyond rounding, None where none does."""
 
     original: ModelFacts
     compressed: ModelFacts
@@ -63,6 +64,11 @@ class Comparison:
             "notes": list(self.notes),
         }
 
+    def named(self, original: str, compressed: str) -> Comparison:
+        """Return the comparison with names in place of the paths of the models."""
+        first, second = replace(self.original, path=original), replace(self.compressed, path=compressed)
+        return replace(self, original=first, compressed=second)
+
 
 def compare(
     original: ModelSource,
@@ -83,14 +89,14 @@ def compare(
     Args:
         original: the model that is right by definition.
         other: the model that is compared with it.
-        data: feeds for both; without any, made-up ones.
+        data: feeds for both; without any, synthetic ones.
         eval_data: feeds with labels, by which both are scored (default: `data`).
         metric: `top1`, `top5`, `cosine`, `agreement`, or `module:function(outputs, labels)`; by default `top1`
             with labels and `cosine` without.
         max_drop: most that the metric may fall, absolute.
         output_kinds: `NAME=KIND` texts, for outputs whose kind is taken for another.
         data_options: how data is read.
-        seed: of made-up feeds.
+        seed: of synthetic feeds.
         threads: of the runtime when it is timed.
         progress: wraps the loop over feeds.
 
@@ -100,25 +106,17 @@ def compare(
         LimitError: the metric falls by more than `max_drop`; its `report` is the comparison.
     """
     a, b = model_io.load(original), model_io.load(other)
-    base, changed = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
-    plain_a, plain_b = base.plain, changed.plain
-    _check_interface(plain_a, plain_b)
+    first, second = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
+    _check_interface(first.plain, second.plain)
     source = eval_data if eval_data is not None else data
     if source is None:
-        feeds = synthetic.runnable_feeds(a, plain_a, seed=seed, count=_SYNTHETIC_FEEDS)
+        feeds = synthetic.runnable_feeds(a, first.plain, seed=seed, count=_SYNTHETIC_FEEDS)
         judged = Evaluation(feeds=feeds, source="synthetic")
     else:
-        judged = evaluation_set.read(source, plain_a.inputs, data_options)
-    difference = next(
-        (
-            fault
-            for feed in judged.feeds[:_EQUALITY_FEEDS]
-            if (fault := equality.mismatch(plain_a.run(feed), plain_b.run(feed)))
-        ),
-        None,
-    )
+        judged = evaluation_set.read(source, first.plain.inputs, data_options)
+    difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
     plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=tuple(judged.state.values()))
-    sessions = plan.session(base), plan.session(changed)
+    sessions = plan.session(first), plan.session(second)
     quality = measure(*sessions, judged, plan=plan, metric=metric, progress=progress)
     largest = judged.largest()
     result = Comparison(
@@ -126,7 +124,7 @@ def compare(
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=timing.race(base.fast, changed.fast, largest),
+        latency=timing.race(first.fast, second.fast, largest),
         limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *quality_notes(quality, max_drop)),
     )

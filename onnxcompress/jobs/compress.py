@@ -1,6 +1,6 @@
 """Compression of one model from end to end.
 
-load -> Run -> prepare -> Context -> run_recipe -> RecipeResult -> measure_result -> Measured -> make_report -> Report
+load -> Run, prepare -> Context, run_recipe -> RecipeResult, measure_result -> ResultFigures, make_report -> Report
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..base.versions import versions
 from ..core import Candidate, Change, Clock, Context, Trial, Workers
 from ..errors import ModelError, UsageError
 from ..io import model_io
-from ..pack import archive as packing
+from ..packing import archive as packing
 from ..quality import ablation, metrics
 from ..quality.ablation import LayerAblation
 from ..quality.compare_outputs import quality_notes
@@ -39,7 +39,7 @@ from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
-from . import pareto, setup
+from . import internal_errors, pareto, setup
 from .dropped_metadata import without_metadata
 from .judge import Races, Timings, Trials
 from .limits import LatencyLimit, check_limits, excess
@@ -48,7 +48,7 @@ from .notes import measurement_notes, sample_notes
 from .options import RunOptions, takes_keywords
 from .prover import Prover
 from .report import Limits, Report, ResolvedRecipe, Verification
-from .setup import Run, Samples
+from .setup import Run, RunSamples
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -58,8 +58,11 @@ if TYPE_CHECKING:
 _TIMED_SHARE = 0.02
 """Share of the time so far that lossless recipes, without a limit of latency, spend on timing the result.
 
-Where that is not enough for a run of each, the times of the runs that were compared are used. Chosen by judgement.
+Where that is not enough for a figure that can be trusted, the result is not timed. Chosen by judgement.
 """
+
+_LEAST_TIMED_SECONDS = 0.05
+"""They spend at least this: a small model is folded too fast for the share to time it. Chosen by judgement."""
 
 _MOST_OTHERS = 256
 """Samples that passes see on which a search looks at the original's scores. Chosen by judgement; not measured."""
@@ -166,7 +169,7 @@ def load(source: ModelSource, options: RunOptions) -> Run:
     )
 
 
-def _checkpoint(base: LoadedModel, recipe: Recipe, samples: Samples, options: RunOptions) -> Checkpoint | None:
+def _checkpoint(base: LoadedModel, recipe: Recipe, samples: RunSamples, options: RunOptions) -> Checkpoint | None:
     """Open the checkpoint under a digest of everything that intermediate results depend on."""
     if options.checkpoint is None:
         return None
@@ -232,6 +235,7 @@ class RecipeResult:
     changes: tuple[Change, ...]
     ablations: tuple[LayerAblation, ...] = ()
     notes: tuple[str, ...] = ()
+    internal_errors: tuple[pipeline.InternalError, ...] = ()
 
 
 def run_recipe(run: Run, context: Context, prover: Prover) -> RecipeResult:
@@ -239,7 +243,12 @@ def run_recipe(run: Run, context: Context, prover: Prover) -> RecipeResult:
     options = run.options
     with executors.wanted(workers=options.workers, scheduler=options.scheduler) as executor:
         outcome = pipeline.run(run.start, run.recipe.active, replace(context, executor=executor), prover)
-        done = RecipeResult(model=outcome.model, changes=(*run.dropped, *outcome.changes))
+        done = RecipeResult(
+            model=outcome.model,
+            changes=(*run.dropped, *outcome.changes),
+            notes=(*map(str, outcome.internal_errors), *prover.notes()),
+            internal_errors=outcome.internal_errors,
+        )
         if options.sensitivity and run.proof.session is not None and not options.plan:
             done = _with_ablations(run, done, executor)
     if not run.recipe.lossless:
@@ -253,12 +262,18 @@ def _with_ablations(run: Run, done: RecipeResult, executor: Workers | None) -> R
     try:
         found = ablation.before_and_after(run.original, done.model, feeds, executor=executor)
     except ModelError as error:
-        return replace(done, notes=(f"what the model depends on was not measured: {error.message}",))
+        return replace(
+            done,
+            notes=(
+                *done.notes,
+                f"what the model depends on was not measured: {error.message}",
+            ),
+        )
     return replace(done, ablations=found)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class ResultFigures:
     """Figures of the original and the result; quality and latency are None where not measured."""
 
     input: ModelFacts
@@ -268,7 +283,7 @@ class Measured:
     verification: Verification
 
 
-def measure_result(run: Run, done: RecipeResult, prover: Prover) -> Measured:
+def measure_result(run: Run, done: RecipeResult, prover: Prover) -> ResultFigures:
     """Score, time and count the original and the result."""
     is_same = done.model is run.start and not run.dropped
     result = prover.proved(done.model) or LoadedModel(done.model, threads=run.options.threads)
@@ -291,25 +306,20 @@ def measure_result(run: Run, done: RecipeResult, prover: Prover) -> Measured:
     else:
         known = counts.shapes if is_lossless else {}
         after = facts(done.model, counting.count(done.model, largest, known=known), None, size_bytes=size_bytes)
-    return Measured(input=before, output=after, quality=quality, latency=latency, verification=verification)
+    return ResultFigures(input=before, output=after, quality=quality, latency=latency, verification=verification)
 
 
-def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency]:
+def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency | None]:
     """Compare and time original and result; lossless recipes without a limit of latency take little time for it."""
-    before = timing.TimedSession(run.base.fast)
-    after = before if result is run.base else timing.TimedSession(result.fast)
     quality = run.quality(run.base, result, progress=run.options.progress)
     largest = run.samples.largest
     if not run.recipe.lossless or run.latency_limit is not None:
         return quality, run.timings.race("result", lambda: timing.race(run.base.fast, result.fast, largest))
-    latency = timing.seen(before, after)
-    spare_seconds = _TIMED_SHARE * (time.monotonic() - run.started)
-    if latency.original_ms + latency.compressed_ms <= 1e3 * spare_seconds:
-        latency = timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
-    return quality, latency
+    spare_seconds = max(_LEAST_TIMED_SECONDS, _TIMED_SHARE * (time.monotonic() - run.started))
+    return quality, timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
 
 
-def make_report(run: Run, done: RecipeResult, measured: Measured) -> Report:
+def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report:
     """Return the report of a run."""
     options = run.options
     return Report(
@@ -327,6 +337,8 @@ def make_report(run: Run, done: RecipeResult, measured: Measured) -> Report:
         candidates=run.archive.tried,
         versions=versions(),
         sensitivity=done.ablations,
+        internal_errors=tuple(map(str, done.internal_errors)),
+        is_lost=internal_errors.all_was_lost(done.internal_errors, done.changes, run.recipe.active),
         notes=(
             *run.proof.notes,
             *done.notes,

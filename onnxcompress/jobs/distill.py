@@ -1,4 +1,4 @@
-"""Knowledge goes from a teacher into any student, without labels: in closed form first, then by its derivative.
+"""Distillation from a teacher into any student, without labels: in closed form first, then by gradients.
 
     student, teacher --pair layers--> refit, layer by layer --> distill, end to end --> the best of what was measured
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from ..core import Context, Feed, Progress
 from ..data import evaluation_set
-from ..data.evaluation_set import DataOptions
+from ..data.evaluation_set import DataOptions, Evaluation
 from ..distillation import match_layers, reconstruct, sample_split, train
 from ..distillation.match_layers import Pair
 from ..distillation.reconstruct import RefitChange
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferReport:
-    """How a transfer went.
+class TransferStages:
+    """Stages of a transfer, and the one that is kept.
 
     Args:
         pairs: layers of the student with what they were to give.
@@ -48,8 +48,7 @@ class TransferReport:
         refits: what became of each layer.
         distilled: how the training went; None where it was not asked for.
         divergences: stage -> divergence of the outputs from the teacher's on samples that were not learnt from.
-        kept: the stage that is handed over.
-        comparison: the teacher and what is handed over.
+        kept: the stage with the least divergence, which is the result.
     """
 
     pairs: Sequence[Pair]
@@ -58,6 +57,12 @@ class TransferReport:
     distilled: Distilled | None
     divergences: Mapping[str, float]
     kept: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferReport(TransferStages):
+    """Report of a transfer: its stages, and the comparison of the teacher with the result."""
+
     comparison: Comparison
 
     def as_json(self) -> dict[str, Any]:
@@ -142,31 +147,10 @@ def distill(
     pupil = model_io.clone(model_io.load(student))
     master = _with_names_of(pupil, model_io.load(teacher))
     Normalize().run(pupil, Context())
-    session = runtime.open_session(model_io.to_bytes(pupil), optimize=False)
-    given = evaluation_set.read(data, session.inputs, data_options)
-    if given.state:
-        raise UsageError("samples that carry a state can't be learnt from", hint="Leave --state away")
-    working, held_out = given.divided()
+    working, held_out = _samples(pupil, data, data_options)
     divergence = Divergence(master, held_out.feeds, threads=threads)
-    feeds = working.feeds
-    pairs = match_layers.pair_layers(pupil, master, feeds, seed=seed)
-    stages = {"given": (pupil, divergence.of(pupil))}
-    refitted = model_io.clone(pupil)
-    refits = _refitted(refitted, master, feeds, pairs, seed=seed, threads=threads, progress=progress)
-    stages["refitted"] = (refitted, divergence.of(refitted))
-    trained: Distilled | None = None
-    if steps:
-        start = min(stages, key=lambda name: stages[name][1])
-        taught = model_io.clone(stages[start][0])
-        most, batch = train.affordable(taught, feeds[0], steps)
-        trained = train.distill(
-            taught, master, feeds, steps=most, batch=batch, seed=seed, threads=threads, progress=progress
-        )
-        if trained.is_applied:
-            stages["distilled"] = (taught, divergence.of(taught))
-    kept = min(stages, key=lambda name: stages[name][1])
-    result = stages[kept][0]
-    paired = {pair.layer for pair in pairs}
+    lesson = _Lesson(pupil, master, working.feeds, divergence, seed, threads, progress)
+    result, stages = lesson.run(steps)
     compared = compare_job.compare(
         master,
         result,
@@ -176,45 +160,86 @@ def distill(
         threads=threads,
         progress=progress,
     )
-    report = TransferReport(
-        pairs=pairs,
-        unpaired=[each.layer for each in refits if each.layer not in paired],
-        refits=refits,
-        distilled=trained,
-        divergences={name: value for name, (_, value) in stages.items()},
-        kept=kept,
-        comparison=replace(
-            compared,
-            original=replace(compared.original, path="teacher"),
-            compressed=replace(compared.compressed, path="student"),
-        ),
-    )
-    limits.check_drop(report.comparison.quality, max_drop, report)
+    report = TransferReport(**vars(stages), comparison=compared.named("teacher", "student"))
+    limits.check_drop(compared.quality, max_drop, report)
     return Transferred(result, report)
 
 
-def _refitted(
-    model: ir.Model,
-    teacher: ir.Model,
-    feeds: Sequence[Feed],
-    pairs: Sequence[Pair],
-    *,
-    seed: int,
-    threads: int,
-    progress: Progress,
-) -> list[RefitChange]:
-    """Refit the layers of a student that have a pair; others have nothing to learn from here."""
-    fitted, held_out = sample_split.divided(feeds)
-    return reconstruct.refit(
-        model,
-        teacher,
-        fitted,
-        match_layers.layer_match(pairs),
-        held_out=held_out,
-        effort=RefitEffort(threads=threads),
-        seed=seed,
-        progress=progress,
-    )
+def _samples(student: ir.Model, data: Any, data_options: DataOptions) -> tuple[Evaluation, Evaluation]:
+    """Return samples to learn from, and others to judge by."""
+    session = runtime.open_session(model_io.to_bytes(student), optimize=False)
+    given = evaluation_set.read(data, session.inputs, data_options)
+    if given.state:
+        raise UsageError("samples that carry a state can't be learnt from", hint="Leave --state away")
+    return given.divided()
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A student, its teacher, the samples from which it learns, and the divergence on others."""
+
+    student: ir.Model
+    teacher: ir.Model
+    feeds: Sequence[Feed]
+    divergence: Divergence
+    seed: int
+    threads: int
+    progress: Progress
+
+    def run(self, steps: int) -> tuple[ir.Model, TransferStages]:
+        """Return the stage with the least divergence, and what became of all."""
+        pairs = match_layers.pair_layers(self.student, self.teacher, self.feeds, seed=self.seed)
+        refitted, refits = self.reconstructed(pairs)
+        stages = {"given": (self.student, self.divergence.of(self.student))}
+        stages["refitted"] = (refitted, self.divergence.of(refitted))
+        trained: Distilled | None = None
+        if steps:
+            taught, trained = self.trained(min(stages.values(), key=lambda stage: stage[1])[0], steps)
+            if trained.is_applied:
+                stages["distilled"] = (taught, self.divergence.of(taught))
+        kept = min(stages, key=lambda name: stages[name][1])
+        paired = {pair.layer for pair in pairs}
+        report = TransferStages(
+            pairs=pairs,
+            unpaired=[each.layer for each in refits if each.layer not in paired],
+            refits=refits,
+            distilled=trained,
+            divergences={name: value for name, (_, value) in stages.items()},
+            kept=kept,
+        )
+        return stages[kept][0], report
+
+    def reconstructed(self, pairs: Sequence[Pair]) -> tuple[ir.Model, list[RefitChange]]:
+        """Return a copy of the student whose layers that have a pair are refitted, and what became of each layer."""
+        model = model_io.clone(self.student)
+        fitted, held_out = sample_split.divided(self.feeds)
+        changes = reconstruct.refit(
+            model,
+            self.teacher,
+            fitted,
+            match_layers.layer_match(pairs),
+            held_out=held_out,
+            effort=RefitEffort(threads=self.threads),
+            seed=self.seed,
+            progress=self.progress,
+        )
+        return model, changes
+
+    def trained(self, start: ir.Model, steps: int) -> tuple[ir.Model, Distilled]:
+        """Return a copy of a model that is trained from end to end, for fewer steps where these would take too long."""
+        model = model_io.clone(start)
+        most, batch = train.affordable(model, self.feeds[0], steps)
+        found = train.distill(
+            model,
+            self.teacher,
+            self.feeds,
+            steps=most,
+            batch=batch,
+            seed=self.seed,
+            threads=self.threads,
+            progress=self.progress,
+        )
+        return model, found
 
 
 def _with_names_of(student: ir.Model, teacher: ir.Model) -> ir.Model:

@@ -1,4 +1,4 @@
-"""What is in a model: where bytes, parameters, MACs and time are, and which pass could save what.
+"""Inspection of a model: where bytes, parameters, MACs and time are, and which pass could save what.
 
 Weights are not read, except by the trial of the passes; models over `INSPECT_BYTES` are neither tried nor run.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,8 @@ from ..ops import table as ops
 from ..partition import value_sizes
 from ..runtime import isolation
 from ..runtime import session as runtime
+from ..runtime.loaded_model import path_of
+from ..runtime.profiles import profile
 from ..shapes import count as counting
 from ..shapes import resolve
 from .inspect_passes import PassPotential, Still, channels_of, tried
@@ -39,18 +40,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TOP = 10
-"""Layers that are listed one by one."""
+"""Layers that are listed one by one; chosen by judgement."""
 _EXAMPLES = 3
+"""Nodes that a note names; chosen by judgement."""
 _TIMED_RUNS = 5
+"""Runs of a profile at most; chosen by judgement, not measured."""
 _MANY_NODES = 5_000
-"""A runtime's record of each node in each run takes memory."""
+"""Nodes above which one run is profiled: the runtime's record of each node takes memory. Chosen by judgement."""
 _MOST_TIMED_SECONDS = 2.0
-"""Of all timed runs where one takes long."""
+"""Of all timed runs where one takes long; chosen by judgement, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What a kind of operator, or one node, has of the whole.
+    """Share of a kind of operator, or of one node, in the whole.
 
     `ms` is its time per run, None where it was not measured under this name (the runtime fuses nodes).
     """
@@ -75,7 +78,7 @@ class StoredBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect` found; None stands for what was not measured, and `notes` says why."""
+    """Result of `inspect`; what was not measured is None, and `notes` says why."""
 
     path: str | None
     bytes: int
@@ -124,9 +127,9 @@ def inspect(
     Args:
         source: a path, a ModelProto, an onnx_ir model or an onnx-graphsurgeon graph.
         data: samples in any form that `--data` takes; MACs and time are those of the largest. Without data a
-            feed is made up.
+            synthetic feed is used.
         data_options: how `data` is read.
-        seed: of the made-up feed.
+        seed: of the synthetic feed.
         threads: of the runtime when time is measured.
 
     Raises:
@@ -136,22 +139,34 @@ def inspect(
     model = model_io.load(source)
     size_bytes = model_io.model_bytes(model)
     notes: list[str] = []
+    times = _Times()
     with _runnable(model, size_bytes, notes) as runnable:
         session = None if runnable is None else _session(runnable, threads, notes)
         judged = None
         if data is not None and session is not None:
             judged = evaluation_set.read(data, session.inputs, data_options)
-        feed, runs = (judged.largest(), True) if judged else _made_up(model, session, seed, notes)
-        times: dict[str, Any] = {}
+        feed, runs = (judged.largest(), True) if judged else _synthetic_feed(model, session, seed, notes)
         if runnable is not None and session is not None and runs:
             times = _timed(model, runnable, session, feed, threads, notes)
         del session, runnable
-    shares = _Shares(model, feed)
+    found = replace(_counted(model, size_bytes, feed, notes), path=path_of(source), **vars(times))
     context = Context(feeds=judged.feeds if judged else (), seed=seed)
+    if size_bytes <= size_limits.INSPECT_BYTES:
+        still = Still(model)
+        del model  # a graph of many nodes takes memory, and the trials take as much again
+        reached = tried(still, size_bytes, context, notes)
+        found = replace(found, passes=reached, channels=channels_of(still, feed, context, notes))
+    return replace(found, notes=tuple(notes))
+
+
+def _counted(model: ir.Model, size_bytes: int, feed: Feed, notes: list[str]) -> Inspection:
+    """Return what is counted on the graph; nothing is run."""
+    shares = _Shares(model, feed)
+    notes += shares.notes
     dropped = model_io.drop_node_records(model_io.clone(model))
     in_nodes = [t.nbytes for v, t in shares.tensors if v.producer() is not None]
-    found = Inspection(
-        path=os.fspath(source) if isinstance(source, str | os.PathLike) else None,
+    return Inspection(
+        path=None,
         bytes=size_bytes,
         nodes=query.node_count(model),
         parameters=shares.parameters,
@@ -173,15 +188,16 @@ def inspect(
         dtypes=shares.dtypes(),
         operators=shares.operators(),
         layers=shares.layers(),
-        **times,
     )
-    notes += shares.notes
-    if size_bytes <= size_limits.INSPECT_BYTES:
-        still = Still(model)
-        del model, shares, in_nodes  # a graph of many nodes takes room, and the trials take as much again
-        reached = tried(still, size_bytes, context, notes)
-        found = replace(found, passes=reached, channels=channels_of(still, feed, context, notes))
-    return replace(found, notes=tuple(notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """Times of an inspection: of the whole, by operator and of the slowest nodes; None where not measured."""
+
+    ms: float | None = None
+    time_by_type: tuple[Share, ...] = ()
+    slowest: tuple[Share, ...] = ()
 
 
 @contextlib.contextmanager
@@ -209,7 +225,7 @@ def _session(runnable: bytes | Path, threads: int, notes: list[str]) -> runtime.
         return None
 
 
-def _made_up(model: ir.Model, session: runtime.Session | None, seed: int, notes: list[str]) -> tuple[Feed, bool]:
+def _synthetic_feed(model: ir.Model, session: runtime.Session | None, seed: int, notes: list[str]) -> tuple[Feed, bool]:
     """Return a feed for a model without data, and whether it runs: else it only has the right shapes."""
     if session is not None:
         try:
@@ -344,22 +360,22 @@ def _timed(
     feed: Feed,
     threads: int,
     notes: list[str],
-) -> dict[str, Any]:
+) -> _Times:
     """Return the times of the inspection: all, by operator and by node, of the graph as the runtime optimises it."""
     loops = any(query.is_op(node, "Loop", "Scan") for node in query.nodes(model))
     many = loops or query.node_count(model) > _MANY_NODES
     runs = 1 if many else round(_MOST_TIMED_SECONDS / max(session.slowest_seconds, 1e-3))
     try:
-        rows = runtime.profile(runnable, feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
+        rows = profile(runnable, feed, threads=threads, runs=max(1, min(_TIMED_RUNS, runs)))
     except ModelError as error:
         notes.append(f"time is not known: {error.message}")
-        return {}
+        return _Times()
     types: defaultdict[str, list[float]] = defaultdict(list)
     for _, op_type, ms in rows:
         types[op_type].append(ms)
     by_type = [Share(name=op, op_type=op, nodes=len(found), ms=sum(found)) for op, found in types.items()]
-    return {
-        "ms": sum(ms for _, _, ms in rows),
-        "time_by_type": tuple(sorted(by_type, key=lambda s: -(s.ms or 0.0))),
-        "slowest": tuple(Share(name=name, op_type=op, ms=ms) for name, op, ms in rows[:_TOP]),
-    }
+    return _Times(
+        ms=sum(ms for _, _, ms in rows),
+        time_by_type=tuple(sorted(by_type, key=lambda s: -(s.ms or 0.0))),
+        slowest=tuple(Share(name=name, op_type=op, ms=ms) for name, op, ms in rows[:_TOP]),
+    )

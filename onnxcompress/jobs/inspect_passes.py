@@ -1,4 +1,4 @@
-"""Tries every pass on a copy of a model, for `inspect`: what it could do, and what stands in its way."""
+"""Tries every pass on a copy of a model, for `inspect`: what it could do, and what blocks the rest."""
 
 from __future__ import annotations
 
@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EXAMPLES = 3
+"""Targets that are named of each reason; chosen by judgement."""
 
 _BY_PIECES = frozenset({"quantize-dynamic", "quantize-weights", "convert-float16"})
 """Lossy passes that read a weight piece by piece, and keep none."""
 _MOST_BYTES, _MOST_TENSOR_BYTES = 128 << 20, 64 << 20
-"""Of models, and of single weights, on which the other lossy passes are tried: these take several times as much."""
+"""Of models, and of single weights, on which the other lossy passes are tried: these take several times as much.
+
+Chosen by judgement; not measured.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class Blocked:
 
 @dataclass(frozen=True, kw_only=True)
 class PassPotential:
-    """What a pass did to a copy: rewrites, the bytes it touched, what the file lost, and what stood in the way."""
+    """Effect of a pass on a copy: rewrites, the bytes it touched, the bytes saved, and what blocked the rest."""
 
     pass_name: str
     rewrites: int
@@ -108,7 +112,7 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
 
 
 def channels_of(start: Still, feed: Feed, context: Context, notes: list[str]) -> channel_groups.Prunable | None:
-    """Return what channel pruning could cut, None where that could not be found out."""
+    """Return what channel pruning could cut, None where that could not be determined."""
     try:
         return reach(start.copy(), feed, context)
     except Exception as error:  # an inspection goes on without

@@ -33,7 +33,7 @@ from ..runtime.loaded_model import LoadedModel
 from ..search.checkpoint import Checkpoint, digest
 
 _RACE_SECONDS = 2.0
-"""Time of a race between the original and one candidate."""
+"""Time of a race between the original and one candidate; chosen by judgement, not measured."""
 
 _KEPT_BYTES = 256 << 20
 """Outputs of the original that are kept, so that it is not run again for every candidate."""
@@ -159,7 +159,7 @@ class Trials:
         self._original = _Recorded(plan.session(base), len(held_out.feeds))
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
-        """Score and time a candidate; the label stands for it where times are recorded and replayed."""
+        """Score and time a candidate; times are recorded and replayed under the label."""
         return self._trial(model, label if self._timed else None, self._held_out)
 
     def score(self, model: ir.Model, *, most: int | None = None) -> Trial:

@@ -1,4 +1,4 @@
-"""Which nodes lossy passes may touch: `--only` and `--skip`, globs on node names and `op:Type`."""
+"""Selection of the nodes that lossy passes may touch: `--only` and `--skip`, globs on node names and `op:Type`."""
 
 from __future__ import annotations
 

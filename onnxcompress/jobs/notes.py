@@ -9,13 +9,10 @@ import onnx_ir as ir
 from ..data.lint import oddities
 from ..runtime.latency import Latency
 from .report import Verification
-from .setup import Samples
-
-_SLOWER_RATIO = 1.05
-"""Latency ratio from which on a result is called slower. Chosen by judgement, above the noise of most races."""
+from .setup import RunSamples
 
 
-def sample_notes(original: ir.Model, samples: Samples) -> list[str]:
+def sample_notes(original: ir.Model, samples: RunSamples) -> list[str]:
     """Return a line for each sample that was skipped, and for each oddity of those that passes work with."""
     given = samples.given
     if given is None:
@@ -24,7 +21,7 @@ def sample_notes(original: ir.Model, samples: Samples) -> list[str]:
     return list(dict.fromkeys((*given.notes(), *odd, *samples.judged.notes())))
 
 
-def measurement_notes(samples: Samples, latency: Latency | None, verification: Verification) -> Iterator[str]:
+def measurement_notes(samples: RunSamples, latency: Latency | None, verification: Verification) -> Iterator[str]:
     """Yield a line for what was not measured, or not on real samples, and for a result that is slower."""
     if verification.mode == "none":
         yield "a plan: nothing was proved, scored, timed or written"
@@ -32,5 +29,5 @@ def measurement_notes(samples: Samples, latency: Latency | None, verification: V
         yield "proved region by region; the whole model was not run, so neither scored nor timed (--verify full)"
     elif samples.judged.source == "synthetic":
         yield "compared on synthetic inputs; --eval with labelled samples, or --data, would show the real quality"
-    if verification.mode == "full" and latency is not None and latency.ratio > _SLOWER_RATIO:
+    if verification.mode == "full" and latency is not None and latency.is_slower:
         yield f"the result is {latency.ratio:.2f} times as slow as the original"

@@ -50,6 +50,10 @@ class Prover:
         """Return a model as the proof has loaded it, None where it is not the last one that a proof accepted."""
         return next((p.proved for p in self._whole if p.proved is not None and p.proved.model is model), None)
 
+    def notes(self) -> tuple[str, ...]:
+        """Return a line on each output that could not be proved equal, or not well."""
+        return tuple(dict.fromkeys(note for proof in self._whole for note in proof.notes()))
+
     def region_figures(self) -> tuple[Quality, Verification]:
         """Return the report's `quality` and `verification` where only regions were run."""
         measured = [proof.measured for proof in self._regions]

@@ -11,7 +11,7 @@ import pydantic
 
 from ..base.report_value import Count, NotNegative, ReportValue
 from ..core import Action, Change, Trial
-from ..pack.archive import Packed
+from ..packing.archive import Packed
 from ..quality.ablation import LayerAblation
 from ..quality.result import Quality
 from ..runtime.latency import Latency
@@ -124,6 +124,10 @@ class Report:
     sensitivity: tuple[LayerAblation, ...] = ()
     """Effect of zeroing each layer, before and after (null: the layer was removed); empty without --report."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    internal_errors: tuple[str, ...] = ()
+    """Bugs of ours that cost passes their work, which was taken back."""
+    is_lost: bool = False
+    """Whether nothing of the recipe was done because of them."""
     command: str | None = None
     """As it was typed; null from Python."""
     packed: Annotated[Packed, _WrittenAs(PackedEntry)] | None = None

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 class Runnable(Protocol):
-    """What runs feeds: a session, or a split model."""
+    """Something that runs feeds: a session, or a split model."""
 
     @property
     def inputs(self) -> Sequence[runtime.TensorSpec]:
-        """What a feed must hold."""
+        """Specs of the inputs."""
         ...
 
     @property
     def outputs(self) -> Sequence[runtime.TensorSpec]:
-        """What comes out."""
+        """Specs of the outputs."""
         ...
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,20 +32,17 @@ _PROOF_FEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Samples of a run.
-
-    Args:
-        given: the user's data, None without.
-        working: the part of it that passes see.
-        held_out: the part that candidates are judged by.
-        judged: what original and result are scored by: the user's, or synthetic.
-    """
+class RunSamples:
+    """Samples of a run."""
 
     given: Evaluation | None
+    """The user's data."""
     working: Evaluation | None
+    """The part of it that passes see."""
     held_out: Evaluation | None
+    """The part of it that candidates are judged by."""
     judged: Evaluation
+    """Those by which original and result are scored: the user's, or synthetic."""
 
     @property
     def largest(self) -> Feed:
@@ -65,25 +62,7 @@ class ProofInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of `compress`: everything that is known before the first pass.
-
-    Args:
-        options: as given.
-        recipe: resolved.
-        started: on the monotonic clock, seconds.
-        clock: of the time limit.
-        timings: replays and records.
-        latency_limit: parsed.
-        base: the original model, loaded.
-        selects: nodes that lossy passes may change.
-        start: the original without metadata, where passes begin.
-        dropped: the metadata that it has lost.
-        samples: for passes, for the judge, and for the result.
-        proof: what rewrites are proved on.
-        plan: the outputs, and the values behind them, that are compared.
-        checkpoint: None where none is kept.
-        archive: of the candidates.
-    """
+    """One run of `compress`: everything that is known before the first pass; `started` is in seconds, monotonic."""
 
     options: RunOptions
     recipe: Recipe
@@ -94,8 +73,10 @@ class Run:
     base: LoadedModel
     selects: Callable[[ir.Node], bool]
     start: ir.Model
+    """The original without metadata, where passes begin."""
     dropped: tuple[Change, ...]
-    samples: Samples
+    """The metadata that it has lost."""
+    samples: RunSamples
     proof: ProofInputs
     plan: OutputPlan
     checkpoint: Checkpoint | None
@@ -152,7 +133,7 @@ def _needs_whole(options: RunOptions) -> bool:
 
 def read_inputs(
     base: LoadedModel, session: runtime.Session | None, recipe: Recipe, options: RunOptions
-) -> tuple[Samples, ProofInputs]:
+) -> tuple[RunSamples, ProofInputs]:
     """Read the user's samples and find feeds for the proof; synthetic ones also serve as samples where none are given.
 
     Raises:
@@ -172,7 +153,7 @@ def read_inputs(
             raise
         proof = proof_inputs(base.model, None, judged, seed=options.seed, notes=(str(error),))
     judged = judged or Evaluation(feeds=proof.feeds, source="synthetic")
-    return Samples(given=given, working=working, held_out=held_out, judged=judged), proof
+    return RunSamples(given=given, working=working, held_out=held_out, judged=judged), proof
 
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:

@@ -1,11 +1,11 @@
-"""Words taken apart so that an entropy coder finds what little order there is in the weights of a network.
+"""Split words into byte planes, so that an entropy coder finds the little order there is in the weights of a network.
 
 A trained float weight is noise in its mantissa, while its exponent takes few values: of 32 bits, about 2.6 carry
 the exponent's 8. Bytes at the same place of every word are gathered in a *plane*; a rotation by one bit moves the
 sign to the other end, so that the exponent of float32 and bfloat16 fills a plane of its own.
 
 Hershcovitch et al., "ZipNN: Lossless Compression for AI Models", 2024 (arXiv:2411.05239), section 3: byte
-grouping and separate exponents. Shannon, "A Mathematical Theory of Communication", 1948, equation for H.
+grouping and separate exponents.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def join(planes: np.ndarray, *, rotate: bool) -> Words:
 
 
 def split_zeros(words: Words) -> tuple[np.ndarray, Words]:
-    """Return which words are not zero, one bit each (uint8 [ceil(n / 8)], highest bit first), and those words."""
-    there = words != 0
-    return np.packbits(there), words[there]
+    """Return a mask of the nonzero words as bits (uint8 [ceil(n / 8)], highest bit first), and those words."""
+    is_set = words != 0
+    return np.packbits(is_set), words[is_set]
 
 
 def join_zeros(bits: np.ndarray, rest: Words, count: int) -> Words:
@@ -58,17 +58,6 @@ def flags(bits: np.ndarray, count: int) -> np.ndarray:
 
 
 def split_palette(words: Words) -> tuple[Words, np.ndarray] | None:
-    """Return the different words, ascending, and for each word which it is (uint8 [n]); None where over 256 differ."""
+    """Return the distinct words, ascending, and the index of each word (uint8 [n]); None where more than 256 differ."""
     values, indices = np.unique(words, return_inverse=True)
     return (values, indices.astype(np.uint8)) if len(values) <= 256 else None
-
-
-def entropy_bytes(symbols: np.ndarray) -> float:
-    """Return how many bytes the best code needs that codes each symbol by itself: n H / 8, no tables counted.
-
-    Args:
-        symbols: unsigned integers [n], below 65,536.
-    """
-    counts = np.bincount(symbols)
-    counts = counts[counts > 0].astype(np.float64)
-    return float(-(counts * np.log2(counts / len(symbols))).sum() / 8) if len(symbols) else 0.0

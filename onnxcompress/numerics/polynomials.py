@@ -2,8 +2,8 @@
 
     2*batch*seq - 1        Size.symbol("batch") * Size.symbol("seq") * 2 - 1
 
-Every symbol stands for a size, which is 0 or more. What is no polynomial (a division with a remainder, a minimum)
-becomes a symbol of its own that is named after its operands, so that equal expressions stay equal.
+Every symbol is a size of 0 or more. Other expressions (a division with a remainder, a minimum) become symbols of their
+own that are named after their operands, so that equal expressions stay equal.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _MOST_TERMS = 16
+"""Most terms of an expression that is followed. Chosen by judgement; not measured."""
 _MOST_NUMBER = 2**62
-"""Numbers are int64 in the models; what comes near the end of their range is not followed."""
+"""Bound of the coefficients that are followed: numbers in models are int64."""
 
 _Monomial = tuple[str, ...]
 
@@ -33,7 +34,7 @@ class Size:
 
     @classmethod
     def symbol(cls, name: str) -> Size:
-        """Return the size that a name stands for."""
+        """Return the size with a name."""
         return cls({(name,): 1})
 
     def as_int(self) -> int | None:
@@ -148,19 +149,18 @@ def remainder(a: Size, b: Size) -> Size | None:
 def least(a: Size, b: Size) -> Size | None:
     """Return the smaller of two sizes, None where a negative one can't be named."""
     smaller = less(a, b)
-    if smaller is not None:
-        return a if smaller else b
-    first, second = sorted((str(a), str(b)))
-    return Size.symbol(f"min({first}, {second})") if a.at_least(0) and b.at_least(0) else None
+    return _extreme("min", a, b) if smaller is None else a if smaller else b
 
 
 def greatest(a: Size, b: Size) -> Size | None:
     """Return the larger of two sizes, None where a negative one can't be named."""
     smaller = less(a, b)
-    if smaller is not None:
-        return b if smaller else a
+    return _extreme("max", a, b) if smaller is None else b if smaller else a
+
+
+def _extreme(name: str, a: Size, b: Size) -> Size | None:
     first, second = sorted((str(a), str(b)))
-    return Size.symbol(f"max({first}, {second})") if a.at_least(0) and b.at_least(0) else None
+    return Size.symbol(f"{name}({first}, {second})") if a.at_least(0) and b.at_least(0) else None
 
 
 def product(sizes: tuple[Size, ...]) -> Size:

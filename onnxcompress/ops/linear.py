@@ -3,7 +3,7 @@
     rows(x) @ matrix' + bias = targets(y)        for each group of channels
 
 x is what a node reads, y what it gives before any activation: behind the bias, which may be an Add of its own. The
-layer writes a new matrix and bias back to where they came from. What the operators are stands in `ops`.
+layer writes a new matrix and bias back to where they came from. The operators are those of `ops.table`.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class LinearLayer:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the matrix is stored as integers, so that only the bias can be written."""
+        """True where the matrix is stored as integers, so that only the bias can be written."""
         return query.constant_tensor(self.weight) is None
 
     @property
     def has_bias(self) -> bool:
-        """Whether the layer has a bias, or can have one without a further node."""
+        """True where the layer has a bias, or can have one without a further node."""
         return self.bias_value is not None or self.facts.bias is not None
 
     @property

@@ -19,7 +19,6 @@ from . import macs
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-
 Dims = tuple[int, ...]
 AxisOf = Callable[["ir.Node", int], int]
 """(node, rank of the weight) -> axis of the weight."""
@@ -194,7 +193,6 @@ _GEMM = Weight(
 )
 _MATMUL_RIGHT = Weight(port=1, out_axis=_axis(-1), in_axis=_axis(-2), is_matrix=True, sums=Sums.LAST)
 _MATMUL_LEFT = Weight(port=0, out_axis=_axis(-2), in_axis=_axis(-1), data=1, sums=Sums.SECOND_LAST)
-
 
 _RECURRENT = OpSpec(
     weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(2)), Weight(port=2, out_axis=_axis(1), in_axis=_axis(2))),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..core import Feed
 
 
-def proved(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_made_up: bool) -> list[str]:
+def proved(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_synthetic: bool) -> list[str]:
     """Run the parts on the feed and compare them with the whole model, or prove large ones piece by piece.
 
     Args:
@@ -35,7 +35,7 @@ def proved(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_
         folder: the parts.
         manifest: of the folder.
         feed: what is run.
-        is_made_up: whether the feed may be one that the model can't run.
+        is_synthetic: the feed was not given, and may be one that the model can't run.
 
     Returns:
         What could not be checked, or how.
@@ -44,21 +44,21 @@ def proved(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_
         ModelError: the parts don't run, or give something else.
     """
     if manifest.peak_bytes > size_limits.RUN_BYTES and not value_sizes.fits_whole(whole):
-        return _by_regions(whole, folder, manifest, feed, is_made_up=is_made_up)
+        return _by_regions(whole, folder, manifest, feed, is_synthetic=is_synthetic)
     with isolation.roomy(len(whole.graph)):
-        return _by_running(whole, folder, manifest.peak_bytes, feed, is_made_up=is_made_up)
+        return _by_running(whole, folder, manifest.peak_bytes, feed, is_synthetic=is_synthetic)
 
 
-def _by_running(whole: ir.Model, folder: Path, most_bytes: int, feed: Feed, *, is_made_up: bool) -> list[str]:
+def _by_running(whole: ir.Model, folder: Path, most_bytes: int, feed: Feed, *, is_synthetic: bool) -> list[str]:
     fits = value_sizes.fits_whole(whole)
     with PartitionedModel(folder, max_memory=most_bytes, optimize=False, prefetch=False) as parts:
         names = [spec.name for spec in parts.outputs]
         try:
             given = dict(zip(names, parts.run(names, feed), strict=True))
         except ModelError as error:
-            if fits or not is_made_up:
+            if fits or not is_synthetic:
                 raise
-            return [f"the parts were not run: made-up inputs don't fit ({error.message}); --data gives real ones"]
+            return [f"the parts were not run: synthetic inputs don't fit ({error.message}); --data gives real ones"]
     if not fits or any(ops.is_nondeterministic(node) for node in query.nodes(whole)):
         return []
     with value_sizes.opened(whole) as session:
@@ -69,15 +69,15 @@ def _by_running(whole: ir.Model, folder: Path, most_bytes: int, feed: Feed, *, i
     return []
 
 
-def _by_regions(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_made_up: bool) -> list[str]:
+def _by_regions(whole: ir.Model, folder: Path, manifest: Manifest, feed: Feed, *, is_synthetic: bool) -> list[str]:
     proof = RegionProof(whole, feed, lossless=True)
     problem = proof.problem(join([model_io.load(folder / part.file) for part in manifest.parts], whole))
     if problem is None:
         return [
             "the parts are too large to be run here: each piece that holds weights was, and gives what the model gives"
         ]
-    if proof.is_blind and is_made_up:
-        return [f"the parts were not proved: made-up inputs don't fit ({problem}); --data gives real ones"]
+    if proof.is_blind and is_synthetic:
+        return [f"the parts were not proved: synthetic inputs don't fit ({problem}); --data gives real ones"]
     raise ModelError(f"the parts give something else than the whole model: {problem}")
 
 

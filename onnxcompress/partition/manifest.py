@@ -19,6 +19,7 @@ from ..errors import ModelError
 
 FILE_NAME = "manifest.json"
 _MOST_BYTES = 256 << 20
+"""Largest manifest that is read: beyond any real one; chosen by judgement, to bound memory."""
 _STRICT = ConfigDict(extra="forbid", strict=False)
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", description="a file in this folder")]
@@ -36,7 +37,7 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Tensor:
-    """What is fed, given, or flows from part to part.
+    """A value that is fed, returned, or passed from part to part.
 
     Args:
         name: as in the model.
@@ -91,7 +92,7 @@ class Manifest:
         model: the name of the file that was split.
         sizes: input -> shape at which sizes were estimated.
         peak_bytes: of the part that needs most.
-        cut_bytes: that are handed over from part to part, added up over the cuts.
+        cut_bytes: that are passed from part to part, added up over the cuts.
         inputs: of the whole model.
         outputs: of the whole model, in its order.
         values: what flows from part to part.

@@ -1,4 +1,4 @@
-"""Where a model may be cut, what each cut costs, and which cuts are made."""
+"""Split planning: admissible split points, their cost, and the choice among them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from . import steps as split_steps
 from .value_types import ValueSize
 
 _MOST_CUTS = 1200
+"""Split points that the table of part sizes has at most: it is square. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +160,15 @@ class SplitPlan:
         return Bounds(plan=plan, cuts=[*cuts, self.steps.count])
 
     def check_cut(self, position: int) -> None:
-        """Raise UsageError where something that can't be handed over would have to be at a cut."""
+        """Raise UsageError where something that can't be passed on would have to be at a split point."""
         for value, last in self._last_read.items():
             if self._made.get(value, position) < position <= last and not self._flows(value):
-                raise UsageError(f"{value.name or 'an unnamed value'!r} can't be handed over there", where="--at")
+                raise UsageError(
+                    f"{value.name or 'an unnamed value'!r} can't be passed from part to part", where="--at"
+                )
 
     def suggestions(self, most: int) -> list[CutPoint]:
-        """Return the place to cut in each of `most` stretches of equal work at which least is handed over."""
+        """Return the place to cut in each of `most` stretches of equal work at which the fewest bytes are passed on."""
         possible = self._possible()[1:-1]
         if not len(possible):
             return []
@@ -182,7 +185,7 @@ class SplitPlan:
         return possible, numeric.table(self.steps, possible)
 
     def _possible(self) -> np.ndarray:
-        """Return the steps before which may be cut: where all that is handed over is tensors with a name.
+        """Return the steps before which may be cut: where all that is passed on is tensors with a name.
 
         Between an operator and the QuantizeLinear that takes its result there is no cut: the runtime makes one
         integer operator of them where they are together.
@@ -198,7 +201,7 @@ class SplitPlan:
         return bool(value.name) and fact is not None and fact.dtype is not None and bool(specs.dtype_text(fact.dtype))
 
     def _last_made(self, position: int) -> ir.Value | None:
-        """Return the value that was made last among those that are handed over at a step."""
+        """Return the value that was made last among those that are passed on at a step."""
         crossing = [v for v, last in self._last_read.items() if self._made.get(v, position) < position <= last]
         return max(crossing, key=self._made.__getitem__, default=None)
 

@@ -4,9 +4,9 @@
                |             |
                freed         loaded by a thread while part 0 runs, where both fit
 
-Parts stay loaded where the budget allows. When one has to go, it is the one whose next turn is farthest away: runs pass
-the parts in a circle, in which the least recently used part is the very one that comes next. Of parts that a run
-does not need the least recently used goes first.
+Parts stay loaded where the budget allows. The first to be unloaded is the one whose next turn is farthest away: runs
+pass the parts in a circle, in which the least recently used part is the very one that comes next. Of parts that a run
+does not need, the least recently used is unloaded first.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class PartitionedModel:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if prefetch else None
         self._pending: tuple[int, Future[Session | None]] | None = None
         self.loads = 0
-        """How many times a part was loaded."""
+        """Times that a part was loaded."""
         self.prefetches = 0
-        """How many of them by the thread, while another part ran."""
+        """Times that the thread loaded one, while another part ran."""
         self.inputs = tuple(_spec(tensor) for tensor in self.manifest.inputs)
-        """What a feed must hold."""
+        """Specs of what a feed must hold."""
         self.outputs = tuple(_spec(tensor) for tensor in self.manifest.outputs)
 
     @property
@@ -96,7 +96,7 @@ class PartitionedModel:
         return list(self.inputs)
 
     def get_outputs(self) -> list[TensorSpec]:
-        """Return what comes out, as objects with `name`, `type` and `shape`."""
+        """Return the specs of the outputs, as objects with `name`, `type` and `shape`."""
         return list(self.outputs)
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
@@ -177,11 +177,11 @@ class PartitionedModel:
         return route[::-1]
 
     def _take(self, index: int, route: Sequence[int], *, following: int | None) -> Session:
-        """Return a part ready to run, with room for the run, while the thread turns to the one that follows."""
+        """Return a part ready to run, with memory for the run, while the thread turns to the one that follows."""
         self._clock += 1
         self._used[index] = self._clock
         self._settle()
-        self._make_room(index, index, route)
+        self._make_space(index, index, route)
         if following is not None:
             self._prefetch(following, index, route)
         if index not in self._loaded:
@@ -196,7 +196,7 @@ class PartitionedModel:
         held = {running, index}
         fits = self._budget is None or self._bytes(running, held) <= self._budget
         if fits:
-            self._make_room(running, index, route)
+            self._make_space(running, index, route)
         self._pending = index, self._pool.submit(self._load if fits else self._verify, index)
 
     def _settle(self) -> None:
@@ -211,7 +211,7 @@ class PartitionedModel:
             self.loads += 1
             self.prefetches += 1
 
-    def _make_room(self, running: int, coming: int, route: Sequence[int]) -> None:
+    def _make_space(self, running: int, coming: int, route: Sequence[int]) -> None:
         """Free parts until one fits in beside the one that runs and all others that are kept."""
         freed = False
         while self._budget is not None and self._bytes(running, {*self._loaded, running, coming}) > self._budget:
@@ -221,12 +221,12 @@ class PartitionedModel:
             turns = {index: turn for turn, index in enumerate(route)}
             now = turns[running]
             idle = [index for index in others if index not in turns]
-            goes = (
+            chosen = (
                 min(idle, key=lambda index: self._used.get(index, 0))
                 if idle
                 else max(others, key=lambda index: (turns[index] - now - 1) % len(route))
             )
-            del self._loaded[goes]
+            del self._loaded[chosen]
             freed = True
         if freed:
             _give_back_memory()

@@ -2,7 +2,7 @@
 
     model, feed --> sizes --> flow (steps in order) --> table (memory of every part) --> cuts --> folder of parts
 
-The largest part is made as small as can be, then the bytes that are handed over from part to part. The result is run
+The largest part is made as small as can be, then the bytes that are passed from part to part. The result is run
 before it gets its name.
 """
 
@@ -49,7 +49,7 @@ _SMALL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SplitModel:
-    """What `split` wrote: the folder, what its manifest says, and what there is to know beside it."""
+    """Result of `split`: the folder, its manifest, and notes."""
 
     folder: Path
     manifest: Manifest
@@ -77,9 +77,9 @@ def split(
             made of half of it where that can be, so that the next part can be loaded while one runs.
         parts: how many parts are made; fewer where the model has too few places to cut.
         at: values after which to cut; a part holds what the value needs and no part before has.
-        data: feeds, of which the largest gives the sizes; without any, made-up ones.
+        data: feeds, of which the largest gives the sizes; without any, synthetic ones.
         data_options: how data is read.
-        seed: of made-up feeds.
+        seed: of synthetic feeds.
         force: replace a folder that is not empty.
 
     Raises:
@@ -102,21 +102,16 @@ def split(
     whole = model_io.load(model)
     feed = value_sizes.choose_feed(whole, data, data_options, seed=seed)
     plan = _plan(whole, feed)
-    bounds = plan.at(at) if parts is None and budget is None else None
     if budget is not None:
         bounds = plan.within(budget)
-    elif parts is not None:
-        bounds = plan.into(parts)
-    assert bounds is not None
+    else:
+        bounds = plan.at(at) if parts is None else plan.into(parts)
     path = loaded_model.path_of(model)
     work = _Writing(bounds, feed, name=Path(path).name if path else "")
     pending = atomic_files.PendingFolder(target)
     try:
         manifest = work.write(pending)
-        notes = [
-            *bounds.notes,
-            *check.proved(whole, pending.path, manifest, feed, is_made_up=data is None),
-        ]
+        notes = [*bounds.notes, *check.proved(whole, pending.path, manifest, feed, is_synthetic=data is None)]
         pending.commit()
     finally:
         pending.discard()
@@ -135,9 +130,9 @@ def suggest(
 
     Args:
         model: is not changed.
-        data: feeds, of which the largest gives the sizes; without any, made-up ones.
+        data: feeds, of which the largest gives the sizes; without any, synthetic ones.
         data_options: how data is read.
-        seed: of made-up feeds.
+        seed: of synthetic feeds.
         most: cuts returned at most.
 
     Raises:
@@ -191,7 +186,8 @@ class _Writing:
 
     def _piece(self, start: int, end: int) -> ir.Model:
         nodes = self._flow.nodes(start, end)
-        read = dict.fromkeys(v for step in self._flow.steps[start:end] for v in self._flow.needs[step].values)
+        needed = (self._flow.needs[step].values for step in self._flow.steps[start:end])
+        read = dict.fromkeys(v for values in needed for v in sorted(values, key=self._order))
         inputs = [value for value in read if not start <= self._made.get(value, -1) < end]
         made = [output for node in self._flow.steps[start:end] for output in node.outputs]
         outputs = [value for value in made if self._wanted.get(value, -1) >= end]
@@ -199,6 +195,10 @@ class _Writing:
             outputs += [v for v in self._model.graph.outputs if v.is_initializer() and v not in made]
         inputs += [value for value in outputs if value.is_graph_input() and value not in inputs]
         return extract(self._model, nodes, inputs, outputs, typed=self._typed, name=f"part of {self._name}")
+
+    def _order(self, value: ir.Value) -> tuple[int, str]:
+        """Return a key that sorts the values that one step reads, the same in every run."""
+        return self._made.get(value, -1), value.name or ""
 
     def _typed(self, value: ir.Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
         if value.is_graph_input():

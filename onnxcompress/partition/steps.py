@@ -1,4 +1,4 @@
-"""What flows through a model's main graph, step by step: the ground on which it is cut into parts.
+"""Steps of a model's main graph and what each reads: what a model is split between.
 
     ids --Shape--> n ------------------+            companions: Shape, W's Cast: made anew in each part that reads them
     ids --Gather--> h --MatMul--> y --Reshape--> z  steps:      Gather, MatMul, Reshape
@@ -6,7 +6,7 @@
 
 A node that constants alone decide (weights on their way through Cast, DequantizeLinear, Transpose), or the shapes of
 the model's inputs (shape arithmetic, while it stays small), has no place of its own: it is a companion of its
-readers. So is a DequantizeLinear: integers are handed over and not floats, and the runtime finds it beside the
+readers. So is a DequantizeLinear: integers are passed on and not floats, and the runtime finds it beside the
 operator that it is fused with. Every other node is a step. If, Loop and Scan are one step each, with all they hold.
 """
 
@@ -26,16 +26,17 @@ from ..ops import table as ops
 from .value_types import ValueSize
 
 SMALL_BYTES = 1024
-"""Shape arithmetic up to this size is made anew in each part; larger results are handed over."""
+"""Shape arithmetic up to this size is made anew in each part; larger results are passed on."""
 
 PAGE_BYTES = 4096
+"""Page size of the systems that are supported."""
 _NEARBY_BYTES = 16 * PAGE_BYTES
-"""What the system maps around a byte that is read from a mapped file."""
+"""Bytes that the system maps around a byte that is read from a mapped file: Linux's fault-around of 16 pages."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a step or companion reads, its companions' reads included."""
+    """Values and constants that a step or companion reads, its companions' reads included."""
 
     values: frozenset[ir.Value] = frozenset()
     """Inputs of the graph, and outputs of other steps."""

@@ -1,6 +1,6 @@
 """The sizes of all values of a model on one feed: inferred where that is possible, seen in a run where not.
 
-A run goes through the model chunk by chunk, so that a model of any size needs the memory of a chunk.
+A run takes the model chunk by chunk, so that a model of any size needs the memory of a chunk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from . import write as part_writer
 from .value_types import ValueSize
 
 _CHUNK_BYTES = 128 << 20
+"""Weights of a chunk at most, where one step has no more; chosen by judgement, not measured."""
 _CHUNK_STEPS = 500
+"""Steps of a chunk at most: the runtime loads a graph in time that grows with them. Not measured."""
 
 
 def fits_whole(model: ir.Model) -> bool:
@@ -42,11 +44,11 @@ def fits_whole(model: ir.Model) -> bool:
 
 
 def choose_feed(model: ir.Model, data: Any, options: DataOptions, *, seed: int) -> Feed:
-    """Return the largest feed of the data; without any, made-up inputs, tried where the model is not too large.
+    """Return the largest feed of the data; without any, synthetic inputs, tried where the model is not too large.
 
     Raises:
         DataError: the data does not fit the model.
-        ModelError: no made-up inputs run.
+        ModelError: no synthetic inputs run.
     """
     if data is not None:
         return evaluation_set.read(data, input_specs(model), options).largest()
@@ -127,7 +129,7 @@ def written(model: ir.Model) -> Iterator[Path]:
     """Write a model into a temporary folder, its weights in a file that the runtime can map.
 
     Raises:
-        ModelError: there is no room for it.
+        ModelError: there is no space for it.
     """
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as name:
         folder = Path(name)
@@ -144,7 +146,7 @@ def opened(model: ir.Model) -> Iterator[runtime.Session]:
     """Open a model for runs with the runtime's optimizations off, from a temporary folder: its weights are mapped.
 
     Raises:
-        ModelError: the runtime can't load it, or there is no room for it.
+        ModelError: the runtime can't load it, or there is no space for it.
     """
     with written(model) as file:
         try:

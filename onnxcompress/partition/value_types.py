@@ -1,4 +1,4 @@
-"""What is known of a value that may flow from part to part, and the names by which the runtime calls types."""
+"""Type, bytes and shape of a value at one feed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..data.input_specs import dtype_from_text
 from ..shapes.infer import Shapes
 
 _STRING_BYTES = 64
-"""What an element of a tensor of strings counts: the runtime's own share, and a short text."""
+"""Bytes counted for an element of a tensor of strings: the runtime's own share, and a short text; not measured."""
 
 
 @dataclass(frozen=True)
 class ValueSize:
-    """A value at one feed: element type (None: unknown, or no tensor that can be handed over), bytes, shape."""
+    """A value at one feed: element type (None: unknown, or no tensor that can be passed on), bytes, shape."""
 
     dtype: ir.DataType | None
     bytes: float

@@ -74,7 +74,7 @@ def pass_class(name: str) -> type[Pass]:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"pass {name!r} can't be imported ({error})", where=place, hint="Mend or remove its package"
+            f"pass {name!r} can't be imported ({error})", where=place, hint="Repair or remove its package"
         ) from error
     return found  # type: ignore[no-any-return]
 

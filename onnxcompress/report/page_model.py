@@ -12,7 +12,7 @@ from .. import passes
 from ..core import GRAPH, Action, Change
 from ..errors import UsageError, one_line
 from ..jobs.report import PassOptions, Report, Verification
-from ..pack.archive import Packed
+from ..packing.archive import Packed
 from ..quality.ablation import Ablation, LayerAblation
 from ..quality.result import OutputDifference, Quality
 from ..runtime.latency import Latency
@@ -174,15 +174,21 @@ def figures(
         _figure("MACs", before.macs, after.macs),
     ]
     if latency is not None:
-        title, ratio = f"latency, ms ({counted(latency.threads, 'thread')})", latency.ratio
-        was, now = f"{latency.original_ms:.3f}", f"{latency.compressed_ms:.3f}"
-        found.append(Figure(title=title, before=was, after=now, share=ratio, said=f"{ratio:.3f}"))
+        found.append(_latency(latency))
     if quality is not None:
         title = _name(f"{quality.metric} ({counted(quality.samples, 'sample')})")
         was, now = _score(quality.original), _score(quality.compressed)
         said = "" if quality.drop is None else f"drop {small(quality.drop)}"
         found.append(Figure(title=title, before=was, after=now, share=None, said=said))
     return tuple(found)
+
+
+def _latency(latency: Latency) -> Figure:
+    title, ratio = f"latency, ms ({counted(latency.threads, 'thread')})", latency.ratio
+    if not latency.trusted:
+        return Figure(title=title, before="", after="", share=None, said="unknown: the machine is too busy")
+    was, now = f"{latency.original_ms:.3f}", f"{latency.compressed_ms:.3f}"
+    return Figure(title=title, before=was, after=now, share=ratio, said=f"{ratio:.3f}")
 
 
 def _score(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Plots as SVG that stands in a page: texts stay texts, and the same points give the same bytes."""
+"""Plots as SVG within a page: texts remain texts, and the same points give the same bytes."""
 
 from __future__ import annotations
 

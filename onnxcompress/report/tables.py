@@ -15,7 +15,7 @@ from rich.text import Text
 from ..core import GRAPH, Action, Change
 from ..errors import one_line
 from ..jobs.report import Report
-from ..pack.archive import Packed
+from ..packing.archive import Packed
 from . import page_model
 from .page_model import Figure, PassSummary
 from .wording import number

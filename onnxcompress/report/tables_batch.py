@@ -26,6 +26,6 @@ def _figures(item: Item) -> list[str]:
         return [""] * 5
     before, after = item.report["input"]["bytes"], item.report["output"]["bytes"]
     latency, quality = item.report["latency"], item.report["quality"]
-    time = "" if latency is None else f"{latency['ratio']:.3f}"
+    time = f"{latency['ratio']:.3f}" if latency is not None and latency.get("trusted", True) else ""
     drop = "" if quality is None or quality["drop"] is None else small(quality["drop"])
     return [number(before), number(after), f"{after / before:.3f}", time, drop]

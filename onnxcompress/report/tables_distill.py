@@ -32,11 +32,11 @@ def transfer_tables(found: TransferReport, *, verbose: bool) -> list[RenderableT
 
 
 def _stages(found: TransferReport) -> Table:
-    title = f"what the student learnt: {len(found.pairs)} layers from their pair, then the outputs"
+    title = f"distillation: {len(found.pairs)} layers from their pair, then the outputs"
     table = report_tables.grid("stage", "divergence from the teacher", "", title=title, numbers=(1,))
     for name, value in found.divergences.items():
         shown = f"{value:.4g}" if math.isfinite(value) else "no numbers"
-        table.add_row(name, shown, "result" if name == found.kept else "")
+        table.add_row(name, shown, "kept" if name == found.kept else "")
     return table
 
 

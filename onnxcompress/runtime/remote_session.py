@@ -45,6 +45,10 @@ class RemoteSession:
         )
         return found
 
+    def run_time(self, feed: Mapping[str, Any]) -> Any:
+        """Run once and return the time that it took there."""
+        return self._remote.call("run_time", feed, timeout_seconds=RUN_SECONDS)
+
 
 @dataclass(frozen=True)
 class Node:

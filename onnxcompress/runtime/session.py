@@ -1,15 +1,15 @@
-"""Sessions, optimized graphs and profiles of onnxruntime: its only importer.
+"""Sessions and optimized graphs of onnxruntime: its only importer.
 
 Every failure of the runtime becomes a `ModelError` with the runtime's own reason in one line.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 import re
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,11 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from ..base import host
 from ..errors import ModelError, StuckError
 from . import isolation
 from .isolation import RunTimeout
 from .processes import call_isolated
-from .remote_session import LOAD_SECONDS, RUN_SECONDS, Node, RemoteSession
+from .remote_session import LOAD_SECONDS, Node, RemoteSession
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -33,8 +32,6 @@ PROVIDER = "CPUExecutionProvider"
 _SILENT = 4
 """The runtime's log level at which only fatal events are written: failures reach the user as exceptions."""
 
-_MOST_PROFILE_BYTES = 24 << 20
-"""Longer profiles are not read: parsed, they take many times the memory. Chosen by judgement; not measured."""
 
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(
@@ -49,6 +46,9 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     MemoryError,
     UnicodeError,
 )
+
+_MOST_WAITED = 0.05
+"""Share of a run that its threads may wait for processors before it counts as disturbed. Chosen by judgement."""
 
 _NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
@@ -88,6 +88,19 @@ class TensorSpec:
         return f"'{self.name}' {self.dtype or self.type} [{dims}]"
 
 
+@dataclass(frozen=True)
+class RunTime:
+    """Time of one run.
+
+    Args:
+        seconds: by the CPU clock of the calling thread, in which a model of one thread runs; else by the wall clock.
+        is_disturbed: threads waited for a processor that others had; never with one thread, or on other than Linux.
+    """
+
+    seconds: float
+    is_disturbed: bool = False
+
+
 class Session:
     """A model loaded in onnxruntime on the CPU; made by `open_session`."""
 
@@ -97,8 +110,8 @@ class Session:
         self.provider = PROVIDER
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         """The inputs that a feed must hold: weights that are declared as inputs have a value already."""
-        self.slowest_seconds = 0.0
-        """What the longest run so far took."""
+        self.slowest_seconds, self.fastest_seconds = 0.0, math.inf
+        """Wall seconds of the longest and the shortest run so far."""
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
 
     def run(
@@ -131,11 +144,28 @@ class Session:
             raise ModelError(f"onnxruntime can't run the model: {reason(error)}") from error
         finally:
             watch.stop()
-            self.slowest_seconds = max(self.slowest_seconds, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.slowest_seconds = max(self.slowest_seconds, seconds)
+            self.fastest_seconds = min(self.fastest_seconds, seconds)
         return dict(zip(wanted, values, strict=True))
 
+    def run_time(self, feed: Mapping[str, Any]) -> RunTime:
+        """Run the model once and return its time, measured in the process that it runs in.
+
+        Raises:
+            ModelError: the runtime refuses the feed or fails while running it.
+        """
+        if isinstance(self._session, RemoteSession):
+            found: RunTime = self._session.run_time(dict(feed))
+            return found
+        clock = time.thread_time if self.threads == 1 else time.perf_counter
+        waited, started = _waited_seconds(), clock()
+        self.run(feed)
+        seconds = clock() - started
+        return RunTime(seconds, is_disturbed=self.threads > 1 and _waited_seconds() - waited > _MOST_WAITED * seconds)
+
     def end_profile(self) -> Path:
-        """Stop profiling and return the file that the runtime wrote; for `profile` only."""
+        """Stop profiling and return the file that the runtime wrote; for sessions of `open_profiled`."""
         assert not isinstance(self._session, RemoteSession)
         return Path(self._session.end_profiling())
 
@@ -155,6 +185,10 @@ class _Held:
     def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
         """Run once."""
         return self._session.run(feed, names, max_seconds=max_seconds)
+
+    def run_time(self, feed: Mapping[str, Any]) -> RunTime:
+        """Run once and return the time."""
+        return self._session.run_time(feed)
 
 
 def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Session:
@@ -203,6 +237,18 @@ def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Sessio
     return Session(_load(path, options), threads=threads)
 
 
+def open_profiled(model: bytes | Path, *, threads: int, prefix: Path) -> Session:
+    """Load a model, optimized, that writes a profile of its runs to a file that begins with `prefix`.
+
+    Raises:
+        ModelError: the runtime can't load the model, with its reason.
+    """
+    options = _options(optimize=True, threads=threads)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    return Session(_load(model, options), threads=threads)
+
+
 def array_type(text: str) -> np.dtype[Any] | None:
     """Return the type of the arrays for what the runtime calls "tensor(float)", None where there are none."""
     return np.dtype(object) if text == "tensor(string)" else _DTYPES.get(text)
@@ -248,45 +294,6 @@ def optimized_nodes(model: bytes | Path) -> list[str]:
     return [node.op_type for node in optimized_graph(model)]
 
 
-def profile(
-    model: bytes | Path, feed: Mapping[str, Any], *, threads: int = 1, runs: int = 5
-) -> list[tuple[str, str, float]]:
-    """Return the time of each node: (node name, operator type, milliseconds per run), slowest first.
-
-    The nodes are those of the optimised graph: fused ones have the runtime's names. A node in a loop body
-    counts with all its iterations; If, Loop and Scan count without their bodies.
-
-    Raises:
-        ModelError: the model can't be loaded or can't run the feed, or runs too many nodes.
-
-    """
-    if isolation.current() == "apart":
-        limit = host.spare_memory_bytes()
-        isolated = call_isolated(
-            _profile, model, dict(feed), threads, runs, timeout_seconds=RUN_SECONDS, memory_bytes=limit
-        )
-        return isolated.value
-    return _profile(model, feed, threads, runs)
-
-
-def _profile(model: bytes | Path, feed: Mapping[str, Any], threads: int, runs: int) -> list[tuple[str, str, float]]:
-    with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
-        options = _options(optimize=True, threads=threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder, "profile"))
-        session = Session(_load(model, options), threads=threads)
-        for _ in range(runs + 1):
-            session.run(feed)
-        written = session.end_profile()
-        if written.stat().st_size > _MOST_PROFILE_BYTES:
-            raise ModelError("it runs too many nodes to time each of them")
-        events = json.loads(written.read_text(encoding="utf-8"))
-    totals: dict[tuple[str, str], float] = defaultdict(float)
-    for name, op_type, microseconds in _kernel_times(events, skip_runs=1):
-        totals[name, op_type] += microseconds / 1e3 / runs
-    return sorted(((*key, ms) for key, ms in totals.items()), key=lambda row: -row[2])
-
-
 def reason(error: BaseException) -> str:
     """Return what the runtime says went wrong, in one line and without the file names of its own sources."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -322,6 +329,15 @@ def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
     return options
 
 
+def _waited_seconds() -> float:
+    """Return how long threads of this process, added up, were ready to run and had no processor (0 but on Linux)."""
+    waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            waited += int(path.read_text(encoding="ascii").split()[1])
+    return waited / 1e9
+
+
 def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape or ()), node.type)
 
@@ -332,27 +348,3 @@ def _walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
                 yield from _walk(body)
-
-
-def _kernel_times(events: Sequence[Mapping[str, Any]], *, skip_runs: int) -> Iterator[tuple[str, str, float]]:
-    """Yield (node name, operator type, own microseconds) of the profile's events after the first runs.
-
-    The runtime's time for a node with a body includes the body's nodes: theirs is taken off.
-    """
-    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    begin = starts[skip_runs] if len(starts) > skip_runs else 0
-    kernels = sorted(
-        (event for event in events if event["name"].endswith("_kernel_time") and event["ts"] >= begin),
-        key=lambda event: (event["ts"], -event["dur"]),
-    )
-    own = [float(event["dur"]) for event in kernels]
-    parents: list[int] = []
-    for index, event in enumerate(kernels):
-        while parents and kernels[parents[-1]]["ts"] + kernels[parents[-1]]["dur"] <= event["ts"]:
-            parents.pop()
-        if parents:
-            own[parents[-1]] -= event["dur"]
-        if event["args"]["op_name"] in {"If", "Loop", "Scan"}:
-            parents.append(index)
-    for event, microseconds in zip(kernels, own, strict=True):
-        yield event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], max(0.0, microseconds)

@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class TriedCandidate:
-    """What was measured of one candidate, and whether it may be the result (`objection`: why not) and is."""
+    """Figures of one candidate, whether it may be the result (`objection`: why not) and is."""
 
     label: str
     trial: Trial
@@ -98,11 +98,11 @@ class Archive:
 
 
 class ScopedArchive(Archive):
-    """Hands candidates on to another archive, under a place of their own.
+    """Passes candidates to another archive, under a prefix of their own.
 
     Args:
         outer: the archive.
-        place: stands before all labels.
+        place: prefix of all labels.
     """
 
     def __init__(self, outer: Archive, place: str) -> None:
@@ -119,7 +119,7 @@ class ScopedArchive(Archive):
         return self._outer.built(_full(label, self._place), build)
 
     def offer(self, candidate: Candidate, *, prefer: Prefer, limit: float | None, place: str = "") -> None:
-        """Hand a candidate on."""
+        """Pass a candidate on."""
         self._outer.offer(candidate, prefer=prefer, limit=limit, place=_full(place, self._place))
 
     def choose(self, candidate: Candidate, *, place: str = "") -> None:

@@ -1,9 +1,9 @@
-"""What a run has found out, kept in a folder, so that an interrupted run goes on from there.
+"""Results of a run kept in a folder, from which an interrupted run continues.
 
-    run.json              whose findings these are: a digest of model, data and options
-    trial-DIGEST.json     what was measured of one model
-    built-DIGEST.json     what was done for one candidate, and
-    built-DIGEST.onnx     what came of it
+    run.json              identity of the run: a digest of model, data and options
+    trial-DIGEST.json     figures of one model
+    built-DIGEST.json     changes of one candidate, and
+    built-DIGEST.onnx     its model
 
 Each file is written atomically and never changed, so several processes may share a folder.
 """
@@ -25,6 +25,7 @@ from ..io import model_io
 
 _RUN = "run.json"
 _DIGITS = 20
+"""Hexadecimal digits of a digest in a file name: 80 bits, beyond chance."""
 
 
 class Checkpoint:

@@ -26,7 +26,6 @@ _WEIGHT_TYPES = _INTEGERS | frozenset(
     dtype for dtype in ir.DataType if dtype.name.startswith(("FLOAT", "BFLOAT", "DOUBLE"))
 )
 
-
 _BLOCKS = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 """Operators that read weights of few bits, packed in bytes, and behind them scales and zero points."""
 _LSTM_SCALES = 8

@@ -1,11 +1,11 @@
 """Inner values of a model become outputs of a copy of it, so that a run shows them.
 
-A value of the main graph is listed as an output. One inside a body is handed out level by level:
+A value of the main graph is listed as an output. One inside a body is passed out level by level:
 
     If          an output more on both branches; the branch that lacks the value gives an empty tensor of its type
     Loop, Scan  a scan output more: the values of all rounds, stacked along a new first axis (all of one shape)
 
-What can't be handed out is refused with a reason: a value that some rounds of a loop don't compute, or that is in
+What can't be passed out is refused with a reason: a value that some rounds of a loop don't compute, or that is in
 a local function, or that shares its name with another.
 """
 
@@ -55,7 +55,7 @@ def expose(model: ir.Model, names: Iterable[str], *, keep: Iterable[str] = ()) -
 
 
 class _RefusedError(Exception):
-    """A value can't be handed out, for the reason that the exception holds."""
+    """A value can't be passed out, for the reason that the exception holds."""
 
 
 class _Exposer:

@@ -1,4 +1,4 @@
-"""What is known of values: dimensions, and the elements of small tensors of whole numbers."""
+"""Symbolic facts of values: dimensions, and the elements of small tensors of whole numbers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from .infer import Shapes
 
 Dims = tuple[Size, ...]
 
-
 MOST_ELEMENTS = 256
 """Tensors with more elements are not followed: what shapes are computed from is small."""
-
 
 INTEGERS = frozenset({ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64})
 """Types whose elements are followed: what shapes are computed in."""
 
-
 _MOST_FORKS = 64
+"""Undecided Ifs of a model whose branches are told apart by what follows; bounds the time, not measured."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of one value."""
+    """Dimensions and elements of one value, None where unknown."""
 
     dims: Dims | None = None
     content: Content | None = None

@@ -1,4 +1,4 @@
-"""What is known of shapes and types without running the model, from its inputs alone.
+"""Shape and type inference, from a model's inputs and constants alone.
 
 Declared shapes of outputs and of intermediate values are often wrong in exported files, so none of them is
 believed: they are taken out before inference.
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Dim = int | str | None
 """A size, the name of a dynamic dimension, or None where nothing is known."""
-
 
 _Fact = tuple[ir.DataType | None, tuple[Dim, ...] | None]
 
@@ -116,7 +115,7 @@ def infer_proto(proto: onnx.ModelProto) -> Shapes:
 def _forget(proto: onnx.GraphProto) -> None:
     """Drop declared shapes of all but the graph's inputs; in bodies those of their inputs too.
 
-    What goes into a body follows from outside, and may change its shape from round to round of a loop.
+    Inputs of a body follow from outside, and may change their shape from iteration to iteration of a loop.
     """
     del proto.value_info[:]
     for output in proto.output:

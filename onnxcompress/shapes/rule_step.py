@@ -1,4 +1,4 @@
-"""What rules see of a node, and what they make facts with."""
+"""View of a node for shape rules, and the helpers that they build facts with."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RuleContext:
 
 
 Rule = Callable[[RuleContext], list[Fact]]
-"""What is known of a node -> the facts of its outputs."""
+"""Facts of a node's inputs -> facts of its outputs."""
 
 
 def from_front(axis: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""Which operator follows which rule."""
+"""Table of shape rules: operator -> rule."""
 
 from __future__ import annotations
 

@@ -61,12 +61,12 @@ def _convolution(step: RuleContext) -> list[Fact]:
     if query.attribute(step.node, "auto_pad", "NOTSET") in ("NOTSET", b"NOTSET") and pads and strides and dilations:
         for place in range(count):
             kernel = (weight[place + 2] - 1) * dilations[place] + 1
-            room = data[place + 2] + pads[place] + pads[place + count] - kernel
-            number = room.as_int()
+            space = data[place + 2] + pads[place] + pads[place + count] - kernel
+            number = space.as_int()
             if number is not None:
                 made[place] = Size.number(number // strides[place] + 1)
             elif strides[place] == 1:
-                made[place] = room + 1
+                made[place] = space + 1
     return [Fact((data[0], weight[0], *made))]
 
 

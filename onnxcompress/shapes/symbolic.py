@@ -13,7 +13,7 @@ from .rule_step import RuleContext
 from .rules import RULES
 
 _FORK_NODES = 400
-"""How far ahead of an undecided If its branches are told apart."""
+"""Nodes behind an undecided If by which its branches are told apart; bounds the time, not measured."""
 
 
 def interpret(model: ir.Model, inferred: Shapes) -> Facts:
@@ -101,7 +101,7 @@ def _common(found: Sequence[Fact], facts: Facts) -> Fact:
 
 
 def _tell_branches_apart(node: ir.Node, later: Sequence[ir.Node], facts: Facts) -> None:
-    """Where the branches of an undecided If give other ranks, find the one after which later nodes don't fail.
+    """Find the branch of an undecided If after which later nodes don't fail, where the branches give other ranks.
 
     A node that is reached whenever the If is, and fails for one rank at every run, rules that rank out.
     """

@@ -1,4 +1,4 @@
-"""What is true of a runtime on one kind of processor: data files, one a target, and how they are read."""
+"""Facts about a runtime on one kind of processor: data files, one for each target, and their reader."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BiasForm = Literal["float", "int32", "spread", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightOnly:
-    """How a target likes an int8 weight of some kind to become float: the nodes to write, and what it makes of them."""
+    """Form of int8 weights with which a target computes fastest: nodes to write, and a note on their effect."""
 
     form: WeightForm = "dequantize"
     note: str = ""
@@ -38,17 +38,17 @@ class WeightOnly:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class OperatorFacts:
-    """How an operator runs on integers; one that has no such row runs on floats.
+    """Integer kernel of an operator; one without such a row runs on floats.
 
     Args:
         form: compute (multiply-accumulates of activations with a weight or with activations), pointwise (inputs and
-            output have scales of their own), moves (elements are handed on: one scale before and after).
+            output have scales of their own), moves (elements are passed on: one scale before and after).
         channels: a weight may have a scale for each output channel.
         zero_point: a weight's zero point has to be given, though it is 0.
         float_output: a compute operator runs on integers too where its result is left in floats.
         bias: how a bias is stored where the result is quantized.
         bias_float_output: the same where the result is left in floats.
-        absorbs: activation functions that it does on the way where the least integer stands for their lower bound.
+        absorbs: activation functions that it does on the way where the least integer represents their lower bound.
         constant: an operand that is a constant may be given in integers.
         requires: attributes that a node must have, by name.
         saturates: it is written as a quantizer whose saturation does the work of the hard sigmoid in it.
@@ -84,7 +84,7 @@ class ConversionCosts:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class StaticFacts:
-    """What a target runs on integers, and how tensors are to be quantized for it.
+    """Integer kernels of a target, and the form of quantized tensors for it.
 
     Args:
         basis: whether the rows were measured by `tools/probe.py` or taken from the runtime's documentation.
@@ -120,12 +120,12 @@ class StaticFacts:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DynamicFacts:
-    """When it pays to quantize activations as they come, in multiply-accumulates (MACs) of a run.
+    """Break-even of quantizing activations at run time, in multiply-accumulates (MACs) of a run.
 
     Args:
-        product_macs: what the further steps of a product cost, whatever its size.
+        product_macs: cost of the further steps of a product, whatever its size.
         product_macs_per_input: what they cost for each element of the activations.
-        lstm_macs: what the further steps of an LSTM cost, whatever its size.
+        lstm_macs: cost of the further steps of an LSTM, whatever its size.
         lstm_macs_per_step: what they cost in each time step.
     """
 
@@ -135,17 +135,17 @@ class DynamicFacts:
     lstm_macs_per_step: int = Field(ge=0)
 
     def product_pays(self, rows: int, depth: int, columns: int) -> bool:
-        """Say whether a product of [rows, depth] and [depth, columns] is faster on integers."""
+        """Return True where a product of [rows, depth] and [depth, columns] is faster on integers."""
         return rows * depth * columns > self.product_macs + self.product_macs_per_input * rows * depth
 
     def lstm_pays(self, steps: int, step_macs: int) -> bool:
-        """Say whether an LSTM with so many MACs in each of its time steps is faster on integers."""
+        """Return True where an LSTM with so many MACs in each of its time steps is faster on integers."""
         return steps * (step_macs - self.lstm_macs_per_step) > self.lstm_macs
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BlockFacts:
-    """Which widths of weights cut into blocks a runtime multiplies by about as fast as by floats, or faster.
+    """Widths of block-quantized weights that a runtime multiplies by about as fast as by floats, or faster.
 
     Args:
         kernel_bits: with activations in floats.

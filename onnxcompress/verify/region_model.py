@@ -18,6 +18,7 @@ from .region_worker import Leaf
 from .slices import ValuePart
 
 _SMALL_BYTES = 1024
+"""Constants up to this size are compared by their bytes, larger ones by identity; chosen by judgement."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 
@@ -73,7 +74,7 @@ class Side:
         return self.shapes.static(value)
 
     def leaf(self, name: str, feed: Feed, part: ValuePart | None) -> Leaf:
-        """Return what to feed for a value, or for the part of it that goes into a part of the output."""
+        """Return what to feed for a value, or for the part of it that a part of the output depends on."""
         if name in self.inputs:
             given = np.asarray(feed[name]) if feed_facts.is_array(feed[name]) else feed[name]
             return Leaf(name, "", (), given if part is None else given[part.index(name)])

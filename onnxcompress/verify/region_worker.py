@@ -11,15 +11,20 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 
 from ..errors import ModelError
 from ..numerics import snr
 from ..quality import equality
+from ..quality.equality import Runs
 from ..runtime import session as runtime
 from ..runtime.isolation import run_seconds
 from ..runtime.processes import Isolated, peak_memory_bytes
+from . import shadow
+from .noise_floor import noise_floor
 
 LEAST_SQNR_DB = 10.0
 """A lossy rewrite whose piece keeps less of the signal than this is broken, not coarse (8 bits keep 35 to 45 dB)."""
@@ -61,7 +66,7 @@ class Job:
     stored: tuple[StoredValue, ...]
     output: str
     lossless: bool
-    is_sigmoid: bool
+    is_bounded: bool
     load_optimized: bool
     """Also load the piece after with the runtime's optimizations on: done once for each kind of piece."""
     seed: int
@@ -69,7 +74,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with a piece (None: nothing), and how much of the signal it keeps (None: all, or no float)."""
+    """Result of a piece: the problem (None: none), and the SQNR of its outputs (None: all equal, or no float)."""
 
     problem: str | None
     sqnr_db: float | None
@@ -92,19 +97,19 @@ def _run(job: Job) -> Verdict:
     feed = {leaf.name: _values(leaf, job.seed) for leaf in job.leaves}
     feed |= {weight.name: _mapped(weight) for weight in job.stored}
     try:
-        expected = _output(job.before, feed, optimize=False)
+        before = _RegionSide(job.before, job.output, feed)
+        expected = before.run()
     except ModelError as error:
         return Verdict(f"can't be checked, the original does not run: {error.message}", None, is_blind=True)
     try:
-        got = _output(job.after, feed, optimize=False)
+        got = _RegionSide(job.after, job.output, feed, like=before).run()
         if job.load_optimized:
             runtime.open_session(job.after, optimize=True)
     except ModelError as error:
         return Verdict(error.message, None)
-    before, after = {job.output: expected}, {job.output: got}
-    sigmoids = (job.output,) if job.is_sigmoid else ()
+    outputs = {job.output: expected}, {job.output: got}
     problem = (
-        equality.mismatch(before, after, sigmoids=sigmoids) if job.lossless else equality.degenerate(before, after)
+        before.mismatch(expected, got, is_bounded=job.is_bounded) if job.lossless else equality.degenerate(*outputs)
     )
     if problem is not None or expected.dtype.kind != "f":
         return Verdict(problem, None)
@@ -115,16 +120,66 @@ def _run(job: Job) -> Verdict:
     return Verdict(problem, sqnr_db if np.isfinite(sqnr_db) else None)
 
 
-def _output(path: Path, feed: Mapping[str, np.ndarray], *, optimize: bool) -> np.ndarray:
-    session = runtime.open_session(path, optimize=optimize)
-    wanted = {spec.name for spec in session.inputs}
-    given = {name: array for name, array in feed.items() if name in wanted}
-    sizes = [sum(array.nbytes for array in given.values()), sum(array.size for array in given.values())]
-    limit = run_seconds(path.stat().st_size + sizes[0], sizes[1])
-    (value,) = session.run(given, max_seconds=limit).values()
-    if not isinstance(value, np.ndarray):
-        raise ModelError("a region's output is not a tensor")
-    return value
+class _RegionSide:
+    """One of the two pieces of a region: float16 is float32 in it, and random numbers are drawn from fixed seeds.
+
+    Args:
+        path: the piece.
+        output: what it makes.
+        feed: its inputs, and those of the other piece.
+        like: the piece of the original, whose seeds are taken; None for that piece itself.
+    """
+
+    def __init__(
+        self, path: Path, output: str, feed: Mapping[str, np.ndarray], *, like: _RegionSide | None = None
+    ) -> None:
+        self._output = output
+        self._size_bytes = path.stat().st_size
+        self._model: Path | bytes = path
+        message = onnx.load(path)
+        self.draws: shadow.Draws = like.draws if like else shadow.draws(message)
+        has_halves = shadow.has_halves(message)
+        if has_halves:
+            shadow.float32_shadow(message)
+        if self.draws:
+            shadow.seeded(message, self.draws)
+        if has_halves or self.draws:
+            self._model = message.SerializeToString()
+        names = {value.name for value in message.graph.input}
+        given = {name: array for name, array in feed.items() if name in names}
+        self._feed = shadow.widened(given) if has_halves else given
+
+    def run(self) -> np.ndarray:
+        """Return the output, with the runtime's optimizations off.
+
+        Raises:
+            ModelError: the runtime can't run it.
+        """
+        (found,) = self._runs(None, [self._feed], optimize=False)
+        value: np.ndarray = found[self._output]
+        if not isinstance(value, np.ndarray):
+            raise ModelError("a region's output is not a tensor")
+        return value
+
+    def mismatch(self, expected: np.ndarray, got: np.ndarray, *, is_bounded: bool) -> str | None:
+        """Return where the output of the other piece differs from that of this one, but for rounding."""
+        floor = noise_floor(
+            [{self._output: expected}],
+            [self._feed],
+            self._runs,
+            self._message,
+            bounded=[self._output] if is_bounded else [],
+        )
+        return floor.mismatch([{self._output: got}])
+
+    def _runs(self, model: onnx.ModelProto | None, feeds: Sequence[Mapping[str, Any]], *, optimize: bool) -> Runs:
+        session = runtime.open_session(self._model if model is None else model.SerializeToString(), optimize=optimize)
+        sizes = [sum(array.nbytes for array in self._feed.values()), sum(array.size for array in self._feed.values())]
+        limit = run_seconds(self._size_bytes + sizes[0], sizes[1])
+        return [session.run(feed, max_seconds=limit) for feed in feeds]
+
+    def _message(self) -> onnx.ModelProto:
+        return onnx.load_model_from_string(self._model) if isinstance(self._model, bytes) else onnx.load(self._model)
 
 
 def _mapped(weight: StoredValue) -> np.ndarray:

@@ -32,8 +32,8 @@ from ..graph import query
 from ..io import model_io
 from ..io.sources import OpenFile
 from ..io.tensors import StoredTensor
-from ..quality.estimated_drop import sigmoid_values
 from ..runtime.processes import Isolated, RemoteObject
+from .hidden_values import ends_bounded
 from .region_model import FLOATS, Side, kind_of
 from .region_worker import Job, Jobs, StoredValue, Verdict
 from .slices import Making, ValuePart, parts
@@ -46,13 +46,16 @@ _PART_BYTES = 48 << 20
 """Weights that are read at a time, in either way, where a region has more than `_BATCH_BYTES` of them."""
 
 _MOST_GROWTHS = 4
+"""Times that a region which can't be proved is made larger before it is refused; not measured."""
 _STORED_BYTES = 1 << 20
+"""Weights from this size on are fed from their file and not copied into the piece; chosen by judgement."""
 _TIMEOUT_SECONDS = 600.0
+"""Time for one batch of pieces in a worker: far beyond any seen; chosen by judgement."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the runs of all pieces took and found; `least_sqnr_db` is None where all outputs were equal."""
+class RegionResult:
+    """Result and cost of the runs of all pieces; `least_sqnr_db` is None where all outputs were equal."""
 
     regions: int
     least_sqnr_db: float | None
@@ -70,7 +73,7 @@ class _Region:
 
     @property
     def original(self) -> tuple[str, ...]:
-        """What tells the piece before from other pieces."""
+        """Key of the piece before: equal for no other piece."""
         return (self.output, *sorted(self.before[1]))
 
 
@@ -95,11 +98,11 @@ class RegionProof:
         self._kinds: set[tuple[Any, ...]] = set()
         self._runner = _Runner()
         self._blind: dict[tuple[str, ...], str] = {}
-        """What keeps pieces of the original, by output and leaves, from being run: they are not tried again."""
-        self.measured = Measured(0, None, 0.0, 0)
+        """Reasons why pieces of the original, by output and leaves, can't be run: they are not tried again."""
+        self.measured = RegionResult(0, None, 0.0, 0)
         """Figures of the last candidate that was judged."""
         self.is_blind = False
-        """Whether the last problem is that a piece of the original does not run: nothing is known to be wrong then."""
+        """True where the last problem is that a piece of the original does not run: nothing is proved wrong then."""
 
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
@@ -218,9 +221,9 @@ class RegionProof:
         kind = tuple(kind_of(node) for node in region.after[0])
         is_new = kind not in self._kinds
         self._kinds.add(kind)
-        is_sigmoid = bool(sigmoid_values([self._before.values[region.output]]))
+        is_bounded = ends_bounded(self._before.values[region.output])
         return Job(
-            *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_sigmoid, is_new, self._seed
+            *paths, leaves, tuple(stored.values()), region.output, self._lossless, is_bounded, is_new, self._seed
         )
 
 
@@ -271,14 +274,14 @@ class _RegionTally:
         found = [v.sqnr_db for v in answer.value if v.sqnr_db is not None and v.problem is None]
         self._least = min([*found, *([] if self._least is None else [self._least])], default=None)
 
-    def total(self) -> Measured:
-        return Measured(self._regions, self._least, self._seconds, self._peak)
+    def total(self) -> RegionResult:
+        return RegionResult(self._regions, self._least, self._seconds, self._peak)
 
 
 def _feed_stored(piece: ir.Model) -> list[StoredValue]:
     """Turn the large weights of a piece that lie in a file as plain numbers into inputs, and return where they are.
 
-    A name says which bytes it stands for, so that both pieces of a region can share a feed.
+    A name says which bytes it holds, so that both pieces of a region can share a feed.
     """
     found = []
     for name, value in list(piece.graph.initializers.items()):

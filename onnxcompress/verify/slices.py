@@ -25,7 +25,7 @@ DimsOf = Callable[[ir.Value], Dims | None]
 
 @dataclass(frozen=True)
 class Making:
-    """How a value is made: nodes in topological order, the value, and the dimensions of all that they touch."""
+    """Computation of a value: nodes in topological order, the value, and the dimensions of all that they touch."""
 
     nodes: Sequence[ir.Node]
     output: ir.Value

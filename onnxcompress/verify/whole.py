@@ -14,27 +14,23 @@ from ..core import Feed
 from ..errors import ModelError
 from ..io import model_io
 from ..quality import equality
-from ..quality.estimated_drop import sigmoid_values
 from ..runtime.loaded_model import LoadedModel
 from ..shapes.infer import all_graphs
+from .equal_outputs import EqualOutputs, most_seconds
 
 log = logging.getLogger(__name__)
 
 GROWTH_RATIO = 1.01
+"""Factor by which a rewrite may make a file grow, beside `GROWTH_BYTES`; chosen by judgement."""
 GROWTH_BYTES = 2048
-"""A file may grow by this factor plus these bytes (names, a scale, a shape constant), not by more."""
-
-
-_LEAST_SECONDS = 10.0
-_MOST_TIMES = 20
-"""A candidate that takes so many times what the model before took, and these seconds, is stuck."""
+"""Bytes by which a rewrite may make a file grow: names, a scale, a shape constant; chosen by judgement."""
 
 _CHECKED_BYTES = 4 << 20
 """Larger models are checked without their weights."""
 
 
 class Structure:
-    """What must stay as it was: inputs, outputs, validity, and nearly the size of the file."""
+    """Structure that a rewrite must keep: inputs, outputs, validity, and nearly the size of the file."""
 
     def __init__(self, before: ir.Model, size_bytes: int | None = None) -> None:
         self._before = before
@@ -75,9 +71,8 @@ class Structure:
 class WholeProof:
     """Runs the whole model before and after on the same feeds; the runtime's own optimizations are off.
 
-    With them on, the runtime would make some of our rewrites itself and hide the difference. Lossless: outputs
-    must agree within `validate.mismatch`'s tolerance. Lossy: types and shapes must agree and nothing may become
-    NaN or infinite; how good the outputs are is judged by the limits, not here.
+    Lossless: outputs must agree but for rounding, see `EqualOutputs`. Lossy: types and shapes must agree and nothing
+    may become NaN or infinite; how good the outputs are is judged by the limits, not here.
 
     Args:
         before: the model before.
@@ -104,13 +99,17 @@ class WholeProof:
     ) -> None:
         self._limit = limit
         self._structure = Structure(before, size_bytes)
-        self._expected = expected
         self._lossless = lossless
         self._feeds = feeds
         self._before = reference or LoadedModel(before)
+        self._expected = expected
         self._threads = threads
         self.proved: LoadedModel | None = None
         """The candidate that was judged last, with its sessions."""
+
+    @functools.cached_property
+    def _equality(self) -> EqualOutputs:
+        return EqualOutputs(self._before, self._feeds, self._expected)
 
     @functools.cached_property
     def _reference(self) -> Sequence[Mapping[str, Any]]:
@@ -122,20 +121,34 @@ class WholeProof:
         opened = LoadedModel(candidate, threads=self._threads)
         if fault := self._structure.problem(candidate, opened.data):
             return fault
-        limit = self._most_seconds()
         try:
-            outputs = [opened.plain.run(feed, max_seconds=limit) for feed in self._feeds]
-            del opened.plain  # the memory is wanted for the next
-            _ = opened.fast  # the runtime's own rewrites must survive ours
-            self.proved = opened
+            fault = self._equality.mismatch(opened) if self._lossless else self._degenerate(opened)
+            vars(opened).pop("plain", None)  # the memory is wanted for the next
+            if fault is None:
+                _ = opened.fast  # the runtime's own rewrites must survive ours
+                self.proved = opened
         except ModelError as error:
             return error.message
-        judge = self._mismatch if self._lossless else equality.degenerate
-        for index, (expected, got) in enumerate(zip(self._reference, outputs, strict=True)):
-            if judge(expected, got) is None:
+        return fault
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a line on each output that could not be proved equal, or not well."""
+        return self._equality.notes() if self._lossless else ()
+
+    def _degenerate(self, candidate: LoadedModel) -> str | None:
+        """Return what makes a lossy candidate's outputs unusable.
+
+        What comes out otherwise when the model before is run again on a feed can't be held against the candidate.
+        """
+        reference, before = self._reference, self._before.plain
+        limit = most_seconds(before.slowest_seconds)
+        for feed, expected in zip(self._feeds, reference, strict=True):
+            got = candidate.plain.run(feed, max_seconds=limit)
+            if equality.degenerate(expected, got) is None:
                 continue
-            stable = self._stable(index)
-            if fault := judge({name: expected[name] for name in stable}, {n: got[n] for n in stable if n in got}):
+            again = before.run(feed)
+            stable = {n: expected[n] for n in expected if equality.degenerate({n: expected[n]}, {n: again[n]}) is None}
+            if fault := equality.degenerate(stable, got):
                 return fault
         return None
 
@@ -145,27 +158,6 @@ class WholeProof:
             return None
         is_last = self.proved is not None and self.proved.model is candidate
         return self._limit(self.proved if is_last and self.proved else LoadedModel(candidate, threads=self._threads))
-
-    def _most_seconds(self) -> float:
-        """Return how long a candidate may run: many times as long as the model before."""
-        _ = self._reference
-        return _LEAST_SECONDS + _MOST_TIMES * self._before.plain.slowest_seconds
-
-    def _mismatch(self, expected: Mapping[str, Any], got: Mapping[str, Any]) -> str | None:
-        return equality.mismatch(expected, got, sigmoids=self._sigmoids)
-
-    @functools.cached_property
-    def _sigmoids(self) -> frozenset[str]:
-        return sigmoid_values(self._before.model.graph.outputs)
-
-    def _stable(self, index: int) -> list[str]:
-        """Return the outputs that come out the same when the model before is run again on this feed.
-
-        A model may draw random numbers; what differs from itself can't be held against a rewrite.
-        """
-        again = self._before.plain.run(self._feeds[index])
-        expected = self._reference[index]
-        return [name for name in expected if self._mismatch({name: expected[name]}, {name: again[name]}) is None]
 
 
 def checker_fault(model: ir.Model, data: bytes | None = None) -> str | None:

@@ -20,6 +20,7 @@ from onnxcompress.cli import console
 from onnxcompress.errors import UsageError
 from onnxcompress.jobs import compress as compress_job
 from onnxcompress.jobs import report as report_module
+from onnxcompress.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
@@ -470,6 +471,19 @@ def test_errors_from_anywhere_are_one_line(monkeypatch, capsys, tmp_path, error,
 def test_json_has_no_numbers_that_are_none(tmp_path):
     console.write_json(tmp_path / "r.json", {"a": [float("inf"), 1.5, {"b": float("nan")}], "c": (1, None)})
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": [None, 1.5, {"b": None}], "c": [1, None]}
+
+
+@pytest.mark.parametrize(("recipe", "code"), [("int8-weights", 70), ("fold", 0)])
+def test_a_bug_in_a_pass_is_told_last_and_is_70_where_nothing_was_done(monkeypatch, capsys, tmp_path, recipe, code):
+    def fail(*_):
+        raise KeyError("ours")
+
+    chosen = Recipe.load(recipe).active
+    guilty = next((each for each in chosen if not each.lossless), chosen[0])
+    monkeypatch.setattr(type(guilty), "run", fail)
+    assert _main(monkeypatch, "compress", MBV2, "-o", tmp_path / "m.onnx", "--recipe", recipe) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{guilty.name}: internal error: KeyError: 'ours': please report" in last
 
 
 def test_a_bug_of_ours_is_70_with_a_traceback_and_a_request(monkeypatch, capsys, tmp_path):

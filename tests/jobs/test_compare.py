@@ -78,7 +78,7 @@ def test_labels_give_top1_and_the_limit_holds():
     found = oc.compare(model, worse, eval_data=data)
     assert (found.quality["metric"], found.quality["samples"]) == ("top1", 20)
     assert (found.quality["original"], found.quality["compressed"], found.quality["drop"]) == (1, 0, 1)
-    assert oc.compare(model, worse, eval_data=data, max_drop=1.0).limits == {"max_drop": 1.0}
+    assert oc.compare(model, worse, eval_data=data, max_drop=1.0).limits.as_json() == {"max_drop": 1.0}
     with pytest.raises(LimitError, match=r"top1 falls by 1, more than --max-drop 0\.9") as caught:
         oc.compare(model, worse, eval_data=data, max_drop=0.9)
     assert caught.value.report.quality == found.quality

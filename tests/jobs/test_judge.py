@@ -76,7 +76,7 @@ def test_the_users_own_samples_have_the_last_word():
 
 def test_timings_are_read_from_a_report(tmp_path):
     path = tmp_path / "report.json"
-    path.write_text(json.dumps({"timings": {"result": LATENCY}}))
+    path.write_text(json.dumps({"timings": {"result": LATENCY.as_json()}}))
     assert Timings.read(path).race("result", lambda: pytest.fail("measured")).ratio == 0.5
 
 

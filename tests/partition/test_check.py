@@ -57,9 +57,9 @@ def test_a_wrong_weight_in_a_part_is_found(tmp_path):
     whole, feed = model_io.load(_model()), {"h0": floats(2, 32)}
     stored = manifest.read(tmp_path / "parts")
     with pytest.raises(ModelError, match=r"something else.*'h2'|something else.*'[ma]1'"):
-        check.proved(whole, tmp_path / "parts", stored, feed, is_made_up=True)
+        check.proved(whole, tmp_path / "parts", stored, feed, is_synthetic=True)
     whole = model_io.load(_model(bump=0.01))
-    assert check.proved(whole, tmp_path / "parts", stored, feed, is_made_up=True)
+    assert check.proved(whole, tmp_path / "parts", stored, feed, is_synthetic=True)
 
 
 def test_what_does_not_run_is_told_and_with_real_data_an_error(tmp_path):
@@ -75,10 +75,10 @@ def test_what_does_not_run_is_told_and_with_real_data_an_error(tmp_path):
     whole, stored = model_io.load(model), _manifest_of("part-000.onnx")
     feed = {"x": floats(2, 3)}
     whole.graph.initializers["t"].const_value = ir.tensor(np.array([1, 2, 4], np.float32), name="t")
-    (note,) = check.proved(whole, parts, stored, feed, is_made_up=True)
+    (note,) = check.proved(whole, parts, stored, feed, is_synthetic=True)
     assert note.startswith("the parts were not proved")
     with pytest.raises(ModelError, match="does not run"):
-        check.proved(whole, parts, stored, feed, is_made_up=False)
+        check.proved(whole, parts, stored, feed, is_synthetic=False)
 
 
 def _manifest_of(file):

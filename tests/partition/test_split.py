@@ -198,8 +198,25 @@ def test_an_if_stays_whole_with_what_it_captures_and_a_sequence_is_not_handed_ov
     assert len(found.manifest.parts) == 4
     for truth in (True, False):
         _equal(model, tmp_path / "parts", {"c": np.array(truth), "x": floats(2, 4)})
-    with pytest.raises(UsageError, match="'s' can't be handed over"):
+    with pytest.raises(UsageError, match=r"^--at: 's' can't be passed from part to part$"):
         oc.split(model, tmp_path / "other", at=["s"])
+
+
+def test_a_step_that_captures_many_values_is_written_the_same_each_time(tmp_path):
+    captured = [f"v{i:02}" for i in range(12)]
+    total = f"s = Sum({', '.join(captured)})"
+    model = from_text(
+        f"""g (bool c, float[24, 4] x) => (float[2, 4] y) {{
+          {", ".join(captured)} = Split(x)
+          y = If (c) <then_branch = t () => (float[2, 4] s) {{ {total} }},
+                      else_branch = e () => (float[2, 4] r) {{ r = Neg(v00) }}> }}"""
+    )
+    folders = [tmp_path / str(i) for i in range(3)]
+    for folder in folders:
+        oc.split(model, folder, at=["v11"])
+    found = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert found[0] == found[1] == found[2]
+    assert manifest.read(folders[0]).parts[1].inputs == ["c", *captured]
 
 
 def test_outputs_that_are_constants_inputs_or_made_early(tmp_path):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from onnxcompress.quality import equality
-from onnxcompress.quality.estimated_drop import sigmoid_values
-from onnxcompress.verify.whole import WholeProof
-from tests.helpers import from_text
+from onnxcompress.quality.equality import MOST_TIMES, NoiseFloor
+
+UNIT = 2.0**-24
 
 
-def _fault(expected: object, got: object, *, sigmoids: tuple[str, ...] = ()) -> str | None:
-    return equality.mismatch({"y": expected}, {"y": got}, sigmoids=sigmoids)
+def _fault(expected: object, got: object, *moved: object) -> str | None:
+    """Compare an output with another, where rounding was seen to make it `moved`."""
+    measured = [lambda value=value: [{"y": value}] for value in moved]
+    return NoiseFloor([{"y": expected}], measured).mismatch([{"y": got}])
 
 
 def _f32(*numbers: float) -> np.ndarray:
@@ -23,16 +25,17 @@ def _f32(*numbers: float) -> np.ndarray:
     ("expected", "got", "differs"),
     [
         (_f32(1, 2), _f32(1, 2), False),
-        (_f32(100, 0), _f32(100, 4e-4), False),  # within 5e-6 of the peak
-        (_f32(100, 0), _f32(100, 6e-4), True),
-        (_f32(100, 1), _f32(100.009, 1), False),  # within 1e-4 of itself
-        (_f32(100, 1), _f32(100.02, 1), True),
+        (_f32(1, 1), _f32(1 + 4 * UNIT, 1), False),
+        (_f32(1, 1), _f32(1 + 16 * UNIT, 1), True),
         (_f32(1e-6, 0), _f32(1e-6, 1e-7), True),  # small outputs are held to their own size
+        (_f32(0, 0), _f32(0, 1e-30), True),  # nothing moves it
         (_f32(np.nan, np.inf), _f32(np.nan, np.inf), False),
         (_f32(np.nan, 1), _f32(0, 1), True),
         (_f32(0, 1), _f32(np.nan, 1), True),
         (_f32(np.inf, 1), _f32(-np.inf, 1), True),
         (_f32(np.inf, 1), _f32(3e38, 1), True),
+        (np.full(2, 1e300), np.full(2, 1e300), False),
+        (np.full(2, 1e300), np.full(2, 1.001e300), True),
         (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32), False),
         (np.zeros((0, 3), np.float32), np.zeros((0, 4), np.float32), True),
         (np.array([1, 2]), np.array([1, 3]), True),
@@ -50,54 +53,76 @@ def _f32(*numbers: float) -> np.ndarray:
         (None, _f32(1), True),
     ],
 )
-def test_what_counts_as_equal(expected: object, got: object, *, differs: bool):
+def test_what_counts_as_equal_where_nothing_was_measured(expected: object, got: object, *, differs: bool):
     assert (_fault(expected, got) is not None) is differs
 
 
-def test_the_first_reading_of_a_float16_is_its_own_rounding():
-    one = np.array([1.0], np.float16)
-    assert _fault(one, np.array([1.0 + 2**-9], np.float16)) is None
-    assert _fault(one, np.array([1.01], np.float16)) is not None
+def test_the_tolerance_is_a_multiple_of_what_rounding_was_seen_to_do():
+    expected, moved = _f32(1, 1), _f32(1.001, 1)
+    assert _fault(expected, _f32(1 + 0.99e-3 * MOST_TIMES, 1), moved) is None
+    assert _fault(expected, _f32(1 + 1.01e-3 * MOST_TIMES, 1), moved) is not None
+    assert _fault(np.array([1, 2]), np.array([1, 3]), np.array([0, 2])) is None
 
 
-def test_outputs_must_be_the_same_in_the_same_order():
-    assert equality.mismatch({"a": _f32(1), "b": _f32(1)}, {"b": _f32(1), "a": _f32(1)}) is not None
+def test_nothing_is_measured_that_is_not_needed():
+    asked: list[int] = []
+
+    def measured(index: int):
+        return lambda: asked.append(index) or [{"y": _f32(1 + index * 1e-5)}]
+
+    floor = NoiseFloor([{"y": _f32(1)}], [measured(1), measured(2), measured(3)])
+    assert floor.mismatch([{"y": _f32(1)}]) is None
+    assert asked == []
+    assert floor.mismatch([{"y": _f32(1 + 1e-4)}]) is None
+    assert asked == [1, 2]
+    assert floor.mismatch([{"y": _f32(2)}]) is not None
+    assert floor.mismatch([{"y": _f32(2)}]) is not None
+    assert asked == [1, 2, 3]
 
 
-def test_a_difference_is_told_with_its_place():
-    assert _fault(_f32(1, 2, 3), _f32(1, 2.5, 3)) == (
-        "output 'y' differs in 1 of 3 elements, worst at [1]: 2.5 and not 2.0, 2.33e+03 times the tolerance"
-    )
+def test_a_channel_is_held_to_its_own_noise():
+    expected = np.ones((1, 2, 16, 16), np.float32)
+    expected[:, 0] *= 1000
+    got = expected.copy()
+    got[:, 1] += 1e-5
+    assert _fault(expected[:, :, :8], got[:, :, :8]) is None  # too few elements for a channel
+    assert "in channel 1 of axis 1" in _fault(expected, got)
+
+
+def test_a_dead_channel_has_the_noise_of_all():
+    expected = np.zeros((1, 2, 16, 16), np.float32)
+    expected[:, 0] = 1
+    got = expected.copy()
+    got[:, 1] = 1e-8
+    assert _fault(expected, got) is None
 
 
 def test_small_outputs_of_a_sigmoid_carry_the_rounding_of_larger_ones():
     expected, rounded, wrong = _f32(0, 2e-5), _f32(2e-7, 2e-5), _f32(1e-6, 2e-5)
+    floor = NoiseFloor([{"y": expected}], bounded=["y"])
     assert _fault(expected, rounded) is not None
-    assert _fault(expected, rounded, sigmoids=("y",)) is None
-    assert _fault(expected, wrong, sigmoids=("y",)) is not None
-    assert _fault(expected, rounded, sigmoids=("other",)) is not None
+    assert floor.mismatch([{"y": rounded}]) is None
+    assert floor.mismatch([{"y": wrong}]) is not None
 
 
-def test_sigmoids_are_found_behind_what_moves_their_elements():
-    model = from_text(
-        """g (float[n, 2] x) => (float[n, 2] plain, float[2, n] moved, float[n, 2] other, float[n, 2] scaled) {
-            plain = Sigmoid(x)
-            moved = Transpose(plain)
-            other = Tanh(x)
-            scaled = Add(plain, plain)
-        }"""
+def test_what_changes_its_shape_with_the_rounding_is_not_compared_and_told():
+    floor = NoiseFloor([{"y": _f32(1, 2), "z": _f32(1)}], [lambda: [{"y": _f32(1), "z": _f32(1.1)}]])
+    assert floor.mismatch([{"y": _f32(7, 7), "z": _f32(1.1)}]) is None
+    assert floor.unproved() == {"y": np.inf, "z": pytest.approx(0.1)}
+
+
+def test_outputs_must_be_the_same_in_the_same_order():
+    floor = NoiseFloor([{"a": _f32(1), "b": _f32(1)}])
+    assert floor.mismatch([{"b": _f32(1), "a": _f32(1)}]) == "the outputs are ['b', 'a'] and not ['a', 'b']"
+
+
+def test_a_difference_is_told_with_its_place():
+    assert _fault(_f32(1, 2, 3), _f32(1, 2.5, 3)) == (
+        "output 'y' differs by 2.8e+05 times the tolerance, worst at [1]: 2.5 and not 2.0"
     )
-    assert sigmoid_values(model.graph.outputs) == {"plain", "moved"}
 
 
-def test_a_rewrite_before_a_sigmoid_far_out_is_not_taken_for_wrong():
-    text = """g (float[n, 512] x) => (float[n, 512] y) <float b = {{-12}}> {{
-        z = Add(x, b)
-        y = {}(z)
-    }}"""
-    feeds = [{"x": np.random.default_rng(0).standard_normal((1, 512)).astype(np.float32) / 4}]
-    moved = [{"x": feeds[0]["x"] + np.float32(4e-7)}]
-    model = from_text(text.format("Sigmoid"))
-    expected = WholeProof(model, moved, lossless=True)._reference
-    assert WholeProof(model, feeds, lossless=True, expected=expected).problem(from_text(text.format("Sigmoid"))) is None
-    assert WholeProof(model, feeds, lossless=True).problem(from_text(text.format("HardSigmoid"))) is not None
+def test_what_makes_a_lossy_output_unusable():
+    good = {"y": _f32(1)}
+    assert equality.degenerate(good, {"y": _f32(7)}) is None
+    assert equality.degenerate(good, {"y": _f32(np.nan)}) is not None

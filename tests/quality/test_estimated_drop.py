@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from onnxcompress.quality.estimated_drop import ClassScores, logit_outputs
+from onnxcompress.quality.estimated_drop import ClassScores, logit_outputs, sigmoid_values
 from tests.helpers import floats, from_text
 
 
@@ -62,3 +62,15 @@ def test_logits_come_from_a_last_product():
         }"""
     )
     assert logit_outputs(model) == {"logits"}
+
+
+def test_sigmoids_are_found_behind_what_moves_their_elements():
+    model = from_text(
+        """g (float[n, 2] x) => (float[n, 2] plain, float[2, n] moved, float[n, 2] other, float[n, 2] scaled) {
+            plain = Sigmoid(x)
+            moved = Transpose(plain)
+            other = Tanh(x)
+            scaled = Add(plain, plain)
+        }"""
+    )
+    assert sigmoid_values(model.graph.outputs) == {"plain", "moved"}

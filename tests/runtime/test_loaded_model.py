@@ -101,14 +101,15 @@ def test_a_reference_that_is_given_is_the_one_that_is_run():
 
 def test_a_glance_is_short_and_a_model_against_itself_is_timed_once():
     session = LoadedModel(_model()).fast
-    found = glance(session, session, FEED, max_seconds=0.002)
-    assert found.ratio == 1.0
+    assert glance(session, session, FEED, max_seconds=100) is None  # it never ran: nobody knows how long that takes
+    session.run(FEED)
+    assert glance(session, session, FEED, max_seconds=0.0) is None
+    found = glance(session, session, FEED, max_seconds=20)
+    assert (found.ratio, found.ratio_interval) == (1.0, (1.0, 1.0))
     assert found.original_ms == found.compressed_ms > 0
-    ticks = iter(range(1000))
     other = LoadedModel(_model()).fast
-    slow = race(session, other, FEED, least_rounds=1, max_seconds=0.5, clock=lambda: float(next(ticks)))
-    assert slow.runs == 1
-    assert race(session, other, FEED, max_seconds=0.0).runs % 3 == 0
+    assert race(session, other, FEED, least_pairs=1, max_seconds=0.0).runs == 1
+    assert race(session, other, FEED, max_seconds=0.0).runs == 3
 
 
 def test_shapes_that_only_a_run_would_show_and_that_nothing_needs_are_not_looked_for():

@@ -12,6 +12,7 @@ import pytest
 from onnxcompress.errors import ModelError
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session as runtime
+from onnxcompress.runtime.profiles import profile
 from tests.helpers import floats, from_text
 
 ADD = "g (float[n, 2] x, float[2] w = {1, 2}) => (float[n, 2] y) { y = Add(x, w) }"
@@ -84,7 +85,7 @@ def test_optimizations_are_on_or_off():
     }"""
     assert runtime.optimized_nodes(_bytes(text)) == ["Add"]
     feed, times = {"x": floats(2, 2)}, 1
-    assert {op for _, op, _ in runtime.profile(_bytes(text), feed, runs=times)} == {"Add"}
+    assert {op for _, op, _ in profile(_bytes(text), feed, runs=times)} == {"Add"}
 
 
 def test_nodes_in_bodies_are_counted_and_timed():
@@ -95,7 +96,7 @@ def test_nodes_in_bodies_are_counted_and_timed():
         >
     }"""
     assert sorted(runtime.optimized_nodes(_bytes(text))) == ["Cos", "If", "Sin"]
-    rows = runtime.profile(_bytes(text), {"c": np.array(True), "x": floats(400, 2)})
+    rows = profile(_bytes(text), {"c": np.array(True), "x": floats(400, 2)})
     assert {op for _, op, _ in rows} == {"If", "Sin"}
     assert all(ms >= 0 for *_, ms in rows)
     assert [ms for *_, ms in rows] == sorted((ms for *_, ms in rows), reverse=True)

@@ -552,3 +552,61 @@ def split(
         json_file.write_text(bench.as_json(equal, ran))
     tables = [bench.equality_table(equal), bench.run_table(ran)]
     publish([table for table in tables if table.rows], markdown=markdown)
+
+
+@app.command()
+def latency(
+    model: Annotated[Path, typer.Argument(help="the original", exists=True, dir_okay=False)],
+    other: Annotated[Path, typer.Argument(help="the compressed model", exists=True, dir_okay=False)],
+    *,
+    core: Annotated[int, typer.Option(min=0, help="processor that all of it runs on")] = 0,
+    loops: Annotated[int, typer.Option(min=1, help="busy loops beside it")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="ratios of each figure")] = 20,
+    seconds: Annotated[float, typer.Option(min=0.05, help="most time of a race")] = 4.0,
+    json_file: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Steadiness of latency ratios: a quiet core against busy loops on the same core.
+
+    Example: python tools/bench.py latency models/resnet14.onnx int8.onnx
+    """
+    from dataclasses import asdict
+
+    from bench import latency as bench
+    from bench.tables import publish
+
+    rows = bench.measure(model, other, core=core, loops=loops, repeats=repeats, seconds=seconds)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) | {"worst": row.worst} for row in rows], indent=1) + "\n")
+    publish([bench.table(rows, loops=loops)], markdown=markdown)
+
+
+@app.command()
+def planted(
+    *,
+    zoo: Zoo = None,
+    count: Annotated[int, typer.Option(min=1, help="bugs that move an output")] = 100,
+    seed: Annotated[int, typer.Option(help="of the places and kinds")] = 0,
+    only: Annotated[str, typer.Option(help="glob on the models' names: 'fmnist/*'")] = "*",
+    json_file: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Planted bugs: whether the proof of lossless passes finds a small mistake in any layer of real models.
+
+    Example: python tools/bench.py planted --zoo ZOO
+    """
+    from bench import planted as bench
+    from bench.tables import publish
+
+    paths = [*bench.fetched(), *(bench.subjects(zoo.resolve()) if zoo is not None else [])]
+    models = [path for path in paths if fnmatch.fnmatch(f"{path.parent.name}/{path.stem}", only)]
+    if not models:
+        fail("no model to plant bugs in: --zoo, or tools/fetch_models.py")
+    rows = []
+    for row in bench.plant(models, count, seed=seed):
+        rows.append(row)
+        verdict = ("found" if row.found else "NOT FOUND") if row.counts else "moves no output, not counted"
+        typer.echo(f"{row.model}: {row.bug}: {verdict} ({row.moved:.3g} times rounding)", err=True)
+    if json_file is not None:
+        json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows)], markdown=markdown)

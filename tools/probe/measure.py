@@ -11,6 +11,7 @@ import onnx
 
 from onnxcompress.runtime import session as runtime
 from onnxcompress.runtime.latency import race
+from onnxcompress.runtime.profiles import profile
 
 from .build import Around, Builder, Case, activation_type, feed, float_model, quantized_model
 from .cases import ABSORBED, COMPUTE, MOVES, POINTWISE, SATURATING
@@ -93,7 +94,7 @@ def _node_nanoseconds(length: int = 40) -> float:
 
 def _least_milliseconds(model: bytes) -> float:
     session, values = runtime.open_session(model, optimize=True), feed(model)
-    return min(race(session, session, values, rounds=3).original_ms for _ in range(_ATTEMPTS))
+    return min(race(session, session, values).original_ms for _ in range(_ATTEMPTS))
 
 
 def is_integer(model: bytes) -> bool:
@@ -208,7 +209,7 @@ def _times(case: Case, around: Around) -> Row:
 def _kernels(model: bytes, without: Collection[str] = ()) -> float:
     """Return the picoseconds of a run's kernels, some operators left out; the least of many short attempts."""
     values = feed(model)
-    attempts = [runtime.profile(model, values, runs=3) for _ in range(_ATTEMPTS)]
+    attempts = [profile(model, values, runs=3) for _ in range(_ATTEMPTS)]
     return 1e9 * min(sum(ms for _, op_type, ms in found if op_type not in without) for found in attempts)
 
 

@@ -1,4 +1,4 @@
-"""Linear operators in a row and side by side, as one.
+"""Composition of linear operators in a row, and their sum side by side.
 
 Weights are float [groups, out, in, *kernel], out and in counted in one group. Without a kernel they are matrices.
 
@@ -7,7 +7,7 @@ Weights are float [groups, out, in, *kernel], out and in counted in one group. W
 
 The first equation is exact for convolutions where one of the two sees a single position (a kernel of ones): the sum
 over positions is then the other one's alone. The second one holds for kernels laid over each other at the same place.
-That a block of parallel convolutions, scales and the identity is one convolution was shown in RepVGG (Ding et al.
+A block of parallel convolutions, scales and the identity is one convolution: RepVGG (Ding et al.
 2021, arXiv 2101.03697, section 3.3).
 """
 
@@ -37,7 +37,7 @@ def regrouped(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def composed(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
-    """Return the weight of the second operator on what the first one gives, in float64.
+    """Return the weight of the second operator after the first one, in float64.
 
     None where the groups of one are no union of the other's.
 
@@ -63,7 +63,7 @@ def composed(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
 
 
 def carried(second: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Return what the second operator makes of the first one's bias, where nothing is padded: float64 [channels].
+    """Return the second operator's response to the first one's bias, without padding: float64 [channels].
 
     Args:
         second: [groups, out, in, *kernel].
@@ -79,7 +79,7 @@ def scaling(scale: np.ndarray, rank: int) -> np.ndarray:
 
     Args:
         scale: [channels].
-        rank: how many axes the kernel has.
+        rank: number of axes of the kernel.
     """
     return scale.astype(np.float64).reshape(-1, 1, 1, *[1] * rank)
 
@@ -89,7 +89,7 @@ def overlaid(weights: Sequence[np.ndarray], offsets: Sequence[tuple[int, ...]]) 
 
     Args:
         weights: each [groups, out, in, *kernel]; the first has the largest kernel.
-        offsets: where in the first one's kernel each one's begins.
+        offsets: start of each kernel in that of the first.
     """
     groups = min(weight.shape[0] for weight in weights)
     if any(weight.shape[0] % groups for weight in weights):

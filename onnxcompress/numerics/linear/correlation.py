@@ -1,4 +1,4 @@
-"""Correlations between columns, and which columns go together."""
+"""Correlations between columns, and the assignment of columns to each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def assigned(table: np.ndarray) -> np.ndarray:
-    """Return for each row a column of its own, so that the sum of what stands there is largest: int [rows].
+    """Return a column for each row, all distinct, with the largest sum of entries: int [rows].
 
     Args:
         table: float [rows, columns], with at least as many columns.

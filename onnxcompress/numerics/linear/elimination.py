@@ -1,13 +1,13 @@
-"""What it costs to take inputs out of a linear layer when the others make up for them, and in which order to do it.
+"""Cost and order of removing inputs of a linear layer whose other inputs compensate.
 
-The layer gives W' x, with W [channels, outputs] and x of covariance C [channels, channels]. Without the channels S the
-best weights of the others, K, are W_K + C_KK^-1 C_KS W_S, and the error that is left is
+The layer computes W' x, with W [channels, outputs] and x of covariance C [channels, channels]. Without the channels S
+the best weights of the others, K, are W_K + C_KK^-1 C_KS W_S, and the remaining error is
 
     tr W_S' ([C^-1]_SS)^-1 W_S
 
 (Optimal Brain Surgeon, Hassibi & Stork 1992, eq. 5, for all outputs at once and for blocks as in Frantar & Alistarh
-2022, eq. 5). Channels are taken one block after the other; after each, C^-1 is brought to that of the channels left by
-a block of Gaussian elimination (ibid., lemma 1). The constant that goes missing is the bias's affair: C is centred.
+2022, eq. 5). Channels are removed one block after the other; after each, C^-1 becomes that of the remaining channels by
+a block of Gaussian elimination (ibid., lemma 1). C is centred: the bias compensates the missing mean.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import scipy.linalg
 
 _TINY = float(np.finfo(np.float64).tiny)
 _FLOOR = 1e-8
-"""Variance that every channel has at least, as a part of the mean one."""
+"""Least variance of a channel, as a part of the mean variance. Chosen by judgement; not measured."""
 _RISE = 1e-4
-"""A score that has grown by less than this part counts as unchanged."""
+"""Growth of a score below which it counts as unchanged, as a part. Chosen by judgement; not measured."""
 
 
 def shrunk(covariance: np.ndarray, samples: int) -> np.ndarray:
-    """Return a covariance whose correlations are shrunk as much as so few samples ask for.
+    """Return a covariance whose correlations are shrunk for the number of samples.
 
     Oracle approximating shrinkage (Chen, Wiesel, Eldar & Hero 2010, eq. 23), of the correlations to none at all.
 
@@ -48,7 +48,7 @@ def shrunk(covariance: np.ndarray, samples: int) -> np.ndarray:
 
 
 def compensated(weights: np.ndarray, covariance: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Return weights float64 [channels, outputs] that do best without some channels, whose rows are zero.
+    """Return the best weights float64 [channels, outputs] without some channels, whose rows are zero.
 
     Args:
         weights: float64 [channels, outputs].
@@ -63,33 +63,33 @@ def compensated(weights: np.ndarray, covariance: np.ndarray, kept: np.ndarray) -
 
 
 class Consumer:
-    """A layer from which channels are taken; costs are parts of the variance of what it gives.
+    """A layer from which channels are removed; costs are parts of the variance of its outputs.
 
     Args:
         weights: float [channels, outputs].
-        covariance: float64 [channels, channels], positive definite where the others make up for what goes.
-        makes_up: False where they can't, so that the cost is the variance of what goes missing.
+        covariance: float64 [channels, channels], positive definite where the others compensate.
+        compensates: False where they can't, so that the cost is the variance of the removed part.
     """
 
-    def __init__(self, weights: np.ndarray, covariance: np.ndarray, *, makes_up: bool = True) -> None:
+    def __init__(self, weights: np.ndarray, covariance: np.ndarray, *, compensates: bool = True) -> None:
         self._weights = weights.astype(np.float64)
         self._covariance = covariance
-        self._inverse = _inverse(covariance) if makes_up else None
+        self._inverse = _inverse(covariance) if compensates else None
         self._missing = np.zeros((1, self._weights.shape[1]))
-        self._gone = np.zeros(len(covariance), bool)
+        self._removed = np.zeros(len(covariance), bool)
         self.variance = max(
             float(np.einsum("ij,io,jo->", covariance, self._weights, self._weights, optimize=True)), 0.0
         )
-        """Of what the layer gives, summed over its outputs."""
+        """Variance of the outputs, summed."""
 
     def cost(self, block: np.ndarray) -> float:
-        """Return what is lost when the channels int [n] go after those that have gone already."""
+        """Return the cost of removing the channels int [n] after those that are removed already."""
         if self.variance <= 0:
             return 0.0
-        block = block[~self._gone[block]]
+        block = block[~self._removed[block]]
         rows = self._weights[block]
         if self._inverse is None:
-            before = self._covariance[np.ix_(block, np.flatnonzero(self._gone))] @ self._weights[self._gone]
+            before = self._covariance[np.ix_(block, np.flatnonzero(self._removed))] @ self._weights[self._removed]
             found = np.sum(rows * (self._covariance[np.ix_(block, block)] @ rows + 2 * before))
         elif len(block) == 1:
             found = np.sum(rows * rows) / max(self._inverse[block[0], block[0]], _TINY)
@@ -98,11 +98,11 @@ class Consumer:
         return max(float(found), 0.0) / self.variance
 
     def remove(self, block: np.ndarray) -> None:
-        """Take the channels int [n] out and let the others make up for them."""
-        block = block[~self._gone[block]]
+        """Remove the channels int [n] and let the others compensate."""
+        block = block[~self._removed[block]]
         if not len(block):
             return
-        self._gone[block] = True
+        self._removed[block] = True
         if self._inverse is None:
             return
         left = self._inverse[:, block]
@@ -121,11 +121,11 @@ def _inverse(covariance: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """In which order groups go, and what is lost up to each of them.
+    """Order in which groups are removed, and the loss up to each of them.
 
     Args:
-        order: the groups, the first to go first.
-        losses: float64 [groups, consumers], what each consumer has lost in all when a group has gone.
+        order: the groups, the first to remove first.
+        losses: float64 [groups, consumers], total loss of each consumer once a group is removed.
     """
 
     order: tuple[int, ...]
@@ -133,12 +133,12 @@ class Curve:
 
 
 def curve(consumers: Sequence[Consumer], blocks: Mapping[int, Sequence[np.ndarray]], *, most: int) -> Curve:
-    """Take groups out of the consumers, each time the one that costs least then, and say what is lost.
+    """Remove groups from the consumers, each time the one that costs least then, and return the losses.
 
     Args:
-        consumers: changed; they are as after the last group.
-        blocks: group -> for each consumer the channels int [n] that go with it, maybe none.
-        most: groups to take out.
+        consumers: changed in place; they are as after the last group.
+        blocks: group -> for each consumer its channels int [n], maybe none.
+        most: groups to remove.
     """
 
     def costs(group: int) -> list[float]:
@@ -154,7 +154,7 @@ def curve(consumers: Sequence[Consumer], blocks: Mapping[int, Sequence[np.ndarra
         now = costs(group)
         score = sum(now)
         if heap and score > heap[0][0] and score > before * (1 + _RISE) + _TINY:
-            heapq.heappush(heap, (score, group))  # it has become dearer: maybe another one is next
+            heapq.heappush(heap, (score, group))  # its cost has grown: maybe another one is next
             continue
         for consumer, block in zip(consumers, blocks[group], strict=True):
             if len(block):

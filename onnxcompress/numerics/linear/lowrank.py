@@ -1,4 +1,4 @@
-"""A matrix as the product of two thin ones, nearest in what it makes of its inputs.
+"""Low-rank factorization of a matrix with the least error of its outputs.
 
     W ~ A B,    A [outputs, r],  B [r, columns],    least E |(W - A B) x|^2
 
@@ -6,7 +6,7 @@ With C = L L' = E x x' the second moments of the inputs, the error is |(W - A B)
 rank r is the truncated singular value decomposition W L = U S V' (Eckart & Young 1936): A B L = U_r U_r' W L. This is
 SVD-LLM's whitening (Wang et al. 2024, arXiv 2403.07378, eq. 3 to 5). U and S^2 are the eigenvectors and eigenvalues of
 W C W', the second moments of the outputs without their bias, so that A = U_r and B = U_r' W need neither C nor its
-inverse (Zhang et al. 2015, arXiv 1411.4229, eq. 5). The errors of all ranks are the sums of what is cut off.
+inverse (Zhang et al. 2015, arXiv 1411.4229, eq. 5). The errors of all ranks are the sums of the discarded values.
 
 On the side of the inputs, with L' W' = U S V', the same least error is that of W (L^-T U_r)(U_r' L') (`input_basis`).
 """
@@ -21,18 +21,19 @@ import scipy.linalg
 from ..threads import one_thread
 
 _DAMPING = 1e-4
-"""Part of the mean square that is added as if all inputs varied alike: what no sample showed is not nothing."""
+"""Part of the mean square that is added as if all inputs varied alike: what no sample showed is not zero. Chosen by
+judgement; not measured."""
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Directions in order of how much they matter.
+    """Directions in the order of the mean square along them.
 
     Args:
         basis: float64 [channels, n], orthonormal columns where they are outputs.
         dual: float64 [n, channels]; `basis @ dual` is the projection, the identity where all directions are taken.
         values: float64 [n], the mean square along each, falling.
-        mean: float64 [channels], which was taken off before, so that what is cut of it has to go into a bias.
+        mean: float64 [channels], subtracted before: the part of it that a cut loses belongs in a bias.
     """
 
     basis: np.ndarray
@@ -41,7 +42,7 @@ class Decomposition:
     mean: np.ndarray | None = None
 
     def lost(self, rank: int) -> np.ndarray:
-        """Return what a cut leaves of the mean: float64 [channels]."""
+        """Return the part of the mean that a cut to a rank loses: float64 [channels]."""
         if self.mean is None:
             return np.zeros(len(self.basis))
         found: np.ndarray = self.mean - self.basis[:, :rank] @ (self.dual[:rank] @ self.mean)
@@ -58,7 +59,7 @@ def output_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
 
     Args:
         weights: float [outputs, columns].
-        moments: float64 [outputs, outputs], mean products of what it gives; need not have full rank.
+        moments: float64 [outputs, outputs], mean products of its outputs; need not have full rank.
     """
     with one_thread():
         weights = weights.astype(np.float64)
@@ -68,11 +69,11 @@ def output_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
 
 
 def input_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
-    """Decompose the inputs of a matrix: what reads `dual @ x` instead of x multiplies by `weights @ basis`.
+    """Decompose the inputs of a matrix: `weights @ basis` multiplies `dual @ x` instead of x.
 
     Args:
         weights: float [outputs, columns].
-        moments: float64 [columns, columns], mean products of what it reads; need not have full rank.
+        moments: float64 [columns, columns], mean products of its inputs; need not have full rank.
     """
     with one_thread():
         weights = weights.astype(np.float64)
@@ -80,11 +81,6 @@ def input_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
         left, values, _ = scipy.linalg.svd(lower.T @ weights.T, full_matrices=False, check_finite=False)
         dual = scipy.linalg.solve_triangular(lower, left, trans="T", lower=True, check_finite=False).T
     return Decomposition(lower @ left, dual, values**2)
-
-
-def largest_useful_rank(outputs: int, columns: int) -> int:
-    """Return the largest rank whose factors have fewer numbers than the matrix; 0 where there is none."""
-    return max(0, (outputs * columns - 1) // (outputs + columns))
 
 
 def _damped(moments: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a convolution sees: its windows over an array as rows of numbers, so that it becomes a matrix product.
+"""Windows of a convolution as rows of a matrix, so that it becomes a matrix product (im2col).
 
 Padding and strides as the ONNX standard defines them for Conv; any number of spatial axes.
 """
@@ -14,14 +14,14 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The shape of a convolution's window and the way it moves; one entry per spatial axis.
+    """Shape and movement of a convolution's window; one entry per spatial axis.
 
     Args:
         kernel: taps.
         strides: steps from one position to the next.
         dilations: steps from one tap to the next.
         pads: zeros before and after each axis, as pairs; None where `auto_pad` decides from the input's size.
-        is_upper: where the automatic padding is odd, the larger part goes after the data (SAME_UPPER).
+        is_upper: where the automatic padding is odd, the larger part is after the data (SAME_UPPER).
     """
 
     kernel: tuple[int, ...]
@@ -42,7 +42,7 @@ class Window:
         return tuple(found)
 
     def positions(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Return how many positions the window has along each axis of an input of these spatial sizes."""
+        """Return the number of positions of the window along each axis of an input of these spatial sizes."""
         return tuple(
             max(0, (size + sum(pads) - span) // stride + 1)
             for size, pads, span, stride in zip(sizes, self.padding(sizes), self._spans(), self.strides, strict=True)
@@ -53,11 +53,11 @@ class Window:
 
 
 def patches(x: np.ndarray, window: Window, *, groups: int = 1, at: np.ndarray | None = None) -> np.ndarray:
-    """Return what the window covers: [groups, n, channels per group * taps], ordered as a Conv's weight is.
+    """Return the values in the windows: [groups, n, channels per group * taps], in the order of a Conv's weight.
 
     Args:
         x: [batch, channels, *spatial].
-        window: its shape and way.
+        window: its shape and movement.
         groups: equal parts of the channels that are looked at one by one.
         at: int [n], the positions wanted, numbered through batch and spatial axes; None for all.
     """

@@ -1,10 +1,10 @@
-"""Least squares around the weights that are there, the penalty chosen on rows that were not used.
+"""Ridge regression around given weights, the penalty chosen on held-out rows.
 
     W' = W + (Y - X W)' X (X'X + lambda I)^-1,    lambda = ratio * trace(X'X) / columns
 
-is ridge regression (Hoerl & Kennard 1970, eq. 2.1) of what the weights W leave of the targets Y: without evidence, they
-stay. Rows and targets are centred, so that the bias is fitted freely. Only moments are needed, of the rows to solve
-from and of other rows to choose the ratio by.
+is ridge regression (Hoerl & Kennard 1970, eq. 2.1) of the residual of the weights W: without evidence, they are kept.
+Rows and targets are centred, so that the bias is fitted freely. Only moments are needed, of the rows to solve from and
+of other rows to choose the ratio by.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from ..threads import one_thread
 from .moments import Moments
 
 RATIOS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-"""Penalties that are tried, as parts of the mean diagonal of X'X: from the strongest on, until they don't help."""
+"""Penalties that are tried, as parts of the mean diagonal of X'X: from the strongest on, until they don't help. Chosen
+by judgement; not measured."""
 
 _PATIENCE = 2
-"""Penalties in a row that do no better, after which weaker ones are not tried."""
+"""Penalties in a row without gain after which weaker ones are not tried. Chosen by judgement; not measured."""
 
 EXACT = 1e-10
 """Error, as a part of the targets' variance, below which there is nothing to fit."""
@@ -30,13 +31,13 @@ EXACT = 1e-10
 
 @dataclass(frozen=True, kw_only=True)
 class RidgeFit:
-    """What was found.
+    """Result of a ridge fit: weights, bias, penalty, error before and after.
 
     Args:
         weights: float64 [groups, outputs, columns].
         bias: float64 [groups, outputs].
         ratio: the penalty chosen; None where only the bias was fitted.
-        before: error of the weights as they were on the other rows, as a part of the variance of the targets there.
+        before: error of the given weights on the held-out rows, as a part of the variance of the targets there.
         after: the same of the solution from the rows to solve from.
     """
 
@@ -56,17 +57,17 @@ def fit(
     has_bias: bool,
     ratios: Sequence[float] = RATIOS,
 ) -> RidgeFit:
-    """Fit weights and bias to the targets, or the bias alone, whichever does best on the held-out rows.
+    """Fit weights and bias to the targets, or the bias alone, whichever is best on the held-out rows.
 
-    The choice made, the solution is computed once more from both sets of rows. Where nothing does better than what is
-    there, that is what is returned, with `after` equal to `before`.
+    The final solution is computed from both sets of rows. Where none is better than the given weights, those are
+    returned, with `after` equal to `before`.
 
     Args:
         train: moments of the rows to solve from; not full ones give the bias alone.
         held_out: moments of other rows.
-        weights: [groups, outputs, columns], as they are.
-        bias: [groups, outputs], as it is.
-        has_bias: False to leave the bias as it is.
+        weights: [groups, outputs, columns], before.
+        bias: [groups, outputs], before.
+        has_bias: False to keep the bias.
         ratios: penalties to try, falling; none to fit the bias alone.
 
     Raises:
@@ -108,7 +109,7 @@ def solve(
         weights: float64 [groups, outputs, columns].
         bias: float64 [groups, outputs].
         ratio: the penalty as a part of the mean diagonal of X'X, centred where there is a bias; above 0.
-        has_bias: False to leave the bias as it is.
+        has_bias: False to keep the bias.
 
     Raises:
         scipy.linalg.LinAlgError: the penalty is too small for rows that don't differ in all their columns.
@@ -119,8 +120,8 @@ def solve(
         else:
             squares, mean = moments.second(), moments.mean()
             products = moments.cross_covariance() + mean[:, :, None] * (moments.target_mean() - bias)[:, None, :]
-        left = products - squares @ weights.transpose(0, 2, 1)
-        weights = weights + np.stack([_solve_one(*each, ratio) for each in zip(squares, left, strict=True)])
+        residual = products - squares @ weights.transpose(0, 2, 1)
+        weights = weights + np.stack([_solve_one(*each, ratio) for each in zip(squares, residual, strict=True)])
     if has_bias:
         bias = moments.target_mean() - np.einsum("gok,gk->go", weights, moments.mean())
     return weights, bias
@@ -132,32 +133,32 @@ def relative_error(moments: Moments, weights: np.ndarray, bias: np.ndarray) -> f
     return float(error / variance) if variance > 0 else float(error > 0)
 
 
-def _solve_one(squares: np.ndarray, left: np.ndarray, ratio: float) -> np.ndarray:
+def _solve_one(squares: np.ndarray, residual: np.ndarray, ratio: float) -> np.ndarray:
     """Return the change of one group's weights, [outputs, columns]."""
     penalty = ratio * np.trace(squares) / len(squares)
     if penalty <= 0:
-        return np.zeros(left.T.shape)
+        return np.zeros(residual.T.shape)
     damped = squares.copy()
     damped[np.diag_indices(len(damped))] += penalty
     factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
-    found: np.ndarray = scipy.linalg.cho_solve(factor, left, check_finite=False).T
+    found: np.ndarray = scipy.linalg.cho_solve(factor, residual, check_finite=False).T
     return found
 
 
 def _fit_means(train: Moments, held_out: Moments, weights: np.ndarray, bias: np.ndarray, *, has_bias: bool) -> RidgeFit:
-    """Fit the bias where only means are known: by how far the mean outputs are off on the other rows."""
+    """Fit the bias where only means are known: by the error of the mean outputs on the held-out rows."""
 
-    def missed(of: Moments, with_bias: np.ndarray) -> np.ndarray:
-        off: np.ndarray = of.target_mean() - np.einsum("gok,gk->go", weights, of.mean()) - with_bias
-        return off
+    def mean_error(of: Moments, with_bias: np.ndarray) -> np.ndarray:
+        found: np.ndarray = of.target_mean() - np.einsum("gok,gk->go", weights, of.mean()) - with_bias
+        return found
 
     variance = held_out.target_variance().sum()
-    before = float(np.square(missed(held_out, bias)).sum() / variance) if variance > 0 else 0.0
+    before = float(np.square(mean_error(held_out, bias)).sum() / variance) if variance > 0 else 0.0
     if not has_bias or before <= EXACT:
         return RidgeFit(weights=weights, bias=bias, ratio=None, before=before, after=before)
-    shifted = bias + missed(train, bias)
-    after = float(np.square(missed(held_out, shifted)).sum() / variance)
+    shifted = bias + mean_error(train, bias)
+    after = float(np.square(mean_error(held_out, shifted)).sum() / variance)
     if after >= before:
         return RidgeFit(weights=weights, bias=bias, ratio=None, before=before, after=before)
-    final = bias + missed(train.merge(held_out), bias)
+    final = bias + mean_error(train.merge(held_out), bias)
     return RidgeFit(weights=weights, bias=final, ratio=None, before=before, after=after)

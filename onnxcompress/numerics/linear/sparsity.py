@@ -1,10 +1,10 @@
-"""Which weights of a matrix become zero, and what the others become: by size, by use, or by elimination.
+"""Sparsification of a matrix: by magnitude, by use, or by elimination.
 
     magnitude     |w|                        within a layer, or as parts of the layer's norm across layers
     use           |w| ||x||                  Wanda (Sun et al. 2023, eq. 1), per output
-    elimination   w^2 / [H^-1]_jj            column by column, the columns behind making up for it
+    elimination   w^2 / [H^-1]_jj            column by column, the later columns compensating
                                              (SparseGPT, Frantar & Alistarh 2023, algorithm 1);
-                                             then all that stay, W_K + C_KK^-1 C_KS W_S, where that is not too much
+                                             then all that are kept, W_K + C_KK^-1 C_KS W_S, where affordable
 
 A norm budget ||W'|| <= T is met by the nearest weights: shrunk alike for the 2-norm, each by the same amount down to
 zero for the 1-norm (Duchi et al. 2008, figure 1).
@@ -19,16 +19,17 @@ import numpy as np
 import scipy.linalg
 
 _BLOCK = 16
-"""Columns that are decided on together in elimination: with fewer, what was done before is seen better."""
-_MOST_WORK = 1e11
-"""Multiplications up to which the weights that stay are solved for once more, all at once."""
+"""Columns that are decided together in elimination; fewer take more account of earlier columns. Chosen by judgement;
+not measured."""
+MOST_WORK = 1e11
+"""Most multiplications of the last solution for all kept weights together. Chosen by judgement; not measured."""
 _DAMPING = 1e-2
-"""Part of the mean diagonal of H that is added to it."""
+"""Part of the mean diagonal of H that is added to it: that of SparseGPT."""
 
 
 @dataclass(frozen=True)
 class SparsityPattern:
-    """Where zeros may be: `of` = 0 for anywhere, else `kept` numbers of each `of` neighbours may differ from zero."""
+    """Allowed zeros: anywhere for `of` = 0, else all but `kept` numbers of each `of` neighbours."""
 
     kept: int = 0
     of: int = 0
@@ -49,7 +50,7 @@ class SparsityPattern:
 
 
 def smallest(scores: np.ndarray, ratio: float, *, per_row: bool) -> np.ndarray:
-    """Return which numbers go, bool [..., rows, columns]: a share of those of each row, or of each matrix.
+    """Return a mask of the smallest scores, bool [..., rows, columns]: a share of those of each row, or of each matrix.
 
     Args:
         scores: [..., rows, columns].
@@ -57,25 +58,25 @@ def smallest(scores: np.ndarray, ratio: float, *, per_row: bool) -> np.ndarray:
         per_row: True to take the same number from each row.
     """
     flat = scores if per_row else scores.reshape(*scores.shape[:-2], 1, -1)
-    goes = np.zeros(flat.shape, bool)
+    removed = np.zeros(flat.shape, bool)
     count = round(ratio * flat.shape[-1])
     if count:
         order = np.argsort(flat, axis=-1, kind="stable")[..., :count]
-        np.put_along_axis(goes, order, values=True, axis=-1)
-    return goes.reshape(scores.shape)
+        np.put_along_axis(removed, order, values=True, axis=-1)
+    return removed.reshape(scores.shape)
 
 
 def patterned(scores: np.ndarray, pattern: SparsityPattern) -> np.ndarray:
-    """Return which numbers go, bool [..., columns], so that each whole group of columns keeps its largest scores.
+    """Return a mask of all but the largest scores of each whole group of columns, bool [..., columns].
 
-    Columns that don't fill a group stay.
+    Columns that don't fill a group are kept.
     """
     whole = scores.shape[-1] // pattern.of * pattern.of
     grouped = scores[..., :whole].reshape(*scores.shape[:-1], -1, pattern.of)
-    goes = np.zeros(scores.shape, bool)
+    removed = np.zeros(scores.shape, bool)
     ranks = np.argsort(np.argsort(grouped, axis=-1, kind="stable"), axis=-1)
-    goes[..., :whole] = (ranks < pattern.of - pattern.kept).reshape(*scores.shape[:-1], whole)
-    return goes
+    removed[..., :whole] = (ranks < pattern.of - pattern.kept).reshape(*scores.shape[:-1], whole)
+    return removed
 
 
 def by_use(weights: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -88,14 +89,17 @@ def by_use(weights: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(weights) * np.sqrt(np.maximum(np.diag(second), 0.0)))
 
 
-def eliminated(weights: np.ndarray, second: np.ndarray, ratio: float, pattern: SparsityPattern) -> np.ndarray:
-    """Return weights with zeros, the columns behind each making up for them; float64 [outputs, columns].
+def eliminated(
+    weights: np.ndarray, second: np.ndarray, ratio: float, pattern: SparsityPattern, *, most_work: float = MOST_WORK
+) -> np.ndarray:
+    """Return weights with zeros, for which later columns compensate; float64 [outputs, columns].
 
     Args:
         weights: [outputs, columns].
         second: mean of x' x, float64 [columns, columns].
         ratio: share of zeros in every block of columns, for a free pattern.
-        pattern: where zeros may be.
+        pattern: allowed zeros.
+        most_work: most multiplications of the last solution for all kept weights together.
     """
     left = weights.astype(np.float64)
     count = left.shape[1]
@@ -106,25 +110,25 @@ def eliminated(weights: np.ndarray, second: np.ndarray, ratio: float, pattern: S
     size = _BLOCK if not pattern.of else max(1, _BLOCK // pattern.of) * pattern.of
     for start in range(0, count, size):
         stop = min(start + size, count)
-        goes = np.zeros((len(left), stop - start), bool)
+        removed = np.zeros((len(left), stop - start), bool)
         if not pattern.of:
-            goes = smallest(np.square(left[:, start:stop] / scale[start:stop]), ratio, per_row=False)
+            removed = smallest(np.square(left[:, start:stop] / scale[start:stop]), ratio, per_row=False)
         for column in range(start, stop):
             if pattern.of and (column - start) % pattern.of == 0 and column + pattern.of <= count:
                 part = slice(column, column + pattern.of)
-                goes[:, column - start : column - start + pattern.of] = patterned(
+                removed[:, column - start : column - start + pattern.of] = patterned(
                     np.square(left[:, part] / scale[part]), pattern
                 )
-            lost = np.where(goes[:, column - start], left[:, column], 0.0) / scale[column]
+            lost = np.where(removed[:, column - start], left[:, column], 0.0) / scale[column]
             left[:, column + 1 :] -= np.outer(lost, factor[column, column + 1 :])
-            left[goes[:, column - start], column] = 0.0
-    if len(left) * (count * (left != 0).mean()) ** 3 / 3 > _MOST_WORK:
+            left[removed[:, column - start], column] = 0.0
+    if len(left) * (count * (left != 0).mean()) ** 3 / 3 > most_work:
         return left
     for row, before in zip(left, weights.astype(np.float64), strict=True):
-        stays = row != 0
-        products = damped[np.ix_(stays, ~stays)] @ before[~stays]
-        solved = scipy.linalg.solve(damped[np.ix_(stays, stays)], products, assume_a="pos", overwrite_a=True)
-        row[stays] = before[stays] + solved
+        kept = row != 0
+        products = damped[np.ix_(kept, ~kept)] @ before[~kept]
+        solved = scipy.linalg.solve(damped[np.ix_(kept, kept)], products, assume_a="pos", overwrite_a=True)
+        row[kept] = before[kept] + solved
     return left
 
 

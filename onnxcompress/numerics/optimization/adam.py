@@ -1,4 +1,4 @@
-"""Gradient descent with a step size of its own for every number: Adam (Kingma & Ba 2015, algorithm 1)."""
+"""Adam (Kingma & Ba 2015, algorithm 1): gradient descent with a step size of its own for every number."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 _FIRST, _SECOND = 0.9, 0.999
-"""Decay of the means of gradients and of their squares."""
-_SMALL = 1e-8
+"""Decay of the means of gradients and of their squares, as in the paper."""
+_EPSILON = 1e-8
+"""Added to the root of the mean square, as in the paper."""
 
 
 class Adam:
@@ -26,11 +27,11 @@ class Adam:
         self._steps = 0
 
     def step(self, gradients: Mapping[str, np.ndarray], rate: float) -> None:
-        """Take a step of a size.
+        """Move all values once.
 
         Args:
             gradients: name -> array of the value's shape, for all values.
-            rate: what a number moves at most, about.
+            rate: most that a number moves, about.
         """
         self._steps += 1
         first, second = 1 - _FIRST**self._steps, 1 - _SECOND**self._steps
@@ -38,16 +39,16 @@ class Adam:
             mean, square = self._means[name], self._squares[name]
             mean += (1 - _FIRST) * (gradient - mean)
             square += (1 - _SECOND) * (gradient * gradient - square)
-            moved = self.values[name] - rate / first * mean / (np.sqrt(square / second) + _SMALL)
+            moved = self.values[name] - rate / first * mean / (np.sqrt(square / second) + _EPSILON)
             self.values[name] = moved.astype(np.float32)
 
 
 def falling(step: int, steps: int) -> float:
-    """Return the part of the rate that is used at a step: half a cosine from 1 to 0, after a short rise.
+    """Return the part of the learning rate at a step: half a cosine from 1 to 0, after a short rise.
 
     Args:
-        step: from 0.
-        steps: of all.
+        step: number of the step, from 0.
+        steps: number of all steps.
     """
     rise = max(1, steps // 20)
     return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / steps))

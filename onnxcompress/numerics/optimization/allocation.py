@@ -1,4 +1,4 @@
-"""One option for each of many places, so that the sum of losses is least within a budget."""
+"""Multiple-choice knapsack: one option for each of many items, with the least sum of losses within a budget."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import scipy.optimize
 import scipy.sparse
 
 _NODES = 20_000
-"""After so many nodes of the search tree the best answer found so far is taken: a limit on time would not repeat."""
+"""Nodes of the search tree after which the best solution so far is taken: a limit on time would not be reproducible.
+Chosen by judgement; not measured."""
 _GAP = 1e-4
+"""Relative gap to the optimum at which the search ends. Chosen by judgement; not measured."""
 
 
 def allocate(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float) -> list[int] | None:
-    """Choose an option at each place by integer programming (multiple-choice knapsack, solved by HiGHS).
+    """Choose an option for each item by integer programming (solved by HiGHS).
 
     Args:
-        costs: for each place the cost of each of its options, in bytes, MACs or microseconds.
-        losses: for each place the loss of each of its options; losses of different places add up.
-        budget: most that the costs may come to.
+        costs: for each item the cost of each of its options, in bytes, MACs or microseconds.
+        losses: for each item the loss of each of its options; losses of different items add up.
+        budget: most total cost.
 
     Returns:
-        the index of each place's option; None where even the cheapest options cost more than the budget.
+        the index of each item's option; None where even the cheapest options cost more than the budget.
     """
     if sum(min(each) for each in costs) > budget:
         return None
@@ -31,8 +33,8 @@ def allocate(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]
     starts = np.cumsum([0, *sizes])
     cost, loss = (np.concatenate([np.asarray(each, np.float64) for each in table]) for table in (costs, losses))
     scale = max(float(loss.max(initial=0.0)), float(np.finfo(float).tiny))
-    places = np.repeat(np.arange(len(sizes)), sizes)
-    once = scipy.sparse.csr_array((np.ones(len(cost)), (places, np.arange(len(cost)))), shape=(len(sizes), len(cost)))
+    items = np.repeat(np.arange(len(sizes)), sizes)
+    once = scipy.sparse.csr_array((np.ones(len(cost)), (items, np.arange(len(cost)))), shape=(len(sizes), len(cost)))
     found = scipy.optimize.milp(
         loss / scale,
         constraints=[

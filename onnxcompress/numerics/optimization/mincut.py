@@ -1,9 +1,9 @@
-"""Yes-or-no choices that cost less where neighbours agree, made at the least total cost.
+"""Minimum cut: binary choices that cost less where neighbours agree, at the least total cost.
 
     E(x) = sum_i c_i(x_i) + sum_ij w_ij [x_i = 1, x_j = 0],   w_ij >= 0
 
 is a regular function of binary variables, so that a minimum cut finds its minimum exactly (Kolmogorov and Zabih,
-IEEE PAMI 26(2), 2004, theorem 4.1): the source stands for 1, the sink for 0, and an edge is cut where its tail is
+IEEE PAMI 26(2), 2004, theorem 4.1): the source is 1, the sink is 0, and an edge is cut where its tail is
 on the source's side and its head is not.
 """
 
@@ -16,7 +16,7 @@ import scipy.sparse
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 _MOST = 1 << 30
-"""Flows are 32-bit integers: all finite costs together become at most about half of this."""
+"""Bound of the scaled costs, which scipy wants as 32-bit integers: all finite ones together become about half of it."""
 
 
 class Choices:
@@ -34,7 +34,7 @@ class Choices:
         return number
 
     def add(self, variable: int, *, cost_yes: float = 0.0, cost_no: float = 0.0) -> None:
-        """Add to what a choice costs by itself; infinite for what must not be."""
+        """Add to the cost of a choice by itself; infinite for a forbidden one."""
         if cost_no:
             self._edges[_SOURCE, variable] += cost_no
         if cost_yes:

@@ -1,10 +1,10 @@
-"""Where to cut a sequence of steps into parts: the memory of every possible part, and dynamic programs over them.
+"""Partition of a sequence of steps: the memory of every possible part, and dynamic programs over them.
 
-Steps 0 .. n-1 run in order. Each makes values, which live until their last reader has run, and reads weights. A part
-is a run of steps [i, j). While it runs it holds its weights, what was made before it and is read from i on (for its
-whole time: the caller keeps its inputs), and what it has made itself and still needs. What later parts read is handed
-over as a copy. A part's memory does not depend on how the other steps are cut, which is what the dynamic program
-needs (minimax and additive partition of a sequence: T. H. Cormen et al., Introduction to Algorithms, ch. 14).
+Steps 0 .. n-1 run in order. Each makes values, which live until their last reader has run, and reads weights. A part is
+a run of steps [i, j). While it runs it holds its weights, the values made before it that are read from i on (all the
+time: the caller keeps its inputs), and its own values that it still needs. Values that later parts read are output as
+copies. A part's memory does not depend on the cuts between other steps, which the dynamic program requires (minimax and
+additive partition of a sequence: T. H. Cormen et al., Introduction to Algorithms, ch. 14).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Steps:
-    """What steps make and read.
+    """Memory model of a sequence of steps.
 
     Args:
         count: the number of steps, n.
-        made: int64 [values], the step that makes each value; -1 for what is there before the first.
-        last: int64 [values], the last step that reads it; n for what is still wanted in the end.
+        made: int64 [values], the step that computes each value; -1 for inputs.
+        last: int64 [values], the last step that reads it; n for outputs.
         sizes: float64 [values], in bytes.
         uses: for each weight the steps that read it, ascending.
         weights: float64 [weights], in bytes; a weight that several parts read counts in each.
-        inner: float64 [steps], what a step takes beside the values, only while it runs, in bytes.
+        inner: float64 [steps], bytes that a step takes besides the values while it runs.
     """
 
     count: int
@@ -47,7 +47,7 @@ class Table:
         cuts: int64 [m + 1], the steps before which may be cut, from 0 to n.
         peak: float64 [m, m + 1], bytes of the part from cut a to cut b; infinite unless a < b.
         weights: float64 [m, m + 1], bytes of its weights alone.
-        crossing: float64 [m + 1], bytes that are handed over at a cut, made by a step before it.
+        crossing: float64 [m + 1], bytes that cross a cut, computed by a step before it.
     """
 
     cuts: np.ndarray
@@ -57,11 +57,11 @@ class Table:
 
 
 def crossing(steps: Steps, *, inputs: bool) -> np.ndarray:
-    """Return the bytes that are made before and read from each step on: float64 [n + 1].
+    """Return the bytes that are computed before and read from each step on: float64 [n + 1].
 
     Args:
-        steps: all of them.
-        inputs: count what is there before the first step too.
+        steps: the sequence.
+        inputs: True to count inputs too.
     """
     chosen = np.ones(len(steps.made), bool) if inputs else steps.made >= 0
     first, last, sizes = steps.made[chosen] + 1, steps.last[chosen], steps.sizes[chosen]
@@ -104,22 +104,22 @@ def table(steps: Steps, cuts: np.ndarray) -> Table:
         before = np.cumsum(ending[::-1])[::-1]  # made before the part and read at this step or later
         inside = np.maximum.accumulate(live[start:] - before[start:n])
         ends = cuts[a + 1 :] - 1
-        handed_over = 2.0 * (held[cuts[a + 1 :]] - before[cuts[a + 1 :]])
+        copied = 2.0 * (held[cuts[a + 1 :]] - before[cuts[a + 1 :]])
         weights[a, a + 1 :] = np.cumsum(entering[start:])[ends - start]
-        activations = held[start] + np.maximum(inside[ends - start], handed_over)
+        activations = held[start] + np.maximum(inside[ends - start], copied)
         peak[a, a + 1 :] = weights[a, a + 1 :] + activations
     return Table(cuts, peak, weights, crossing(steps, inputs=False)[cuts])
 
 
 def parts_within(found: Table, limit: float) -> list[int]:
-    """Return the cuts (indices, from 0 to m) at which fewest bytes are handed over with no part above `limit` bytes.
+    """Return the cuts (indices, from 0 to m) that fewest bytes cross, with no part above `limit` bytes.
 
     Of equally cheap ones those with fewest parts. Empty where there is none.
     """
     m = len(found.cuts) - 1
     best, source = np.full(m + 1, np.inf), np.zeros(m + 1, np.int64)
     best[0] = 0.0
-    price = found.crossing + 1.0  # a byte for each cut, so that none is made for nothing
+    price = found.crossing + 1.0  # a byte for each cut, so that none is useless
     for b in range(1, m + 1):
         total = np.where(found.peak[:b, b] <= limit, best[:b] + price[:b], np.inf)
         source[b] = np.argmin(total)
@@ -128,7 +128,7 @@ def parts_within(found: Table, limit: float) -> list[int]:
 
 
 def exactly(found: Table, count: int) -> list[int]:
-    """Return the cuts that make `count` parts (1 to m): the largest as small as can be, then fewest bytes cut."""
+    """Return the cuts into `count` parts (1 to m) with the smallest peak, then with fewest bytes crossing."""
     m = len(found.cuts) - 1
     least = np.full(m + 1, np.inf)
     least[0] = 0.0
@@ -146,7 +146,7 @@ def exactly(found: Table, count: int) -> list[int]:
 
 
 def least_peak(found: Table) -> tuple[float, tuple[int, int]]:
-    """Return the smallest budget in bytes that any cutting keeps, and the steps [i, j) of the part that needs it."""
+    """Return the smallest budget in bytes that any partition meets, and the steps [i, j) of the part that needs it."""
     m = len(found.cuts) - 1
     least, source = np.zeros(m + 1), np.zeros(m + 1, np.int64)
     for b in range(1, m + 1):

@@ -1,4 +1,4 @@
-"""Few-bit integers with a scale, and maybe a zero point, for every block of neighbouring weights of an output.
+"""Blockwise quantization to few bits: a scale, and maybe a zero point, for every block of neighbouring weights.
 
     w ~ s (q - z)      q in [0, 2^bits - 1], one s and one z for `block` weights along the input axis
 
@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 CANDIDATES = 16
-"""Clipped ranges that are tried for each block."""
+"""Clipped ranges that are tried for each block. Chosen by judgement; not measured."""
 _PART_ELEMENTS = 1 << 15
-"""Weights that are worked on at a time."""
+"""Weights of one step, which stay in the processor's cache. Chosen by judgement; not measured."""
 _LEAST_RANGE = 0.5
-"""The smallest part of a block's full range that is tried."""
-_HQQ_ROUNDS = 20
+"""Smallest part of a block's full range that is tried. Chosen by judgement; not measured."""
+_HQQ_ITERATIONS = 20
+"""Most iterations of half-quadratic quantization, as in HQQ."""
 _HQQ_BETA, _HQQ_KAPPA, _HQQ_NORM = 10.0, 1.01, 0.7
+"""Penalty, its growth per iteration, and the norm, as in HQQ."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Blocks:
     """A weight matrix in few bits.
 
     Args:
-        grid: what the integers are.
+        grid: the integers.
         integers: uint8 [out, in], at most `grid.levels`.
         scale: float32 [out, blocks].
         zero: uint8 [out, blocks]; `grid.middle` everywhere where the grid is symmetric.
@@ -67,7 +69,7 @@ class Blocks:
     zero: np.ndarray
 
     def floats(self) -> np.ndarray:
-        """Return the weights that the integers stand for: float32 [out, in]."""
+        """Return the dequantized weights: float32 [out, in]."""
         inputs = self.integers.shape[1]
         difference = self.integers.astype(np.float32) - spread(self.zero.astype(np.float32), self.grid.block, inputs)
         return np.asarray(difference * spread(self.scale, self.grid.block, inputs))
@@ -80,7 +82,7 @@ class Blocks:
 
 
 def spread(per_block: np.ndarray, block: int, inputs: int) -> np.ndarray:
-    """Return what stands for each block for each of its weights: [out, blocks] -> [out, in]."""
+    """Repeat the parameter of each block for its weights: [out, blocks] -> [out, in]."""
     return np.asarray(np.repeat(per_block, block, axis=1)[:, :inputs])
 
 
@@ -95,8 +97,8 @@ def round_nearest(
     Args:
         weight: float [out, in].
         grid: the integers.
-        importance: float [in] >= 0, how much an error at each input counts (the mean square of what it multiplies);
-            None: all count the same.
+        importance: float [in] >= 0, weight of an error at each input (the mean square of its activations); None: all
+            count the same.
         candidates: ranges that are tried; 1 for the full range alone.
     """
     found = [
@@ -110,21 +112,21 @@ def _searched(
     weight: np.ndarray, grid: BlockGrid, importance: np.ndarray | None, ranges: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scale and zero point of each block, [out, blocks], with the least squared error of all ranges."""
-    cut = _cut(weight, grid)
-    weights = None if importance is None else _cut(np.broadcast_to(importance, weight.shape), grid)
-    scale = np.ones(cut.shape[:2], np.float32)
-    zero = np.full(cut.shape[:2], grid.middle, np.uint8)
-    least = np.full(cut.shape[:2], np.inf, np.float32)
+    blocked = _blocked(weight, grid)
+    weights = None if importance is None else _blocked(np.broadcast_to(importance, weight.shape), grid)
+    scale = np.ones(blocked.shape[:2], np.float32)
+    zero = np.full(blocked.shape[:2], grid.middle, np.uint8)
+    least = np.full(blocked.shape[:2], np.inf, np.float32)
     for part in ranges:
-        for tried_scale, tried_zero in _parameters(cut, grid, part):
-            error = _error(cut, tried_scale, tried_zero, grid, weights)
+        for tried_scale, tried_zero in _parameters(blocked, grid, part):
+            error = _error(blocked, tried_scale, tried_zero, grid, weights)
             better = error < least
             scale[better], zero[better], least[better] = tried_scale[better], tried_zero[better], error[better]
     return scale, zero
 
 
 def _parts(weight: np.ndarray) -> list[np.ndarray]:
-    """Cut a matrix into bands of rows small enough to stay in a processor's cache; at least one, be it empty."""
+    """Split a matrix into bands of rows that fit in a processor's cache; at least one, be it empty."""
     rows = max(1, _PART_ELEMENTS // max(1, weight.shape[1]))
     return [weight[start : start + rows] for start in range(0, max(1, len(weight)), rows)]
 
@@ -141,7 +143,7 @@ def round_half_quadratic(weight: np.ndarray, grid: BlockGrid) -> Blocks:
     """Round with scales and zero points that fit most weights well and a few badly, without data.
 
     Half-quadratic quantization (HQQ, Badri and Shaji 2023): alternately shrinks the error of each weight towards
-    zero, by the proximal operator of |e|^0.7, and moves the parameters to the mean of what is left. Where the
+    zero, by the proximal operator of |e|^0.7, and moves the parameters to the mean of the rest. Where the
     zero point is whole, as it has to be here, the shrunk error moves the scale instead.
 
     Args:
@@ -155,16 +157,16 @@ def round_half_quadratic(weight: np.ndarray, grid: BlockGrid) -> Blocks:
 def _half_quadratic(weight: np.ndarray, grid: BlockGrid) -> tuple[np.ndarray, np.ndarray]:
     """Return the scale and zero point of each block, [out, blocks]."""
     scale, zero = _searched(weight, grid, None, np.linspace(1.0, _LEAST_RANGE, CANDIDATES, dtype=np.float32))
-    cut = _cut(weight, grid)
-    best_scale, best_zero, least = scale, zero, _robust(cut, scale, zero, grid)
+    blocked = _blocked(weight, grid)
+    best_scale, best_zero, least = scale, zero, _robust(blocked, scale, zero, grid)
     beta = _HQQ_BETA
-    for _ in range(_HQQ_ROUNDS):
-        integers = _rounded(cut, scale, zero, grid)
-        error = cut - scale[..., None] * (integers - zero[..., None])
+    for _ in range(_HQQ_ITERATIONS):
+        integers = _rounded(blocked, scale, zero, grid)
+        error = blocked - scale[..., None] * (integers - zero[..., None])
         size = np.abs(error)
         with np.errstate(divide="ignore"):
             shrunk = np.sign(error) * np.maximum(0, size - size ** (_HQQ_NORM - 1) / beta)
-        target = cut - np.where(size > 0, shrunk, 0)
+        target = blocked - np.where(size > 0, shrunk, 0)
         if not grid.symmetric:
             moved = np.rint(np.mean(integers - target / scale[..., None], axis=-1))
             zero = np.clip(moved, 0, grid.levels).astype(np.uint8)
@@ -172,7 +174,7 @@ def _half_quadratic(weight: np.ndarray, grid: BlockGrid) -> tuple[np.ndarray, np
         norm = np.sum(offset * offset, axis=-1)
         fitted = np.sum(target * offset, axis=-1) / np.maximum(norm, 1e-12)
         scale = np.where((norm > 0) & (np.abs(fitted) > 1e-12), fitted, scale).astype(np.float32)
-        loss = _robust(cut, scale, zero, grid)
+        loss = _robust(blocked, scale, zero, grid)
         better = loss < least
         if not better.any():
             break
@@ -182,13 +184,13 @@ def _half_quadratic(weight: np.ndarray, grid: BlockGrid) -> tuple[np.ndarray, np
     return best_scale, best_zero
 
 
-def _robust(cut: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: BlockGrid) -> np.ndarray:
+def _robust(blocked: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: BlockGrid) -> np.ndarray:
     """Return the sum of |error|^0.7 of each block: float32 [out, blocks]."""
-    error = cut - scale[..., None] * (_rounded(cut, scale, zero, grid) - zero[..., None])
+    error = blocked - scale[..., None] * (_rounded(blocked, scale, zero, grid) - zero[..., None])
     return np.asarray(np.sum(np.abs(error) ** _HQQ_NORM, axis=-1), np.float32)
 
 
-def _cut(weight: np.ndarray, grid: BlockGrid) -> np.ndarray:
+def _blocked(weight: np.ndarray, grid: BlockGrid) -> np.ndarray:
     """Return float32 [out, blocks, block], filled up with zeros."""
     out, inputs = weight.shape
     count = grid.count(inputs)
@@ -197,27 +199,27 @@ def _cut(weight: np.ndarray, grid: BlockGrid) -> np.ndarray:
     return padded.reshape(out, count, grid.block)
 
 
-def _parameters(cut: np.ndarray, grid: BlockGrid, part: np.float32) -> list[tuple[np.ndarray, np.ndarray]]:
+def _parameters(blocked: np.ndarray, grid: BlockGrid, part: np.float32) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return scales and zero points [out, blocks] that cover a part of each block's range."""
     if grid.symmetric:
-        peak = np.take_along_axis(cut, np.abs(cut).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        peak = np.take_along_axis(blocked, np.abs(blocked).argmax(axis=-1)[..., None], axis=-1)[..., 0]
         zero = np.full(peak.shape, grid.middle, np.uint8)
         whole = np.where(peak == 0, np.float32(1), peak)
         ends = (-grid.middle, grid.levels - grid.middle) if grid.bits > 1 else (-grid.middle,)
         return [(np.asarray(part * whole / end, np.float32), zero) for end in ends if end]
-    low, high = np.minimum(cut.min(axis=-1), 0) * part, np.maximum(cut.max(axis=-1), 0) * part
+    low, high = np.minimum(blocked.min(axis=-1), 0) * part, np.maximum(blocked.max(axis=-1), 0) * part
     scale = np.where(high > low, (high - low) / grid.levels, np.float32(1)).astype(np.float32)
     return [(scale, np.clip(np.rint(-low / scale), 0, grid.levels).astype(np.uint8))]
 
 
-def _rounded(cut: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: BlockGrid) -> np.ndarray:
-    return np.asarray(np.clip(np.rint(cut / scale[..., None] + zero[..., None]), 0, grid.levels))
+def _rounded(blocked: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: BlockGrid) -> np.ndarray:
+    return np.asarray(np.clip(np.rint(blocked / scale[..., None] + zero[..., None]), 0, grid.levels))
 
 
 def _error(
-    cut: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: BlockGrid, importance: np.ndarray | None
+    blocked: np.ndarray, scale: np.ndarray, zero: np.ndarray, grid: BlockGrid, importance: np.ndarray | None
 ) -> np.ndarray:
     """Return the squared error of each block, weighted: float32 [out, blocks]."""
-    error = cut - scale[..., None] * (_rounded(cut, scale, zero, grid) - zero[..., None])
+    error = blocked - scale[..., None] * (_rounded(blocked, scale, zero, grid) - zero[..., None])
     square = error * error if importance is None else error * error * importance
     return np.asarray(square.sum(axis=-1), np.float32)

@@ -1,11 +1,11 @@
-"""Which range of an activation to quantize: candidates from its histogram, and a choice by what layers make of it.
+"""Clipping ranges of activations: candidates from histograms, and a choice by the error of the layers that read them.
 
 The squared error of a clipping range [a, b] with steps s is, for densities that are smooth within a step,
 
     E(a, b) = s^2 / 12 * P(a <= x <= b) + sum over x outside of (distance to the range)^2
 
-(OCTAV, arXiv 2206.06501, eq. 3 and 4.) It is minimised over a grid of a and b, and the best few are evaluated as they
-round; the exact extremes are always among the candidates, so none is chosen that is worse on the histogram.
+(OCTAV, arXiv 2206.06501, eq. 3 and 4.) It is minimised over a grid of a and b, and the best few are evaluated with
+their rounding; the exact extremes are always among the candidates, so none is chosen that is worse on the histogram.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from .affine_activations import LEAST_SPAN, Affine, IntegerGrid, affine_for, fak
 from .histograms import Histogram
 
 FRACTIONS = tuple(float(f) for f in np.geomspace(1.0, 0.02, 48))
-"""Parts of the extremes that are tried as ends of the range."""
+"""Parts of the extremes that are tried as ends of the range. Chosen by judgement; not measured."""
 
 COVERAGES = (0.99999, 0.9999, 0.999)
+"""Parts of the values that percentile ranges cover. Chosen by judgement; not measured."""
 
 LEAST_GAIN = 0.02
-"""A clip is kept only if it takes off at least this part of the layers' error."""
+"""Least part of the layers' error that a clip must remove. Chosen on the zoo models."""
 
 _EVALUATED = 6
+"""Ranges of least expected error that are evaluated exactly. Chosen by judgement; not measured."""
 _MOST_POINTS = 8
+"""Most points that represent a bin. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ def candidates(
     """Return ways to quantize an activation: its extremes first, then clipped ones that differ, best first.
 
     Args:
-        histogram: what values it takes.
+        histogram: its values.
         grid: the integers.
-        within: limits that the activation can't exceed (those of a Relu or Clip): no range goes beyond them.
-        known: the range to use whatever was seen, for the likes of Softmax and Sigmoid; it is the only candidate.
+        within: limits that the activation can't exceed (those of a Relu or Clip): no range exceeds them.
+        known: the range by definition, as of Softmax and Sigmoid; it is the only candidate.
         least_span: narrower ranges are widened to this.
 
     Raises:
@@ -98,11 +101,11 @@ def least_squared_error(found: Sequence[ClipCandidate]) -> ClipCandidate:
 
 
 def guarded(found: Sequence[ClipCandidate], output_error: Callable[[Affine], float]) -> ClipCandidate:
-    """Return the candidate with the least error where it counts, the first one unless another is clearly better.
+    """Return the candidate with the least output error, the first one unless another is clearly better.
 
     Args:
         found: candidates, the one to keep in doubt first.
-        output_error: what a scale and zero point do to the outputs of the layers that read the activation.
+        output_error: error of the outputs of the layers that read the activation under a scale and zero point.
     """
     best, least = found[0], output_error(found[0].affine) * (1 - LEAST_GAIN)
     for each in found[1:]:
@@ -114,7 +117,7 @@ def guarded(found: Sequence[ClipCandidate], output_error: Callable[[Affine], flo
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What a linear layer reads, and its matrix.
+    """Sampled inputs of a linear layer, and its matrix.
 
     Args:
         rows: sampled, float32 [groups, n, columns].
@@ -128,11 +131,15 @@ class LayerInput:
     lows: np.ndarray
     highs: np.ndarray
 
+    @property
+    def outputs(self) -> np.ndarray:
+        """Outputs for the rows, without bias: float32 [groups, n, out]."""
+        return np.asarray(self.rows @ self.weight.swapaxes(1, 2))
+
     @functools.cached_property
     def energy(self) -> float:
-        """The sum of squares of the outputs, never zero."""
-        outputs = self.rows @ self.weight.swapaxes(1, 2)
-        return max(float(np.square(outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
+        """Sum of squares of the outputs, never zero."""
+        return max(float(np.square(self.outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
 
     @functools.cached_property
     def gains(self) -> np.ndarray:
@@ -164,8 +171,8 @@ def layer_error(affine: Affine, inputs: Iterable[LayerInput], histogram: Histogr
     Args:
         affine: scale and zero point.
         inputs: the layers.
-        histogram: of the input, all samples: what is clipped too rarely to be in the rows is taken from there, and
-            laid to the channels by how far they leave the range.
+        histogram: of the input, all samples: values that are clipped too rarely to be in the rows are taken from
+            there, and assigned to the channels by how far they exceed the range.
     """
     clipped = _clipped(histogram, affine)
     total = 0.0
@@ -185,9 +192,9 @@ def _clipped(histogram: Histogram, affine: Affine) -> float:
 
 
 def squared_error(histogram: Histogram, affine: Affine) -> float:
-    """Return the mean squared error of quantizing what a histogram has counted; zeros have none.
+    """Return the mean squared error of quantizing the values of a histogram; zeros have none.
 
-    A bin stands for points spread over it, closer than a quarter of a step where that takes no more than eight.
+    A bin represents points spread over it, closer than a quarter of a step where that takes no more than eight.
     """
     total = histogram.total
     if not total or not histogram.counts.size:

@@ -2,9 +2,9 @@
 
     W x = (W diag(s)) (diag(1/s) x)
 
-for the channels of x, wherever 1/s can be moved into what makes x. Cross-layer equalization (Nagel et al., arXiv
-1906.04721, eq. 11) balances the weights on both sides; SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4) moves a part
-alpha of the activation's range into the weight:
+for the channels of x, wherever 1/s can be moved into the layer that computes x. Cross-layer equalization (Nagel et al.,
+arXiv 1906.04721, eq. 11) balances the weights on both sides; SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4) moves a
+part alpha of the activation's range into the weight:
 
     s_j = sqrt(max|W1_j| / max|W2_j|)                   s_j = max|x_j|^alpha / max|W2_j|^(1 - alpha)
 
@@ -27,44 +27,27 @@ import numpy as np
 
 from .affine_activations import Affine, IntegerGrid, affine_for, fake_quantize
 from .blocks import BlockGrid, round_nearest
-from .clipping import candidates, least_squared_error
+from .clipping import LayerInput, candidates, least_squared_error
 from .histograms import Histogram
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
+"""Parts of the ranges that are moved. Chosen by judgement; not measured."""
 _BLOCK_CANDIDATES = 4
-"""Clipped ranges of a block that are tried for each of many scales."""
+"""Clipped ranges of a block that are tried for each scale, for time. Chosen by judgement; not measured."""
 
 _MOST = 12
-"""The largest exponent of a scale: beyond it numbers may leave the range of their type."""
+"""Largest exponent of a scale: beyond it numbers may leave the range of their type. Chosen by judgement; not
+measured."""
 
 
 @dataclass(frozen=True)
-class ScaledReader:
-    """A linear layer that reads the activation.
-
-    Scales are exact, so that the outputs are the same for all of them.
-
-    Args:
-        rows: what its matrix is multiplied by, sampled: float32 [groups, n, columns].
-        weight: float32 [groups, out, columns].
-        lows: the least value of each input channel, float32 [channels].
-        highs: the greatest.
-    """
-
-    rows: np.ndarray
-    weight: np.ndarray
-    lows: np.ndarray
-    highs: np.ndarray
+class ScaledReader(LayerInput):
+    """A linear layer that reads the activation; scales are exact, so that its outputs are the same for all of them."""
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """What the layer makes of the rows: float32 [groups, n, out]."""
-        return np.asarray(self.rows @ self.weight.swapaxes(1, 2))
-
-    @functools.cached_property
-    def energy(self) -> float:
-        """The sum of squares of the outputs."""
-        return max(float(np.square(self.outputs, dtype=np.float64).sum()), float(np.finfo(np.float32).tiny))
+        """Outputs for the rows, without bias: float32 [groups, n, out]."""
+        return super().outputs
 
     @property
     def peaks(self) -> np.ndarray:
@@ -78,29 +61,29 @@ class ScaledReader:
 
     @property
     def weight_peaks(self) -> np.ndarray:
-        """The largest weight that each input channel is multiplied by, float32 [channels]."""
+        """Largest magnitude of the weights of each input channel, float32 [channels]."""
         return np.asarray(by_channel(np.abs(self.weight).max(axis=1), self.lows.size).max(axis=1))
 
 
 @dataclass(frozen=True)
 class Maker:
-    """The linear layer that makes the activation, where one does: sampled `rows` and `weight` as in `Reader`."""
+    """The linear layer that computes the activation: sampled `rows` and `weight` as in `ScaledReader`."""
 
     rows: np.ndarray
     weight: np.ndarray
 
 
 class Simulation(Protocol):
-    """What quantization makes of layers whose input channels are divided by scales, float32 [channels]."""
+    """Simulated quantization of layers whose input channels are divided by scales, float32 [channels]."""
 
     def tried(self, readers: Sequence[ScaledReader], maker: Maker | None, /) -> Mapping[str, np.ndarray]:
-        """Return the scales worth trying, by how they were found."""
+        """Return candidate scales by name."""
 
     def error(self, reader: ScaledReader, scale: np.ndarray) -> float:
         """Return noise to signal of a layer's output."""
 
     def maker_error(self, maker: Maker, readers: Sequence[ScaledReader], scale: np.ndarray, /) -> float:
-        """Return what rounding the maker's weight adds, to first order and as if all of it reached the readers."""
+        """Return the error from rounding the maker's weight, to first order and as if all of it reached the readers."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ class Int8Simulation:
     Args:
         grid: the integers of activations.
         per_channel: each output channel of a weight has a scale of its own.
-        clips: the range of activations may be narrower than what they take.
+        clips: the range of activations may be narrower than their values.
     """
 
     grid: IntegerGrid
@@ -118,7 +101,7 @@ class Int8Simulation:
     clips: bool = True
 
     def tried(self, readers: Sequence[ScaledReader], maker: Maker | None) -> Mapping[str, np.ndarray]:
-        """Return what moves a part of the ranges into the weights, and what balances the weights of both sides."""
+        """Return scales that move a part of the ranges into the weights, and those that balance both weights."""
         peaks = np.max([reader.peaks for reader in readers], axis=0)
         weights = np.max([reader.weight_peaks for reader in readers], axis=0)
         tried = {f"alpha {alpha:g}": migration(peaks, weights, alpha) for alpha in ALPHAS}
@@ -127,7 +110,7 @@ class Int8Simulation:
         return tried
 
     def weight(self, weight: np.ndarray) -> np.ndarray:
-        """Return a weight [groups, out, columns] as 8 symmetric bits leave it."""
+        """Return a weight [groups, out, columns] rounded to 8 symmetric bits."""
         axis = 2 if self.per_channel else None
         scale = np.maximum(np.abs(weight).max(axis=axis, keepdims=True) / 127, np.finfo(np.float32).tiny)
         return np.asarray(np.clip(np.rint(weight / scale), -127, 127) * scale, np.float32)
@@ -142,7 +125,7 @@ class Int8Simulation:
         return min(float(np.square(noise, dtype=np.float64).sum()) for noise in noises) / reader.energy
 
     def maker_error(self, maker: Maker, readers: Sequence[ScaledReader], scale: np.ndarray) -> float:
-        """Return what rounding the maker's weight adds, to first order and as if all of it reached the readers."""
+        """Return the error from rounding the maker's weight, to first order and as if all of it reached the readers."""
         if self.per_channel:
             return 0.0  # each channel has a scale of its own that follows
         groups, out, _ = maker.weight.shape
@@ -157,7 +140,7 @@ class Int8Simulation:
         return total
 
     def _ranges(self, rows: np.ndarray, low: float, high: float) -> list[Affine]:
-        """Return the range of all values, and the one that is best on the sampled rows if it may be."""
+        """Return the range of all values, and the best one for the sampled rows where clipping is allowed."""
         whole = affine_for(low, high, self.grid)
         if not self.clips:
             return [whole]
@@ -198,7 +181,7 @@ def best_scale(
     """Return the scales of channels with the least simulated error, float32 [channels], all powers of two.
 
     Returns:
-        the scales; how they were found ("alpha 0.5", "cross-layer", "" for none); the error without and with them:
+        the scales; their name ("alpha 0.5", "cross-layer", "" for none); the error without and with them:
         noise to signal, summed over the readers.
     """
 
@@ -216,7 +199,7 @@ def best_scale(
 
 
 def migration(peaks: np.ndarray, weight_peaks: np.ndarray, alpha: float) -> np.ndarray:
-    """Return s = peaks^alpha / weight_peaks^(1 - alpha), as powers of two around 1; 1 for channels that do nothing."""
+    """Return s = peaks^alpha / weight_peaks^(1 - alpha), as powers of two around 1; 1 for channels without effect."""
     alive = (peaks > 0) & (weight_peaks > 0) & np.isfinite(peaks) & np.isfinite(weight_peaks)
     exponents = np.zeros(peaks.size)
     logs = alpha * np.log2(peaks[alive], dtype=np.float64) - (1 - alpha) * np.log2(
@@ -233,5 +216,5 @@ def spread_to(scale: np.ndarray, groups: int, columns: int) -> np.ndarray:
 
 
 def by_channel(columns: np.ndarray, channels: int) -> np.ndarray:
-    """Return what belongs to columns [groups, columns] by input channel: [channels, columns of each]."""
+    """Return values of columns [groups, columns] by input channel: [channels, columns of each]."""
     return columns.reshape(channels, -1)

@@ -1,4 +1,4 @@
-"""Floats of 16 bits: what rounding to them loses.
+"""Rounding errors of 16-bit floats.
 
 IEEE 754-2019, 3.6: binary16 has 10 bits of mantissa, normal numbers from 6.1e-5 and a largest one of 65504; numbers
 below are spaced 6e-8 apart and end at 0. bfloat16 has 7 bits and the exponents of float32.
@@ -14,11 +14,12 @@ FLOAT16_MAX = 65504.0
 """The largest finite float16."""
 
 NEGLIGIBLE = 1e-8
-"""Noise in a row that is this small beside the mean row's signal does no harm, however large it is in its own row."""
+"""Noise of a row, as a part of the mean row's signal, that is ignored however large it is in its own row. Chosen by
+judgement; not measured."""
 
 
 def narrowed(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return floats rounded to a type of 16 bits; what is too large becomes infinite."""
+    """Return floats rounded to a type of 16 bits; numbers that are too large become infinite."""
     with np.errstate(over="ignore"):
         return array.astype(dtype)
 

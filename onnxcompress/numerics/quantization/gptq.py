@@ -1,7 +1,7 @@
-"""Rounding that looks at what a layer computes: the error of each weight is made good by those not yet rounded.
+"""Rounding with second moments of the inputs: weights that are not yet rounded compensate the errors of the others.
 
 With H = X'X / n of a layer's inputs the loss of rounded weights w' is (w - w')' H (w - w'), the mean squared error of
-the output. GPTQ (arXiv 2210.17323) rounds one input after the other and moves the rest to the best answer; cyclic
+the output. GPTQ (arXiv 2210.17323) rounds one input after the other and moves the rest to the optimum; cyclic
 coordinate descent (as in QuantEase, arXiv 2309.01885) then changes single integers, and least squares the scales, while
 the loss falls.
 """
@@ -16,12 +16,14 @@ import scipy.linalg
 from .blocks import BlockGrid, Blocks, round_nearest, spread
 
 _BATCH = 128
-"""Inputs whose corrections are gathered before the rest of the matrix is updated."""
+"""Inputs whose corrections are gathered before the rest of the matrix is updated, as in GPTQ."""
 _SWEEPS = 2
+"""Sweeps of coordinate descent. Chosen by judgement; not measured."""
 _SAMPLED_OUTPUTS = 64
-"""Outputs by which a damping is chosen."""
+"""Outputs by which a damping is chosen. Chosen by judgement; not measured."""
 _PART = 8 << 20
-"""Elements of the weight that are worked on at a time: outputs are independent of each other."""
+"""Elements of the weight of one step, for memory: outputs are independent of each other. Chosen by judgement; not
+measured."""
 
 
 def loss(weight: np.ndarray, rounded: np.ndarray, moments: np.ndarray) -> np.ndarray:
@@ -39,7 +41,7 @@ def loss(weight: np.ndarray, rounded: np.ndarray, moments: np.ndarray) -> np.nda
 def round_with_moments(
     weight: np.ndarray, moments: np.ndarray, grid: BlockGrid, *, damping: float = 0.01, refine: bool = True
 ) -> Blocks:
-    """Round a weight so that the layer's output changes least on the inputs whose moments are given.
+    """Round a weight with the least change of the layer's output on inputs with the given moments.
 
     Never worse, output by output, than `round_nearest` with the inputs' mean squares as importance.
 
@@ -47,7 +49,7 @@ def round_with_moments(
         weight: float [out, in].
         moments: float64 [in, in], X'X / n of the inputs.
         grid: the integers.
-        damping: what is added to the diagonal, as a part of its mean.
+        damping: part of the mean of the diagonal that is added to it.
         refine: also change single integers and scales afterwards.
     """
     size = len(moments)
@@ -75,14 +77,14 @@ def best_damping(
 ) -> float:
     """Return the damping with which some of the outputs change least on inputs that were held out.
 
-    Few inputs say little of how columns go together: what is made good for them is then wrong for others.
+    Few inputs determine correlations of columns poorly: corrections for them are then wrong for others.
 
     Args:
         weight: float [out, in].
         moments: float64 [in, in], X'X / n of the inputs to round by.
         held_out: float64 [in, in], the same of other inputs.
         grid: the integers.
-        dampings: from which one is chosen.
+        dampings: candidates.
     """
     some = weight[:: max(1, len(weight) // _SAMPLED_OUTPUTS)]
 
@@ -127,7 +129,7 @@ def _refined(weight: np.ndarray, moments: np.ndarray, found: Blocks) -> Blocks:
 
 
 def _descended(weight: np.ndarray, moments: np.ndarray, found: Blocks) -> Blocks:
-    """Give each integer in turn its best value while all others stay."""
+    """Give each integer in turn its best value while all others are fixed."""
     grid, size = found.grid, weight.shape[1]
     scale = spread(found.scale, grid.block, size)
     zero = spread(found.zero.astype(np.float32), grid.block, size)
@@ -151,7 +153,7 @@ def _descended(weight: np.ndarray, moments: np.ndarray, found: Blocks) -> Blocks
 
 
 def _rescaled(weight: np.ndarray, moments: np.ndarray, found: Blocks) -> Blocks:
-    """Give the scale of each block in turn its best value while everything else stays."""
+    """Give the scale of each block in turn its best value while everything else is fixed."""
     grid, size = found.grid, weight.shape[1]
     offset = found.integers.astype(np.float32) - spread(found.zero.astype(np.float32), grid.block, size)
     scale = found.scale.copy()

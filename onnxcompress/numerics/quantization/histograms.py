@@ -1,8 +1,8 @@
-"""What values an activation takes, gathered run by run in little memory: histograms, and extremes of channels.
+"""Histograms of activations and extremes of their channels, collected run by run in little memory.
 
 A histogram has bins of a width that is a power of two, their edges at multiples of it. The width is the least with
-which the values seen so far fit into `BINS` bins, so that it only ever doubles, and two bins become one exactly. What
-is counted thus depends on the values alone, not on their order: merged parts are equal to the whole.
+which the values seen so far fit into `BINS` bins, so that it only ever doubles, and two bins become one exactly. Counts
+thus depend on the values alone, not on their order: merged parts are equal to the whole.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from collections.abc import Mapping
 import numpy as np
 
 BINS = 4096
+"""Bins of a histogram. Chosen by judgement; not measured."""
 
 MOST_COUNTED = 1 << 17
-"""Values of one array that are counted, evenly spread; all where there are fewer. Extremes are those of all."""
+"""Most values of one array that are counted, evenly spread; extremes are those of all. Chosen for time."""
 
 _CHUNK = 1 << 17
+"""Values that are binned at a time, for memory. Chosen by judgement; not measured."""
 _INDEX_BITS = 23
-"""Bin numbers stay exact in float32."""
+"""Bits of a bin number, exact in float32."""
 _GROWTH = 1.05
-"""By how much a range must widen to count as grown."""
+"""Factor by which a range must widen to count as grown. Chosen by judgement; not measured."""
 
 
 class Histogram:
@@ -30,14 +32,15 @@ class Histogram:
     Attributes:
         low: the least value, infinity before there is one.
         high: the greatest value, minus infinity before there is one.
-        zeros: how many are exactly 0; they are not in `counts`.
-        non_finite: how many are NaN or infinite; they are in nothing else.
+        zeros: number of exact zeros; they are not in `counts`.
+        non_finite: number of NaN and infinities; they are counted nowhere else.
         counts: int64 [bins], of the bins `start`, `start` + 1, ...; bin i is [i, i + 1) * 2**exponent.
-        updates: arrays taken in.
+        updates: number of arrays.
         grown_at: the number of the last array that widened the range by more than a twentieth.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_counted: int = MOST_COUNTED) -> None:
+        self._most_counted = most_counted
         self.low, self.high = math.inf, -math.inf
         self.zeros = self.non_finite = 0
         self.exponent = self.start = 0
@@ -47,7 +50,7 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many finite values were counted."""
+        """Number of finite values that were counted."""
         return self.zeros + int(self.counts.sum())
 
     @property
@@ -62,13 +65,13 @@ class Histogram:
 
     @property
     def is_constant(self) -> bool:
-        """Whether all values are the same, or there are none."""
+        """True where all values are the same, or there are none."""
         return self.low >= self.high
 
     def update(self, array: np.ndarray) -> None:
         """Count the values of an array of numbers of any shape."""
         flat = np.ascontiguousarray(array).reshape(-1)
-        step = _step(array.shape)
+        step = _step(array.shape, self._most_counted)
         if flat.dtype != np.float32:
             with np.errstate(over="ignore"):
                 flat = flat.astype(np.float32)
@@ -102,7 +105,7 @@ class Histogram:
         self._move_zeros(zeros)
 
     def merge(self, other: Histogram) -> None:
-        """Take in what another one has counted, as if its arrays came after those of this one."""
+        """Add the counts of another one, as if its arrays came after those of this one."""
         before = self.updates
         self.updates += other.updates
         self.non_finite += other.non_finite
@@ -127,15 +130,16 @@ class Histogram:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Histogram:
         """Return the histogram whose `arrays` these are."""
-        made = cls()
-        made.counts = np.array(arrays["counts"], np.int64)
-        made.low, made.high, made._span = (float(number) for number in arrays["extremes"])
+        histogram = cls()
+        histogram.counts = np.array(arrays["counts"], np.int64)
+        histogram.low, histogram.high, histogram._span = (float(number) for number in arrays["extremes"])
         numbers = [int(number) for number in arrays["numbers"]]
-        made.zeros, made.non_finite, made.exponent, made.start, made.updates, made.grown_at = numbers
-        return made
+        histogram.zeros, histogram.non_finite, histogram.exponent, histogram.start = numbers[:4]
+        histogram.updates, histogram.grown_at = numbers[4:]
+        return histogram
 
     def central_range(self, coverage: float) -> tuple[float, float]:
-        """Return the range that leaves out (1 - `coverage`) / 2 of the values on either side, to a bin's width.
+        """Return the range without (1 - `coverage`) / 2 of the values on either side, to a bin's width.
 
         It grows with `coverage`, up to the exact extremes at 1. (0, 0) without values.
         """
@@ -196,7 +200,7 @@ class ChannelExtremes:
         self.highs = np.zeros(0, np.float32)
 
     def update(self, array: np.ndarray) -> None:
-        """Take in an array [..., channels, ...]; NaN and infinities count as 0."""
+        """Add an array [..., channels, ...]; NaN and infinities count as 0."""
         axis = self.axis % array.ndim
         others = tuple(a for a in range(array.ndim) if a != axis)
         values = array.astype(np.float32, copy=False)
@@ -207,7 +211,7 @@ class ChannelExtremes:
         self._take(lows, highs)
 
     def merge(self, other: ChannelExtremes) -> None:
-        """Take in what another one has seen."""
+        """Add the extremes of another one."""
         if other.lows.size:
             self._take(other.lows, other.highs)
 
@@ -216,9 +220,9 @@ class ChannelExtremes:
         self.highs = np.maximum(self.highs, highs) if self.highs.size else highs.copy()
 
 
-def _step(shape: tuple[int, ...]) -> int:
-    """Return which part of an array is counted, every so many values, without a common rhythm with its axes."""
-    step = -(-math.prod(shape) // MOST_COUNTED)
+def _step(shape: tuple[int, ...], most_counted: int) -> int:
+    """Return the step between counted values, without a common divisor with the axes."""
+    step = -(-math.prod(shape) // most_counted)
     while step > 1 and any(math.gcd(step, size) > 1 for size in shape):
         step += 1
     return step

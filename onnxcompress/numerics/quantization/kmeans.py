@@ -1,28 +1,30 @@
-"""Few values that stand for many: optimal scalar quantization of the numbers as they are, whatever their distribution.
+"""One-dimensional k-means: optimal scalar quantization of numbers of any distribution.
 
-Lloyd's algorithm (Lloyd 1982, "Least squares quantization in PCM", method I) on sorted numbers, where one round takes a
-binary search for each value. It starts from the density of values that is best for many of them, the cube root of the
-numbers' own (Panter and Dite 1951, eq. 22).
+Lloyd's algorithm (Lloyd 1982, "Least squares quantization in PCM", method I) on sorted numbers, where one iteration
+takes a binary search for each value. It starts from the density of values that is best for many of them, the cube root
+of the numbers' own (Panter and Dite 1951, eq. 22).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-_ROUNDS = 200
+_ITERATIONS = 200
+"""Most iterations of Lloyd's algorithm. Chosen by judgement; not measured."""
 _SETTLED = 1e-5
-"""Lloyd's algorithm ends when a round lowers the error by less, as a part of it."""
+"""Part of the error by which an iteration must lower it to go on. Chosen by judgement; not measured."""
 _BINS = 2048
+"""Bins of the density from which the algorithm starts. Chosen by judgement; not measured."""
 
 
 def codebook(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the values that stand for an array with the least squared error that Lloyd's algorithm finds.
+    """Return the values that represent an array with the least squared error that Lloyd's algorithm finds.
 
-    Where the array has zeros, one of the values is zero: what was pruned stays so.
+    Where the array has zeros, one of the values is zero: pruned weights stay zero.
 
     Args:
         values: finite floats of any shape.
-        count: values at most.
+        count: most values.
 
     Returns:
         float32, sorted, at most `count` of them, at least one.
@@ -35,7 +37,7 @@ def codebook(values: np.ndarray, count: int) -> np.ndarray:
     squares = float(np.square(ordered).sum())
     centers = _start(ordered, count)
     last = np.inf
-    for _ in range(_ROUNDS):
+    for _ in range(_ITERATIONS):
         edges = np.searchsorted(ordered, (centers[1:] + centers[:-1]) / 2)
         bounds = np.concatenate([[0], edges, [len(ordered)]])
         counts, totals = np.diff(bounds), np.diff(sums[bounds])

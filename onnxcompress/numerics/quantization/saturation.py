@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 
 LIMIT = 32767
+"""Largest int16."""
 
-_CHUNK_VALUES = 1 << 22
+CHUNK_VALUES = 1 << 22
+"""Products that are computed at a time, for memory. Chosen by judgement; not measured."""
 
 
 def can_saturate(weight: np.ndarray) -> bool:
@@ -23,18 +25,19 @@ def can_saturate(weight: np.ndarray) -> bool:
     return bool(pairs.size) and bool(max(positive.max(), (pairs.sum(axis=-1) - positive).max()) * 255 > LIMIT)
 
 
-def saturation_error(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return what saturation takes from the sums, int64 [groups, n, out].
+def saturation_error(rows: np.ndarray, weight: np.ndarray, *, chunk_values: int = CHUNK_VALUES) -> np.ndarray:
+    """Return the error of the sums by saturation, int64 [groups, n, out].
 
     Args:
         rows: uint8 [groups, n, columns].
         weight: int8 [groups, out, columns].
+        chunk_values: products that are computed at a time.
     """
     groups, n, _ = rows.shape
     found = np.zeros((groups, n, weight.shape[1]), np.int64)
     for group in range(groups):
         a = _paired(rows[group].astype(np.int32))
-        for part in _parts(weight.shape[1], a.size // 2):
+        for part in _parts(weight.shape[1], a.size // 2, chunk_values):
             w = _paired(weight[group, part].astype(np.int32))
             sums = a[:, None, :, 0] * w[None, :, :, 0] + a[:, None, :, 1] * w[None, :, :, 1]
             found[group, :, part] = (sums - np.clip(sums, -LIMIT - 1, LIMIT)).sum(axis=2)
@@ -42,12 +45,12 @@ def saturation_error(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def wants_seven_bits(rows: np.ndarray, weight: np.ndarray, *, zero_point: int = 0) -> bool:
-    """Say whether saturation does more harm than storing the weight in 7 bits would.
+    """Say whether saturation costs more than storing the weight in 7 bits would.
 
     Args:
         rows: quantized activations, uint8 [groups, n, columns], sampled.
         weight: the weight in floats, [groups, out, columns]; one scale for each output channel.
-        zero_point: of the activations.
+        zero_point: zero point of the activations.
     """
     full, coarse = (_rounded(weight, most) for most in (127, 63))
     if not can_saturate(full[0]):
@@ -74,7 +77,7 @@ def _paired(array: np.ndarray) -> np.ndarray:
     return array.reshape(*array.shape[:-1], -1, 2)
 
 
-def _parts(out: int, each: int) -> Iterator[slice]:
-    step = max(1, _CHUNK_VALUES // max(each, 1))
+def _parts(out: int, each: int, chunk_values: int) -> Iterator[slice]:
+    step = max(1, chunk_values // max(each, 1))
     for start in range(0, out, step):
         yield slice(start, start + step)

@@ -1,10 +1,10 @@
-"""Builds reduced models by passes: here when they are asked for, or ahead of time in processes or on a cluster.
+"""Builds reduced models by passes: on demand here, or ahead of time in processes or on a cluster.
 
     ahead(orders) --executor--> done elsewhere |
                                                 >-- built(order) -> Built
-    nobody does it, or its worker went away    |
+    nobody does it, or its worker was lost     |
 
-What is built is the same wherever that is done; a worker that goes away costs time only.
+What is built is the same wherever that is done; a lost worker costs time only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PassCall:
 
     @property
     def label(self) -> str:
-        """What tells it from other steps of the run."""
+        """Name that is unique among the steps of the run."""
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.options)])
 
 
@@ -46,13 +46,13 @@ class BuildOrder:
 
     @property
     def label(self) -> str:
-        """What tells it from other orders of the run."""
+        """Name that is unique among the orders of the run."""
         return " + ".join(step.label for step in self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildInput:
-    """What orders are carried out on; it can be pickled, and is sent to workers once."""
+    """Model and context that orders are carried out on; it can be pickled, and is sent to workers once."""
 
     model: bytes
     feeds: Sequence[Feed]

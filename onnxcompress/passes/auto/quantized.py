@@ -41,7 +41,7 @@ class QuantizedCandidate(Candidate):
     route: Route | None
 
 
-class Quantizer:
+class CandidateMaker:
     """Makes candidates from models.
 
     Args:

@@ -174,7 +174,7 @@ class Reducer:
         return PassCall(name=name, options=tuple((options | {k: held[k] for k in held if k not in options}).items()))
 
     def _has_budget(self, name: Reduction) -> bool:
-        """Return True where the user said how far a reduction goes."""
+        """Return True where the user set a budget of a reduction."""
         return bool(_BUDGETS.intersection(changed_options(self._held[name])))
 
     def _built(self, calls: Sequence[PassCall], label: str) -> Start | None:
@@ -219,7 +219,7 @@ def was_applied(changes: Sequence[Change]) -> bool:
 
 
 def _amount(call: PassCall) -> str:
-    """Return a reduction with how far it goes, as reports name it."""
+    """Return a reduction with its budget, as reports name it."""
     options = dict(call.options)
     if "keep_macs" in options:
         return f"{call.name} {options['keep_macs']:.3f}"

@@ -5,7 +5,7 @@
     x numbers     int8 by the route that measures best, weights of a few bits
     --judge-->    the best that is allowed; if the user's own samples refuse it, the next best
 
-The model as it is remains a valid answer. A search takes the best of many, so it goes by steadier figures than the
+The model as it is remains a valid answer. A search takes the best of many, so it compares steadier figures than the
 report's (`Trial.expected_drop`), and leaves a part of the limit for what few samples don't show.
 """
 
@@ -34,7 +34,7 @@ from ..quantize.weights import QuantizeWeights
 from ..shallow.drop_blocks import DropBlocks
 from ..shallow.low_rank import LowRank
 from .build import Builder
-from .quantized import WHOLE, Numbers, QuantizedCandidate, Quantizer
+from .quantized import WHOLE, CandidateMaker, Numbers, QuantizedCandidate
 from .reductions import IN_ORDER, MAIN, PROBED, WORTH_MIXING, Reducer, Reduction, Start
 from .strategy import Halving
 
@@ -107,7 +107,7 @@ class _AutoSearch:
         every = (options.drop_blocks, options.prune_channels, options.low_rank, options.quantize_int8)
         held: dict[str, Pass] = {one.name: one for one in (*every, options.quantize_blocks)}
         self.reducer = Reducer(model, context, judge, self.builder, self.archive, held, options.name, self.refusals)
-        self.quantizer = Quantizer(
+        self.maker = CandidateMaker(
             context, judge, self.archive, held, options.numbers, self.reducer, options.name, self.refusals
         )
 
@@ -155,17 +155,17 @@ class _AutoSearch:
         if effort.builds:
             for name in effort.reductions:
                 self.reducer.ahead(name, [PROBED.get(name, effort.first.keep)])
-        found = list(self.quantizer.candidates(Start(WHOLE, Built(self.model, ())), None))
+        found = list(self.maker.candidates(Start(WHOLE, Built(self.model, ())), None))
         best = next(iter(self._ranked(found)), None)
         for name in effort.reductions:
             if name == MAIN:
                 for start in self.reducer.ever_further(name, effort.first, effort.builds):
-                    found += self.quantizer.candidates(start, best)
+                    found += self.maker.candidates(start, best)
             elif not self.context.clock.is_over:
                 self.reducer.reduced(name, PROBED[name])
         mixed = self.reducer.mixed()
         if mixed is not None:
-            found += self._clearly_better(self.quantizer.candidates(mixed, best), found)
+            found += self._clearly_better(self.maker.candidates(mixed, best), found)
         return found, best
 
     def _clearly_better(
@@ -201,7 +201,7 @@ class _AutoSearch:
             if reduced and best.keep is None and milder and not self.context.clock.is_over:
                 name, keep = max(reduced, key=lambda each: each[1])
                 start = self.reducer.reduced(name, round(keep**0.5, 4))
-                more = [] if start is None else list(self.quantizer.candidates(start, like))
+                more = [] if start is None else list(self.maker.candidates(start, like))
                 found += more
                 milder = milder - 1 if more else 0
                 continue

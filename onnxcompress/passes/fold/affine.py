@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...numerics.linear.affine_maps import AffineMap, Array, stored
 from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, rewrite
@@ -34,12 +34,10 @@ from .affine_view import AffineLayer, ChannelAxis, parameter, read_layer, read_m
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseAffine:
+class FuseAffine(LosslessPass):
     """Merges BatchNormalization, Mul, Add, Sub, Div by constants into the Conv, Gemm or MatMul beside."""
 
     name: ClassVar[str] = "fuse-affine"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of the model but local functions, which can't hold weights."""

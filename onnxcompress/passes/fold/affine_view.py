@@ -94,7 +94,11 @@ class ChannelAxis:
 
 @dataclass(frozen=True)
 class AffineLayer:
-    """A linear operator with a constant weight: y = W x + bias along one axis in and one axis out."""
+    """A linear operator with a constant weight: y = W x + bias along one axis in and one axis out.
+
+    Wider than `ops.linear.LinearLayer`, which reads and writes one stored matrix: weights may be generated, a
+    transposed convolution, a batched product or a normalisation. The axes of both are those of the operator table.
+    """
 
     node: ir.Node
     data_port: int
@@ -131,8 +135,8 @@ class AffineLayer:
 def read_layer(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
     """Return the node as a linear layer, None where it is none or its weight is not constant."""
     readers = {
-        "Conv": _conv,
-        "ConvTranspose": _conv_transpose,
+        "Conv": _convolution,
+        "ConvTranspose": _convolution,
         "Gemm": _gemm,
         "MatMul": _matmul,
         "BatchNormalization": _norm,
@@ -155,51 +159,36 @@ def _axes(node: ir.Node, weight: Parameter, port: int) -> _Axes:
     return _Axes(row.in_axis(node, rank), row.out_axis(node, rank), row.bias)
 
 
-def _conv(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
+def _convolution(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
     weight = parameter(node.inputs[1], ctx)
     if weight is None or len(weight.shape) < 3:
         return None
     axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
+    in_groups, out_groups = (1, groups) if node.op_type == "ConvTranspose" else (groups, 1)
     return AffineLayer(
         node,
         data_port=0,
         weight_port=1,
         weight=weight,
-        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis] * groups, rank, rank),
-        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis], rank, rank),
+        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis] * in_groups, rank, rank),
+        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis] * out_groups, rank, rank),
         bias_port=axes.bias_port,
         in_axis=axes.in_axis,
         out_axis=axes.out_axis,
-        in_groups=groups,
-        shift_fault=_padding_fault(node),
+        in_groups=in_groups,
+        out_groups=out_groups,
+        shift_fault=_edge_fault(node),
     )
 
 
-def _padding_fault(node: ir.Node) -> str:
+def _edge_fault(node: ir.Node) -> str:
+    """Return why a constant added to the input is another one at the edges of the output, "" where it is not."""
+    if node.op_type == "ConvTranspose":
+        return "fewer taps of a transposed convolution reach its edges than its middle"
     auto = query.attribute(node, "auto_pad", "NOTSET")
     if auto == "VALID" or (auto == "NOTSET" and not any(query.attribute(node, "pads", ()))):
         return ""
     return "the padding adds zeros that the shift does not reach"
-
-
-def _conv_transpose(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:
-    weight = parameter(node.inputs[1], ctx)
-    if weight is None or len(weight.shape) < 3:
-        return None
-    axes, rank, groups = _axes(node, weight, 1), len(weight.shape), int(query.attribute(node, "group", 1))
-    return AffineLayer(
-        node,
-        data_port=0,
-        weight_port=1,
-        weight=weight,
-        incoming=ChannelAxis(1 - rank, weight.shape[axes.in_axis], rank, rank),
-        outgoing=ChannelAxis(1 - rank, weight.shape[axes.out_axis] * groups, rank, rank),
-        bias_port=axes.bias_port,
-        in_axis=axes.in_axis,
-        out_axis=axes.out_axis,
-        out_groups=groups,
-        shift_fault="fewer taps of a transposed convolution reach its edges than its middle",
-    )
 
 
 def _gemm(node: ir.Node, ctx: RewriteContext) -> AffineLayer | None:

@@ -12,18 +12,16 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...shapes import infer as shapes
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldBranches:
+class FoldBranches(LosslessPass):
     """If with a constant condition becomes its branch; Loops without an iteration and one-sided Wheres are removed."""
 
     name: ClassVar[str] = "fold-branches"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place, inner bodies before the nodes that hold them."""

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 from ..rewriting import Rewrite, RewriteContext, Rule, rewrite
@@ -49,12 +49,10 @@ _FLOATS = (_T.FLOAT16, _T.BFLOAT16, _T.FLOAT, _T.DOUBLE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimplifyChains:
+class SimplifyChains(LosslessPass):
     """Merge two nodes in a row into one: reshapes, lossless casts, slices, concatenations, kept axes."""
 
     name: ClassVar[str] = "simplify-chains"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge them in every graph of `model` but local functions, which can't hold weights."""
@@ -80,16 +78,16 @@ def _casts(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     source = ctx.shapes.dtype(x)
     if first is None or x is None or source is None:
         return None
-    between, goal = (ir.DataType(int(query.attribute(n, "to", 0))) for n in (first, node))
-    if between not in _EXACT_IN.get(source, ()) or goal in (_T.STRING, _T.UNDEFINED):
+    between, target = (ir.DataType(int(query.attribute(n, "to", 0))) for n in (first, node))
+    if between not in _EXACT_IN.get(source, ()) or target in (_T.STRING, _T.UNDEFINED):
         return None
-    if goal != source and (goal.itemsize < 1 or "FLOAT8" in goal.name or "FLOAT4" in goal.name):
+    if target != source and (target.itemsize < 1 or "FLOAT8" in target.name or "FLOAT4" in target.name):
         return None
-    if goal in (_T.FLOAT16, _T.BFLOAT16) and source not in _FLOATS and goal not in _EXACT_IN.get(source, ()):
+    if target in (_T.FLOAT16, _T.BFLOAT16) and source not in _FLOATS and target not in _EXACT_IN.get(source, ()):
         return None  # rounded once or twice, depending on the runtime
-    if goal != source and source in _FLOATS and goal not in (*_FLOATS, _T.BOOL):
+    if target != source and source in _FLOATS and target not in (*_FLOATS, _T.BOOL):
         return None  # what a number out of an integer's range becomes depends on the float type
-    return merged(node, first, lambda: edit.turn_into(node, "Cast", [x], {"to": int(goal)}))
+    return merged(node, first, lambda: edit.turn_into(node, "Cast", [x], {"to": int(target)}))
 
 
 def _reduced(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:

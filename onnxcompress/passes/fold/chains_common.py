@@ -1,4 +1,4 @@
-"""Two nodes in a row: what rules that make one of them share."""
+"""Helpers of rules that replace two nodes in a row by one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
-from ...graph import query
+from ...graph import edit, query
 from ..rewriting import Rewrite
 
 
@@ -24,6 +24,18 @@ def merged(node: ir.Node, first: ir.Node, apply: Callable[[], None]) -> Rewrite:
     """Return the rewrite that makes one node of two."""
     reason = f"{first.op_type} and {node.op_type} in a row are one node ({query.label(first)})"
     return Rewrite(target=query.label(node), reason=reason, apply=apply)
+
+
+def undone(node: ir.Node, first: ir.Node, x: ir.Value) -> Rewrite:
+    """Return the rewrite that removes a node whose output is the input `x` of the node before it."""
+    out, middle = node.outputs[0], first.outputs[0]
+
+    def apply() -> None:
+        edit.replace_value(out, x)
+        edit.remove_node(node)
+        edit.remove_unread(middle)
+
+    return Rewrite(target=query.label(node), reason=f"undoes {query.label(first)}", apply=apply)
 
 
 def counted_from_front(axes: Sequence[int], rank: int | None) -> list[int] | None:

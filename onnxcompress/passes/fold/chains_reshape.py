@@ -11,7 +11,7 @@ from ...graph import edit, query
 from ...ops import table as ops
 from ...shapes.infer import Dim
 from ..rewriting import Rewrite, RewriteContext
-from .chains_common import before, counted_from_front, merged
+from .chains_common import before, counted_from_front, merged, undone
 from .noops import same_shape
 
 
@@ -24,26 +24,21 @@ def merge_reshapes(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     x, out = first.inputs[0], node.outputs[0]
     if x is None:
         return None
-    if (_undoes(first, node) or same_shape(ctx.shapes.shape(x), ctx.shapes.shape(out))) and edit.can_replace(out, x):
-
-        def drop() -> None:
-            edit.replace_value(out, x)
-            edit.remove_node(node)
-            edit.remove_unread(middle)
-
-        return Rewrite(target=query.label(node), reason=f"{query.label(first)} is undone", apply=drop)
+    keeps_shape = _undoes(first, node) or same_shape(ctx.shapes.shape(x), ctx.shapes.shape(out))
+    if keeps_shape and edit.can_replace(out, x):
+        return undone(node, first, x)
     if query.sole_consumer(middle) is not node:
         return None
     axes = _all_axes(first, node, x, ctx)
     if axes is not None:
         return merged(node, first, lambda: _set_axes(node, x, axes, ctx))
-    goal = _goal(first, node, x, ctx) if ctx.opset >= 5 else None
-    if goal is None:
+    target = _reshape_target(first, node, x, ctx) if ctx.opset >= 5 else None
+    if target is None:
         return None
     keeps_zero = node.op_type == "Reshape" and bool(query.attribute(node, "allowzero", 0))
 
     def reshape() -> None:
-        shape = ctx.add_constant(node, f"{out.name}_shape", np.asarray(goal, np.int64))
+        shape = ctx.add_constant(node, f"{out.name}_shape", np.asarray(target, np.int64))
         edit.turn_into(node, "Reshape", [x, shape], {"allowzero": 1} if keeps_zero else None)
 
     return merged(node, first, reshape)
@@ -63,12 +58,12 @@ def moved_ones(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     kept = [axis for axis in perm if dims[axis] != 1]
     if kept != sorted(kept):
         return None
-    goal = [_size(dims[axis], copied=axis == place) for place, axis in enumerate(perm)]
-    if -1 in goal and (goal.count(-1) > 1 or 0 in goal):  # a copied size of 0 leaves the rest undecided
+    target = [_size(dims[axis], copied=axis == place) for place, axis in enumerate(perm)]
+    if -1 in target and (target.count(-1) > 1 or 0 in target):  # a copied size of 0 leaves the rest undecided
         return None
 
     def reshape() -> None:
-        shape = ctx.add_constant(node, f"{out.name}_shape", np.asarray(goal, np.int64))
+        shape = ctx.add_constant(node, f"{out.name}_shape", np.asarray(target, np.int64))
         edit.turn_into(node, "Reshape", [x, shape])
 
     reason = f"it moves axes of size 1 only, as the {beside.op_type} beside it can ({query.label(beside)})"
@@ -116,17 +111,17 @@ def _set_axes(node: ir.Node, x: ir.Value, axes: list[int], ctx: RewriteContext) 
     edit.turn_into(node, node.op_type, [x, value])
 
 
-def _goal(first: ir.Node, node: ir.Node, x: ir.Value, ctx: RewriteContext) -> list[int] | None:
+def _reshape_target(first: ir.Node, node: ir.Node, x: ir.Value, ctx: RewriteContext) -> list[int] | None:
     """Return the shape input of a Reshape of x that gives the node's output, None if there is none."""
     source, middle = ctx.shapes.shape(x), ctx.shapes.shape(node.inputs[0])
     copied = _copied(first) | _copied(node)
     if node.op_type != "Reshape":
         return _written(ctx.shapes.shape(node.outputs[0]), source, copied=copied)
-    goal = query.integers(node, "shape", 1)
-    if goal is None or query.attribute(node, "allowzero", 0) or 0 not in goal:
-        return goal
+    target = query.integers(node, "shape", 1)
+    if target is None or query.attribute(node, "allowzero", 0) or 0 not in target:
+        return target
     wanted: list[Dim] = []
-    for axis, size in enumerate(goal):
+    for axis, size in enumerate(target):
         if size != 0:
             wanted.append(size)
         elif middle is None or axis >= len(middle):
@@ -140,8 +135,8 @@ def _copied(node: ir.Node) -> set[int]:
     """Return the axes that a Reshape copies while it infers another size: it fails where one is 0."""
     if node.op_type != "Reshape" or query.attribute(node, "allowzero", 0):
         return set()
-    goal = query.integers(node, "shape", 1) or []
-    return {axis for axis, size in enumerate(goal) if size == 0} if -1 in goal else set()
+    target = query.integers(node, "shape", 1) or []
+    return {axis for axis, size in enumerate(target) if size == 0} if -1 in target else set()
 
 
 def _written(wanted: Sequence[Dim] | None, source: Sequence[Dim] | None, *, copied: set[int]) -> list[int] | None:
@@ -151,17 +146,17 @@ def _written(wanted: Sequence[Dim] | None, source: Sequence[Dim] | None, *, copi
     """
     if wanted is None:
         return None
-    goal: list[int] = []
+    target: list[int] = []
     for axis, dim in enumerate(wanted):
         if isinstance(dim, int):
-            goal.append(dim)
+            target.append(dim)
         elif dim is not None and source is not None and axis < len(source) and source[axis] == dim:
-            goal.append(0)
+            target.append(0)
         else:
-            goal.append(-1)
-    if any(dim == 0 for dim in wanted) or goal.count(-1) > 1:
+            target.append(-1)
+    if any(dim == 0 for dim in wanted) or target.count(-1) > 1:
         return None
-    if goal.count(0) == 1 and -1 not in goal:
-        return [-1 if size == 0 else size for size in goal]
-    kept = {axis for axis, size in enumerate(goal) if size == 0}
-    return goal if -1 not in goal or kept <= copied else None
+    if target.count(0) == 1 and -1 not in target:
+        return [-1 if size == 0 else size for size in target]
+    kept = {axis for axis, size in enumerate(target) if size == 0}
+    return target if -1 not in target or kept <= copied else None

@@ -12,7 +12,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 
@@ -25,12 +25,10 @@ _Seen = ChainMap[Hashable, ir.Node]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShareNodes:
+class ShareNodes(LosslessPass):
     """Compute equal expressions once: later equal nodes are removed and their readers read the first."""
 
     name: ClassVar[str] = "share-nodes"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge equal nodes in every graph of `model`."""

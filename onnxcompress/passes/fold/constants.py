@@ -17,7 +17,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
@@ -39,12 +39,10 @@ _NAME_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldConstants:
+class FoldConstants(LosslessPass):
     """Replaces nodes that depend on constants only by what they compute."""
 
     name: ClassVar[str] = "fold-constants"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     allowance_bytes: Annotated[int, Field(ge=0)] = 128
     """Bytes that a folded node may add beyond those that become free with it; none after a generator."""
@@ -171,21 +169,21 @@ def _freed(candidates: dict[ir.Node, None]) -> tuple[dict[ir.Node, int], set[ir.
     """
     freed: dict[ir.Node, int] = {}
     generated: set[ir.Node] = set()
-    sharers: dict[ir.Value, int] = {}  # readers of a value that only candidates read, 0 for others
+    shared_by: dict[ir.Value, int] = {}  # readers of a value that only candidates read, 0 for others
     for node in candidates:
         total = _node_bytes(node)
         for value in dict.fromkeys(v for v in node.inputs if v is not None):
             maker = value.producer()
             if maker in generated:
                 generated.add(node)
-            if value not in sharers:
+            if value not in shared_by:
                 readers = {use.node for use in value.uses()}
                 is_free = not value.is_graph_output() and readers <= candidates.keys()
-                sharers[value] = len(readers) if is_free else 0
-            if not sharers[value]:
+                shared_by[value] = len(readers) if is_free else 0
+            if not shared_by[value]:
                 continue
             whole = freed[maker] if maker in freed else query.tensor_bytes([value]) + _entry_bytes(value)
-            total += whole // sharers[value]
+            total += whole // shared_by[value]
         if ops.is_generator(node):
             generated.add(node)
         freed[node] = total

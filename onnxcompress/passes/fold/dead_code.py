@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 
 _LOOP_STATE_FROM = 2
@@ -17,12 +17,10 @@ _LOOP_STATE_FROM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoveDead:
+class RemoveDead(LosslessPass):
     """Removes nodes, outputs and initializers that nothing reads, in every graph, and what is declared for nothing."""
 
     name: ClassVar[str] = "remove-dead"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Visit nodes from the last to the first, and a body right after its node's unread outputs are removed."""

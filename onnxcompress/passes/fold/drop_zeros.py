@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 
@@ -26,12 +26,10 @@ _GEMM_BIAS_OPTIONAL_FROM = 11
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropZeros:
+class DropZeros(LosslessPass):
     """Biases and initial states that are all zeros are no longer inputs."""
 
     name: ClassVar[str] = "drop-zeros"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Look at every node that has such an input, in every graph outside of local functions."""

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...io.tensors import chunks, excerpt
 
@@ -34,12 +34,10 @@ _STRIP = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShareDuplicates:
+class ShareDuplicates(LosslessPass):
     """Store equal initializers once, also across If/Loop bodies, and read transposed matrices from one."""
 
     name: ClassVar[str] = "share-duplicates"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge the initializers of every graph of `model`."""

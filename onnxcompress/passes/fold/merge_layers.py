@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 from ...ops.linear import LinearLayer
@@ -32,12 +32,10 @@ _SCALES = ("BatchNormalization", "Mul", "Div")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeLayers:
+class MergeLayers(LosslessPass):
     """Linear layers in a row or side by side become one layer, exactly, where that is no larger."""
 
     name: ClassVar[str] = "merge-layers"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Look at every layer and every sum, in every graph outside of local functions."""
@@ -81,8 +79,10 @@ def _side_by_side(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | Non
     operands = [value for value in node.inputs if value is not None]
     if len(operands) != len(node.inputs) or len(operands) < 2:
         return None
-    made = [layer_composition.layer_of(value) if query.sole_consumer(value) is not None else None for value in operands]
-    layers = [layer for layer in made if layer is not None]
+    producers = [
+        layer_composition.layer_of(value) if query.sole_consumer(value) is not None else None for value in operands
+    ]
+    layers = [layer for layer in producers if layer is not None]
     if not layers or any(layer.node.graph is not node.graph for layer in layers):
         return None
     x = layers[0].x
@@ -93,7 +93,7 @@ def _side_by_side(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | Non
     rank = ctx.shapes.rank(x) if window is None else len(window.kernel) + 2
     axis = layers[0].input_axis if window is None else 1 - len(window.kernel) - 2
     line = ChannelAxis(axis, channels, rank, -axis)
-    scales = [_scale(value, x, line, ctx) for value, layer in zip(operands, made, strict=True) if layer is None]
+    scales = [_scale(value, x, line, ctx) for value, layer in zip(operands, producers, strict=True) if layer is None]
     known = [scale for scale in scales if scale is not None]
     if len(known) < len(scales):
         return None

@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...io import tensors
 from ...ops import table as ops
@@ -47,12 +47,10 @@ _UNFUSED = ("MatMul", "LayerNormalization", "RMSNormalization", "Softmax")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeMatmuls:
+class MergeMatmuls(LosslessPass):
     """MatMul and Gemm nodes that read one input with constant weights become one and a Split."""
 
     name: ClassVar[str] = "merge-matmuls"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Look at the products of every value, in every graph outside of local functions."""

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...shapes.infer import Dim
 from ..rewriting import Rewrite, RewriteContext, Rule, rewrite
@@ -38,12 +38,10 @@ _NEUTRAL: Mapping[str, tuple[float, bool]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoveNoops:
+class RemoveNoops(LosslessPass):
     """Remove nodes whose output always equals their input: x + 0, full slices, casts to the same type."""
 
     name: ClassVar[str] = "remove-noops"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Remove them in every graph of `model` but local functions, whose names may mislead."""
@@ -99,12 +97,12 @@ def _reshape(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     dims = ctx.shapes.shape(x)
     if same_shape(dims, ctx.shapes.shape(node.outputs[0])):
         return x
-    goal = query.integers(node, "shape", 1)
-    if goal is None or dims is None or len(goal) != len(dims):
+    target = query.integers(node, "shape", 1)
+    if target is None or dims is None or len(target) != len(dims):
         return None
     copies = not query.attribute(node, "allowzero", 0)
-    open_at = [i for i, (g, d) in enumerate(zip(goal, dims, strict=True)) if not ((g == 0 and copies) or g == d)]
-    return x if not open_at or (len(open_at) == 1 and goal[open_at[0]] == -1) else None
+    open_at = [i for i, (g, d) in enumerate(zip(target, dims, strict=True)) if not ((g == 0 and copies) or g == d)]
+    return x if not open_at or (len(open_at) == 1 and target[open_at[0]] == -1) else None
 
 
 def _flatten(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
@@ -125,8 +123,8 @@ def _unsqueeze(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:  # noqa: 
 def _cast(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     x = _source(node)
     dtype = ctx.shapes.dtype(x)
-    goal = query.attribute(node, "to") if node.op_type == "Cast" else ctx.shapes.dtype(node.inputs[1])
-    return x if dtype is not None and goal is not None and int(goal) == int(dtype) else None
+    target = query.attribute(node, "to") if node.op_type == "Cast" else ctx.shapes.dtype(node.inputs[1])
+    return x if dtype is not None and target is not None and int(target) == int(dtype) else None
 
 
 def slice_parts(node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]] | None:
@@ -165,8 +163,8 @@ def _expand(node: ir.Node, ctx: RewriteContext) -> ir.Value | None:
     dims = ctx.shapes.shape(x)
     if _shape_of(node.inputs[1], x) or same_shape(dims, ctx.shapes.shape(node.outputs[0])):
         return x
-    goal = query.integers(node, "shape", 1)
-    return x if goal is not None and _dominates(dims, goal) else None
+    target = query.integers(node, "shape", 1)
+    return x if target is not None and _dominates(dims, target) else None
 
 
 def _dominates(dims: Sequence[Dim] | None, other: Sequence[int]) -> bool:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...shapes import infer as shapes
 from .inline_functions import inline_functions
@@ -23,12 +23,10 @@ _FIRST_IR_WITH_SEALED_WEIGHTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normalize:
+class Normalize(LosslessPass):
     """Constant nodes become initializers, local functions are inlined, no-op nodes are removed, names become unique."""
 
     name: ClassVar[str] = "normalize"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place."""

@@ -30,7 +30,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, rewrite
 from .clips import merge_clips
@@ -42,12 +42,10 @@ Make = Callable[[ir.Node, RewriteContext], ir.Value]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusePatterns:
+class FusePatterns(LosslessPass):
     """Replaces decomposed HardSwish, Gelu, LayerNormalization and others by the operator itself."""
 
     name: ClassVar[str] = "fuse-patterns"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of the model but local functions, which can't hold constants."""

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...numerics.polynomials import Size
 from ...shapes import infer as shapes
@@ -28,12 +28,10 @@ _Key = tuple[ir.DataType, tuple[int, ...], tuple[Size | None, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldShapes:
+class FoldShapes(LosslessPass):
     """Known shapes become constants, nodes that keep a shape are removed, equal shape expressions become one."""
 
     name: ClassVar[str] = "fold-shapes"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite `model` in place."""
@@ -140,13 +138,17 @@ class _Folding:
             edit.remove_unread(old)
 
     def _reshape(self, node: ir.Node) -> bool:
-        data, made = self._facts.dims(node.inputs[0]), self._facts.dims(node.outputs[0])
-        if data is not None and data == made and self._drop(node, f"its input has this shape already: {_dims(made)}"):
+        data, result = self._facts.dims(node.inputs[0]), self._facts.dims(node.outputs[0])
+        if (
+            data is not None
+            and data == result
+            and self._drop(node, f"its input has this shape already: {_dims(result)}")
+        ):
             return True
         target = self._facts.content(node.inputs[1]) if len(node.inputs) > 1 else None
-        if target is None or made is None or query.constant_tensor(node.inputs[1]) is not None:
+        if target is None or result is None or query.constant_tensor(node.inputs[1]) is not None:
             return False
-        numbers = _target(data, made, target, keeps_zero=bool(query.attribute(node, "allowzero", 0)))
+        numbers = _target(data, result, target, keeps_zero=bool(query.attribute(node, "allowzero", 0)))
         if numbers is None or not self._admits(node):
             return False
         self._applied(node, f"the target {_text(target)} is {numbers}")
@@ -155,8 +157,12 @@ class _Folding:
         return True
 
     def _expand(self, node: ir.Node) -> bool:
-        data, made = self._facts.dims(node.inputs[0]), self._facts.dims(node.outputs[0])
-        if data is not None and data == made and self._drop(node, f"its input has this shape already: {_dims(made)}"):
+        data, result = self._facts.dims(node.inputs[0]), self._facts.dims(node.outputs[0])
+        if (
+            data is not None
+            and data == result
+            and self._drop(node, f"its input has this shape already: {_dims(result)}")
+        ):
             return True
         target = self._facts.content(node.inputs[1])
         if target is None or data is None or query.constant_tensor(node.inputs[1]) is not None:
@@ -206,8 +212,8 @@ class _Folding:
 
     def _concat(self, node: ir.Node) -> bool:
         """Remove operands without elements."""
-        made, axis = self._facts.dims(node.outputs[0]), int(query.attribute(node, "axis", 0))
-        if made is None or not -len(made) <= axis < len(made):
+        result, axis = self._facts.dims(node.outputs[0]), int(query.attribute(node, "axis", 0))
+        if result is None or not -len(result) <= axis < len(result):
             return False
         kept = [value for value in node.inputs if not self._is_empty(value, axis)]
         if not kept or len(kept) == len(node.inputs):
@@ -233,11 +239,11 @@ class _Folding:
 
 
 def _target(
-    data: tuple[Size, ...] | None, made: tuple[Size, ...], target: Content, *, keeps_zero: bool
+    data: tuple[Size, ...] | None, result: tuple[Size, ...], target: Content, *, keeps_zero: bool
 ) -> list[int] | None:
     """Return a constant target that makes the same shape, None where two dimensions stay unknown."""
     numbers: list[int] = []
-    for index, (element, size) in enumerate(zip(target.elements, made, strict=True)):
+    for index, (element, size) in enumerate(zip(target.elements, result, strict=True)):
         number, asked = size.as_int(), None if element is None else element.as_int()
         if asked == 0 and keeps_zero:
             return None

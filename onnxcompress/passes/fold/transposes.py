@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ...ops import table as ops
 from ..rewriting import Rewrite, RewriteContext, rewrite
+from .chains_common import undone
 
 _ALONG_AXIS = ("Concat", "Softmax", "LogSoftmax")
 _REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
@@ -31,12 +32,10 @@ measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimplifyTransposes:
+class SimplifyTransposes(LosslessPass):
     """Compose and cancel Transposes, and move them behind element-wise nodes where fewer remain."""
 
     name: ClassVar[str] = "simplify-transposes"
-    lossless: ClassVar[bool] = True
-    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of `model` but local functions, which can't hold weights."""
@@ -69,13 +68,7 @@ def _compose(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
         return None
     reason = f"{query.label(first)} is a Transpose too"
     if _is_identity(both) and edit.can_replace(out, x):
-
-        def drop() -> None:
-            edit.replace_value(out, x)
-            edit.remove_node(node)
-            edit.remove_unread(middle)
-
-        return Rewrite(target=query.label(node), reason=f"undoes {query.label(first)}", apply=drop)
+        return undone(node, first, x)
     if query.sole_consumer(middle) is not node:
         return None
     return Rewrite(

@@ -1,4 +1,4 @@
-"""What a budget of pruning is about: MACs, parameters, bytes of the file, or time.
+"""Budgets of pruning: MACs, parameters, bytes of the file, or time.
 
 Time is a table of each layer's own, measured in the runtime at the shapes of a feed, and falls with the layer's
 MACs; what that misses (kernels that like some counts of channels, time between layers) shows in a race of the whole
@@ -31,7 +31,9 @@ from ...shapes import resolve
 Of = Literal["macs", "parameters", "bytes", "latency"]
 
 _RUNS = 7
+"""Timed runs of a node, of which the fastest counts. Chosen by judgement; not measured."""
 _LEAST_SECONDS = 5e-4
+"""Seconds of one timed run: shorter nodes are repeated. Chosen by judgement; not measured."""
 
 
 class Budget:
@@ -56,17 +58,17 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """What is left, as a part of what the original has."""
+        """The part of the original that is left."""
         counted = self._tally.costs if self._of_costs else self._tally.parameters
         return (self._beside + self._unit * counted) / self._whole
 
     def saved(self, groups: Sequence[int]) -> float:
-        """Return by how much `left` would fall if these groups went too, about."""
+        """Return by how much `left` would fall if these groups were removed too, about."""
         parameters, costs = self._tally.saved(groups[0])
         return len(groups) * self._unit * (costs if self._of_costs else parameters) / self._whole
 
     def allows(self, group: int) -> bool:
-        """Say whether something is left of every axis when the group goes too."""
+        """Return True where something is left of every axis without the group."""
         return self._tally.allows(group)
 
     def remove(self, group: int) -> None:

@@ -1,106 +1,58 @@
-"""Channels, heads and hidden units are cut out, and what they gave is made up for.
+"""Channels, heads and hidden units are removed, and the others compensate for them.
 
     w1 [64, 32, 3, 3], w2 [128, 64, 3, 3]   ->   w1 [41, 32, 3, 3], w2 [128, 41, 3, 3]
 
-Which ones: those whose loss the layers behind can make up for best, for what they save. Then every layer is refitted
+Those are removed whose loss the layers behind compensate best, for what they save. Then every layer is refitted
 to what the original gives there, and at last all are trained together on the original's outputs; no labels needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import onnx_ir as ir
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ... import targets
 from ...activations import observe
-from ...core import Action, Change, Context, DataFor, Feed, Judge, Need
+from ...core import GRAPH, Change, Context, DataFor, Feed, Judge, Need
 from ...data import feeds as feed_facts
 from ...data import synthetic
 from ...data.feeds import Lazy
-from ...errors import ModelError, UsageError
+from ...errors import ModelError
 from ...graph import edit
 from ...io import model_io
 from ...runtime import session as runtime
 from .budgets import Of
-from .loss_curves import Norm
-from .pruner import Plan, Pruned, Pruner
+from .options import PruneOptions
+from .pruner import Pruned, Pruner
 
-Share = Annotated[float | None, Field(gt=0, le=1)]
-
-_GRAPH = "graph"
-_DEFAULT = 0.7
-"""Part of the MACs that is kept where nothing else is asked for."""
-_RETRIES = 2
-"""Times that more is kept where the score falls too much and no budget was asked for."""
+_KEEP_MACS = (0.7, 0.85, 0.9)
+"""Parts of the MACs that are kept where no budget is given: the first, or the next where the score falls too much.
+Chosen by judgement; not measured."""
 _RACES = 3
-"""Drafts that are timed, at most, to meet a budget of time."""
+"""Drafts that are timed, at most, to meet a budget of time. Chosen by judgement; not measured."""
 _NEAR = 0.03
-"""Part of a budget of time within which it counts as met."""
+"""Part of a budget of time within which it counts as met. Chosen by judgement; not measured."""
 _CLOSE = 0.02
-"""What may be left above a budget that counts as met."""
+"""Part of the original by which a budget may be exceeded and counts as met: what the interface promises."""
 _JOINED = 4
-"""Samples that are joined, at most, to find channels at: what has one index is not told apart."""
+"""Samples that are joined, at most, to find channels at: an axis of one index is not told apart from others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneChannels:
-    """Cut channels, heads and hidden units out until a budget is met, and make up for what they gave."""
+class PruneChannels(PruneOptions):
+    """Remove channels, heads and hidden units until a budget is met, and compensate for them."""
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = DataFor("criterion", "reconstruction", "activation")  # type: ignore[assignment]  # a descriptor
 
-    keep_macs: Share = None
-    """Part of the multiply-accumulates that is kept. Without any budget 0.7, more where the score falls too much."""
-    keep_parameters: Share = None
-    """Part of the parameters that is kept."""
-    keep_bytes: Share = None
-    """Part of the file's bytes that is kept."""
-    keep_latency: Share = None
-    """Part of the time of a run that is kept, on this machine."""
-    criterion: Literal["reconstruction", "activation", "magnitude"] | None = None
-    """What goes first: that for which the others make up best; what gives least on the samples; the smallest weights.
-    None: reconstruction with data, magnitude without."""
-    norm: Norm = "l2"
-    """How magnitude measures the weights of a channel."""
-    scope: Literal["global", "uniform"] = "global"
-    """global: channels go where they cost least for what they save. uniform: the same share of every layer."""
-    min_keep: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Part of the channels of a layer that stays at least."""
-    multiple: Annotated[int | None, Field(ge=1)] = None
-    """The number of channels of a layer is a multiple of this afterwards. None: of what the target's kernels like."""
-    rounds: Annotated[int, Field(ge=1, le=8)] = 2
-    """Cuts, each with a refit after it: more are slower, and lose less where much is cut."""
-    refit: bool = True
-    """Refit layers to what the original gives in their place, from samples."""
-    distill_steps: Annotated[int, Field(ge=0)] = 400
-    """Batches by which all layers are trained on the original's outputs in the end; 0 for none."""
-    samples: Annotated[int, Field(ge=2)] = 2048
-    """Samples that are used, at most."""
-
-    def __post_init__(self) -> None:
-        """Refuse several budgets at once."""
-        if len(self._budgets) > 1:
-            given = " and ".join(f"keep_{name}" for name, _ in self._budgets)
-            raise UsageError(f"prune-channels: {given} are given", hint="Give one of them")
-
-    @property
-    def _budgets(self) -> list[tuple[Of, float]]:
-        every: Sequence[tuple[Of, float | None]] = (
-            ("macs", self.keep_macs),
-            ("parameters", self.keep_parameters),
-            ("bytes", self.keep_bytes),
-            ("latency", self.keep_latency),
-        )
-        return [(name, value) for name, value in every if value is not None]
-
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Replace the model by its pruned copy, or leave it as it is."""
-        if not context.gate.admits(self.name, _GRAPH):
+        if not context.gate.admits(self.name, GRAPH):
             return []
         feeds = _some(context.feeds, self.samples, in_order=bool(context.state))
         if self.criterion not in (None, "magnitude") and not feeds:
@@ -109,53 +61,45 @@ class PruneChannels:
             feed = _joined(model, feeds) if feeds else _made_up(model, context.seed)
         except ModelError as error:
             return [self._skipped(str(error), 0)]
-        plan = self._plan(context.target, has_data=bool(feeds))
-        largest = feed_facts.largest(feeds) if feeds else feed
+        of = self.budgets[0][0] if self.budgets else "macs"
         pruner = Pruner(
             model,
             feeds,
             feed,
-            plan,
-            timed=largest,
+            replace(self, multiple=self.multiple or targets.channel_multiple(context.target)),
+            of=of,
+            timed=feed_facts.largest(feeds) if feeds else feed,
             state=context.state,
             selects=context.selects,
             seed=context.seed,
             progress=context.progress,
         )
-        keep = plan.keep
-        judge = context.judge
-        found = None
-        if plan.of == "latency" and judge is not None:
-            keep, found = self._met(pruner, keep, judge)
-        size = model_io.model_bytes(model)
-        refusals: list[Change] = []
-        for attempt in range(_RETRIES + 1):
-            found = found or pruner.run(keep, is_draft=context.is_plan)
-            if not found.families:
-                return [*refusals, self._skipped("no channel can go: `inspect` says what keeps them", size)]
-            why = None if judge is None or self._budgets else _objection(found.model, judge)
-            if why is None:
-                edit.become(model, found.model)
-                return [self._summary(found, plan, keep, size), *self._families(found), *refusals]
-            refusals.append(self._skipped(f"{found.left:.3f} of the {plan.of} left: {why}", size))
-            found = None
-            keep = (1 + keep) / 2 if attempt + 1 < _RETRIES else (1 + 2 * keep) / 3
-        return refusals
+        if self.budgets:
+            return self._on_budget(model, pruner, context)
+        return self._within_limit(model, pruner, context)
 
-    def _plan(self, target: str, *, has_data: bool) -> Plan:
-        of, keep = self._budgets[0] if self._budgets else ("macs", _DEFAULT)
-        return Plan(
-            of=of,
-            keep=keep,
-            criterion=self.criterion or ("reconstruction" if has_data else "magnitude"),
-            norm=self.norm,
-            scope=self.scope,
-            min_keep=self.min_keep,
-            multiple=self.multiple or targets.channel_multiple(target),
-            rounds=self.rounds,
-            refits=self.refit,
-            steps=self.distill_steps,
-        )
+    def _on_budget(self, model: ir.Model, pruner: Pruner, context: Context) -> list[Change]:
+        """Meet the budget that is given, whatever the score."""
+        of, keep = self.budgets[0]
+        if of == "latency" and context.judge is not None:
+            keep, found = self._met(pruner, keep, context.judge)
+        else:
+            found = pruner.run(keep, is_draft=context.is_plan)
+        return self._become(model, found, of, keep) if found.families else [self._nothing(model)]
+
+    def _within_limit(self, model: ir.Model, pruner: Pruner, context: Context) -> list[Change]:
+        """Keep more of the MACs until the score stays within the limit."""
+        refusals: list[Change] = []
+        size = model_io.model_bytes(model)
+        for keep in _KEEP_MACS:
+            found = pruner.run(keep, is_draft=context.is_plan)
+            if not found.families:
+                return [*refusals, self._nothing(model)]
+            why = None if context.judge is None else _objection(found.model, context.judge)
+            if why is None:
+                return [*self._become(model, found, "macs", keep), *refusals]
+            refusals.append(self._skipped(f"{found.left:.3f} of the macs left: {why}", size))
+        return refusals
 
     def _met(self, pruner: Pruner, wanted: float, judge: Judge) -> tuple[float, Pruned]:
         """Return a model that takes the part of time that is wanted, and the part that was kept by the table of times.
@@ -180,13 +124,19 @@ class PruneChannels:
             found = pruner.cut(keep)
         return keep, pruner.finish(found)
 
-    def _summary(self, found: Pruned, plan: Plan, keep: float, size: int) -> Change:
+    def _become(self, model: ir.Model, found: Pruned, of: Of, keep: float) -> list[Change]:
+        """Turn the model into its pruned copy."""
+        size = model_io.model_bytes(model)
+        edit.become(model, found.model)
+        return [self._summary(found, of, keep, size), *self._families(found)]
+
+    def _summary(self, found: Pruned, of: Of, keep: float, size: int) -> Change:
         details: dict[str, Any] = {
             "kept": round(found.left, 4),
             "asked": round(keep, 4),
             "layers_refitted": found.layers,
         }
-        figures = [f"{found.left:.3f} of the {plan.of} left"]
+        figures = [f"{found.left:.3f} of the {of} left"]
         if found.left > keep + _CLOSE:
             figures.append(f"{keep:.3f} was asked for: pinned channels and min_keep allow no more")
         losses = {
@@ -203,40 +153,28 @@ class PruneChannels:
         if found.distilled is not None:
             details["distillation"] = found.distilled.reason
             figures += found.distilled.figures(found.final)
-        return Change(
-            pass_name=self.name,
-            target=_GRAPH,
-            action=Action.APPLIED,
-            reason="; ".join(figures),
+        return Change.applied(
+            self.name,
+            "; ".join(figures),
             bytes_before=size,
             bytes_after=model_io.model_bytes(found.model),
             details=details,
         )
 
     def _families(self, found: Pruned) -> list[Change]:
-        return [
-            Change(
-                pass_name=self.name,
-                target=name,
-                action=Action.APPLIED,
-                reason=f"{after} of {before} stay",
-                details={"before": before, "after": after},
+        cut = [
+            Change.applied(
+                self.name, f"{after} of {before} stay", target=name, details={"before": before, "after": after}
             )
             for name, before, after in found.families
-        ] + [
-            Change(pass_name=self.name, target=name, action=Action.SKIPPED, reason="no sample comes to it")
-            for name in found.unseen
         ]
+        return cut + [Change.skipped(self.name, "no sample comes to it", target=name) for name in found.unseen]
+
+    def _nothing(self, model: ir.Model) -> Change:
+        return self._skipped("no channel can go: `inspect` says what keeps them", model_io.model_bytes(model))
 
     def _skipped(self, reason: str, size: int) -> Change:
-        return Change(
-            pass_name=self.name,
-            target=_GRAPH,
-            action=Action.SKIPPED,
-            reason=reason,
-            bytes_before=size,
-            bytes_after=size,
-        )
+        return Change.skipped(self.name, reason, bytes_before=size)
 
 
 def _objection(model: ir.Model, judge: Judge) -> str | None:

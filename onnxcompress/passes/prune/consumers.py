@@ -1,9 +1,9 @@
-"""Where the loss of channels is felt: the nodes that sum over them, with their weights and what reaches them.
+"""Consumers of channels: the nodes that sum over them, with their weights and the statistics of their inputs.
 
-    Channels --sites--> Site (node, weights as [channels, outputs]) --observe--> Statistics --> numerics.elimination
+    Channels --sites--> ChannelConsumer (node, weights) --observe--> Statistics --> numerics.elimination
 
-A product of two computed values (queries and keys) is a site as well: what goes missing is the sum of products of the
-channels that go, and nothing can make up for it.
+A product of two computed values (queries and keys) is a consumer as well: what is lost is the sum of products of
+the removed channels, and nothing can compensate for it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from ...numerics.linear.patches import choose
 from ...ops.linear import LinearLayer, linear_layer
 
 _BATCH = 64
-"""Feeds that are joined at most, where the model takes them together."""
+"""Feeds that are joined at most, where the model takes them together. Chosen by judgement; not measured."""
 _ROWS_PER_COLUMN = 64
+"""Rows for each channel from which a covariance is estimated. Chosen by judgement; not measured."""
 _LEAST_ROWS = 16384
-"""Rows from which a covariance is estimated: so many a channel, and so many at least."""
+"""Rows from which a covariance is estimated, at least. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +67,14 @@ class ChannelConsumer:
         return found
 
     @property
-    def can_make_up(self) -> bool:
-        """Whether its weights can be changed so that other channels make up for those that go."""
+    def can_compensate(self) -> bool:
+        """True where its weights can be changed so that other channels compensate for removed ones."""
         weight = self.read.weight
         return self.layer is not None and weight is not None and len(weight.uses()) == 1
 
     @property
     def has_bias(self) -> bool:
-        """Whether the layer's bias can take over the constant part of what goes missing."""
+        """True where the layer's bias can take over the constant part of what is lost."""
         return self.layer is not None and self.layer.has_bias
 
     def weights(self) -> np.ndarray:
@@ -142,7 +143,7 @@ class _Spread:
 
 
 class _AllConsumers:
-    """Hands a value on to all that look along an axis of it."""
+    """Passes a value to all that sum along an axis of it."""
 
     def __init__(self) -> None:
         self.takers: dict[int, _Spread] = {}
@@ -153,14 +154,14 @@ class _AllConsumers:
 
 
 class Statistics:
-    """What reaches the sites of a model in runs on samples; made by `gather`."""
+    """Moments of the inputs of consumers in runs on samples; made by `gather`."""
 
     def __init__(self, found: Mapping[str, _AllConsumers], samples: int) -> None:
         self._found = found
         self._samples = samples
 
     def is_seen(self, site: ChannelConsumer) -> bool:
-        """Say whether a run came to the site."""
+        """Return True where a run computed the site."""
         return any(self._moments(*each) is not None for each in site.values)
 
     def mean(self, site: ChannelConsumer) -> np.ndarray | None:
@@ -211,7 +212,7 @@ def gather(
     seed: int = 0,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
 ) -> Statistics:
-    """Run the model on samples and sum up what reaches the sites.
+    """Run the model on samples and gather the moments of the inputs of consumers.
 
     Raises:
         ModelError: the runtime fails.

@@ -1,9 +1,9 @@
-"""Which groups of channels go: curves of loss, group after group, and the shares of them that meet a budget.
+"""Choice of channel groups to remove: curves of loss, group after group, and the shares that meet a budget.
 
 Channels --families--> groups that are read and made by the same nodes
---curves----> in which order those of a family go, and what each of their readers loses
+--curves----> the order in which those of a family are removed, and the loss of each of their readers
 --allocate--> where to stop on each curve, so that a budget is met at the least loss
---take_out--> the others make up for what goes, and the model is cut
+--take_out--> the kept ones compensate, and the model is cut
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from .consumers import ChannelConsumer, Statistics
 Norm = Literal["l1", "l2"]
 
 _SAME = 1e-9
-"""Prices that have risen by a smaller part are the same."""
+"""Part by which prices must rise to differ: above rounding."""
 _OVERSHOOT = 0.01
-"""What may be lacking of a budget in the end."""
+"""Part by which a budget may be missed. Chosen by judgement; not measured."""
 _STEPS = 4
-"""A family is cut in so many steps at least."""
+"""Steps in which a family is cut, at least. Chosen by judgement; not measured."""
 
 
 class Meter(Protocol):
-    """Counts down what a budget is about while groups are taken out."""
+    """Counts the quantity of a budget down while groups are removed."""
 
     @property
     def left(self) -> float:
-        """What is left, as a part of what there was."""
+        """The part that is left."""
         ...
 
     def saved(self, groups: Sequence[int]) -> float:
-        """Return by how much `left` would fall if these groups went too."""
+        """Return by how much `left` would fall if these groups were removed too."""
         ...
 
     def allows(self, group: int) -> bool:
-        """Say whether something is left of every axis when the group goes too."""
+        """Return True where something is left of every axis without the group."""
         ...
 
     def remove(self, group: int) -> None:
@@ -112,7 +112,7 @@ def blocks_of(channels: Channels, family: Family) -> dict[int, list[np.ndarray]]
 def reconstruction(
     channels: Channels, family: Family, sites: Sequence[ChannelConsumer], statistics: Statistics, *, most: int
 ) -> Curve:
-    """Return the curve by what the readers lose when the channels that stay make up for the others."""
+    """Return the curve by the loss of the readers when the kept channels compensate for the others."""
     readers = []
     for index in family.sites:
         site = sites[index]
@@ -120,7 +120,7 @@ def reconstruction(
         weights = site.weights()
         if covariance is None:
             covariance, weights = np.eye(site.channels), np.zeros((site.channels, 1))
-        readers.append(Consumer(weights, covariance, makes_up=site.can_make_up))
+        readers.append(Consumer(weights, covariance, compensates=site.can_compensate))
     return elimination.curve(readers, blocks_of(channels, family), most=most)
 
 
@@ -150,12 +150,12 @@ def _norm(weight: ir.Value, axis: int, indices: np.ndarray, norm: Norm) -> float
 def activation(
     channels: Channels, family: Family, sites: Sequence[ChannelConsumer], statistics: Statistics, *, most: int
 ) -> Curve:
-    """Return the curve by the power of what each channel gives to its readers, nothing made up for."""
+    """Return the curve by the power of each channel in its readers, without compensation."""
     readers = []
     for index in family.sites:
         covariance = statistics.covariance(sites[index])
         known = np.zeros(sites[index].channels) if covariance is None else np.diag(covariance)
-        readers.append(Consumer(sites[index].weights(), np.diag(known), makes_up=False))
+        readers.append(Consumer(sites[index].weights(), np.diag(known), compensates=False))
     blocks = blocks_of(channels, family)
     scores = {
         group: sum(reader.cost(block) for reader, block in zip(readers, own, strict=True) if len(block))
@@ -257,13 +257,13 @@ def _rising(losses: np.ndarray) -> np.ndarray:
 def take_out(
     channels: Channels, removed: Collection[int], sites: Sequence[ChannelConsumer], statistics: Statistics | None
 ) -> dict[str, np.ndarray]:
-    """Cut groups out of the model after the channels that stay have made up for them.
+    """Cut groups out of the model after the kept channels compensate for them.
 
     Args:
         channels: of the model; they don't hold any more afterwards.
         removed: the groups.
         sites: of `channels`.
-        statistics: what reaches the sites, None to make up for nothing.
+        statistics: what reaches the sites, None for no compensation.
 
     Returns:
         output of a linear layer -> int64 [n], which of its channels it still has.
@@ -271,8 +271,8 @@ def take_out(
     keeps = channels.keeps(removed)
     names = edit.Names(channels.model)
     for site in sites:
-        if statistics is not None and site.can_make_up:
-            make_up(site, statistics, keeps(site.read.ids), names)
+        if statistics is not None and site.can_compensate:
+            compensate(site, statistics, keeps(site.read.ids), names)
     left = {}
     for layer in linear_layers(channels.model):
         axes = channels.flow.axes.get(layer.y)
@@ -284,9 +284,9 @@ def take_out(
 
 
 def own_constants(model: ir.Model, selects: Callable[[ir.Node], bool]) -> None:
-    """Give linear layers initializers of their own, full biases included, so that `make_up` replaces no values.
+    """Give linear layers initializers of their own, full biases included, so that `compensate` replaces no values.
 
-    What a channel carries is found before layers make up for others; a bias made later would not be cut with it.
+    The channels of values are found before layers compensate; a bias made later would not be cut with them.
     """
     names = edit.Names(model)
     for layer in linear_layers(model):
@@ -306,8 +306,8 @@ def _is_own(value: ir.Value, size: int) -> bool:
     return is_alone and math.prod(float_constants.dims(value)) == size
 
 
-def make_up(site: ChannelConsumer, statistics: Statistics, kept: np.ndarray, names: edit.Names) -> None:
-    """Let the channels that stay, bool [channels], make up for the others, whose weights become zero."""
+def compensate(site: ChannelConsumer, statistics: Statistics, kept: np.ndarray, names: edit.Names) -> None:
+    """Let the kept channels, bool [channels], compensate for the others, whose weights become zero."""
     covariance, mean = statistics.covariance(site), statistics.mean(site)
     if covariance is None or mean is None or kept.all() or not kept.any():
         return

@@ -1,4 +1,4 @@
-"""What cuts really do to a model's outputs: a few are tried for each family, and the curve is drawn through them.
+"""Measured effect of cuts on a model's outputs: a few are tried for each family, and the curve is fitted to them.
 
 predicted (parts of what readers give)   0.03   0.12   0.4
 measured (divergence of the outputs)     .001   .007   .054     -->  curve in units of the outputs
@@ -23,8 +23,9 @@ from .consumers import ChannelConsumer, Statistics
 from .loss_curves import Family
 
 _PREDICTED = (0.03, 0.12, 0.4)
-"""Losses of a family, as predicted, at which it is tried."""
+"""Predicted losses of a family at which it is tried. Chosen by judgement; not measured."""
 _LEAST = 1e-9
+"""Least rise of the divergence from one cut to the next, so that curves rise: above rounding."""
 
 
 def measured(
@@ -66,7 +67,7 @@ def measured(
 
 
 def _through(points: Sequence[tuple[float, float]], at: np.ndarray) -> np.ndarray:
-    """Return the broken line through the points, whose last slope from the origin goes on behind the last one."""
+    """Return the broken line through the points, continued behind the last one by its slope from the origin."""
     x, y = np.array(points).T
     if len(x) < 2:
         return np.zeros(len(at))
@@ -93,12 +94,12 @@ class _ProbeTrial:
     def loss(self, family: Family, removed: Sequence[int]) -> float:
         """Return how far the outputs go from those of the whole model."""
         inexact = any(self._channels.groups[group].inexact for group in family.groups)
-        if inexact or not all(self._sites[index].can_make_up for index in family.sites):
+        if inexact or not all(self._sites[index].can_compensate for index in family.sites):
             return self._cut(removed)
         return self._masked(family, removed)
 
     def _masked(self, family: Family, removed: Sequence[int]) -> float:
-        """Zero the weights of the channels that go, which comes to the same; the weights are put back."""
+        """Zero the weights of the removed channels, which is equivalent; the weights are restored."""
         keeps = self._channels.keeps(removed)
         names = edit.Names(self._channels.model)
         before = []
@@ -106,7 +107,7 @@ class _ProbeTrial:
             site = self._sites[index]
             assert site.layer is not None
             before.append((site.layer, site.layer.matrix(), site.layer.bias()))
-            loss_curves.make_up(site, self._statistics, keeps(site.read.ids), names)
+            loss_curves.compensate(site, self._statistics, keeps(site.read.ids), names)
         found = self._divergence.of(self._channels.model)
         for layer, matrix, bias in before:
             layer.with_weights(matrix, bias, names)

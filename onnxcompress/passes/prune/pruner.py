@@ -6,11 +6,10 @@ end:    distillation, kept where the loss on samples held out falls
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -28,48 +27,21 @@ from ...quality.divergence import Divergence
 from ...shapes import count as counting
 from . import consumers, loss_curves, probe_cuts
 from .budgets import Budgeting, Of
-from .loss_curves import Family, Norm
+from .loss_curves import Family
+from .options import PruneOptions
 
 log = logging.getLogger(__name__)
 
 _PROBES = (24, 256)
-"""Samples on which the outputs are compared."""
+"""Samples on which the outputs are compared, at least and at most. Chosen by judgement; not measured."""
 _PROBING_MACS = 2e11
-"""MACs of the original on them for each family and round, summed up: about what is spent on probing, a third of it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is wanted; the options of the pass.
-
-    Args:
-        of: what the budget is about.
-        keep: part of it that may be left.
-        criterion: what decides which channels of a family go first.
-        norm: of the criterion magnitude.
-        scope: whether families lose what costs least, or all the same share.
-        min_keep: part of a family that stays at least.
-        multiple: the number of groups of a family that stays is a multiple of this.
-        rounds: cuts, each with a refit after it.
-        refits: whether layers are refitted.
-        steps: of distillation; 0 for none.
-    """
-
-    of: Of
-    keep: float
-    criterion: Literal["reconstruction", "activation", "magnitude"]
-    norm: Norm = "l2"
-    scope: Literal["global", "uniform"] = "global"
-    min_keep: float = 0.1
-    multiple: int = 1
-    rounds: int = 2
-    refits: bool = True
-    steps: int = 400
+"""MACs of the original on them for each family and round, summed up: a third of the probing. Chosen by judgement; not
+measured."""
 
 
 @dataclass(kw_only=True)
 class Pruned:
-    """What came of it.
+    """Result of channel pruning.
 
     Args:
         model: the pruned model.
@@ -98,7 +70,7 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True)
 class _Costs:
-    """What it costs to cut a model; the numbers of groups and sites are those of its channels.
+    """Costs of cutting a model; the numbers of groups and sites are those of its channels.
 
     Args:
         families: that can be cut.
@@ -122,10 +94,11 @@ class Pruner:
         original: not changed.
         feeds: the user's samples, complete; empty for none.
         feed: at whose shapes channels are found and MACs counted.
-        plan: what is wanted; its budget is given to `run`.
+        options: of the pass, but for the budget, which is given to `run`.
+        of: quantity that the budget is a part of.
         timed: at whose shapes layers are timed, for a budget of time; None for `feed`.
         state: input -> output whose value it gets from the run before.
-        selects: False for nodes to leave alone.
+        selects: False for nodes to skip.
         seed: of all random choices.
         progress: wraps long loops.
     """
@@ -135,8 +108,9 @@ class Pruner:
         original: ir.Model,
         feeds: Sequence[Feed],
         feed: Feed,
-        plan: Plan,
+        options: PruneOptions,
         *,
+        of: Of,
         timed: Feed | None = None,
         state: Mapping[str, str] | None = None,
         selects: Callable[[ir.Node], bool] = lambda _: True,
@@ -146,16 +120,18 @@ class Pruner:
         self._original = original
         self._feeds = feeds
         self._feed = feed
-        self._plan = plan
+        self._options = options
+        self._criterion = options.criterion or ("reconstruction" if feeds else "magnitude")
+        self._of = of
         self._state = dict(state or {})
         self._selects = selects
         self._seed = seed
         self._progress = progress
         channels = channel_engine.find_groups(model_io.clone(original), feed)
-        self._budgeting = Budgeting(plan.of, original, channels, feed if timed is None else timed)
+        self._budgeting = Budgeting(of, original, channels, feed if timed is None else timed)
         families = loss_curves.families(channels, selects)
         self._has_families = bool(families)
-        count = len(families) * plan.rounds
+        count = len(families) * options.rounds
         macs = (counting.count(original, feeds[0]).macs or 0) if feeds else 0
         probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))
         step = max(1, -(-len(feeds) // probes))
@@ -168,7 +144,7 @@ class Pruner:
 
         Args:
             keep: part of what the budget is about that may be left.
-            is_draft: cut once and mend nothing: to be timed.
+            is_draft: cut once without refit: to be timed.
         """
         found = self.cut(keep, is_draft=is_draft)
         return found if is_draft else self.finish(found)
@@ -178,29 +154,29 @@ class Pruner:
 
         Args:
             keep: part of what the budget is about that may be left.
-            is_draft: cut once and mend nothing: to be timed.
+            is_draft: cut once without refit: to be timed.
         """
-        plan = dataclasses.replace(self._plan, rounds=1, refits=False, steps=0) if is_draft else self._plan
+        refits = self._options.refit and bool(self._feeds) and not is_draft
         student = model_io.clone(self._original)
-        if self._feeds and plan.criterion == "reconstruction":
+        if self._feeds and self._criterion == "reconstruction":
             loss_curves.own_constants(student, self._selects)
         found = Pruned(model=student, left=1.0)
         if not self._has_families:
             return found
-        rounds = plan.rounds if self._feeds and plan.refits else 1
+        rounds = self._options.rounds if refits else 1
         kept: dict[str, np.ndarray] = {}
         sizes: dict[str, tuple[int, int]] = {}
         for number in range(rounds):
             target = keep ** ((number + 1) / rounds)
-            kept = self._round(student, target, plan, found, kept, sizes)
+            kept = self._round(student, target, found, kept, sizes, refits=refits)
         found.families = [(name, before, after) for name, (before, after) in sizes.items()]
         found.final = found.refitted
         return found
 
     def finish(self, found: Pruned) -> Pruned:
         """Train a copy that is cut, and return it."""
-        if self._feeds and self._plan.steps and found.families and not self._state:
-            steps, batch = affordable(found.model, self._feeds[0], self._plan.steps)
+        if self._feeds and self._options.distill_steps and found.families and not self._state:
+            steps, batch = affordable(found.model, self._feeds[0], self._options.distill_steps)
             found.distilled = distill(
                 found.model,
                 self._original,
@@ -217,37 +193,38 @@ class Pruner:
         self,
         student: ir.Model,
         target: float,
-        plan: Plan,
         found: Pruned,
         kept: Mapping[str, np.ndarray],
         sizes: dict[str, tuple[int, int]],
+        *,
+        refits: bool,
     ) -> dict[str, np.ndarray]:
         """Cut the student once, refit it, and return which of the original's channels are left."""
         channels = channel_engine.find_groups(student, self._feed)
         meter = self._budgeting.of(student, channels)
         sites = consumers.sites(channels)
-        costs = (self._first if not sizes else None) or self._costs(student, channels, sites, plan, sizes)
+        costs = (self._first if not sizes else None) or self._costs(student, channels, sites, sizes)
         self._first = self._first or costs  # the original's, for there has been no cut before
         found.unseen = costs.unseen
         with one_thread():
             counts = [len(family.groups) for family in costs.families]
-            share = loss_curves.uniform if plan.scope == "uniform" else loss_curves.allocate
-            taken = share(costs.curves, counts, meter, target, multiple=plan.multiple)
+            share = loss_curves.uniform if self._options.scope == "uniform" else loss_curves.allocate
+            taken = share(costs.curves, counts, meter, target, multiple=self._options.multiple or 1)
             found.left = meter.left
             if costs.before is not None:
                 losses = (c.losses[k - 1].sum() for c, k in zip(costs.curves, taken, strict=True) if k)
                 found.predicted = costs.before + float(sum(losses))
-                log.info("%.3f of the %s will be left: predicted loss %.3g", found.left, plan.of, found.predicted)
+                log.info("%.3f of the %s will be left: predicted loss %.3g", found.left, self._of, found.predicted)
             removed = loss_curves.chosen(costs.curves, taken)
             for family, size, goes in zip(costs.families, counts, taken, strict=True):
                 if goes:
                     sizes[family.label] = (sizes.get(family.label, (size, size))[0], size - goes)
-            makes_up = costs.statistics if plan.criterion == "reconstruction" else None
+            makes_up = costs.statistics if self._criterion == "reconstruction" else None
             kept = loss_curves.composed(kept, loss_curves.take_out(channels, removed, sites, makes_up))
         found.cut = found.refitted = self._distance(student)
         if found.cut is not None:
             log.info("measured loss %.3g", found.cut)
-        if self._feeds and plan.refits and not self._state and removed:
+        if refits and not self._state and removed:
             changes = refit(
                 student,
                 self._original,
@@ -266,13 +243,12 @@ class Pruner:
         student: ir.Model,
         channels: Channels,
         sites: Sequence[consumers.ChannelConsumer],
-        plan: Plan,
         sizes: Mapping[str, tuple[int, int]],
     ) -> _Costs:
         """Find out what it costs to cut a student of which families have been cut before, down to `sizes`."""
         families = loss_curves.families(channels, self._selects)
         statistics = None
-        if self._feeds and plan.criterion != "magnitude":
+        if self._feeds and self._criterion != "magnitude":
             read = {index for family in families for index in family.sites}
             statistics = consumers.gather(
                 student,
@@ -292,10 +268,10 @@ class Pruner:
             whole = {family.label: len(family.groups) for family in families}
             whole |= {name: size for name, (size, _) in sizes.items() if name in whole}
             curves = [
-                self._curve(channels, family, sites, statistics, plan, whole[family.label])
+                self._curve(channels, family, sites, statistics, whole[family.label])
                 for family in self._progress("Eliminating channels", families)
             ]
-            if statistics is not None and plan.criterion == "reconstruction" and plan.scope == "global":
+            if statistics is not None and self._criterion == "reconstruction" and self._options.scope == "global":
                 before = self._distance(student) or 0.0
                 divergence = Divergence(student, self._probes, state=self._state)
                 curves = probe_cuts.measured(
@@ -315,14 +291,13 @@ class Pruner:
         family: Family,
         sites: Sequence[consumers.ChannelConsumer],
         statistics: consumers.Statistics | None,
-        plan: Plan,
         size: int,
     ) -> Curve:
         """Return the curve of a family that had `size` groups in the original."""
-        most = max(0, len(family.groups) - max(1, round(plan.min_keep * size)))
+        most = max(0, len(family.groups) - max(1, round(self._options.min_keep * size)))
         if statistics is None:
-            return loss_curves.magnitude(channels, family, norm=plan.norm, most=most)
-        if plan.criterion == "activation":
+            return loss_curves.magnitude(channels, family, norm=self._options.norm, most=most)
+        if self._criterion == "activation":
             return loss_curves.activation(channels, family, sites, statistics, most=most)
         return loss_curves.reconstruction(channels, family, sites, statistics, most=most)
 

@@ -1,4 +1,4 @@
-"""Single weights become zero, and with samples the others make up for them, layer after layer.
+"""Single weights become zero, and with samples the others compensate for them, layer after layer.
 
     W [out, in]   ->   W' with a share of zeros, or 2 of every 4, or ||W'|| <= T
 
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, DataFor, Need
+from ...core import Change, Context, DataFor, Need
 from ...distillation.reconstruct import LayerData, refit
 from ...graph import edit, query
 from ...io import model_io
@@ -43,7 +43,7 @@ class Sparsify:
     pattern: Annotated[str, AfterValidator(_checked)] = "free"
     """free: zeros anywhere. N:M: at most N of M neighbouring input channels differ from zero, for each output."""
     criterion: Literal["elimination", "use", "magnitude"] | None = None
-    """elimination: the least harm with the others making up for it. use: size times what it multiplies (Wanda).
+    """elimination: the least harm with the others compensating. use: size times what it multiplies (Wanda).
     magnitude: size alone. None: elimination with data, magnitude without."""
     scope: Literal["layer", "global"] = "layer"
     """layer: every layer gets the same share of zeros. global: a weight stays that is large for its layer."""
@@ -67,7 +67,7 @@ class Sparsify:
                 continue
             why = "its weights are integers" if layer.is_fixed else "others read its weights too"
             if layer.is_fixed or len(layer.weight.uses()) > 1:
-                refused.append(self._change(layer.label, Action.SKIPPED, why, _stored(layer)))
+                refused.append(Change.skipped(self.name, why, target=layer.label, bytes_before=_stored(layer)))
             elif context.gate.admits(self.name, layer.label):
                 layers.append(layer)
         if not layers:
@@ -168,25 +168,15 @@ class Sparsify:
     def _result(self, layer: LinearLayer, before: np.ndarray, *, by_data: bool) -> Change:
         after = layer.matrix()
         zeros = float((after == 0).mean())
-        how = "least used first" if self.criterion == "use" else "the others make up for them"
+        how = "least used first" if self.criterion == "use" else "the others compensate for them"
         reason = f"{zeros:.1%} zeros" + (f", {how}" if by_data else ", smallest first")
         if self.limit is not None or self.limit_share is not None:
             reason = f"{self.norm} norm within its bound, {zeros:.1%} zeros"
         change = float(np.linalg.norm(after - before) / max(float(np.linalg.norm(before)), 1e-30))
         details = {"zeros": round(zeros, 4), "weight_change": round(change, 4)}
-        return self._change(layer.label, Action.APPLIED, reason, _stored(layer), details)
-
-    def _change(
-        self, target: str, action: Action, reason: str, size: int, details: Mapping[str, float] | None = None
-    ) -> Change:
-        return Change(
-            pass_name=self.name,
-            target=target,
-            action=action,
-            reason=reason,
-            bytes_before=size,
-            bytes_after=size,
-            details=details or {},
+        size = _stored(layer)
+        return Change.applied(
+            self.name, reason, target=layer.label, bytes_before=size, bytes_after=size, details=details
         )
 
 

@@ -29,12 +29,12 @@ from pydantic.dataclasses import dataclass
 from ... import targets
 from ...base import schemes
 from ...base.gate import Gate, Memo
-from ...core import Action, Change, Context, Judge, Need
+from ...core import Change, Context, Judge, Need
 from ...graph import query
 from ...io import model_io
 from ...search import candidates as search
 from ..raise_opset import raise_opset
-from .blocks_bits import Refused, WidthChoice, Widths, grids_of, own_bits, survey
+from .blocks_bits import WidthChoice, Widths, grids_of, own_bits, survey
 from .blocks_rounding import Method, Rounder, has_enough
 from .blocks_writer import OPSETS, BlockWriter, Form, kernel_fits, shape_of, stored_bytes
 from .equalize import Equalize
@@ -85,7 +85,7 @@ class QuantizeBlocks:
         limit = None if context.judge is None else context.judge.limit
         is_budgeted = any(each is not None for each in (self.bits_per_weight, context.max_bytes, limit))
         widths = survey(model, grids_of(scheme, is_budgeted=is_budgeted), context, min_elements=self.min_elements)
-        refusals = [_refusal(self.name, each) for each in widths.refused]
+        refusals = [self._skipped(each.target, each.reason, each.bytes) for each in widths.refused]
         chosen = self._chosen(model, widths, context) if widths.elements else {}
         chosen = {name: choice for name, choice in chosen.items() if context.gate.admits(self.name, name)}
         if not chosen:
@@ -212,7 +212,7 @@ class QuantizeBlocks:
             del forms[name]
             reason = f"{chosen[name].grid.bits} bits need opset {needed[name]}, the model has {now}"
             size = found[name].stored_bytes
-            changes.append(_refusal(self.name, Refused(target=name, reason=reason, bytes=size)))
+            changes.append(self._skipped(name, reason, size))
         return changes, forms
 
     def _own_form(self, site: StoredWeight, choice: WidthChoice, form: Form, target: str) -> Form:
@@ -227,22 +227,14 @@ class QuantizeBlocks:
         fast = facts.kernel_bits if form == "kernel" else facts.integer_bits
         return form if choice.grid.stored.bits in fast else "multiply"
 
+    def _skipped(self, target: str, reason: str, size: int) -> Change:
+        return Change.skipped(self.name, reason, target=target, bytes_before=size)
+
 
 def _copy(model: ir.Model, context: Context) -> tuple[ir.Model, Context]:
     """Return a copy to try things on, and a context whose gate does not count them."""
     gate = Gate()
     return model_io.clone(model), replace(context, gate=gate, memo=Memo(gate))
-
-
-def _refusal(name: str, refused: Refused) -> Change:
-    return Change(
-        pass_name=name,
-        target=refused.target,
-        action=Action.SKIPPED,
-        reason=refused.reason,
-        bytes_before=refused.bytes,
-        bytes_after=refused.bytes,
-    )
 
 
 def _applied(name: str, site: StoredWeight, choice: WidthChoice, form: Form, how: str) -> Change:
@@ -252,11 +244,10 @@ def _applied(name: str, site: StoredWeight, choice: WidthChoice, form: Form, how
         "form": form,
         "predicted_loss": float(f"{choice.loss:.3g}"),
     }
-    return Change(
-        pass_name=name,
+    return Change.applied(
+        name,
+        f"{grid.bits} bits in blocks of {grid.block}, {how}",
         target=site.name,
-        action=Action.APPLIED,
-        reason=f"{grid.bits} bits in blocks of {grid.block}, {how}",
         bytes_before=site.stored_bytes,
         bytes_after=stored_bytes(*shape_of(site), grid.stored, is_padded=kernel_fits(site)),
         details=details,

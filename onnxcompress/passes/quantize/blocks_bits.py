@@ -1,4 +1,4 @@
-"""Which weights can be cut into blocks, what each width costs and loses, and the best choice within a budget."""
+"""Weights that can be cut into blocks, the bytes and loss of each width, and the best choice within a budget."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from ...numerics.quantization.blocks import BlockGrid, round_nearest
 from ...quality import weight_sensitivity
 from .blocks_rounding import completed
 from .blocks_writer import array_of, kernel_fits, matrix_of, shape_of, stored_bytes
-from .weight_storage import StoredWeight, sites
+from .weight_storage import NODE_BYTES, StoredWeight, sites
 
-_NODE_BYTES = 100
 _SAMPLED_ROWS = 512
-"""Rows of a weight by which the noise of its widths is compared."""
+"""Rows of a weight by which the noise of its widths is compared. Chosen by judgement; not measured."""
 _CANDIDATES = 4
 """Clipped ranges tried for that: widths differ by far more than ranges do."""
 _FEEDS = 8
@@ -31,7 +30,7 @@ _FEEDS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A weight that is left alone, and why."""
+    """A weight that is skipped, and why."""
 
     target: str
     reason: str
@@ -141,7 +140,7 @@ def _objection(site: StoredWeight, grid: BlockGrid) -> str | None:
         return f"{site.tensor.dtype.name.lower()} weights are not cut into blocks"
     if float_constants.is_cast(site.value):
         return "weights stored in another float type than they compute in are not cut into blocks"
-    after = stored_bytes(*shape_of(site), grid, is_padded=kernel_fits(site)) + 8 * (_NODE_BYTES + len(site.name))
+    after = stored_bytes(*shape_of(site), grid, is_padded=kernel_fits(site)) + 8 * (NODE_BYTES + len(site.name))
     if after >= site.stored_bytes:
         return f"would take {after} bytes with its scales and nodes instead of {site.stored_bytes}"
     return None if np.isfinite(site.tensor.numpy()).all() else "can't be rounded: it has NaN or infinite elements"

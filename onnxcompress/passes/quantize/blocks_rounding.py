@@ -70,7 +70,7 @@ class Rounder:
         """Round weights so that what `model` computes changes least; its layers are changed on the way.
 
         Linear layers of the main graph are refitted and rounded in the order of the graph, after the weights that are
-        rounded alone: each makes up for those before it.
+        rounded alone: each compensates for those before it.
         """
         teacher = model_io.clone(model)
         feeds = completed(teacher, context)

@@ -88,16 +88,7 @@ class BlockWriter(SiteWriter):
                     self._multiply(reader, packed, scale, zero)
             self.remove_floats()
             return
-        floats = self._floats()
-        for reader in self.site.readers:
-            node = reader.node
-            if reader.transposed:
-                node.replace_input_with(reader.port, self.insert(node, "Transpose", [floats], {"perm": [1, 0]}))
-            else:
-                node.replace_input_with(reader.port, floats)
-        name = self.site.value.name
-        self.remove_floats()
-        floats.name = name  # it means what the weight meant
+        self.replace_by(self._floats())
 
     def _multiply(self, reader: WeightUse, packed: ir.Value, scale: ir.Value, zero: ir.Value | None) -> None:
         node, grid = reader.node, self.blocks.grid
@@ -132,7 +123,7 @@ class BlockWriter(SiteWriter):
 
     @property
     def _is_turned(self) -> bool:
-        """Whether it is stored [in, out], as products take it, for which runtimes have fast kernels."""
+        """True where it is stored [in, out], as products take it, for which runtimes have fast kernels."""
         return self.site.rank == 2 and self.site.axis == 1
 
     def _floats(self) -> ir.Value:

@@ -80,11 +80,10 @@ class ClipWeights:
     ) -> Change:
         size = float_constants.stored_bytes(layer.weight)
         layer.with_weights(clipped, None, names)
-        return Change(
-            pass_name=self.name,
+        return Change.applied(
+            self.name,
+            f"{count} of {clipped.size} weights clipped",
             target=layer.label,
-            action=Action.APPLIED,
-            reason=f"{count} of {clipped.size} weights clipped",
             bytes_before=size,
             bytes_after=size,
             details={"clipped": count, "alpha": [float(alpha.min()), float(alpha.max())]},

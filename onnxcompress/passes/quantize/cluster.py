@@ -18,16 +18,16 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import query
 from ...numerics import snr
 from ...numerics.quantization.kmeans import codebook, nearest
 from ..raise_opset import raise_opset
 from .blocks_writer import array_of, matrix_of
-from .weight_storage import SiteWriter, StoredWeight, WeightContext, sites
+from .weight_storage import NODE_BYTES, SiteWriter, StoredWeight, WeightContext, sites
 
 _UINT4_OPSET = 21
-_NODE_BYTES = 100
+"""Opset from which on integers of half a byte can be cast."""
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Cluster:
         for site, refusal in context.progress("Clustering", self._large(model, context)):
             reason = refusal or self._objection(site)
             if reason:
-                changes.append(self._change(site, Action.SKIPPED, reason, site.stored_bytes))
+                changes.append(Change.skipped(self.name, reason, target=site.name, bytes_before=site.stored_bytes))
             else:
                 found.append((site, self._clustered(matrix_of(site))))
         scene = WeightContext(model)
@@ -82,8 +82,12 @@ class Cluster:
                 stored = clustered.codebooks.nbytes + -(-site.tensor.size // (2 if is_half else 1))
                 values = clustered.codebooks.shape[1]
                 whose = "" if not self.rows else f" for every {self.rows} output channels"
-                change = self._change(
-                    site, Action.APPLIED, f"{values} shared values{whose}; floats again once loaded", stored
+                change = Change.applied(
+                    self.name,
+                    f"{values} shared values{whose}; floats again once loaded",
+                    target=site.name,
+                    bytes_before=site.stored_bytes,
+                    bytes_after=stored,
                 )
                 ClusterWriter(scene, site, clustered, is_half=is_half).write()
                 changes.append(change)
@@ -98,7 +102,7 @@ class Cluster:
             return f"{site.tensor.dtype.name.lower()} weights are not clustered"
         outputs = query.dims(site.tensor)[site.axis or 0]
         books = -(-outputs // self.rows) if self.rows else 1
-        after = site.tensor.size // (2 if self.bits <= 4 else 1) + books * 4 * 2**self.bits + 4 * _NODE_BYTES
+        after = site.tensor.size // (2 if self.bits <= 4 else 1) + books * 4 * 2**self.bits + 4 * NODE_BYTES
         if after >= site.stored_bytes:
             return f"would take {after} bytes with its codebooks and nodes instead of {site.stored_bytes}"
         return None if np.isfinite(site.tensor.numpy()).all() else "can't be clustered: it has NaN or infinite elements"
@@ -118,16 +122,6 @@ class Cluster:
         signal = max(snr.energy(weight), float(np.finfo(float).tiny))
         return Clustered(indices=indices, codebooks=np.stack(books), rows=rows, noise=noise / signal)
 
-    def _change(self, site: StoredWeight, action: Action, reason: str, after: int) -> Change:
-        return Change(
-            pass_name=self.name,
-            target=site.name,
-            action=action,
-            reason=reason,
-            bytes_before=site.stored_bytes,
-            bytes_after=after,
-        )
-
 
 class ClusterWriter(SiteWriter):
     """Writes one weight as indices, in its own shape."""
@@ -138,7 +132,7 @@ class ClusterWriter(SiteWriter):
         self.is_half = is_half
 
     def write(self) -> None:
-        """Let every reader read the values that the indices stand for, and take the floats out."""
+        """Let every reader read the values of the indices, and remove the floats."""
         anchor, site = self.first_reader(), self.site
         indices = array_of(site, self.clustered.indices)
         tensor: np.ndarray | ir.TensorProtocol = indices
@@ -154,12 +148,4 @@ class ClusterWriter(SiteWriter):
             found = self.insert(anchor, "Add", [found, self.store("offsets", spread)])
         values = self.store("codebook", books.reshape(-1))
         floats = self.insert(anchor, "Gather", [values, found], {"axis": 0})
-        for reader in site.readers:
-            node = reader.node
-            if reader.transposed:
-                node.replace_input_with(reader.port, self.insert(node, "Transpose", [floats], {"perm": [1, 0]}))
-            else:
-                node.replace_input_with(reader.port, floats)
-        name = site.value.name
-        self.remove_floats()
-        floats.name = name  # it means what the weight meant
+        self.replace_by(floats)

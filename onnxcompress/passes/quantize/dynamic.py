@@ -37,7 +37,7 @@ from .weight_storage import WeightContext, sites
 
 @plain_dataclass(frozen=True)
 class _DynamicPlan:
-    """Layers that are to be rounded, and what is left alone."""
+    """Layers to round, and those that are skipped."""
 
     products: tuple[dynamic_matmul.DynamicProduct, ...]
     lstms: tuple[ir.Node, ...]
@@ -46,7 +46,7 @@ class _DynamicPlan:
 
 @plain_dataclass(frozen=True, kw_only=True)
 class DynamicDecision:
-    """What is to become of one weight matrix or LSTM; neither `product` nor `lstm` where it stays float."""
+    """Decision about one weight matrix or LSTM; neither `product` nor `lstm` where it stays float."""
 
     target: str
     reason: str
@@ -58,7 +58,7 @@ class DynamicDecision:
 
     @property
     def applies(self) -> bool:
-        """Whether anything is rewritten."""
+        """True where anything is rewritten."""
         return self.product is not None or self.lstm is not None
 
     @property

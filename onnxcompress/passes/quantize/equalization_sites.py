@@ -21,6 +21,7 @@ from ...ops import linear as layers
 from ...ops import table as ops
 
 _FIRST_SPATIAL = 2
+"""Axis of a feature map [n, channels, ...] behind its channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,8 @@ class ScalingSite:
         channels: how many.
         parts: (node, port) of the constants that make the channels and no linear layer holds.
         maker: the linear layer that makes them, None where another node does.
-        readers: all layers that read them, whatever stands in between; for a Mul those that read it.
-        takes_node: a Mul is put between the value and the readers, which all stand in one graph.
+        readers: all layers that read them, whatever is in between; for a Mul those that read it.
+        takes_node: a Mul is put between the value and the readers, which are all in one graph.
     """
 
     value: ir.Value
@@ -117,7 +118,7 @@ def _is_plain(layer: layers.LinearLayer) -> bool:
 
 @dataclass(frozen=True)
 class _ScaledLine:
-    """Where a value carries the channels: axis 1 behind a window (with the rank it has), or the last."""
+    """Axis of a value that carries the channels: 1 behind a window (with the rank it has), or the last."""
 
     axis: int
     rank: int | None = None

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from ... import targets
 from ...activations.layer_inputs import LayerRows, sample_rows
 from ...base import schemes
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...graph import edit
 from ...numerics.quantization.blocks import BlockGrid
 from ...numerics.quantization.equalization import (
@@ -73,7 +73,7 @@ class Equalize:
     """Scales are written only where they take off this part of the simulated error, at least."""
     insert: bool = False
     """Put a Mul before matrix products where nothing can take the scales, the error is more than 3e-4 of the output's
-    power, and half of it goes."""
+    power, and half of it is removed."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Scale channels in every graph of `model`."""
@@ -122,13 +122,12 @@ class Equalize:
     def _change(self, decision: ScalingDecision) -> Change:
         readers = ", ".join(layer.label for layer in decision.site.readers[:3])
         gain_db = 10 * math.log10(decision.before / decision.after)
-        return Change(
-            pass_name=self.name,
-            target=decision.site.label,
-            action=Action.APPLIED,
-            reason=f"channels scaled by powers of two before {readers} ({decision.how}"
-            f"{', by a Mul' if decision.site.takes_node else ''}): "
+        by_node = ", by a Mul" if decision.site.takes_node else ""
+        return Change.applied(
+            self.name,
+            f"channels scaled by powers of two before {readers} ({decision.how}{by_node}): "
             f"{self.scheme} loses {gain_db:.1f} dB less",
+            target=decision.site.label,
             details={
                 "scales": decision.how,
                 "error_before": float(f"{decision.before:.4g}"),

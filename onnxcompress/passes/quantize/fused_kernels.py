@@ -1,4 +1,4 @@
-"""Which of the units that were meant to run on integers the runtime really fused, read from its optimised graph."""
+"""Kernel groups that the runtime really fused to integer kernels, read from its optimised graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEQUANTIZE = "DequantizeLinear"
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the runtime made of a model.
+    """Kernels that the runtime runs.
 
     Args:
         of_layer: label of a layer with integer weights -> the operator that reads them.
@@ -27,7 +27,7 @@ class Kernels:
 def read_back(
     optimized: Sequence[OptimizedNode], weights: Mapping[str, str], units: Iterable[tuple[str, Sequence[str]]]
 ) -> Kernels:
-    """Compare what was meant with what runs.
+    """Compare the planned kernels with those that run.
 
     Args:
         optimized: the graph that the runtime executes.

@@ -1,4 +1,4 @@
-"""What a target runs as one kernel on integers: an operator, its bias, and the activation function that it absorbs."""
+"""Kernel groups: an operator, its bias and the activation function it absorbs, run as one integer kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ...shapes.infer import Shapes
 from ...targets import OperatorFacts, StaticFacts
 
 _LEVELS = 256
+"""Integers of 8 bits."""
 _CLOSE = 1e-4
+"""Distance to a whole number that counts as none: above the rounding of attributes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +78,17 @@ class KernelGroup:
 
     @property
     def multiplies(self) -> bool:
-        """Whether it is a product or a convolution, with a weight or of activations."""
+        """True for a product or a convolution, with a weight or of activations."""
         return self.facts.form == "compute"
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
-        """All nodes of the unit."""
+        """All nodes of the group."""
         return (self.node, *self.behind)
 
     @property
     def outputs(self) -> tuple[ir.Value, ...]:
-        """What the unit hands on."""
+        """The values that the group outputs."""
         return tuple(self.nodes[-1].outputs)
 
     @property
@@ -119,7 +121,7 @@ def units(body: ir.Graph, facts: StaticFacts, shapes: Shapes) -> tuple[list[Kern
 
 
 def has_weight(node: ir.Node) -> bool:
-    """Say whether a node multiplies with a constant float matrix or kernel."""
+    """Return True where a node multiplies with a constant float matrix or kernel."""
     return any(
         not weight.is_table and _float_constant(_port(node, weight.port), 2) is not None
         for weight in ops.spec(node).weights
@@ -152,7 +154,7 @@ def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> KernelGroup | st
         return "an output that nobody reads"
     saturation = _saturation(node) if row.saturates else None
     if row.saturates and (saturation is None or facts.symmetric):
-        return f"a {node.op_type} that no zero point stands for"
+        return f"a {node.op_type} that no zero point represents"
     behind, least = _absorbed(node, row)
     return KernelGroup(
         node=node,
@@ -167,7 +169,7 @@ def _unit(node: ir.Node, facts: StaticFacts, shapes: Shapes) -> KernelGroup | st
 
 
 def _saturation(node: ir.Node) -> Saturation | None:
-    """Return the hard sigmoid in a node, None where 8-bit integers can't stand for it."""
+    """Return the hard sigmoid in a node, None where 8-bit integers can't represent it."""
     if query.is_op(node, "HardSwish"):
         return Saturation(slope=1 / 6, zero_point=_LEVELS // 2, multiplies_input=True)
     slope, zero = query.attribute(node, "alpha", 0.2), _LEVELS * query.attribute(node, "beta", 0.5)
@@ -272,7 +274,7 @@ def _bias_port(adder: ir.Node, summand: ir.Value, channels: int) -> int | None:
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    """Say whether a quantizer or dequantizer stands beside a node."""
+    """Return True where a quantizer or dequantizer is next to a node."""
     before = (value.producer() for value in node.inputs if value is not None)
     after = (use.node for output in node.outputs for use in output.uses())
     return any(query.is_op(n, "DequantizeLinear") for n in before) or any(

@@ -1,6 +1,6 @@
-"""Which parts of a model run on integers: the choice that takes the least time by the target's measured costs.
+"""Quantization placement: the choice of int8 regions that takes the least time by the target's measured costs.
 
-Every unit (see `units`) reads integers or floats, and each value it makes is handed on as integers or floats. A
+Every unit (see `units`) reads integers or floats, and each value it makes is output as integers or floats. A
 conversion between neighbours costs time in proportion to the tensor; so the choice is a minimum cut (numerics.mincut):
 
     sum over units     of float or integer time
@@ -28,7 +28,7 @@ from ...targets import StaticFacts
 from .kernels import KernelGroup, Saturation, units
 
 _GUESS = 4096
-"""Elements of a tensor whose shape nothing is known of."""
+"""Elements assumed of a tensor of unknown shape. Chosen by judgement; not measured."""
 
 _NEVER = math.inf
 
@@ -39,9 +39,9 @@ class Quantizer:
 
     Args:
         source: the value whose range decides.
-        made: values that units hand on as integers.
+        made: values that units output as integers.
         read: float values that are quantized for the units of a graph that read integers.
-        least: the lower bound of an absorbed activation function, which the least integer must stand for.
+        least: the lower bound of an absorbed activation function, which the least integer must represent.
         saturation: the source's integers are those that this makes, whatever its range.
     """
 
@@ -54,7 +54,7 @@ class Quantizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What runs on integers.
+    """Quantization placement: units in int8, their quantizers, reasons for the rest.
 
     Args:
         units: the units that do, in the order of the graphs.

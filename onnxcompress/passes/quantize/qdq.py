@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from ...errors import ModelError
 from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...numerics.quantization.affine_activations import LEAST_SPAN, Affine, affine_for, quantize
@@ -25,7 +26,7 @@ _MOST_BIAS = 2.0**31 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenLayer:
-    """What a layer became: the name of its integers, and how well they stand for the weight."""
+    """A quantized layer: the name of its integers, and the error of their rounding."""
 
     unit: KernelGroup
     integers: str
@@ -85,7 +86,7 @@ class QdqWriter:
             for port in unit.constants:
                 self._quantize_constant(unit.node, port)
             if unit.weight is not None:
-                written.append(self._quantize_weight(unit, inputs[0]))
+                written.append(self._quantize_weight(unit, unit.weight, inputs[0]))
         return written
 
     def parameters(self, quantizer: Quantizer) -> Affine:
@@ -116,7 +117,8 @@ class QdqWriter:
     def _quantize_made(self, value: ir.Value, quantizer: Quantizer, affine: Affine) -> None:
         """Let everybody, graph outputs included, read what was rounded to integers."""
         maker = value.producer()
-        assert maker is not None
+        if maker is None:
+            raise ModelError(f"{value.name} is made by no node")
         stored = self._parameters(query.home(maker), quantizer, value, affine)
         hint = value.name
         q = edit.put_after(maker, self.names, "QuantizeLinear", [value, *stored], hint=f"{hint}_q")
@@ -160,11 +162,8 @@ class QdqWriter:
 
     def _quantize_constant(self, node: ir.Node, port: int) -> None:
         """Store a constant operand as integers of the activations' type."""
-        value, home = node.inputs[port], query.home(node)
-        tensor = float_constants.tensor(value)
-        assert tensor is not None
-        assert value is not None
-        array = tensor.numpy()
+        value, tensor = _constant(node, port)
+        array, home = tensor.numpy(), query.home(node)
         affine = affine_for(float(array.min(initial=0)), float(array.max(initial=0)), self.grid)
         integers = quantize(array.reshape(-1), affine).reshape(array.shape)
         stored = [
@@ -172,49 +171,40 @@ class QdqWriter:
             edit.add_initializer(home, self.names, f"{value.name}_scale", np.asarray(affine.scale)),
             self._zero_point(home, np.asarray(affine.zero_point, self.grid.dtype)),
         ]
-        dq = edit.insert_before(node, self.names, "DequantizeLinear", stored, hint=f"{value.name}_dq")
-        node.replace_input_with(port, dq.outputs[0])
+        self._dequantize(node, port, stored)
         edit.remove_unread(value)
 
-    def _quantize_weight(self, unit: KernelGroup, data: ir.Value) -> WrittenLayer:
+    def _quantize_weight(self, unit: KernelGroup, port: int, data: ir.Value) -> WrittenLayer:
         """Store a layer's weight as integers, and its bias in the form that the target wants."""
-        assert unit.weight is not None
         node, home = unit.node, query.home(unit.node)
-        value = node.inputs[unit.weight]
-        tensor = float_constants.tensor(value)
-        assert value is not None
-        assert tensor is not None
+        value, tensor = _constant(node, port)
         rounding = round_weight(tensor, unit.axis, clip=False, bits=7 if unit.label in self.seven_bits else 8)
-        stored = None if unit.bias is None else float_constants.tensor(unit.bias[0].inputs[unit.bias[1]])
-        bias = None if stored is None else stored.numpy()
-        scale = _holding(rounding, bias, self.scale_of[data])
+        bias = None if unit.bias is None else float_constants.tensor(unit.bias[0].inputs[unit.bias[1]])
+        numbers = None if bias is None else bias.numpy()
+        scale = _holding(rounding, numbers, self.scale_of[data])
         rounding = dataclasses.replace(rounding, scale=scale)
         key = id(value), scale.tobytes(), id(home)
-        attributes = {} if unit.axis is None else {"axis": unit.axis}
         if key not in self.weights:
-            integers = edit.add_initializer(home, self.names, f"{value.name}_int8", rounding.integers(transposed=False))
-            assert integers.const_value is not None
-            integers.const_value.name = integers.name
-            self.weights[key] = integers
-        integers = self.weights[key]
-        factors = edit.add_initializer(home, self.names, f"{value.name}_scale", scale)
+            integers = rounding.integers(transposed=False)
+            self.weights[key] = edit.add_initializer(home, self.names, f"{value.name}_int8", integers)
+            integers.name = self.weights[key].name
+        stored = [self.weights[key], edit.add_initializer(home, self.names, f"{value.name}_scale", scale)]
         form = self._bias_form(unit)
-        zero = (
-            [self._zero_point(home, np.zeros(scale.shape, np.int8))] if unit.facts.zero_point or form == "int32" else []
-        )
-        dq = edit.insert_before(
-            node,
-            self.names,
-            "DequantizeLinear",
-            [integers, factors, *zero],
-            attributes=attributes,
-            hint=f"{value.name}_dq",
-        )
-        node.replace_input_with(unit.weight, dq.outputs[0])
+        if unit.facts.zero_point or form == "int32":
+            stored.append(self._zero_point(home, np.zeros(scale.shape, np.int8)))
+        self._dequantize(node, port, stored, axis=unit.axis)
         edit.remove_unread(value)
-        if unit.bias is not None and bias is not None:
-            self._write_bias(unit.bias, bias, form, self.scale_of[data] * scale)
-        return WrittenLayer(unit=unit, integers=integers.name or "", rounding=rounding)
+        if unit.bias is not None and numbers is not None:
+            self._write_bias(unit.bias, numbers, form, self.scale_of[data] * scale)
+        return WrittenLayer(unit=unit, integers=self.weights[key].name or "", rounding=rounding)
+
+    def _dequantize(self, node: ir.Node, port: int, stored: list[ir.Value], *, axis: int | None = None) -> None:
+        """Let a node read a constant by a DequantizeLinear of its integers, scale and, where given, zero point."""
+        attributes = {} if axis is None else {"axis": axis}
+        value = node.inputs[port]
+        hint = f"{'' if value is None else value.name}_dq"
+        dq = edit.insert_before(node, self.names, "DequantizeLinear", stored, attributes=attributes, hint=hint)
+        node.replace_input_with(port, dq.outputs[0])
 
     def _zero_point(self, home: ir.Graph, zero: np.ndarray) -> ir.Value:
         """Return a zero point, stored once for each type, shape and value."""
@@ -235,33 +225,34 @@ class QdqWriter:
 
     def _write_bias(self, place: tuple[ir.Node, int], bias: np.ndarray, form: BiasForm, scale: np.ndarray) -> None:
         node, port = place
-        value = node.inputs[port]
-        assert value is not None
+        value, home = _constant(node, port)[0], query.home(node)
         rank = self.shapes.rank(node.outputs[0])
         if form == "spread" and rank is not None:
             if bias.ndim < rank:
                 wide = bias.reshape((1,) * (rank - bias.ndim) + bias.shape)
-                node.replace_input_with(
-                    port, edit.add_initializer(query.home(node), self.names, f"{value.name}_spread", wide)
-                )
+                node.replace_input_with(port, edit.add_initializer(home, self.names, f"{value.name}_spread", wide))
         elif form == "int32":
             scale = scale.astype(np.float32)
             integers = np.clip(np.rint(bias.reshape(-1).astype(np.float64) / scale), -_MOST_BIAS, _MOST_BIAS)
             stored = [
-                edit.add_initializer(query.home(node), self.names, f"{value.name}_int32", integers.astype(np.int32)),
-                edit.add_initializer(query.home(node), self.names, f"{value.name}_scale", scale),
+                edit.add_initializer(home, self.names, f"{value.name}_int32", integers.astype(np.int32)),
+                edit.add_initializer(home, self.names, f"{value.name}_scale", scale),
             ]
-            attributes = {"axis": 0} if scale.ndim else {}
-            dq = edit.insert_before(
-                node,
-                self.names,
-                "DequantizeLinear",
-                stored,
-                attributes=attributes,
-                hint=f"{value.name}_dq",
-            )
-            node.replace_input_with(port, dq.outputs[0])
+            self._dequantize(node, port, stored, axis=0 if scale.ndim else None)
         edit.remove_unread(value)
+
+
+def _constant(node: ir.Node, port: int) -> tuple[ir.Value, ir.TensorProtocol]:
+    """Return a constant operand and its data.
+
+    Raises:
+        ModelError: it is no constant any more.
+    """
+    value = node.inputs[port]
+    tensor = float_constants.tensor(value)
+    if value is None or tensor is None:
+        raise ModelError(f"input {port} of {query.label(node)} is no constant of floats")
+    return value, tensor
 
 
 def _holding(rounding: Rounding, bias: np.ndarray | None, input_scale: np.float32) -> np.ndarray:
@@ -272,8 +263,7 @@ def _holding(rounding: Rounding, bias: np.ndarray | None, input_scale: np.float3
     scale: np.ndarray = rounding.scale.copy()
     if bias is None:
         return scale
-    if scale.ndim and (scale == 1).any():
-        assert rounding.axis is not None
+    if rounding.axis is not None and (scale == 1).any():
         weight = np.moveaxis(rounding.tensor.numpy(), rounding.axis, 0)
         scale[~weight.reshape(len(weight), -1).any(axis=1)] = 0
     magnitude = np.abs(bias.astype(np.float64)).reshape(-1)

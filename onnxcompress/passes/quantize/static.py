@@ -3,7 +3,7 @@
     Conv(x, w, b) -> Relu   ->   Q DQ(Relu(Conv(DQ(x_q), DQ(w_int8), b)))
 
 as QuantizeLinear and DequantizeLinear, which the runtime fuses into integer kernels. What runs on integers is the
-choice that costs the least time by the target's facts (`placement`); what the runtime then did not fuse goes back to
+choice that costs the least time by the target's facts (`placement`); what the runtime then does not fuse is set back to
 floats, until nothing falls back any more.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ from ... import targets
 from ...activations.calibration import Calibration, calibrate
 from ...activations.layer_inputs import sample_rows
 from ...base import host
-from ...core import Action, Change, Context, Need
+from ...core import Change, Context, Need
 from ...data import feeds as feed_facts
 from ...errors import ModelError
 from ...graph import query
@@ -44,7 +43,9 @@ from .qdq import QdqWriter, Range, WrittenLayer
 
 _SEVEN = ", weights in 7 bits against saturation"
 _MOST_ROUNDS = 10
-"""Times that what fell back is taken out and the rest looked at again."""
+"""Times that units which fell back are taken out and the rest is planned again. Chosen by judgement; not measured."""
+_MOST_DB = 999.0
+"""Decibels reported for a weight without any error: JSON has no infinity."""
 
 
 @plain_dataclass(frozen=True)
@@ -83,7 +84,7 @@ class QuantizeStatic:
             raised = model if query.opset(model) >= facts.opset else model_io.convert_opset(model, facts.opset)
         except ModelError as error:
             reason = f"opset stays at {query.opset(model)}: {error.message}"
-            return [Change(pass_name=self.name, target="graph", action=Action.SKIPPED, reason=reason)]
+            return [Change.skipped(self.name, reason)]
         run = StaticRun(raised, context, facts, noise_ps=self.noise_ps)
         if self.ranges == "guarded":
             run.guard_ranges()
@@ -203,45 +204,34 @@ class StaticRun:
         return Settled(self._plan(self.model, refused, frozenset()), Kernels({}, {}), {})
 
     def write(self, settled: Settled, pass_name: str) -> list[Change]:
-        """Write a placement into the model and say what became of each layer."""
-        placement = settled.placement
+        """Write a placement into the model and report the result for each layer."""
+        placement, kernels = settled.placement, settled.kernels.of_layer
         sizes = {unit.label: query.tensor_bytes([unit.node.inputs[unit.weight or 0]]) for unit in placement.products}
         layers = {w.unit.label: w for w in self._writer(self.model, placement).write()} if placement.units else {}
         changes = []
         for unit in placement.products:
-            kernel = settled.kernels.of_layer.get(unit.label, "as the target's documentation says")
-            w = layers.get(unit.label)
-            change = Change(
-                pass_name=pass_name,
-                target=unit.label,
-                action=Action.APPLIED,
-                reason=f"int8: {kernel}{_SEVEN if unit.label in self.seven_bits else ''}"
-                if w
-                else "int8: a product of activations",
-            )
-            if w is not None:
-                change = replace(
-                    change,
+            layer = layers.get(unit.label)
+            if layer is None:
+                changes.append(Change.applied(pass_name, "int8: a product of activations", target=unit.label))
+                continue
+            kernel = kernels.get(unit.label, "as the target's documentation says")
+            rounding = layer.rounding
+            changes.append(
+                Change.applied(
+                    pass_name,
+                    f"int8: {kernel}{_SEVEN if unit.label in self.seven_bits else ''}",
+                    target=unit.label,
                     bytes_before=sizes[unit.label],
-                    bytes_after=w.rounding.tensor.size + w.rounding.scale.nbytes,
-                    details={"sqnr_db": round(min(w.rounding.sqnr_db, 999.0), 2)},
+                    bytes_after=rounding.tensor.size + rounding.scale.nbytes,
+                    details={"sqnr_db": round(min(rounding.sqnr_db, _MOST_DB), 2)},
                 )
-                if unit.label in self.seven_bits:
-                    change = replace(change, reason=change.reason + _SEVEN)
-            changes.append(change)
+            )
         others = Counter(unit.node.op_type for unit in placement.units if not unit.multiplies)
         if others:
             listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
-            changes.append(
-                Change(
-                    pass_name=pass_name,
-                    target="graph",
-                    action=Action.APPLIED,
-                    reason=f"on integers in between: {listed}",
-                )
-            )
+            changes.append(Change.applied(pass_name, f"on integers in between: {listed}"))
         return changes + [
-            Change(pass_name=pass_name, target=query.label(node), action=Action.SKIPPED, reason=f"float: {why}")
+            Change.skipped(pass_name, f"float: {why}", target=query.label(node))
             for node, why in placement.reasons.items()
         ]
 

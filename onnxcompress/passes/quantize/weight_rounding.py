@@ -18,18 +18,19 @@ from ...numerics import snr
 from ...numerics.quantization import affine_weights
 
 PIECE_BYTES = 8 << 20
-"""How much of a weight is read at a time."""
+"""Bytes of a weight that are read at a time. Chosen by judgement; not measured."""
 
 KEPT_BYTES = 64 << 20
-"""Weights up to this size stay in memory between the reading for the scales and the one for the error."""
+"""Bytes up to which a weight is kept in memory between the reading for the scales and the one for the error. Chosen by
+judgement; not measured."""
 
 LAZY_BYTES = 16 << 20
-"""Weights from this size on are turned into integers only when someone asks for these."""
+"""Bytes from which on a weight is rounded only when its integers are first read. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a weight is rounded.
+    """Scales of a weight and the error of rounding by them.
 
     Args:
         tensor: the float weight.
@@ -66,20 +67,20 @@ class Rounding:
 
     def _computed(self, *, transposed: bool) -> Iterator[np.ndarray]:
         """Yield the integers part by part, in the order in which they are stored."""
-        scale, grid, dims = self.scale.reshape(-1), _grid(self.bits), query.dims(self.tensor)
+        scale, dims = self.scale.reshape(-1), query.dims(self.tensor)
         if not transposed:
             for where, piece in _pieces(self.tensor, _grouped(dims, self.axis)):
-                yield affine_weights.round_to(piece, scale[where[1]], None, grid)
+                yield affine_weights.round_to(piece, scale[where[1]], self.bits)
             return
         step = max(1, PIECE_BYTES // max(1, dims[0] * self.tensor.dtype.bitwidth // 8))
         for start in range(0, dims[1], step):
             columns = slice(start, min(dims[1], start + step))
             part = cut(self.tensor, 1, columns).numpy().astype(np.float32, copy=False)
             if self.axis == 1:
-                yield affine_weights.round_to(part.T[None], scale[columns], None, grid)[0]
+                yield affine_weights.round_to(part.T[None], scale[columns], self.bits)[0]
             else:
                 grouped = part[None] if self.axis == 0 else part.reshape(1, 1, -1)
-                yield affine_weights.round_to(grouped, scale, None, grid).reshape(part.shape).T
+                yield affine_weights.round_to(grouped, scale, self.bits).reshape(part.shape).T
 
 
 def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool, bits: int = 8) -> Rounding:
@@ -92,41 +93,35 @@ def round_weight(tensor: ir.TensorProtocol, axis: int | None, *, clip: bool, bit
     """
     dims = query.dims(tensor)
     shape = _grouped(dims, axis)
-    low, high = np.full(shape[1], np.inf, np.float32), np.full(shape[1], -np.inf, np.float32)
-    signal, grid = 0.0, _grid(bits)
+    peak = np.zeros(shape[1], np.float32)
+    signal = 0.0
     kept = list(_pieces(tensor, shape)) if tensor.nbytes <= KEPT_BYTES else None
     for where, piece in kept or _pieces(tensor, shape):
         channels = where[1]
-        low[channels] = np.minimum(low[channels], piece.min(axis=(0, 2)))
-        high[channels] = np.maximum(high[channels], piece.max(axis=(0, 2)))
+        reach = np.maximum(piece.max(axis=(0, 2)), -piece.min(axis=(0, 2)))
+        peak[channels] = np.maximum(peak[channels], reach)
         signal += snr.energy(piece)
-    scale, _ = affine_weights.scale_and_zero_point(low, high, grid, tensor.dtype.numpy())
-    if clip:
-        errors = _errors(kept or _pieces(tensor, shape), shape, affine_weights.clip_candidates(scale), grid)
-        scale, noise = affine_weights.best_candidate(affine_weights.clip_candidates(scale), errors)
-    else:
-        noise = _errors(kept or _pieces(tensor, shape), shape, [scale], grid)[0]
+    scale = affine_weights.scales_for(peak, bits, tensor.dtype.numpy())
+    candidates = affine_weights.clip_candidates(scale) if clip else [scale]
+    errors = _errors(kept or _pieces(tensor, shape), shape, candidates, bits)
+    scale, noise = affine_weights.best_candidate(candidates, errors)
     return Rounding(tensor, axis, scale.reshape(() if axis is None else (-1,)), signal, float(noise.sum()), bits)
 
 
 _Where = tuple[slice, slice, slice]
 
 
-def _grid(bits: int) -> affine_weights.Grid:
-    return affine_weights.Grid(bits, symmetric=True)
-
-
 def _errors(
     pieces: Iterable[tuple[_Where, np.ndarray]],
     shape: tuple[int, int, int],
     scales: list[np.ndarray],
-    grid: affine_weights.Grid,
+    bits: int,
 ) -> np.ndarray:
     """Return the squared error of each channel for each candidate of scales: float64 [candidates, channels]."""
     total = np.zeros((len(scales), shape[1]))
     for where, piece in pieces:
         for row, scale in zip(total, scales, strict=True):
-            row[where[1]] += affine_weights.squared_error(piece, scale[where[1]], grid)
+            row[where[1]] += affine_weights.squared_error(piece, scale[where[1]], bits)
     return total
 
 

@@ -19,9 +19,15 @@ from ...graph import edit, query
 from .weight_rounding import Rounding
 from .weight_uses import WeightUse, readers
 
+NODE_BYTES = 100
+"""Bytes that a new node or initializer takes in the file beside its data and the names in it. Chosen by judgement; not
+measured."""
 _DEQUANTIZE_OPSET = 10
+"""Opset from which on DequantizeLinear exists."""
 _CHANNEL_OPSET = 13
+"""The same with scales by channel."""
 _FLOAT16_OPSET = 19
+"""The same for float16."""
 _UNSUPPORTED = {ir.DataType.DOUBLE: "float64", ir.DataType.BFLOAT16: "bfloat16"}
 
 
@@ -59,7 +65,7 @@ class StoredWeight:
 
     @property
     def stored_bytes(self) -> int:
-        """What it takes in the file."""
+        """Bytes in the file."""
         return float_constants.stored_bytes(self.value)
 
     @property
@@ -87,7 +93,7 @@ class StoredWeight:
 
 
 class WeightContext:
-    """What is asked of a model while its weights are replaced; made on first use."""
+    """Names and order of a model while its weights are replaced; made on first use."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
@@ -104,7 +110,7 @@ class WeightContext:
 
 
 class SiteWriter:
-    """What all ways to write a weight share: names, initializers, nodes, the place of the first reader."""
+    """Base of writers of weights: names, initializers, nodes, the position of the first reader."""
 
     def __init__(self, scene: WeightContext, site: StoredWeight) -> None:
         scene.order  # noqa: B018  before anything is inserted
@@ -115,8 +121,8 @@ class SiteWriter:
     def store(self, kind: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """Add an initializer beside the weight."""
         value = edit.add_initializer(self.home, self.scene.names, f"{self.site.name}_{kind}", array)
-        assert value.const_value is not None
-        value.const_value.name = value.name
+        if isinstance(array, ir.TensorProtocol):
+            array.name = value.name
         return value
 
     def insert(
@@ -136,9 +142,20 @@ class SiteWriter:
         return made.outputs[0]
 
     def first_reader(self) -> ir.Node:
-        """Return the node before which all readers can be served: at the start where all stand in bodies."""
+        """Return the node before which all readers can be served: at the start where all are in bodies."""
         here = [r.node for r in self.site.readers if r.node.graph is self.home]
         return min(here, key=lambda n: self.scene.order[n]) if here else next(iter(self.home))
+
+    def replace_by(self, floats: ir.Value) -> None:
+        """Let every reader read a value of the weight's own shape, which takes its name, and remove the weight."""
+        for reader in self.site.readers:
+            node, read = reader.node, floats
+            if reader.transposed:
+                read = self.insert(node, "Transpose", [floats], {"perm": [1, 0]})
+            node.replace_input_with(reader.port, read)
+        name = self.site.value.name
+        self.remove_floats()
+        floats.name = name  # it means what the weight meant
 
     def remove_floats(self) -> None:
         """Take the weight out, and the Transposes between it and its readers, as far as nobody reads them."""

@@ -1,4 +1,4 @@
-"""Which nodes read a constant as their weight, and how they see it."""
+"""Nodes that read a constant as their weight, and how they see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...graph import query
 from ...ops import table as ops
 
 _MOST_MOVES = 64
-"""Nodes that are followed between a weight and those that compute with it."""
+"""Nodes that are followed between a weight and those that compute with it. Chosen by judgement; not measured."""
 
 _MOVED = ops.Weight(port=0, out_axis=lambda _node, _rank: 0, in_axis=lambda _node, rank: rank - 1)
 _POSITIONS = ops.Weight(port=0, out_axis=lambda _node, rank: rank - 2, in_axis=lambda _node, rank: rank - 1)
@@ -37,7 +37,7 @@ class WeightUse:
 
     @property
     def transposed(self) -> bool:
-        """Whether the node sees the transpose of what is stored."""
+        """True where the node sees the transpose of what is stored."""
         return self.via is not None
 
     def out_axis(self, rank: int) -> int:
@@ -47,12 +47,12 @@ class WeightUse:
 
     @property
     def is_product(self) -> bool:
-        """Whether the node is a matrix product that takes its weight as a matrix on the right."""
+        """True where the node is a matrix product that takes its weight as a matrix on the right."""
         return self.weight.is_matrix
 
     @property
     def wants_transpose(self) -> bool:
-        """Whether the stored matrix had to be transposed to have the output channels of a product last."""
+        """True where the stored matrix had to be transposed to have the output channels of a product last."""
         return self.out_axis(2) == 0
 
 
@@ -102,7 +102,7 @@ def _through_transpose(node: ir.Node) -> list[WeightUse] | None:
 
 
 def _moved_to(node: ir.Node, port: int) -> list[ir.Node] | None:
-    """Return the nodes that compute with what a data movement hands on, None unless all take it as a weight."""
+    """Return the nodes that compute with what a data movement outputs, None unless all take it as a weight."""
     users: dict[int, ir.Node] = {}
     pending, seen = [(node, port)], {id(node)}
     while pending:
@@ -125,7 +125,7 @@ def _moved_to(node: ir.Node, port: int) -> list[ir.Node] | None:
 
 
 def _adds_positions(node: ir.Node) -> bool:
-    """Say whether a node is an Add whose sum goes through a LayerNormalization over the last axis."""
+    """Return True where a node is an Add whose sum is read by a LayerNormalization over the last axis."""
     return query.is_op(node, "Add") and any(
         use.idx == 0 and query.is_op(use.node, "LayerNormalization") and query.attribute(use.node, "axis", -1) == -1
         for use in node.outputs[0].uses()

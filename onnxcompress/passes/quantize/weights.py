@@ -31,17 +31,15 @@ from ...core import Action, Change, Context, Need
 from ...graph import query
 from ..raise_opset import raise_opset
 from .weight_rounding import Rounding, round_weight
-from .weight_storage import StoredWeight, WeightContext, WeightWriter, sites
+from .weight_storage import NODE_BYTES, StoredWeight, WeightContext, WeightWriter, sites
 
 _MULTIPLY_OPSET = 7
-"""From here on Mul broadcasts as numpy does."""
-_NODE_BYTES = 100
-"""What a new node or initializer takes in the file beside its data and the names in it, at least."""
+"""Opset from which on Mul broadcasts as numpy does."""
 
 
 @plain_dataclass(frozen=True, kw_only=True)
 class WeightDecision:
-    """What is to become of one weight. `rounding` is None where it is left alone, for the reason given."""
+    """Decision about one weight. `rounding` is None where it is skipped, for the reason given."""
 
     target: str
     reason: str
@@ -142,7 +140,7 @@ class QuantizeWeights:
         scales = 1 if site.axis is None else query.dims(site.tensor)[site.axis]
         new_nodes = 2 + sum(3 if r.weight.is_table else 1 for r in site.readers) + (form == "multiply")
         before = site.stored_bytes
-        added = scales * site.tensor.dtype.bitwidth // 8 + new_nodes * (_NODE_BYTES + 2 * len(site.name))
+        added = scales * site.tensor.dtype.bitwidth // 8 + new_nodes * (NODE_BYTES + 2 * len(site.name))
         after = site.tensor.size + added
         if after >= before:
             return _refusal(site, f"would take {after} bytes with its scales and nodes instead of {before}")

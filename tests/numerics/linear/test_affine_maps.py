@@ -81,12 +81,11 @@ def test_response_is_that_of_a_constant_input(seed: int, groups: int) -> None:
         assert found[row] == pytest.approx(sum(weight[row, i].sum() * own[i] for i in range(3)), abs=1e-12)
 
 
-def test_scaling_by_blocks_of_rows_is_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scaling_by_blocks_of_rows_is_scaling() -> None:
     weight = np.arange(24, dtype=np.float32).reshape(6, 4)
     rows, columns = np.arange(1.0, 7.0).reshape(6, 1), np.arange(1.0, 5.0).reshape(1, 4)
-    monkeypatch.setattr("onnxcompress.numerics.linear.affine_maps._BLOCK", 5)
     for factors in (rows, columns, rows * columns, np.full((1, 1), 2.0)):
-        found = scaled(weight, factors)
+        found = scaled(weight, factors, block=5)
         assert found is not None
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, (weight * factors).astype(np.float32))

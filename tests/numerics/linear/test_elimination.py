@@ -58,7 +58,7 @@ def test_compensated_weights_are_the_best_ones_for_the_channels_kept(seed, kept)
 
 def test_where_nothing_can_make_up_the_cost_is_the_power_of_what_goes_missing():
     x, w, c = case(3)
-    consumer = Consumer(w, c, makes_up=False)
+    consumer = Consumer(w, c, compensates=False)
     whole = np.square(x @ w).sum()
     first = np.square(x[:, [1, 4]] @ w[[1, 4]]).sum() / whole
     assert consumer.cost(np.array([1, 4])) == pytest.approx(first, rel=1e-9)

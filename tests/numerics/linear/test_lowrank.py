@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcompress.numerics.linear.lowrank import input_basis, largest_useful_rank, output_basis
+from onnxcompress.numerics.linear.lowrank import input_basis, output_basis
 
 
 def _case(outputs: int, columns: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,10 +72,3 @@ def test_inputs_that_never_differ_give_factors_all_the_same():
     np.testing.assert_allclose(a @ b, weights, atol=1e-9)
     found = input_basis(weights, np.zeros((4, 4)))
     np.testing.assert_allclose(weights @ found.basis @ found.dual, weights, atol=1e-9)
-
-
-@given(outputs=st.integers(1, 50), columns=st.integers(1, 50))
-def test_the_largest_useful_rank_is_the_last_that_is_smaller(outputs, columns):
-    rank = largest_useful_rank(outputs, columns)
-    assert rank * (outputs + columns) < outputs * columns or rank == 0
-    assert (rank + 1) * (outputs + columns) >= outputs * columns

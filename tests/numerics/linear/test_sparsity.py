@@ -83,11 +83,10 @@ def test_blocks_of_columns_are_decided_on_one_after_the_other():
     assert (found[:, 112:] == 0).mean() == pytest.approx(0.5)
 
 
-def test_without_the_last_solution_the_columns_behind_make_up_alone(monkeypatch):
+def test_without_the_last_solution_the_later_columns_compensate_alone():
     x, w, h = case(3, columns=64)
     solved = sparsity.eliminated(w, h, 0.5, SparsityPattern())
-    monkeypatch.setattr(sparsity, "_MOST_WORK", 0)
-    plain = sparsity.eliminated(w, h, 0.5, SparsityPattern())
+    plain = sparsity.eliminated(w, h, 0.5, SparsityPattern(), most_work=0)
     np.testing.assert_array_equal(plain == 0, solved == 0)
     assert error(x, solved, w) < error(x, plain, w) < error(x, np.where(plain == 0, 0, w), w)
 

@@ -9,150 +9,100 @@ from hypothesis.extra import numpy as hnp
 from onnxcompress.numerics import snr
 from onnxcompress.numerics.quantization import affine_weights
 
-SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=9)
 VALUES = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=True)
-ARRAYS = hnp.arrays(np.float32, SHAPES, elements=VALUES)
+ARRAYS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=9), elements=VALUES)
+BITS = st.integers(2, 8)
 
 
-@st.composite
-def _cases(draw):
-    array = draw(ARRAYS)
-    axis = draw(st.none() | st.integers(0, array.ndim - 1))
-    block = None if axis is None else draw(st.none() | st.integers(1, 5))
-    return array, {"axis": axis, "block": block, "bits": draw(st.integers(2, 8)), "symmetric": draw(st.booleans())}
+def _scales(array, bits, dtype=np.float32):
+    return affine_weights.scales_for(np.abs(array).max(axis=(0, 2)), bits, dtype)
 
 
-def _spread(quantized, shape):
-    """Return the scale of every element."""
-    ones = np.ones(shape, np.int8)
-    return affine_weights.dequantize(
-        affine_weights.Quantized(ones, quantized.scale, None, quantized.axis, quantized.block)
-    )
+@given(ARRAYS, BITS)
+def test_no_value_moves_by_more_than_half_a_step(array, bits):
+    scale = _scales(array, bits)
+    integers = affine_weights.round_to(array, scale, bits)
+    high = 2 ** (bits - 1) - 1
+    assert (integers.shape, integers.dtype) == (array.shape, np.int8)
+    assert np.abs(integers.astype(int)).max() <= high
+    step = scale.astype(float)[:, None]
+    assert np.all(np.abs(integers * step - array) <= step * (0.5 + 1e-4))
 
 
-@given(_cases())
-def test_no_value_moves_by_more_than_half_a_step(case):
-    array, how = case
-    quantized = affine_weights.quantize(array, **how)
-    grid = affine_weights.Grid(how["bits"], how["symmetric"])
-    assert quantized.values.shape == array.shape
-    assert quantized.values.dtype == grid.dtype
-    assert quantized.values.min() >= grid.low
-    assert quantized.values.max() <= grid.high
-    step = _spread(quantized, array.shape).astype(float)
-    error = np.abs(affine_weights.dequantize(quantized).astype(float) - array)
-    # a zero point is itself rounded, which moves the ends of the range by up to half a step more
-    bound = 0.5 if how["symmetric"] else 1.0
-    assert np.all(error <= step * (bound + 1e-4))
+@given(ARRAYS, BITS)
+def test_values_on_the_grid_are_kept(array, bits):
+    scale = _scales(array, bits)
+    once = affine_weights.round_to(array, scale, bits)
+    restored = once * scale[:, None]
+    np.testing.assert_array_equal(affine_weights.round_to(restored, scale, bits), once)
+    assert np.all(once[array == 0] == 0)
 
 
-@given(_cases())
-def test_what_is_on_the_grid_stays(case):
-    array, how = case
-    once = affine_weights.dequantize(affine_weights.quantize(array, **how))
-    step = _spread(affine_weights.quantize(array, **how), array.shape)
-    twice = affine_weights.dequantize(affine_weights.quantize(once, **how))
-    assert np.all(np.abs(once.astype(float) - twice) <= step.astype(float) * 1.001)
-    assert np.all(once[array == 0] == 0)  # zero is always on the grid
+def test_each_channel_has_its_own_scale():
+    array = np.array([[1, 2, 3, 40], [-5, 6, 7, -80]], np.float32)[None]
+    scale = _scales(array, 8)
+    np.testing.assert_allclose(scale, [40 / 127, 80 / 127], rtol=1e-6)
+    assert affine_weights.round_to(array, scale, 8)[0, :, 3].tolist() == [127, -127]
 
 
-@given(ARRAYS)
-def test_finer_groups_have_no_greater_steps(array):
-    whole = affine_weights.quantize(array, axis=None, bits=8, symmetric=True)
-    for axis in range(array.ndim):
-        channels = affine_weights.quantize(array, axis=axis, bits=8, symmetric=True)
-        used = np.abs(np.moveaxis(array, axis, 0)).reshape(array.shape[axis], -1).max(axis=1) > 0
-        assert np.all(channels.scale[used] <= whole.scale)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_magnitudes_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match=r"^NaN or infinities$"):
+        affine_weights.scales_for(np.array([1, bad], np.float32), 8)
 
 
-def test_groups_are_the_channels_and_blocks_of_the_axis():
-    array = np.array([[1, 2, 3, 40], [-5, 6, 7, 80]], np.float32)
-    by_row = affine_weights.quantize(array, axis=0, bits=8, symmetric=True)
-    np.testing.assert_allclose(by_row.scale, [40 / 127, 80 / 127], rtol=1e-6)
-    blocks = affine_weights.quantize(array, axis=1, block=3, bits=8, symmetric=True)  # the last block has one column
-    np.testing.assert_allclose(blocks.scale, [[3 / 127, 40 / 127], [7 / 127, 80 / 127]], rtol=1e-6)
-    assert blocks.values[0, 3] == blocks.values[1, 3] == 127
-    asymmetric = affine_weights.quantize(array, axis=0, bits=8, symmetric=False)
-    assert asymmetric.zero_point is not None
-    assert asymmetric.zero_point.tolist() == [0, 15]
+def test_other_numbers_of_bits_are_refused():
+    for bits in (1, 9):
+        with pytest.raises(ValueError, match=rf"^{bits} bits: 2 to 8 are possible$"):
+            affine_weights.largest_integer(bits)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused(bad):
-    with pytest.raises(ValueError, match="NaN or infinities"):
-        affine_weights.quantize(np.array([[1, bad]], np.float32), axis=0, bits=8, symmetric=True)
-
-
-@pytest.mark.parametrize(
-    ("array", "options", "message"),
-    [
-        (np.zeros((0, 3), np.float32), {}, "empty"),
-        (np.zeros((2, 3)), {}, "float64"),
-        (np.zeros((2, 3), np.float32), {"axis": 2}, "no axis 2"),
-        (np.zeros((2, 3), np.float32), {"bits": 9}, "9 bits"),
-        (np.zeros((2, 3), np.float32), {"block": 0}, "blocks of 0"),
-        (np.zeros((2, 3), np.float32), {"axis": None, "block": 2}, "need an axis"),
-    ],
-)
-def test_arguments_that_do_not_fit(array, options, message):
-    with pytest.raises(ValueError, match=message):
-        affine_weights.quantize(array, **{"axis": 0, "bits": 8, "symmetric": True, **options})
+def test_the_shape_around_an_axis():
+    assert affine_weights.grouped_shape((2, 3, 4, 5), 1) == (2, 3, 20)
+    assert affine_weights.grouped_shape((2, 3), None) == (1, 1, 6)
+    with pytest.raises(ValueError, match=r"^no axis 2 in \[2, 3\]$"):
+        affine_weights.grouped_shape((2, 3), 2)
 
 
 def test_zeros_and_the_smallest_numbers_have_usable_scales():
-    array = np.array([[0, 0], [1e-45, -1e-45], [3e38, -3e38]], np.float32)
-    quantized = affine_weights.quantize(array, axis=0, bits=8, symmetric=True)
-    assert quantized.scale[0] == 1
-    assert quantized.scale[1] == np.finfo(np.float32).tiny
-    assert np.isfinite(affine_weights.dequantize(quantized)).all()
+    scale = affine_weights.scales_for(np.array([0, 1e-45, 3e38], np.float32), 8)
+    assert scale[0] == 1
+    assert scale[1] == np.finfo(np.float32).tiny
+    assert np.isfinite(scale * np.float32(127)).all()
 
 
 def test_float16_scales_are_rounded_up():
     high = np.linspace(0.001, 60000, 500, dtype=np.float32)
-    scale, _ = affine_weights.scale_and_zero_point(-high, high, affine_weights.Grid(8, symmetric=True), np.float16)
+    scale = affine_weights.scales_for(high, 8, np.float16)
     assert scale.dtype == np.float16
     assert np.all(high / scale.astype(np.float32) <= 127)
     with pytest.raises(ValueError, match="beyond float16"):
-        affine_weights.scale_and_zero_point(-high, high * 500, affine_weights.Grid(8, symmetric=True), np.float16)
+        affine_weights.scales_for(high * 500, 8, np.float16)
 
 
 @given(hnp.arrays(np.float32, (1, 5, 40), elements=st.floats(-8, 8, width=32)), st.integers(2, 8))
 def test_clipping_never_raises_the_error_and_the_error_is_that_of_rounding(array, bits):
-    grid = affine_weights.Grid(bits, symmetric=True)
-    scale, _ = affine_weights.scale_and_zero_point(array.min(axis=(0, 2)), array.max(axis=(0, 2)), grid)
-    candidates = affine_weights.clip_candidates(scale)
-    errors = np.stack([affine_weights.squared_error(array, s, grid) for s in candidates])
+    candidates = affine_weights.clip_candidates(_scales(array, bits))
+    errors = np.stack([affine_weights.squared_error(array, s, bits) for s in candidates])
     best, error = affine_weights.best_candidate(candidates, errors)
     assert np.all(error <= errors[0])
-    rounded = affine_weights.round_to(array, best, None, grid) * best[:, None]
+    rounded = affine_weights.round_to(array, best, bits) * best[:, None]
     exact = np.square(rounded.astype(float) - array).sum(axis=(0, 2))
     np.testing.assert_allclose(error, exact, rtol=1e-3, atol=1e-9)
 
 
 def test_clipping_gains_at_few_bits():
     array = np.random.default_rng(0).standard_normal((1, 3, 4000)).astype(np.float32)
-    grid = affine_weights.Grid(4, symmetric=True)
-    scale, _ = affine_weights.scale_and_zero_point(array.min(axis=(0, 2)), array.max(axis=(0, 2)), grid)
-    candidates = affine_weights.clip_candidates(scale)
-    errors = np.stack([affine_weights.squared_error(array, s, grid) for s in candidates])
+    candidates = affine_weights.clip_candidates(_scales(array, 4))
+    errors = np.stack([affine_weights.squared_error(array, s, 4) for s in candidates])
     assert np.all(affine_weights.best_candidate(candidates, errors)[1] < 0.8 * errors[0])
 
 
 def test_arrays_beyond_one_chunk():
     array = np.random.default_rng(0).standard_normal((3, 700, 500)).astype(np.float32)
     assert array.size > 2 * snr.CHUNK_VALUES
-    for axis in (None, 0, 1, 2):
-        quantized = affine_weights.quantize(array, axis=axis, bits=8, symmetric=True)
-        others = None if axis is None else tuple(i for i in range(3) if i != axis)
-        scale = np.abs(array).max(axis=others, keepdims=True) / 127
-        np.testing.assert_allclose(
-            affine_weights.dequantize(quantized), np.rint(array / scale) * scale, atol=scale.max()
-        )
-        assert 35 < snr.sqnr_db(array, affine_weights.dequantize(quantized)) < 60
-    assert snr.energy(array) == pytest.approx(np.square(array.astype(float)).sum(), rel=1e-6)
-
-
-def test_decibels():
-    array = np.array([3, 4], np.float32)
-    assert snr.sqnr_db(array, array) == np.inf
-    assert snr.sqnr_db(array, array + np.float32(0.5)) == pytest.approx(10 * np.log10(25 / 0.5))
+    scale = _scales(array, 8)
+    expected = np.rint(array / scale[:, None])
+    np.testing.assert_array_equal(affine_weights.round_to(array, scale, 8), expected)
+    exact = np.square(expected * scale[:, None].astype(float) - array).sum(axis=(0, 2))
+    np.testing.assert_allclose(affine_weights.squared_error(array, scale, 8), exact, rtol=1e-3)

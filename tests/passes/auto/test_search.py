@@ -19,6 +19,7 @@ from onnxcompress.passes.auto import build as auto_build
 from onnxcompress.passes.auto import quantized as auto_quantized
 from onnxcompress.passes.auto import search as auto_search
 from onnxcompress.passes.auto.search import SearchBest
+from onnxcompress.passes.prune.channels import PruneChannels
 from onnxcompress.passes.quantize.int8 import RouteChange
 from onnxcompress.search import candidates as search
 from onnxcompress.search.archive import Archive
@@ -158,6 +159,16 @@ def test_the_number_of_builds_is_a_limit():
     assert len(_run(_Judge(), builds=2)[1]) < len(_run(_Judge())[1])
     model, _ = _run(_Judge(), builds=0)
     assert "kept" not in model.metadata_props
+
+
+def test_a_budget_that_is_set_is_the_only_one_that_is_tried():
+    for options, label in (({"keep_macs": 0.6}, "0.600"), ({"keep_macs": 0.6, "distill_steps": 9}, "0.600")):
+        judge = _Judge()
+        model, _ = _run(judge, prune_channels=PruneChannels(**options))
+        assert judge.labels == [
+            f"search-best/{each}, static, carefully" for each in ("whole", f"prune-channels {label}")
+        ]
+        assert model.metadata_props["kept"] == "0.6"
 
 
 def test_few_models_are_built_of_a_large_one_and_a_mild_one_first():

@@ -23,7 +23,8 @@ from onnxcompress.io import model_io
 from onnxcompress.numerics.linear.elimination import Curve
 from onnxcompress.passes.prune import budgets, consumers, loss_curves, pruner
 from onnxcompress.passes.prune.channels import PruneChannels
-from onnxcompress.passes.prune.pruner import Plan, Pruner
+from onnxcompress.passes.prune.options import PruneOptions
+from onnxcompress.passes.prune.pruner import Pruner
 from onnxcompress.quality.divergence import Divergence
 from onnxcompress.shapes import count as counting
 from tests.channels.test_remove import graphs
@@ -120,7 +121,7 @@ def test_a_budget_of_parameters_is_met():
 def test_a_budget_of_bytes_is_met():
     original = oc.load(MODELS / "mbv2.onnx")
     feed = {"x": np.zeros((2, 1, 28, 28), np.float32)}
-    found = Pruner(original, (), feed, Plan(of="bytes", keep=0.6, criterion="magnitude")).run(0.6)
+    found = Pruner(original, (), feed, PruneOptions(criterion="magnitude"), of="bytes").run(0.6)
     assert 0.58 < model_io.model_bytes(found.model) / model_io.model_bytes(original) <= 0.605
     assert found.left == pytest.approx(model_io.model_bytes(found.model) / model_io.model_bytes(original), abs=0.01)
 
@@ -157,10 +158,13 @@ def share(model):
 def test_a_budget_of_time_follows_what_the_whole_model_takes():
     judge = _Judge(ratio=lambda model: 0.3 + 0.7 * share(model))
     model, changes = prune(net(), keep_latency=0.65, judge=judge)
-    assert 0.3 + 0.7 * share(model) == pytest.approx(0.65, abs=0.05)
-    assert 2 <= len(judge.labels) <= 4
+    assert 0.3 + 0.7 * share(model) == pytest.approx(0.65, rel=0.03)
+    assert [label.rpartition(" ")[0] for label in judge.labels] == [
+        *(f"prune-channels/draft {number}" for number in range(3)),
+        "prune-channels/cut",
+    ]
     assert len(set(judge.labels)) == len(judge.labels), "each time is recorded by itself"
-    assert changes[0].details["asked"] < 0.6
+    assert changes[0].details["asked"] == pytest.approx(0.561, abs=0.01)  # of the MACs
 
 
 def test_a_budget_of_time_is_met_by_what_is_cut_in_rounds_too():
@@ -492,12 +496,12 @@ def test_the_cost_of_cutting_the_original_is_found_once(monkeypatch):
     monkeypatch.setattr(
         pruner.consumers, "gather", lambda *args, **options: looked.append(1) or gather(*args, **options)
     )
-    plan = Plan(of="macs", keep=0.5, criterion="reconstruction", rounds=2, steps=0)
-    reused = Pruner(net(), FEEDS, FRESH, plan)
+    options = PruneOptions(rounds=2, distill_steps=0)
+    reused = Pruner(net(), FEEDS, FRESH, options, of="macs")
     reused.run(0.7, is_draft=True)
     found = reused.run(0.5)
     assert len(looked) == 2, "of the original, and of what the first round left"
-    expected = Pruner(net(), FEEDS, FRESH, plan).run(0.5)
+    expected = Pruner(net(), FEEDS, FRESH, options, of="macs").run(0.5)
     np.testing.assert_array_equal(run(found.model, FRESH)["y"], run(expected.model, FRESH)["y"])
     assert found.predicted == expected.predicted
 

@@ -13,7 +13,7 @@ from onnxcompress.core import Action, Context, Trial
 from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.numerics.quantization.blocks import BlockGrid
-from onnxcompress.pack import archive as packing
+from onnxcompress.packing import archive as packing
 from onnxcompress.passes import build
 from onnxcompress.passes.quantize.blocks import QuantizeBlocks
 from onnxcompress.passes.quantize.blocks_rounding import Rounder

@@ -243,7 +243,7 @@ def test_products_of_activations_come_last_and_can_be_taken_back():
     gate = Gate()
     quantized, changes = _quantized(model, feeds, gate=gate)
     assert [target for _, target in gate.admitted] == ["MatMul0", "MatMul2"]
-    assert "a product of activations" in next(c.reason for c in changes if c.target == "MatMul2")
+    assert next(c.reason for c in changes if c.target == "MatMul2") == "int8: a product of activations"
     assert runtime.optimized_nodes(model_io.to_bytes(quantized)).count("MatMulIntegerToFloat") == 1
     quantized, _ = _quantized(model, feeds, gate=Gate(limit=1))
     assert "FusedMatMul" in _kernels(quantized)
@@ -286,8 +286,11 @@ def test_layers_that_would_saturate_16_bit_sums_get_weights_of_seven_bits():
         changes = QuantizeStatic(accumulator=kind).run(copy, Context(feeds=feeds))
         integers = {n: v.const_value.numpy() for n, v in copy.graph.initializers.items() if n.endswith("_int8")}
         most[kind] = {name: int(np.abs(array.astype(int)).max()) for name, array in integers.items()}
-        said = [c.target for c in changes if "7 bits" in c.reason]
-        assert said == (["Conv0"] if kind == "narrow" else [])
+        seven = "int8: QLinearConv, weights in 7 bits against saturation"
+        assert {c.target: c.reason for c in changes if c.target != "graph"} == {
+            "Conv0": seven if kind == "narrow" else "int8: QLinearConv",
+            "Conv2": "int8: QLinearConv",
+        }
     assert (most["narrow"]["w_int8"], most["narrow"]["v_int8"]) == (63, 127)
     assert most["wide"]["w_int8"] == 127
 

@@ -23,10 +23,10 @@ from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.io import model_io
 from onnxcompress.io.sources import PACKED, OpenFile
 from onnxcompress.jobs.report import json_schema
-from onnxcompress.pack.archive import pack, save_packed, unpack
-from onnxcompress.pack.blocks import BLOCK_BYTES, Decoder, Encoder
-from onnxcompress.pack.header import _START
-from onnxcompress.pack.layout import RangeKind, model_layout
+from onnxcompress.packing.archive import pack, save_packed, unpack
+from onnxcompress.packing.blocks import BLOCK_BYTES, Decoder, Encoder
+from onnxcompress.packing.header import _START
+from onnxcompress.packing.layout import RangeKind, model_layout
 
 MODELS = Path(__file__).parents[2] / "models"
 RNG = np.random.default_rng(0)
