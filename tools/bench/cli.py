@@ -552,3 +552,39 @@ def split(
         json_file.write_text(bench.as_json(equal, ran))
     tables = [bench.equality_table(equal), bench.run_table(ran)]
     publish([table for table in tables if table.rows], markdown=markdown)
+
+
+@app.command("cases")
+def small_cases(
+    *,
+    script: Annotated[
+        Path, typer.Option(help="script that writes further cases; left out where there is none", dir_okay=False)
+    ] = Path("../shared/cases/make_cases.py"),
+    only: Annotated[str, typer.Option(help="globs on the cases' names, comma-separated: 'bool*'")] = "*",
+    recipes: Annotated[str, typer.Option(help="'all', or auto, int8, prune, comma-separated")] = "all",
+    json_file: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Small models of many kinds of output, compressed by command: true loss, told loss, and whether that was right.
+
+    Example: python tools/bench.py cases --only 'sorted rows,tag set' --recipes int8
+    """
+    from bench import cases as bench
+    from bench.tables import publish
+
+    chosen = list(bench.COMMANDS) if recipes == "all" else recipes.split(",")
+    for name in chosen:
+        if name not in bench.COMMANDS:
+            fail(f"no recipe {name!r}; there are {', '.join(bench.COMMANDS)}")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, _progress() as progress:
+        place = Path(folder)
+        given = script.resolve() if script.exists() else None
+        models = bench.prepare(place, given, lambda name: any(fnmatch.fnmatch(name, g) for g in only.split(",")))
+        task = progress.add_task("cases", total=len(models) * len(chosen))
+        for row in bench.measure(models, chosen, place):
+            rows.append(row)
+            progress.update(task, advance=1, description=f"{row.case} {row.recipe}")
+            if json_file is not None:
+                json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows)], markdown=markdown)
