@@ -191,7 +191,9 @@ def table(rows: Sequence[Row]) -> Table:
     right = sum(row.is_right for row in rows)
     title = f"Verdicts on small models of many kinds: {right} of {len(rows)} are right (the true loss is at most what "
     title += "is allowed, or exit code 1)"
-    out = Table(title, ["case", "recipe", "exit", "true loss", "allowed", "told", "interval", "size", "verdict", "note"])
+    out = Table(
+        title, ["case", "recipe", "exit", "true loss", "allowed", "told", "interval", "size", "verdict", "note"]
+    )
     for row in rows:
         out.add(
             row.case,

@@ -554,6 +554,66 @@ def split(
     publish([table for table in tables if table.rows], markdown=markdown)
 
 
+@app.command("verdict-bank")
+def verdict_bank(
+    *,
+    to: Annotated[Path, typer.Option(help="folder of the bank; what it has already is kept", file_okay=False)],
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py", file_okay=False)] = Path("../shared/zoo"),
+    only: Annotated[str, typer.Option(help="globs on model keys, comma-separated: 'fmnist/*'")] = "*",
+) -> None:
+    """Make damaged models of known loss and store what they and their originals answer, for `verdict`.
+
+    Example: python tools/bench.py verdict-bank --to BANK --only 'fmnist/mbv2'
+    """
+    from bench import verdict_bank as bench
+
+    if not zoo.is_dir():
+        fail(f"{zoo} is no folder")
+    for key, name, outcome in bench.make(zoo.resolve(), to.resolve(), _subjects(only)):
+        typer.echo(f"{key}, {name}: {outcome}")
+
+
+@app.command()
+def verdict(
+    *,
+    bank: Annotated[Path, typer.Option(help="folder that verdict-bank filled", file_okay=False)],
+    estimator: Annotated[
+        str, typer.Option(help="judge (the report's figure), search (that of searches), or module:function")
+    ] = "judge",
+    only: Annotated[str, typer.Option(help="globs on model keys, comma-separated: 'fmnist/*'")] = "*",
+    samples: Annotated[int, typer.Option(help="for the tables by model: 16, 32, 64, 128 or 256")] = 64,
+    json_file: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Loss told without labels against loss by labels: errors, coverage of the interval, ranks.
+
+    Example: python tools/bench.py verdict --bank BANK --markdown verdict.md
+    """
+    from bench import verdict as bench
+    from bench.tables import publish
+
+    try:
+        tell = bench.estimator(estimator)
+    except ValueError as error:
+        fail(str(error))
+    draws = list(bench.measure(bank, tell, _subjects(only)))
+    if not draws:
+        fail(f"{bank} has no damaged model of {only!r}")
+    if json_file is not None:
+        json_file.write_text(bench.as_json(draws))
+    publish([bench.by_count(draws), bench.by_model(draws, samples), bench.by_damage(draws, samples)], markdown=markdown)
+
+
+def _subjects(only: str) -> list[str]:
+    """Return the keys of the bank's models that match a glob."""
+    from bench.verdict_bank import SUBJECTS
+
+    keys = [key for key in SUBJECTS if any(fnmatch.fnmatch(key, glob) for glob in only.split(","))]
+    if not keys:
+        fail(f"{only!r} matches none of {', '.join(SUBJECTS)}")
+    return keys
+
+
 @app.command("cases")
 def small_cases(
     *,

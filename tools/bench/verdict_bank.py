@@ -31,8 +31,9 @@ _SEARCH_SECONDS = 60
 class Subject:
     """A labelled model of the zoo.
 
-    `metric` is what the loss is taken of (higher is better, one point is .01), `fit` how many samples recipes see,
-    those for few bits only with `blocks_with_data` (where there are few samples, they are kept to judge by); `noise` are the spreads of further damages, `labelled` how many labelled samples they are evaluated on (None: all).
+    `metric` is what the loss is taken of (higher is better, one point is .01). `fit` is how many samples recipes see,
+    those for few bits only with `blocks_with_data`: where there are few samples, they are kept to judge by. `noise` are
+    the spreads of further damages, `labelled` how many labelled samples these are evaluated on (None: all).
     """
 
     metric: str = "top1"
@@ -77,7 +78,7 @@ class Case:
 _CONVOLUTIONAL = (0.05, 0.1, 0.2, 0.3, 0.5)
 SUBJECTS = {
     "fmnist/mbv2": Subject(noise=_CONVOLUTIONAL),
-    "efficientnet_lite1/model": Subject(fit=32, blocks_with_data=False),
+    "efficientnet_lite1/model": Subject(fit=32, blocks_with_data=False, noise=(0.02, 0.04, 0.07, 0.1)),
     "textgenrnn_lstm/model": Subject(noise=(0.02, 0.05, 0.1)),
     "fmnist/resnet14": Subject(noise=_CONVOLUTIONAL, labelled=4000),
     "chargpt/model": Subject(noise=(0.1, 0.2)),

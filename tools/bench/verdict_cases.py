@@ -32,7 +32,7 @@ _WIDTH = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A model, its samples, its loss; `most` is the loss up to which a result is good, `options` are for our command."""
+    """A model, its samples and its loss: `most` is allowed. `options` are for our command."""
 
     build: Callable[[], onnx.ModelProto]
     loss: Loss

@@ -130,7 +130,9 @@ def evaluated(module: Any, path: Path, limit: int | None) -> dict[str, Any]:
 def with_noise(model: onnx.ModelProto, spread: float) -> onnx.ModelProto:
     """Multiply every large float weight by 1 + spread x normal noise."""
     generator = np.random.default_rng(int(spread * 1000))
-    constants = (a.t for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value")
+    constants = (
+        a.t for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"
+    )
     for tensor in (*model.graph.initializer, *constants) if spread else ():
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= 256:
             weight = numpy_helper.to_array(tensor)
