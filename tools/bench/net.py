@@ -34,7 +34,7 @@ class Net:
         return into
 
     def weight(self, *shape: int, gain: float = 1.0) -> str:
-        """Add normal numbers of a spread that keeps the size of what goes through (fan in: all axes but the first)."""
+        """Add normal numbers of a spread that keeps the size of activations (fan in: all axes but the first)."""
         spread = gain / math.sqrt(max(1, math.prod(shape[1:])))
         return self.constant((spread * self._random.standard_normal(shape)).astype(np.float32))
 

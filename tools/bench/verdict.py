@@ -1,4 +1,4 @@
-"""How far the loss told without labels is from the loss by labels, on a bank of damaged models."""
+"""Distance of the loss estimated without labels from the loss by labels, on a bank of damaged models."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from onnxcompress.quality.estimated_drop import OutputKinds
 from onnxcompress.quality.expected_drop import SteadyDrop
 
 COUNTS = (16, 32, 64, 128, 256)
+"""Samples to judge by."""
 _DRAWS = 20
 """Choices of samples for each damaged model, where there are more than are wanted."""
 _MOST_LOSS = 0.15
@@ -30,19 +31,20 @@ _LARGE, _PASSED, _SMALL = 0.02, 0.01, 0.005
 _UNSURE = 0.01
 """Part of the labelled answers that change to and fro, beside those that are lost: for the error of the true loss."""
 _Z90 = 1.645
+"""Standard errors in half of a 90% interval of a normal distribution."""
 
 Runs = Sequence[Mapping[str, np.ndarray]]
 """For each sample the outputs by name."""
 Told = tuple[float, float, float]
-"""Estimate, lower and upper end of its 90% interval; the ends are NaN where none is told."""
+"""Estimate, lower and upper end of its 90% interval; the ends are NaN where there is none."""
 Estimator = Callable[[Runs, Runs, Mapping[str, Any]], Told | None]
-"""(the original's outputs, the result's, facts of the original: `logits`, `sigmoids`, `state`) -> what is told, None
-where nothing is."""
+"""(the original's outputs, the result's, facts of the original: `logits`, `sigmoids`, `state`) -> an estimate, None
+where nothing can be estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What was told of one damaged model by one choice of samples."""
+    """Estimate for one damaged model by one choice of samples."""
 
     model: str
     damage: str
@@ -53,12 +55,12 @@ class Draw:
 
     @property
     def off(self) -> float:
-        """How much too high the estimate is."""
+        """Excess of the estimate over the true loss."""
         return self.told[0] - self.loss
 
 
 class _Replay:
-    """Stands in for a session: gives recorded outputs one after another."""
+    """A session that gives recorded outputs one after another."""
 
     def __init__(self, runs: Runs) -> None:
         self._runs = iter(runs)
@@ -68,7 +70,7 @@ class _Replay:
 
 
 def judge(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None:
-    """Tell what the report would tell."""
+    """Estimate as the report does."""
     kinds = OutputKinds(logits=frozenset(facts["logits"]), sigmoids=frozenset(facts["sigmoids"]))
     samples = Evaluation(feeds=[{} for _ in original], source="bank", state=facts["state"])
     quality = compare_outputs.measure(_Replay(original), _Replay(result), samples, kinds=kinds)
@@ -79,7 +81,7 @@ def judge(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None
 
 
 def search(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None:
-    """Tell what searches go by; the report's figure where they have none of their own."""
+    """Estimate as searches do; as the report does where they have no figure of their own."""
     kinds = OutputKinds(logits=frozenset(facts["logits"]), sigmoids=frozenset(facts["sigmoids"]))
     steady = SteadyDrop(kinds, skip=sorted(facts["state"].values()))
     for expected, got in zip(original, result, strict=True):
@@ -152,7 +154,7 @@ def by_model(draws: Sequence[Draw], count: int) -> Table:
 
 
 def by_damage(draws: Sequence[Draw], count: int) -> Table:
-    """Tabulate what is told of each damaged model."""
+    """Tabulate the estimates for each damaged model."""
     out = Table(
         f"Every damaged model, {count} samples, in points", ["model", "damage", "loss", "+-", "told", "interval"]
     )

@@ -1,4 +1,4 @@
-"""The bank of damaged models: how much each loses by labels, and what it and its original answer to unlabelled samples.
+"""The bank of damaged models: the loss of each by labels, and its and its original's outputs for unlabelled samples.
 
 A folder for each model: `original.json` and `original.npz`, and the same two files for every damage. A .json file tells
 the metrics on all labelled samples; a .npz file holds the outputs sample by sample, see `Answers`.
@@ -21,9 +21,10 @@ from bench.process import ROOT, TOOLS_FOLDER
 
 ORIGINAL = "original"
 MOST_JUDGED = 256
+"""Samples to judge by that are stored of each model, where the zoo has so many."""
 _STORE_SECONDS = 600
 """Time that a damage may take with its evaluation, before it is killed."""
-_SEARCH_SECONDS = 60
+SEARCH_SECONDS = 60
 """Time after which a recipe begins nothing new: what it makes is to be damaged, not good."""
 
 
@@ -32,20 +33,22 @@ class Subject:
     """A labelled model of the zoo.
 
     `metric` is what the loss is taken of (higher is better, one point is .01). `fit` is how many samples recipes see,
-    those for few bits only with `blocks_with_data`: where there are few samples, they are kept to judge by. `noise` are
-    the spreads of further damages, `labelled` how many labelled samples these are evaluated on (None: all).
+    those for few bits only with `blocks_with_data`: where there are few samples, they are kept to judge by. `cut_steps`
+    of distillation follow a cut. `noise` are the spreads of further damages, `labelled` how many labelled samples these
+    are evaluated on (None: all).
     """
 
     metric: str = "top1"
     fit: int = 64
     blocks_with_data: bool = True
+    cut_steps: int = 60
     noise: tuple[float, ...] = ()
     labelled: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """How a model is made worse: noise on its weights (spread as a part of each), then a recipe, both optional."""
+    """A way to make a model worse: noise on its weights (spread as a part of each), then a recipe, both optional."""
 
     noise: float = 0.0
     recipe: str = ""
@@ -55,7 +58,7 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a model answered: for each sample its outputs by name, and whether a recipe saw the sample before."""
+    """Outputs of a model by name for each sample, and for which samples a recipe saw them before."""
 
     samples: list[dict[str, np.ndarray]]
     seen: np.ndarray
@@ -75,17 +78,18 @@ class Case:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-_CONVOLUTIONAL = (0.05, 0.1, 0.2, 0.3, 0.5)
+_SPREADS = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""Of weight noise on the classifiers of fmnist, by which they lose 0 to 50 points; measured."""
 SUBJECTS = {
-    "fmnist/mbv2": Subject(noise=_CONVOLUTIONAL),
-    "efficientnet_lite1/model": Subject(fit=32, blocks_with_data=False, noise=(0.02, 0.04, 0.07, 0.1)),
+    "fmnist/mbv2": Subject(noise=_SPREADS),
+    "efficientnet_lite1/model": Subject(fit=32, blocks_with_data=False, cut_steps=0, noise=(0.02, 0.04, 0.07, 0.1)),
     "textgenrnn_lstm/model": Subject(noise=(0.02, 0.05, 0.1)),
-    "fmnist/resnet14": Subject(noise=_CONVOLUTIONAL, labelled=4000),
+    "fmnist/resnet14": Subject(noise=_SPREADS, labelled=4000),
     "chargpt/model": Subject(noise=(0.1, 0.2)),
-    "fmnist/vit": Subject(noise=_CONVOLUTIONAL, labelled=4000),
-    "ppocr_rec/model": Subject(metric="char_acc", fit=56, noise=(0.03, 0.06, 0.1)),
+    "fmnist/vit": Subject(noise=_SPREADS, labelled=4000),
+    "ppocr_rec/model": Subject(metric="char_acc", fit=56, cut_steps=0, noise=(0.03, 0.06, 0.1)),
     "silero_vad/model": Subject(metric="acc", noise=(0.1, 0.3)),
-    "minilm/model": Subject(metric="sent_acc"),
+    "minilm/model": Subject(metric="sent_acc", cut_steps=0),
     "fmnist/mbv2_bn": Subject(),
     "fmnist/resnet14_bn": Subject(),
     "fmnist/vit_dynamo20": Subject(),
@@ -98,12 +102,12 @@ def damages(subject: Subject) -> dict[str, Damage]:
 
     Static int8 and cuts go without what makes them good (recovery, many steps): that takes long.
     """
-    quick_cut = "prune-channels.distill_steps=60"
+    quick_cut = (f"prune-channels.distill_steps={subject.cut_steps}", "prune-channels.rounds=1")
     found = {
         "int8": Damage(recipe="int8", settings=("quantize-int8.routes=['static']", "quantize-int8.recover=false")),
         "int8-weights": Damage(recipe="int8-weights", with_data=False),
         **{f"{bits} bits": _blocks(bits, with_data=subject.blocks_with_data) for bits in (4, 3, 2)},
-        **{f"prune {keep}": Damage(recipe="prune", settings=(f"prune-channels.keep_macs={keep}", quick_cut))
+        **{f"prune {keep}": Damage(recipe="prune", settings=(f"prune-channels.keep_macs={keep}", *quick_cut))
            for keep in (0.8, 0.5)},
     }  # fmt: skip
     found |= {f"noise {spread}": Damage(noise=spread) for spread in subject.noise}
@@ -119,7 +123,7 @@ def _blocks(bits: int, *, noise: float = 0.0, with_data: bool = False) -> Damage
 
 
 def make(zoo: Path, to: Path, keys: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Fill the bank and yield (model, damage, what came of it); what is there already is kept."""
+    """Fill the bank and yield (model, damage, outcome); what is there already is kept."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TOOLS_FOLDER)]), "OMP_NUM_THREADS": "1"}
     for key in keys:
         if not (zoo / key).with_suffix(".onnx").exists():

@@ -24,10 +24,14 @@ Loss = Callable[[Sequence[Feed], Outputs, Outputs], float]
 Draw = Callable[[np.random.Generator, int], list[Feed]]
 
 MOST_LOSS = 0.03
+"""Loss up to which a result is good."""
 MOST_LOSS_OF_BOXES = 0.2
+"""The same for detectors: by far the most of their boxes are background."""
 _IMAGE = (T.FLOAT, ["N", 3, 16, 16])
 _PIXELS = 256
+"""Of an image."""
 _WIDTH = 24
+"""Channels of the convolutions; chosen so that a command takes seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

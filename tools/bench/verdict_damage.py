@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 import onnxcompress
 from bench.corpus import load_eval
-from bench.verdict_bank import _SEARCH_SECONDS, MOST_JUDGED, ORIGINAL, SUBJECTS, Answers, Damage, damages, store
+from bench.verdict_bank import MOST_JUDGED, ORIGINAL, SEARCH_SECONDS, SUBJECTS, Answers, Damage, damages, store
 from onnxcompress.quality.estimated_drop import OutputKinds
 
 Feed = dict[str, Any]
@@ -76,7 +76,7 @@ def _compressed(path: Path, damage: Damage, feeds: Sequence[Feed] | None, state:
         data=feeds,
         data_options=onnxcompress.DataOptions(state=state if feeds is not None else {}),
         max_drop=1.0 if damage.recipe == "int8" else None,
-        time_limit=_SEARCH_SECONDS,
+        time_limit=SEARCH_SECONDS,
     )
     result.save(path, force=True)
     return result.report.quality
