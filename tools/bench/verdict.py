@@ -74,10 +74,10 @@ def judge(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None
     kinds = OutputKinds(logits=frozenset(facts["logits"]), sigmoids=frozenset(facts["sigmoids"]))
     samples = Evaluation(feeds=[{} for _ in original], source="bank", state=facts["state"])
     quality = compare_outputs.measure(_Replay(original), _Replay(result), samples, kinds=kinds)
-    if quality["drop"] is None:
+    if quality.drop is None:
         return None
-    low, high = quality.get("drop_interval") or (math.nan, math.nan)
-    return quality["drop"], low, high
+    low, high = getattr(quality, "drop_interval", None) or (math.nan, math.nan)
+    return quality.drop, low, high
 
 
 def search(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None:

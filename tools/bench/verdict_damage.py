@@ -79,7 +79,7 @@ def _compressed(path: Path, damage: Damage, feeds: Sequence[Feed] | None, state:
         time_limit=SEARCH_SECONDS,
     )
     result.save(path, force=True)
-    return result.report.quality
+    return result.report.as_json()["quality"]
 
 
 def unlabelled(module: Any, count: int) -> tuple[list[Feed], dict[str, str]]:
