@@ -102,10 +102,8 @@ def split(
     whole = model_io.load(model)
     feed = value_sizes.choose_feed(whole, data, data_options, seed=seed)
     plan = _plan(whole, feed)
-    if budget is not None:
-        bounds = plan.within(budget)
-    else:
-        bounds = plan.at(at) if parts is None else plan.into(parts)
+    by_names = plan.at(at) if at else None
+    bounds = by_names or (plan.into(parts) if parts is not None else plan.within(budget or 0))
     path = loaded_model.path_of(model)
     work = _Writing(bounds, feed, name=Path(path).name if path else "")
     pending = atomic_files.PendingFolder(target)

@@ -610,3 +610,99 @@ def planted(
     if json_file is not None:
         json_file.write_text(bench.as_json(rows))
     publish([bench.table(rows)], markdown=markdown)
+
+
+@app.command("verdict-bank")
+def verdict_bank(
+    *,
+    to: Annotated[Path, typer.Option(help="folder of the bank; what it has already is kept", file_okay=False)],
+    zoo: Annotated[Path, typer.Option(help="folder of models with eval.py", file_okay=False)] = Path("../shared/zoo"),
+    only: Annotated[str, typer.Option(help="globs on model keys, comma-separated: 'fmnist/*'")] = "*",
+) -> None:
+    """Make damaged models of known loss and store what they and their originals answer, for `verdict`.
+
+    Example: python tools/bench.py verdict-bank --to BANK --only 'fmnist/mbv2'
+    """
+    from bench import verdict_bank as bench
+
+    if not zoo.is_dir():
+        fail(f"{zoo} is no folder")
+    for key, name, outcome in bench.make(zoo.resolve(), to.resolve(), _subjects(only)):
+        typer.echo(f"{key}, {name}: {outcome}")
+
+
+@app.command()
+def verdict(
+    *,
+    bank: Annotated[Path, typer.Option(help="folder that verdict-bank filled", file_okay=False)],
+    estimator: Annotated[
+        str, typer.Option(help="judge (the report's figure), search (that of searches), or module:function")
+    ] = "judge",
+    only: Annotated[str, typer.Option(help="globs on model keys, comma-separated: 'fmnist/*'")] = "*",
+    samples: Annotated[int, typer.Option(help="for the tables by model: 16, 32, 64, 128 or 256")] = 64,
+    json_file: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Loss told without labels against loss by labels: errors, coverage of the interval, ranks.
+
+    Example: python tools/bench.py verdict --bank BANK --markdown verdict.md
+    """
+    from bench import verdict as bench
+    from bench.tables import publish
+
+    try:
+        tell = bench.estimator(estimator)
+    except ValueError as error:
+        fail(str(error))
+    draws = list(bench.measure(bank, tell, _subjects(only)))
+    if not draws:
+        fail(f"{bank} has no damaged model of {only!r}")
+    if json_file is not None:
+        json_file.write_text(bench.as_json(draws))
+    publish([bench.by_count(draws), bench.by_model(draws, samples), bench.by_damage(draws, samples)], markdown=markdown)
+
+
+def _subjects(only: str) -> list[str]:
+    """Return the keys of the bank's models that match a glob."""
+    from bench.verdict_bank import SUBJECTS
+
+    keys = [key for key in SUBJECTS if any(fnmatch.fnmatch(key, glob) for glob in only.split(","))]
+    if not keys:
+        fail(f"{only!r} matches none of {', '.join(SUBJECTS)}")
+    return keys
+
+
+@app.command("cases")
+def small_cases(
+    *,
+    script: Annotated[
+        Path, typer.Option(help="script that writes further cases; left out where there is none", dir_okay=False)
+    ] = Path("../shared/cases/make_cases.py"),
+    only: Annotated[str, typer.Option(help="globs on the cases' names, comma-separated: 'bool*'")] = "*",
+    recipes: Annotated[str, typer.Option(help="'all', or auto, int8, prune, comma-separated")] = "all",
+    json_file: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Small models of many kinds of output, compressed by command: true loss, told loss, and whether that was right.
+
+    Example: python tools/bench.py cases --only 'sorted rows,tag set' --recipes int8
+    """
+    from bench import cases as bench
+    from bench.tables import publish
+
+    chosen = list(bench.COMMANDS) if recipes == "all" else recipes.split(",")
+    for name in chosen:
+        if name not in bench.COMMANDS:
+            fail(f"no recipe {name!r}; there are {', '.join(bench.COMMANDS)}")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, _progress() as progress:
+        place = Path(folder)
+        given = script.resolve() if script.exists() else None
+        models = bench.prepare(place, given, lambda name: any(fnmatch.fnmatch(name, g) for g in only.split(",")))
+        task = progress.add_task("cases", total=len(models) * len(chosen))
+        for row in bench.measure(models, chosen, place):
+            rows.append(row)
+            progress.update(task, advance=1, description=f"{row.case} {row.recipe}")
+            if json_file is not None:
+                json_file.write_text(bench.as_json(rows))
+    publish([bench.table(rows)], markdown=markdown)
