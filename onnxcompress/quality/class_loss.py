@@ -66,6 +66,12 @@ class DecisionRows:
         parts["sample"] = np.unique(parts["sample"], return_inverse=True)[1]
         return replace(self, **parts)
 
+    def scaled(self, factors: np.ndarray) -> DecisionRows:
+        """Return the rows with their losses multiplied by a factor for each sample, float [samples]."""
+        own = factors[self.sample]
+        scaled = {"lost": self.lost * own, "divergence": self.divergence * own}
+        return replace(self, **scaled, margin_error=self.margin_error * np.sqrt(own))
+
     def by_sample(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of a sample's rows over the mean number of rows, float [samples]."""
         count = int(self.sample.max()) + 1

@@ -54,8 +54,8 @@ def measure(
     differences: dict[str, Difference] = {}
     runs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     meter = VerdictMeter(plan)
-    for feed, before, after in _run_both(original, other, judged, progress):
-        meter.add(feed, dict(before), dict(after))
+    for index, (feed, before, after) in enumerate(_run_both(original, other, judged, progress)):
+        meter.add(feed, dict(before), dict(after), seen=index < judged.seen)
         _add_differences(differences, plan, before, after)
         if score is not None:
             for kept, found in zip(runs, (before, after), strict=True):

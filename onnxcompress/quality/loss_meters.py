@@ -43,8 +43,12 @@ class LossMeter(Protocol):
         """Take the outputs of both models for the next sample, and the input that they resemble."""
         ...
 
-    def loss(self) -> Loss:
-        """Return the loss of all samples; at least one was added."""
+    def errors(self) -> np.ndarray:
+        """Return a figure of low variance for each sample, float [samples]; at least one was added."""
+        ...
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        """Return the loss of all samples, that of each multiplied by a factor, float [samples]."""
         ...
 
 
@@ -63,8 +67,12 @@ class _ClassMeter:
             one, other = class_loss.yes_and_no(one), class_loss.yes_and_no(other)
         self._rows.add(one, other)
 
-    def loss(self) -> Loss:
+    def errors(self) -> np.ndarray:
         rows = self._rows.rows()
+        return rows.by_sample(rows.divergence)
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        rows = self._rows.rows().scaled(factors)
         common = int(np.bincount(rows.best).argmax())
         drop = (
             class_loss.text_loss(rows, common) if self._kind is OutputKind.TEXT_SCORES else class_loss.class_loss(rows)
@@ -88,8 +96,11 @@ class _NumbersMeter:
             one, other = one.astype(np.float64) - reference, other.astype(np.float64) - reference
         self._moments.add(one, other)
 
-    def loss(self) -> Loss:
-        error = self._moments.relative_error()
+    def errors(self) -> np.ndarray:
+        return self._moments.errors
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        error = self._moments.relative_error(factors)
         return Loss(error, error.value, {"relative_error": error.value})
 
 
@@ -107,11 +118,14 @@ class _ImageMeter:
         self._sizes.append(values.size)
         self._sums += values.sum(), np.square(values).sum()
 
-    def loss(self) -> Loss:
-        found = self._numbers.loss()
+    def errors(self) -> np.ndarray:
+        return self._numbers.errors()
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        found = self._numbers.loss(factors)
         mean, square = self._sums / sum(self._sizes)
         spread = math.sqrt(max(square - mean**2, value_loss.DEAD * square, value_loss.TINY))
-        error = value_loss.share(np.array(self._errors), np.array(self._sizes)).scaled(1 / spread)
+        error = value_loss.share(np.array(self._errors) * np.sqrt(factors), np.array(self._sizes)).scaled(1 / spread)
         drop = error.scaled(_POINT / value_loss.IMAGE_POINT).at_least(found.drop)
         return Loss(drop, found.divergence, {**found.figures, "mean_error": error.value})
 
@@ -119,7 +133,9 @@ class _ImageMeter:
 class _PairsMeter:
     """Keeps the pairs, for figures that need them all."""
 
-    def __init__(self, figure: str, error: Callable[[value_loss.Pairs], Estimate], point: float) -> None:
+    def __init__(
+        self, figure: str, error: Callable[[value_loss.Pairs, value_loss.Factors], Estimate], point: float
+    ) -> None:
         self._figure = figure
         self._error = error
         self._point = point
@@ -128,8 +144,11 @@ class _PairsMeter:
     def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:  # noqa: ARG002
         self._pairs.append((one, other))
 
-    def loss(self) -> Loss:
-        error = self._error(self._pairs)
+    def errors(self) -> np.ndarray:
+        return np.array([self._error([pair], 1.0).value for pair in self._pairs])
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        error = self._error(self._pairs, factors)
         return Loss(error.scaled(_POINT / self._point), error.value, {self._figure: error.value})
 
 

@@ -26,6 +26,9 @@ from .output_kinds import sorted_column
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 """Outputs of the original and the changed model, one pair a sample, without the batch axis."""
 
+Factors = np.ndarray | float
+"""By which the loss of each sample is multiplied, float [samples]; see `numerics.statistics.optimism`."""
+
 SHARE_POINT = 0.03
 SCORED_SHARE_POINT = 0.05
 EMBEDDING_POINT = 0.03
@@ -68,13 +71,19 @@ class ErrorMoments:
             part.append(value)
         self._counts.append(len(x))
 
-    def relative_error(self) -> Estimate:
+    @property
+    def errors(self) -> np.ndarray:
+        """The squared error of each sample, float [samples]."""
+        return np.array([float(error.sum()) for error in self._found[0]])
+
+    def relative_error(self, factors: Factors = 1.0) -> Estimate:
         """Return half of the squared error over the variance of the original, of the group of columns that is worst.
 
         Columns form groups where their sorted standard deviations jump by more than five times, so that boxes in pixels
         don't hide scores between 0 and 1. The error of a column that is constant is taken over its square.
         """
         errors, squares, sums = (np.stack(part) for part in self._found)
+        errors = errors * np.reshape(factors, (-1, 1))
         counts = np.array(self._counts, np.float64)
         if counts.sum() < _LEAST_VALUES:
             errors, squares, sums = (part.sum(1, keepdims=True) for part in (errors, squares, sums))
@@ -101,7 +110,7 @@ def share(parts: np.ndarray, totals: np.ndarray) -> Estimate:
     return worst_ratio(parts[:, None], totals[:, None].astype(np.float64))
 
 
-def embedding_error(pairs: Pairs) -> Estimate:
+def embedding_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
     """Return 1 - the mean cosine of vectors (the last axis) after subtraction of the original's mean vector."""
     width = pairs[0][0].shape[-1]
     rows = [tuple(each.reshape(-1, width).astype(np.float64) for each in pair) for pair in pairs]
@@ -113,16 +122,16 @@ def embedding_error(pairs: Pairs) -> Estimate:
         size = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
         same = (np.abs(x - y).max(1) <= DEAD * np.abs(a).max(initial=TINY)).astype(np.float64)
         found.append(float(np.mean(1 - np.where(size > TINY, (x * y).sum(1) / np.maximum(size, TINY), same))))
-    return mean_interval(np.maximum(np.array(found), 0.0))
+    return mean_interval(np.maximum(np.array(found), 0.0) * factors)
 
 
-def differing_share(pairs: Pairs) -> Estimate:
+def differing_share(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
     """Return the share of elements that differ; all of a sample whose shape does."""
-    shares = [float(np.mean(a != b)) if a.shape == b.shape else 1.0 for a, b in pairs if a.size or b.size]
-    return mean_interval(np.array(shares or [0.0]))
+    shares = [float(np.mean(a != b)) if a.size and a.shape == b.shape else float(a.shape != b.shape) for a, b in pairs]
+    return mean_interval(np.array(shares) * factors)
 
 
-def detection_error(pairs: Pairs) -> Estimate:
+def detection_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
     """Return the distance of matched rows, weighted by the score that they are sorted by."""
     originals = [a.astype(np.float64) for a, _ in pairs]
     column = sorted_column([a for a in originals if len(a) > 1] or originals[:1]) if originals else None
@@ -137,29 +146,30 @@ def detection_error(pairs: Pairs) -> Estimate:
         found.append(unmatched_share(own, b.astype(np.float64).reshape(-1, own.shape[1]), weights, scale))
         extra = max(0, len(b) - len(a)) / max(len(b), 1) if a.shape != b.shape else 0.0
         found[-1] = max(found[-1], extra)
-    return mean_interval(np.array(found or [0.0]))
+    return mean_interval(np.array(found) * factors)
 
 
-def selection_error(pairs: Pairs) -> Estimate:
+def selection_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
     """Return the share of rows that only one of the models gives: 1 - F1."""
     found = []
     for a, b in pairs:
         one, other = ({tuple(row) for row in np.atleast_2d(each).tolist()} if each.size else set() for each in (a, b))
         total = len(one) + len(other)
         found.append(1 - 2 * len(one & other) / total if total else 0.0)
-    return mean_interval(np.array(found or [0.0]))
+    return mean_interval(np.array(found) * factors)
 
 
-def signal_error(pairs: Pairs, draws: Pairs = ()) -> Estimate:
+def signal_error(pairs: Pairs, factors: Factors = 1.0, *, draws: Pairs = ()) -> Estimate:
     """Return the distance of levels in 32 bands as a part of twice that of two draws of the original; 1 is one point.
 
     Args:
         pairs: signals of the original and the changed model, of any lengths.
+        factors: by sample.
         draws: two runs of the original on the same inputs, where it draws random numbers.
     """
     reference = max((_level_distance(a, b) for a, b in draws), default=0.0)
     found = np.array([_level_distance(a, b) for a, b in pairs])
-    return mean_interval(found).scaled(1 / (2 * max(reference, _DRAW_DB)))
+    return mean_interval(found * factors).scaled(1 / (2 * max(reference, _DRAW_DB)))
 
 
 def _level_distance(one: np.ndarray, other: np.ndarray) -> float:

@@ -17,8 +17,9 @@ import onnx_ir as ir
 from ..core import Feed
 from ..errors import UsageError
 from ..numerics.statistics.estimate import Estimate
+from ..numerics.statistics.optimism import optimism
 from ..runtime.loaded_model import LoadedModel
-from . import class_loss, output_kinds, value_loss
+from . import output_kinds, value_loss
 from .loss_meters import Loss, LossMeter, meter
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources
@@ -209,19 +210,19 @@ class VerdictMeter:
 
     def __init__(self, plan: OutputPlan) -> None:
         self._plan = plan
-        self._waiting: list[tuple[Feed, Mapping[str, Any], Mapping[str, Any]]] = []
+        self._waiting: list[tuple[Feed, Mapping[str, Any], Mapping[str, Any], bool]] = []
         self._meters: dict[tuple[str, str], LossMeter] | None = None
-        self._scores: dict[str, class_loss.RowCollector] = {}
+        self._seen: dict[tuple[str, str], list[bool]] = {}
         self._broken: dict[tuple[str, str], str] = {}
 
-    def add(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-        """Take the inputs and outputs of the next feed."""
+    def add(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any], *, seen: bool = False) -> None:
+        """Take the inputs and outputs of the next feed; `seen` by parameters that were fitted on it."""
         if self._meters is None:
-            self._waiting.append((feed, one, other))
+            self._waiting.append((feed, one, other, seen))
             if self._plan.values is not None or len(self._waiting) >= _KIND_SAMPLES:
                 self._begin()
         else:
-            self._take(feed, one, other)
+            self._take(feed, one, other, seen)
 
     def verdict(self) -> Verdict:
         """Return the losses of all samples that were added."""
@@ -234,19 +235,23 @@ class VerdictMeter:
             return
         self._meters = {}
         if self._waiting:
-            self._plan.decide([one for _, one, _ in self._waiting], [feed for feed, _, _ in self._waiting])
+            self._plan.decide([one for _, one, _, _ in self._waiting], [feed for feed, *_ in self._waiting])
         for each in self._waiting:
             self._take(*each)
         self._waiting = []
 
-    def _take(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    def _take(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any], seen: bool) -> None:  # noqa: FBT001
         count = batch_size(feed)
         for output, parts in (self._plan.values or {}).items():
             for part in parts:
                 if part.decision.kind is not OutputKind.STATE and part.name in one and part.name in other:
-                    self._compare(output, part, feed, count, one[part.name], other[part.name])
+                    for slot in self._compare(output, part, feed, count, one[part.name], other[part.name]):
+                        self._seen.setdefault(slot, []).append(seen)
 
-    def _compare(self, output: str, part: JudgedValue, feed: Feed, count: int, one: Any, other: Any) -> None:
+    def _compare(
+        self, output: str, part: JudgedValue, feed: Feed, count: int, one: Any, other: Any
+    ) -> Iterator[tuple[str, str]]:
+        """Give each sample to its meter and yield the meter's key."""
         key = (output, part.name)
         assert self._meters is not None
         apart = [_apart(_choices_last(each, part.axis), count) for each in (one, other)]
@@ -267,6 +272,7 @@ class VerdictMeter:
                 name = output_kinds.like_an_input([a], [references[index]]) if references else None
                 reference = references[index][name] if name else _reference(a, references[index])
             found.add(_array(a), _array(b), reference)
+            yield slot
 
     def _output(self, name: str, parts: tuple[JudgedValue, ...]) -> OutputLoss:
         head = next((part for part in parts if part.name == name), parts[0])
@@ -280,7 +286,7 @@ class VerdictMeter:
             slots = [k for k in self._meters or {} if k[0] == name and k[1].split(" as ")[0] == part.name]
             for slot in slots:
                 assert self._meters is not None
-                found = self._meters[slot].loss()
+                found = self._loss(slot)
                 if part.is_scored and part.decision.kind is OutputKind.LABELS:
                     ratio = value_loss.SHARE_POINT / value_loss.SCORED_SHARE_POINT
                     found = replace(found, drop=found.drop.scaled(ratio))
@@ -295,6 +301,13 @@ class VerdictMeter:
         return OutputLoss(
             name, head.decision.kind, head.decision.why, Loss(drop, max(loss.divergence for loss in losses), figures)
         )
+
+    def _loss(self, slot: tuple[str, str]) -> Loss:
+        """Return the loss of one meter, that on seen samples corrected by the loss on those that were held out."""
+        assert self._meters is not None
+        found, seen = self._meters[slot], np.array(self._seen[slot])
+        factor = optimism(found.errors(), seen) if seen.any() else 1.0
+        return found.loss(np.where(seen, factor, 1.0))
 
 
 class _ShownSession:
