@@ -328,8 +328,13 @@ DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Operator -> its first input with data, and the one after the last; absent: all are."""
 
-UNIT_RANGE = frozenset({"HardSigmoid", "Sigmoid", "Softmax"})
-"""Operators whose results lie in [0, 1], whatever they read."""
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), (0.0, 1.0)),
+        **dict.fromkeys(("Softsign", "Tanh"), (-1.0, 1.0)),
+    }
+)
+"""Operators of the standard domain -> the range that their results are within, whatever they read."""
 
 HOMOGENEOUS = frozenset({"Abs", "Identity", "LeakyRelu", "PRelu", "Relu"})
 """Operators with f(a x) = a f(x) for every a > 0, element by element of their first input."""

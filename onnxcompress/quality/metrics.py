@@ -85,7 +85,7 @@ def resolve_metric(name: str) -> Metric:
     raise UsageError(f"unknown metric {name!r}", hint=f"Known are {', '.join(sorted(METRICS))} and module:function")
 
 
-def drop_interval(name: str, before: Any, after: Any, truth: Any) -> list[float] | None:
+def drop_interval(name: str, before: Any, after: Any, truth: Any) -> tuple[float, float] | None:
     """Return the 90% interval of the fall of a score of rows, None for scores that are none of rows.
 
     Args:
@@ -100,7 +100,7 @@ def drop_interval(name: str, before: Any, after: Any, truth: Any) -> list[float]
     rows = zip(before, after, truth, strict=True)
     falls = [metric(a[None], t[None]) - metric(b[None], t[None]) for a, b, t in rows]
     found = mean_interval(np.array(falls))
-    return [found.low, found.high]
+    return found.low, found.high
 
 
 def _classes(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from ...activations.layer_inputs import LayerRows, sample_rows
 from ...core import Progress
-from ...graph import query
 from ...numerics.quantization.affine_activations import LEAST_SPAN, IntegerGrid
 from ...numerics.quantization.clipping import ClipCandidate, LayerInput, candidates, guarded, layer_error
 from ...ops import linear as layers
-from ...ops import table as ops
+from .known_ranges import known_ranges
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,8 +36,9 @@ def choose_ranges(
 ) -> dict[str, ClipCandidate]:
     """Return how to quantize every value that was calibrated; those that no run computed are left out.
 
-    Results of Softmax and Sigmoid get [0, 1]. Values that linear layers read get the range with which the layers'
-    outputs change least on samples: the extremes, unless a clip is clearly better. All others keep their extremes.
+    Values whose operators give them a range get that (see `known_ranges`). Values that linear layers read get the range
+    with which the layers' outputs change least on samples: the extremes, unless a clip is clearly better. All others
+    keep their extremes.
 
     Raises:
         ModelError: the model can't be run.
@@ -49,15 +49,14 @@ def choose_ranges(
         name = layer.x.name or ""
         if name in calibration.histograms:
             readers.setdefault(name, []).append(layer)
-    unit = {output.name for node in query.nodes(model) if query.is_op(node, *ops.UNIT_RANGE) for output in node.outputs}
-    asked = [layer for name, found in readers.items() if name not in unit for layer in found]
+    ranges = known_ranges(model)
+    asked = [layer for name, found in readers.items() if name not in ranges for layer in found]
     rows = sample_rows(model, feeds, asked, state=state, seed=seed, progress=progress)
     chosen: dict[str, ClipCandidate] = {}
     for name, histogram in calibration.histograms.items():
         if histogram.low > histogram.high:
             continue
-        known = (0.0, 1.0) if name in unit else None
-        found = candidates(histogram, grid, known=known, least_span=least_span)
+        found = candidates(histogram, grid, known=ranges.get(name), least_span=least_span)
         seen = [rows[id(layer.node)] for layer in readers.get(name, ()) if id(layer.node) in rows]
         seen = [each for each in seen if not each.is_empty]
         chosen[name] = _best(found, seen, histogram) if len(found) > 1 and seen else found[0]
