@@ -29,6 +29,10 @@ class RemoteSession:
         self._remote = RemoteObject(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
         self.inputs, self.outputs = self._remote.call("specs", timeout_seconds=LOAD_SECONDS)
 
+    def is_optimized(self) -> bool:
+        """Return whether the runtime's optimizations are on there."""
+        return bool(self._remote.call("is_optimized", timeout_seconds=LOAD_SECONDS))
+
     def get_inputs(self) -> list[Any]:
         """Describe the inputs as the runtime's own session does."""
         return list(self.inputs)
