@@ -318,11 +318,7 @@ def _put_back(reader: _WireReader, start: int, end: int) -> _Edit | None:
 
 
 def _external_data(reference: Reference) -> bytes:
-    entries = {
-        "location": reference.location,
-        "offset": str(reference.offset),
-        "length": str(reference.length),
-    }
+    entries = {"location": reference.location, "offset": str(reference.offset), "length": str(reference.length)}
     parts = [_message(_EXTERNAL_DATA, _message(1, k.encode()) + _message(2, v.encode())) for k, v in entries.items()]
     return b"".join(parts) + _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
 

@@ -343,14 +343,7 @@ HOMOGENEOUS_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPoo
 """The same, channel by channel: channels are axis 1."""
 
 ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
-    {
-        "Conv": (2,),
-        "ConvTranspose": (2,),
-        "Gemm": (2,),
-        "GRU": (3, 5),
-        "LSTM": (3, 5, 6, 7),
-        "RNN": (3, 5),
-    }
+    {"Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "GRU": (3, 5), "LSTM": (3, 5, 6, 7), "RNN": (3, 5)}
 )
 """Operator -> optional inputs (bias, initial state) that count as zeros where absent."""
 
