@@ -30,16 +30,12 @@ if TYPE_CHECKING:
 
 LARGE_BYTES: Final = 1024
 """Tensors of this many bytes and more are left out of a skeleton."""
-
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
 """Protobuf's limit for one message."""
-
 _MAX_DEPTH: Final = 100
 """Protobuf's own limit for nested messages."""
-
 _WINDOW_BYTES: Final = 1 << 16
 """Read at a time while structure is scanned. Chosen by judgement; not measured."""
-
 _HEADER_BYTES: Final = 20
 """A tag and a length, ten bytes each at most."""
 
