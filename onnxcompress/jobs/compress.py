@@ -262,13 +262,7 @@ def _with_ablations(run: Run, done: RecipeResult, executor: Workers | None) -> R
     try:
         found = ablation.before_and_after(run.original, done.model, feeds, executor=executor)
     except ModelError as error:
-        return replace(
-            done,
-            notes=(
-                *done.notes,
-                f"what the model depends on was not measured: {error.message}",
-            ),
-        )
+        return replace(done, notes=(*done.notes, f"what the model depends on was not measured: {error.message}"))
     return replace(done, ablations=found)
 
 

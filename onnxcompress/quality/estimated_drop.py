@@ -1,4 +1,4 @@
-"""How much accuracy falls, estimated without labels, for outputs that score classes.
+"""Loss of accuracy estimated without labels, for outputs that score classes.
 
 With p the original's probabilities, a its best class and b the compressed model's best class,
 
@@ -23,6 +23,7 @@ from ..graph import query
 from ..ops import table as ops
 
 _SUM_TOLERANCE = 1e-3
+"""Deviation of a row's sum from 1 up to which it holds probabilities. Chosen by judgement; not measured."""
 
 
 class ClassScores:
@@ -75,7 +76,7 @@ def chances(values: np.ndarray, *, is_logits: bool) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class OutputKinds:
-    """What a model's outputs are, by name: scores of classes before a softmax, and results of a sigmoid."""
+    """Names of a model's outputs by kind: scores of classes before a softmax, and results of a sigmoid."""
 
     logits: frozenset[str] = frozenset()
     sigmoids: frozenset[str] = frozenset()

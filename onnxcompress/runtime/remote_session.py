@@ -12,7 +12,6 @@ from .processes import RemoteObject
 
 LOAD_SECONDS = 600.0
 """Most time for loading a model. Chosen by judgement; not measured."""
-
 RUN_SECONDS = 3600.0
 """Most time for one run, where nothing else limits it. Chosen by judgement; not measured."""
 

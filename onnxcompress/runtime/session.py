@@ -49,7 +49,6 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 _MOST_WAITED = 0.05
 """Share of a run that its threads may wait for processors before it counts as disturbed. Chosen by judgement."""
-
 _NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"^Load model from .*? failed: ?"),
