@@ -125,7 +125,7 @@ def compress(source: ModelSource, options: RunOptions) -> Result:
     measured = measure_result(run, done, prover)
     report = make_report(run, done, measured)
     if not options.plan:
-        check_limits(report, run.latency_limit)
+        check_limits(report, run.latency_limit, confidence=options.confidence)
     if options.pareto_dir is not None:
         write_front(Path(options.pareto_dir), run, done.model, report, prover)
     return Result(done.model, report)
@@ -176,7 +176,8 @@ def _checkpoint(base: LoadedModel, recipe: Recipe, samples: RunSamples, options:
     max_drop = recipe.max_drop if options.max_drop is None else options.max_drop
     own_limit = None if recipe.max_drop is None else max_drop
     choices = (options.prefer, options.target, options.seed, options.threads, list(options.only), list(options.skip))
-    shown = json.dumps([(recipe.as_json(), own_limit, *choices), versions()], sort_keys=True, default=str)
+    judging = (options.confidence, *options.output_kinds)
+    shown = json.dumps([(recipe.as_json(), own_limit, *choices, *judging), versions()], sort_keys=True, default=str)
     judged = [samples.judged] if samples.given is None else [samples.given, samples.judged]
     arrays = (np.asarray(feed[name]) for each in judged for feed in each.feeds for name in sorted(feed))
     return Checkpoint(Path(options.checkpoint), digest([base.data, shown, *arrays]))
@@ -357,7 +358,7 @@ def write_front(folder: Path, run: Run, result: ir.Model, report: Report, prover
         ratio = None if report.latency is None else report.latency.ratio
         measured = _candidate("result", result, report.output.bytes, report.input.bytes, drop=drop, ratio=ratio)
         run.archive.offer(measured, prefer=prefer, limit=limit)
-    size = report.input.bytes
+    size = run.base.size_bytes
     run.archive.offer(_candidate("original", run.original, size, size, drop=0.0, ratio=1.0), prefer=prefer, limit=limit)
     pareto.write_front(folder, run.archive.front, report, prover(run.start, run.recipe.lossless).problem)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..core import Trial
 from ..errors import LimitError, UsageError
 from ..quality.result import Quality
+from .judge import decisive_drop
 from .report import Report
 
 
@@ -54,7 +55,7 @@ def excess(trial: Trial, *, max_bytes: int | None, latency: LatencyLimit | None)
     return latency.fault(ratio=trial.latency_ratio, milliseconds=trial.latency_ms)
 
 
-def check_limits(report: Report, latency_limit: LatencyLimit | None) -> None:
+def check_limits(report: Report, latency_limit: LatencyLimit | None, *, confidence: float | None = None) -> None:
     """Raise where a limit that the user gave is not met.
 
     Raises:
@@ -68,12 +69,19 @@ def check_limits(report: Report, latency_limit: LatencyLimit | None) -> None:
         fault = latency_limit.fault(ratio=report.latency.ratio, milliseconds=report.latency.compressed_ms)
         if fault is not None:
             raise LimitError(fault, report=report)
-    check_drop(report.quality, report.limits.max_drop, report)
+    check_drop(report.quality, report.limits.max_drop, report, confidence=confidence)
 
 
-def check_drop(quality: Quality | None, max_drop: float | None, report: object) -> None:
-    """Raise LimitError, with the report, where the metric falls by more than it may."""
-    drop = None if quality is None else quality.drop
-    if quality is not None and max_drop is not None and drop is not None and drop > max_drop:
+def check_drop(
+    quality: Quality | None, max_drop: float | None, report: object, *, confidence: float | None = None
+) -> None:
+    """Raise LimitError, with the report, where the metric falls by more than it may, or nothing shows by how much."""
+    if quality is None or max_drop is None:
+        return
+    drop = decisive_drop(quality.drop, quality.drop_interval, confidence)
+    if drop is None:
+        text = f"no output can be scored, so nothing shows that the loss is within --max-drop {max_drop:g}"
+        raise LimitError(text, report=report)
+    if drop > max_drop:
         text = f"{quality.metric} falls by {drop:.4g}, more than --max-drop {max_drop:g} allows"
         raise LimitError(text, report=report)

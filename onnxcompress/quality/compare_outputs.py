@@ -19,6 +19,8 @@ from .verdict import OutputLoss, OutputPlan, Runs, Verdict, VerdictMeter, sample
 
 ESTIMATED = "estimated"
 """Name of the metric without labels: the loss of the output that loses most, in points of its kind."""
+_MOST_DIVERGENCE = 1e9
+"""Divergence told of outputs that can't be compared: JSON has no infinity."""
 
 
 def measure(
@@ -57,7 +59,7 @@ def measure(
     for index, (feed, before, after) in enumerate(_run_both(original, other, judged, progress)):
         meter.add(feed, dict(before), dict(after), seen=index < judged.seen)
         _add_differences(differences, plan, before, after)
-        if score is not None:
+        if score is not None and name != "cosine":
             for kept, found in zip(runs, (before, after), strict=True):
                 kept.append({output: found[output] for output in plan.sources})
     verdict = meter.verdict()
@@ -66,13 +68,15 @@ def measure(
         samples=len(judged.feeds) if judged.labels is None else len(judged.labels),
         data=judged.source,
         outputs=_outputs(differences, verdict),
-        divergence=verdict.divergence,
+        divergence=None if verdict.divergence is None else min(verdict.divergence, _MOST_DIVERGENCE),
         original=None,
         compressed=None,
         drop=None,
     )
     if score is None:
         return quality.model_copy(update=_estimated(verdict))
+    if name == "cosine":
+        return quality.model_copy(update=_worst_cosine(quality.outputs, plan))
     was_all, now_all = (_scorable(each, whole=":" in name) for each in runs)
     truth = judged.labels if metrics.needs_labels(name) else was_all
     was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
@@ -133,6 +137,12 @@ def _estimated(verdict: Verdict) -> dict[str, Any]:
     found = {"output": worst.name, "original": was, "compressed": was - drop.value, "drop": drop.value}
     found |= {"drop_interval": (drop.low, drop.high)}
     return found | ({"disagreement": figures["disagreement"]} if "disagreement" in figures else {})
+
+
+def _worst_cosine(outputs: Mapping[str, OutputDifference], plan: OutputPlan) -> dict[str, Any]:
+    """Return original, compressed and drop, of the output with the least cosine; nothing where none is known."""
+    found = [each.cosine for name, each in outputs.items() if name not in plan.states and each.cosine is not None]
+    return {"original": 1.0, "compressed": min(found), "drop": 1.0 - min(found)} if found else {}
 
 
 def quality_notes(quality: Quality, limit: float | None) -> Iterator[str]:

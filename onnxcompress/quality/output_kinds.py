@@ -248,7 +248,11 @@ def sorted_column(arrays: Sequence[np.ndarray]) -> int | None:
 
 
 def like_an_input(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> str | None:
-    """Return the name of a float input that has the output's shape and is correlated with it, None without one."""
+    """Return the name of an input that has the output's shape and is near it, None without one.
+
+    Near: correlated with it, and the difference varies less than the output, so that errors are not hidden by an input
+    on another scale.
+    """
     for name in inputs[0] if inputs else ():
         pairs = [(a, i[name]) for a, i in zip(arrays, inputs, strict=True) if isinstance(i.get(name), np.ndarray)]
         if len(pairs) < len(arrays) or any(a.shape != b.shape or b.dtype.kind not in "fiu" for a, b in pairs):
@@ -256,7 +260,9 @@ def like_an_input(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np
         if arrays[0].size < 2 and len(arrays) < 3:
             continue
         one, other = (np.concatenate([p[k].ravel()[:_MOST_ROWS] for p in pairs]).astype(np.float64) for k in (0, 1))
-        if one.std() > 0 and other.std() > 0 and np.corrcoef(one, other)[0, 1] > _CORRELATED:
+        if not (one.std() > 0 and other.std() > 0 and (one - other).std() < one.std()):
+            continue
+        if np.corrcoef(one, other)[0, 1] > _CORRELATED:
             return name
     return None
 

@@ -45,6 +45,8 @@ _JUMP = 5.0
 """Ratio of neighbouring sorted standard deviations from which on columns belong to different groups."""
 DEAD = 1e-6
 """Part of a column's mean square up to which its variance makes it constant."""
+_HUGE = 1e140
+"""Larger numbers count as this, so that sums of squares don't overflow."""
 _LEAST_VALUES = 4
 """Values of a column from which on it has a variance of its own."""
 TINY = 1e-30
@@ -53,7 +55,7 @@ _MOST_COLUMNS = 1 << 14
 """Columns whose variances are kept apart: a bound of memory. Chosen by judgement; not measured."""
 _BANDS = 32
 """Bands of a spectrum, of equal width. Chosen by judgement; not measured."""
-_FRAME = 512
+FRAME = 512
 """Values of a signal in one spectrum: 32 ms at 16 kHz."""
 _DRAW_DB = 1.0
 """Distance in dB of the levels of two draws that is assumed where the original gives the same each time."""
@@ -75,7 +77,7 @@ class ErrorMoments:
         """Take the outputs of both models for the next sample; values that are not finite are left out."""
         x, y = (self._columns(each.astype(np.float64)) for each in (one, other))
         fine = np.isfinite(x) & np.isfinite(y)
-        x, y = np.where(fine, x, 0.0), np.where(fine, y, 0.0)
+        x, y = (np.clip(np.where(fine, each, 0.0), -_HUGE, _HUGE) for each in (x, y))
         for part, value in zip(self._found, (np.square(x - y).sum(0), np.square(x).sum(0), x.sum(0)), strict=True):
             part.append(value)
         self._counts.append(len(x))
@@ -89,7 +91,8 @@ class ErrorMoments:
         """Return half of the squared error over the variance of the original, of the group of columns that is worst.
 
         Columns form groups where their sorted standard deviations jump by more than five times, so that boxes in pixels
-        don't hide scores between 0 and 1. The error of a column that is constant is taken over its square.
+        don't hide scores between 0 and 1. The error of a column that is constant is taken over its square, of
+        one that is 0 throughout over the least variance of a column that is not.
         """
         errors, squares, sums = (np.stack(part) for part in self._found)
         errors = errors * np.reshape(factors, (-1, 1))
@@ -102,6 +105,9 @@ class ErrorMoments:
         spread = np.maximum(squares - 2 * mean * sums + counts[:, None] * mean**2, 0.0)
         is_dead = spread.sum(0) / number <= DEAD * power
         spread = np.where(is_dead, squares, spread) + TINY * counts[:, None]
+        live = np.flatnonzero(power > 0)
+        if len(live):
+            spread[:, power == 0] = spread[:, [live[spread.sum(0)[live].argmin()]]]
         groups = _groups(np.sqrt(spread.sum(0) / number))
         return worst_ratio(
             np.stack([0.5 * errors[:, group].sum(1) for group in groups], 1),
@@ -189,9 +195,9 @@ def _level_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _levels(signal: np.ndarray) -> np.ndarray:
-    frames = max(1, len(signal) // _FRAME)
-    padded = np.resize(signal, frames * _FRAME) if len(signal) else np.zeros(_FRAME)
-    spectrum = np.square(np.abs(np.fft.rfft(padded.reshape(frames, _FRAME) * np.hanning(_FRAME)))).mean(0)
+    frames = max(1, len(signal) // FRAME)
+    padded = np.resize(signal, frames * FRAME) if len(signal) else np.zeros(FRAME)
+    spectrum = np.square(np.abs(np.fft.rfft(padded.reshape(frames, FRAME) * np.hanning(FRAME)))).mean(0)
     bands = [part.mean() for part in np.array_split(spectrum[1:], _BANDS)]
     return np.asarray(10 * np.log10(np.maximum(np.array(bands), TINY)))
 

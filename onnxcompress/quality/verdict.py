@@ -377,7 +377,7 @@ def _incomparable(one: Any, other: Any, kind: OutputKind) -> str | None:
     if one.shape == other.shape or kind in free:
         return None
     is_rows = one.ndim == other.ndim == 2 and one.shape[1] == other.shape[1]
-    is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) > 0 and one.ndim == other.ndim
+    is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) >= value_loss.FRAME and one.ndim == other.ndim
     return None if is_rows or is_signal else f"{list(one.shape)} of the original and {list(other.shape)} of the result"
 
 

@@ -40,8 +40,8 @@ def _separated():
 def test_equal_models_are_equal():
     found = oc.compare(_linear(), _linear())
     assert found.difference is None
-    assert found.quality["metric"] == "cosine"
-    assert found.quality["drop"] == pytest.approx(0, abs=1e-12)
+    assert found.quality["metric"] == "estimated"
+    assert (found.quality["drop"], found.quality["drop_interval"], found.quality["divergence"]) == (0, [0, 0], 0)
     assert found.quality["data"] == "synthetic"
     assert found.original == found.compressed
     assert found.latency["ratio"] > 0
@@ -57,7 +57,20 @@ def test_a_difference_is_measured_by_output():
     assert y["cosine"] == pytest.approx(1)
     assert y["sqnr_db"] == pytest.approx(20 * np.log10(2), abs=1e-4)
     assert y["not_finite"] == [0, 0]
-    assert found.quality["outputs"]["z"] == {"max_abs": 0.0, "cosine": 1.0, "sqnr_db": None, "not_finite": [0, 0]}
+    assert found.quality["outputs"]["z"] == {
+        "max_abs": 0.0, "cosine": 1.0, "sqnr_db": None, "not_finite": [0, 0],
+        "kind": "numbers", "why": "floats without a special meaning",
+        "drop": 0.0, "drop_interval": [0.0, 0.0], "figures": {"relative_error": 0.0},
+    }  # fmt: skip
+    total = x.sum(1)
+    assert y["drop"] == pytest.approx(0.5 * (0.5**2 * np.square(total).mean()) / total.var(), rel=1e-4)
+    assert (found.quality["output"], found.quality["drop"]) == ("y", y["drop"])
+
+
+def test_a_cosine_is_that_of_the_worst_output():
+    worse = from_text((LINEAR % ONES).replace("z = Relu(x)", "d = Relu(x) z = Neg(d)"))
+    found = oc.compare(_linear(), worse, data={"x": floats(6, 4)}, metric="cosine")
+    assert (found.quality["original"], found.quality["compressed"], found.quality["drop"]) == (1, -1, 2)
 
 
 def test_the_worst_output_is_the_score():
@@ -69,6 +82,8 @@ def test_the_worst_output_is_the_score():
 def test_what_is_not_finite_is_counted_and_left_out_of_the_sums():
     found = oc.compare(_linear(), _scaled(np.inf), data={"x": np.ones((5, 4), np.float32)})
     assert found.quality["outputs"]["y"]["not_finite"] == [0, 15]
+    assert found.quality["outputs"]["y"]["why"] == "numbers that are not finite where the original's are"
+    assert (found.quality["output"], found.quality["drop"]) == ("y", 1)
     json.dumps(found.as_json(), allow_nan=False)
 
 
@@ -127,8 +142,12 @@ def test_models_with_other_names_or_shapes_can_not_be_compared():
     with pytest.raises(ModelError, match="outputs are y, z in the first and y, q"):
         oc.compare(_linear(), renamed)
     wider = from_text((LINEAR % ONES).replace("y = MatMul(x, w)", "m = MatMul(x, w) y = Concat<axis = 1>(m, m)"))
-    with pytest.raises(ModelError, match=r"output 'y' is \[\d, 3\] of one and \[\d, 6\]"):
-        oc.compare(_linear(), wider)
+    quality = oc.compare(_linear(), wider).quality
+    assert quality["outputs"]["y"]["why"] == "[3] of the original and [6] of the result"
+    assert (quality["output"], quality["drop"], quality["drop_interval"]) == ("y", 1, [1, 1])
+    with pytest.raises(LimitError) as caught:
+        oc.compare(_linear(), wider, max_drop=0.5)
+    assert caught.value.message == "estimated falls by 1, more than --max-drop 0.5 allows"
 
 
 def test_a_metric_has_to_fit_the_data():
@@ -145,7 +164,7 @@ def test_numbers_that_overflow_are_left_out():
     huge = from_text("g (double[n] x) => (double[n] y) <double s = {1e200}> { y = Mul(x, s) }")
     found = oc.compare(huge, huge, data={"x": np.full((4, 2), 1e100)})
     assert found.quality["outputs"]["y"]["cosine"] is None
-    assert found.quality["drop"] is None
+    assert found.quality["drop"] == 0
     json.dumps(found.as_json(), allow_nan=False)
 
 
@@ -190,8 +209,11 @@ def test_a_sigmoid_near_zero_is_scored_by_its_answers():
     output = found.quality["outputs"]["p"]
     assert output["cosine"] < 1
     assert output["largest"] < 1e-3
-    assert found.quality["metric"] == "cosine_of_answers"
-    assert found.quality["drop"] == pytest.approx(0, abs=1e-5)
-    assert any("only its noes were compared" in note for note in found.notes)
-    assert oc.compare(quiet, yes, data={"x": x}).quality["drop"] > 0.9
-    assert oc.compare(yes, quiet, data={"x": x}).quality["metric"] == "cosine"  # it says yes: its values count
+    assert (output["kind"], output["why"]) == ("mask", "behind Sigmoid")
+    assert found.quality["drop"] > 1  # twenty times its values, which are all there is to go by
+    assert found.notes == (
+        f"output 'p' is at most {output['largest']:.2g} on all samples, and 1 would be a yes: samples with what the "
+        "model looks for (--data, --eval) would show the rest",
+    )
+    assert oc.compare(quiet, yes, data={"x": x}).quality["drop"] > 1e5
+    assert oc.compare(yes, quiet, data={"x": x}).notes == ()

@@ -7,8 +7,8 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.data.evaluation_set import Evaluation
-from onnxcompress.jobs.judge import Races, Timings, Trials
-from onnxcompress.quality.estimated_drop import OutputKinds
+from onnxcompress.jobs.judge import Races, Timings, Trials, decisive_drop
+from onnxcompress.quality.verdict import OutputPlan
 from onnxcompress.runtime.latency import Latency
 from onnxcompress.runtime.loaded_model import LoadedModel
 from tests.helpers import floats, from_text
@@ -21,7 +21,7 @@ def _model(a="1, 2, 3, 4"):
     return from_text(TEXT.format(a=a))
 
 
-def _trials(*, timings=None, timed=True, final=lambda _: None, count=3, checkpoint=None):
+def _trials(*, timings=None, timed=True, final=lambda _: None, count=3, checkpoint=None, confidence=None):
     feeds = [{"x": floats(2, 4, seed=seed)} for seed in range(count)]
     return Trials(
         LoadedModel(_model()),
@@ -30,20 +30,35 @@ def _trials(*, timings=None, timed=True, final=lambda _: None, count=3, checkpoi
         final=final,
         limit=0.01,
         prefer="balanced",
-        kinds=OutputKinds(),
+        plan=OutputPlan.of(_model()),
         timed=timed,
         timings=timings or Timings(),
         threads=1,
         checkpoint=checkpoint,
+        confidence=confidence,
     )
 
 
 def test_the_original_itself_loses_nothing_and_another_model_does():
     judge = _trials()
     same, other = judge.score(_model()), judge.score(_model("1, 2, 3, 9"))
-    assert (same.drop, same.size_ratio, same.latency_ratio, same.least_sqnr_db) == (0, 1, None, None)
-    assert other.drop > 0.01
-    assert other.least_sqnr_db < 20
+    assert (same.drop, same.size_ratio, same.latency_ratio, same.divergence) == (0, 1, None, 0)
+    assert (same.drop_interval, same.decisive_drop, same.limited_drop) == ((0, 0), 0, 0)
+    x = np.concatenate([floats(2, 4, seed=seed) for seed in range(3)]).astype(np.float64) + np.arange(1, 5)
+    lost = 0.5 * 5**2 * len(x) / np.square(x - x.mean(0)).sum()  # the columns vary alike, so they are one group
+    assert other.drop == pytest.approx(lost, rel=1e-5)
+    assert other.divergence == other.drop == other.decisive_drop
+    assert other.drop_interval[0] < other.drop < other.drop_interval[1]
+
+
+def test_the_upper_end_decides_at_a_confidence():
+    half, sure = (_trials(confidence=each).score(_model("1, 2, 3, 9")) for each in (0.5, 0.95))
+    assert half.decisive_drop == half.drop
+    assert sure.decisive_drop == sure.limited_drop == pytest.approx(sure.drop_interval[1])
+    assert decisive_drop(0.01, (0.0, 0.03), None) == 0.01
+    assert decisive_drop(0.01, None, 0.95) == 0.01
+    assert decisive_drop(None, None, 0.95) is None
+    assert decisive_drop(0.01, (0.0, 0.03), 0.95) == pytest.approx(0.03)
 
 
 def test_a_candidate_that_fails_does_not_disturb_the_next_one():

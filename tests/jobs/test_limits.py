@@ -5,8 +5,8 @@ import pytest
 from onnxcompress.core import Trial
 from onnxcompress.jobs.limits import LatencyLimit, excess
 
-TRIAL = Trial(bytes=1000, size_ratio=0.5, latency_ratio=0.6, drop=0.0, least_sqnr_db=40.0, latency_ms=3.0)
-UNTIMED = Trial(bytes=1000, size_ratio=0.5, latency_ratio=None, drop=0.0, least_sqnr_db=40.0)
+TRIAL = Trial(bytes=1000, size_ratio=0.5, latency_ratio=0.6, drop=0.0, divergence=1e-4, latency_ms=3.0)
+UNTIMED = Trial(bytes=1000, size_ratio=0.5, latency_ratio=None, drop=0.0, divergence=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-c
 
 
 def _tried(label, size, latency, drop=0.001, **more):
-    trial = Trial(bytes=1, size_ratio=size, latency_ratio=latency, drop=drop, least_sqnr_db=40.0)
+    trial = Trial(bytes=1, size_ratio=size, latency_ratio=latency, drop=drop, divergence=1e-4)
     return TriedCandidate(label=label, trial=trial, objection=more.pop("objection", None), **more)
 
 

@@ -22,7 +22,7 @@ MODEL = from_text("g (float[1] x) => (float[1] y) { y = Relu(x) }")
 
 
 def _trial(size=100, latency=0.5, drop=0.0):
-    return Trial(bytes=size, size_ratio=size / 200, latency_ratio=latency, drop=drop, least_sqnr_db=40.0)
+    return Trial(bytes=size, size_ratio=size / 200, latency_ratio=latency, drop=drop, divergence=1e-4)
 
 
 def _candidate(label, **figures):

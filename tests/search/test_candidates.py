@@ -1,7 +1,5 @@
 """The best of measured candidates, and what is left out to meet a limit."""
 
-import math
-
 import pytest
 
 from onnxcompress import core
@@ -12,8 +10,14 @@ from tests.helpers import from_text
 MODEL = from_text("g (float[1] x) => (float[1] y) { y = Relu(x) }")
 
 
-def _trial(size=0.5, latency=0.5, drop=0.0, sqnr=40.0):
-    return Trial(bytes=1, size_ratio=size, latency_ratio=latency, drop=drop, least_sqnr_db=sqnr)
+def _trial(size=0.5, latency=0.5, drop=0.0, divergence=None):
+    return Trial(
+        bytes=1,
+        size_ratio=size,
+        latency_ratio=latency,
+        drop=drop,
+        divergence=drop if divergence is None else divergence,
+    )
 
 
 def _candidate(label, **figures):
@@ -73,7 +77,7 @@ class _Sums:
     def score(self, kept, *, most=None):  # noqa: ARG002
         self.asked.append(kept)
         total = sum(self.drops[name] for name in kept)
-        return _trial(drop=total, sqnr=-10 * math.log10(total) if total else None)
+        return _trial(drop=total, divergence=total)
 
     def least(self, limit, saves=None):
         sites = saves or dict.fromkeys(self.drops, 1.0)

@@ -53,7 +53,10 @@ def drop_posterior(
     """
     count = len(lost)
     evidence = np.maximum(lost, 0.0)
-    mean = max(float(divergence.mean()), _LEAST_DIVERGENCE)
+    mean = float(divergence.mean())
+    if mean <= _LEAST_DIVERGENCE and not evidence.any():
+        return Estimate.exact(0.0)
+    mean = max(mean, _LEAST_DIVERGENCE)
     top = max(confidence - chance, 1e-6)
     prior = top * -math.expm1(-(_RATE[0] + _RATE[1] * confidence) * mean / top)
     spread = _PRIOR_SPREAD**2 + float(divergence.var()) / count / mean**2

@@ -105,7 +105,7 @@ class _Judge:
         lost += self.added if "routes" in model.metadata_props and kept < 1 else 0
         return Trial(
             bytes=int(self.bytes * kept), size_ratio=kept, latency_ratio=kept * self.latency, drop=lost,
-            least_sqnr_db=20.0, expected_drop=lost if self.is_class else None,
+            divergence=lost,
         )  # fmt: skip
 
     def __call__(self, model, label):
@@ -366,9 +366,7 @@ class _Summing(_Judge):
             lost = 0.012
         if len(found) > 1 and "routes" in props:
             kept **= self.measured
-        return replace(
-            super().score(model, most=most), size_ratio=kept, latency_ratio=kept, drop=lost, expected_drop=lost
-        )
+        return replace(super().score(model, most=most), size_ratio=kept, latency_ratio=kept, drop=lost, divergence=lost)
 
 
 EVERY = ("drop-blocks", "prune-channels", "low-rank")

@@ -145,7 +145,7 @@ class _Judge:
         return replace(self.score(model), latency_ratio=self._ratio(model))
 
     def score(self, model, *, most=None):  # noqa: ARG002
-        return Trial(bytes=1, size_ratio=1, latency_ratio=None, drop=self._drop(model), least_sqnr_db=None)
+        return Trial(bytes=1, size_ratio=1, latency_ratio=None, drop=self._drop(model))
 
     def fault(self, model):
         return self._fault(model)

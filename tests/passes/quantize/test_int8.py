@@ -19,7 +19,7 @@ from onnxcompress.passes.quantize.static import QuantizeStatic
 from tests.helpers import floats, from_text, op_types, run, with_constants
 
 MODELS = Path(__file__).parents[3] / "models"
-BASE = {"bytes": 1, "size_ratio": 0.3, "latency_ratio": 0.5, "drop": 0.0, "least_sqnr_db": 40.0}
+BASE = {"bytes": 1, "size_ratio": 0.3, "latency_ratio": 0.5, "drop": 0.0, "divergence": 1e-4}
 
 
 class _Judge:
@@ -38,7 +38,7 @@ class _Judge:
 
     def score(self, model, *, most=None):  # noqa: ARG002
         drop = self.drop(model)
-        return Trial(**{**BASE, "drop": drop, "least_sqnr_db": 40 - 1000 * drop})
+        return Trial(**{**BASE, "drop": drop, "divergence": 10 ** (100 * drop - 4)})
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +167,12 @@ class _Recovering(_Judge):
     """Sees less noise in every other way than in the one before."""
 
     def score(self, model, *, most=None):  # noqa: ARG002
-        return Trial(**{**BASE, "drop": 0.004, "least_sqnr_db": 40.0 + len(self.labels)})
+        return Trial(**{**BASE, "drop": 0.004, "divergence": 10 ** (-4 - len(self.labels) / 10)})
 
     def __call__(self, model, label):
         super().__call__(model, label)
         tried = len(self.labels)
-        return Trial(**{**BASE, "drop": 0.005 - tried / 1e4, "least_sqnr_db": 39.0 + tried})
+        return Trial(**{**BASE, "drop": 0.005 - tried / 1e4, "divergence": 10 ** (-3.9 - tried / 10)})
 
 
 def test_what_lowers_the_error_is_kept_where_a_route_loses_something(net):
@@ -260,7 +260,7 @@ class _Hearing(_Judge):
 
     def score(self, model, *, most=None):  # noqa: ARG002
         noise = self.drop(model)
-        return Trial(**{**BASE, "drop": noise, "least_sqnr_db": -10 * np.log10(noise)})
+        return Trial(**{**BASE, "drop": noise, "divergence": noise})
 
     def __call__(self, model, label):
         super().__call__(model, label)

@@ -102,7 +102,7 @@ class _Judge:
 
     def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
         assert most is None
-        return Trial(bytes=len(model.graph), size_ratio=1, latency_ratio=None, drop=0.5, least_sqnr_db=None)
+        return Trial(bytes=len(model.graph), size_ratio=1, latency_ratio=None, drop=0.5)
 
 
 def test_a_score_that_falls_too_much_takes_it_back():

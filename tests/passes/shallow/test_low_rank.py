@@ -211,7 +211,7 @@ class _Judge:
     def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
         assert most is None
         size = model_io.model_bytes(model)
-        return Trial(bytes=size, size_ratio=1, latency_ratio=None, drop=self._drop, least_sqnr_db=None)
+        return Trial(bytes=size, size_ratio=1, latency_ratio=None, drop=self._drop)
 
     def fault(self, model: ir.Model) -> str | None:
         return "it is empty" if not len(model.graph) else None
