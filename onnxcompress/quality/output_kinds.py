@@ -118,6 +118,8 @@ def _integers(source: Source, dtype: np.dtype[np.generic]) -> KindDecision:
 
 
 def _floats(source: Source, arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> KindDecision:
+    if len({array.ndim for array in arrays}) > 1:
+        return KindDecision(OutputKind.NUMBERS, None, "floats of several ranks")
     rank = arrays[0].ndim
     axis = class_axis(rank)
     if rank and all(a.size for a in arrays):
@@ -249,7 +251,7 @@ def like_an_input(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np
     Near: correlated with it, and the difference varies less than the output, so that errors are not hidden by an input
     on another scale.
     """
-    for name in inputs[0] if inputs else ():
+    for name in inputs[0] if len(inputs) == len(arrays) else ():
         pairs = [(a, i[name]) for a, i in zip(arrays, inputs, strict=True) if isinstance(i.get(name), np.ndarray)]
         if len(pairs) < len(arrays) or any(a.shape != b.shape or b.dtype.kind not in "fiu" for a, b in pairs):
             continue

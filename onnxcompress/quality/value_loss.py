@@ -35,6 +35,9 @@ EMBEDDING_POINT = 0.03
 IMAGE_POINT = 0.03
 DETECTION_POINT = 0.05
 _POINT = 0.01
+MASK_SPREAD = 0.01
+"""Least standard deviation of probabilities: a mask that is near 0 on all samples is judged by its noes. Chosen by
+judgement: a class that one pixel in 10,000 has varies as much."""
 _JUMP = 5.0
 """Ratio of neighbouring sorted standard deviations from which on columns belong to different groups."""
 DEAD = 1e-6
@@ -57,10 +60,12 @@ class ErrorMoments:
 
     Args:
         axis: whose entries are columns of their own; None: all values are one column.
+        least_spread: standard deviation that every column has at least.
     """
 
-    def __init__(self, axis: int | None) -> None:
+    def __init__(self, axis: int | None, *, least_spread: float = 0.0) -> None:
         self._axis = axis
+        self._least_variance = least_spread**2
         self._found: list[list[np.ndarray]] = [[], [], []]
         self._counts: list[int] = []
 
@@ -85,13 +90,15 @@ class ErrorMoments:
         don't hide scores between 0 and 1. The error of a column that is constant is taken over its square, of
         one that is 0 throughout over the least variance of a column that is not.
         """
-        errors, squares, sums = (np.stack(part) for part in self._found)
-        errors = errors * np.reshape(factors, (-1, 1))
+        widths = np.array([len(each) for each in self._found[0]])
         counts = np.array(self._counts, np.float64)
-        if counts.sum() < _LEAST_VALUES:
-            errors, squares, sums = (part.sum(1, keepdims=True) for part in (errors, squares, sums))
-            counts = counts * len(self._found[0][0])
-        number = counts.sum()
+        if counts.sum() < _LEAST_VALUES or len(set(widths)) > 1:  # one column
+            errors, squares, sums = (np.array([[each.sum()] for each in part]) for part in self._found)
+            counts = counts * widths
+        else:
+            errors, squares, sums = (np.stack(part) for part in self._found)
+        errors = errors * np.reshape(factors, (-1, 1))
+        number = max(counts.sum(), 1.0)
         mean, power = sums.sum(0) / number, squares.sum(0) / number
         spread = np.maximum(squares - 2 * mean * sums + counts[:, None] * mean**2, 0.0)
         is_dead = spread.sum(0) / number <= DEAD * power
@@ -99,6 +106,7 @@ class ErrorMoments:
         live = np.flatnonzero(power > 0)
         if len(live):
             spread[:, power == 0] = spread[:, [live[spread.sum(0)[live].argmin()]]]
+        spread += counts[:, None] * np.maximum(self._least_variance - spread.sum(0) / number, 0.0)
         groups = _groups(np.sqrt(spread.sum(0) / number))
         return worst_ratio(
             np.stack([0.5 * errors[:, group].sum(1) for group in groups], 1),
@@ -106,7 +114,7 @@ class ErrorMoments:
         )
 
     def _columns(self, array: np.ndarray) -> np.ndarray:
-        if self._axis is None or not array.ndim or array.shape[self._axis] > _MOST_COLUMNS:
+        if self._axis is None or array.ndim <= self._axis or array.shape[self._axis] > _MOST_COLUMNS:
             return array.reshape(-1, 1)
         return np.moveaxis(array, self._axis, -1).reshape(-1, array.shape[self._axis])
 

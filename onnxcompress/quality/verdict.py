@@ -7,6 +7,7 @@ samples --> original and changed ---+--> meters --> losses --> worst --> drop wi
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -281,8 +282,10 @@ class VerdictMeter:
         losses: list[Loss] = []
         for part in parts:
             broken = self._broken.get((name, part.name))
-            if broken is not None:
+            if broken is not None and part is head:
                 return OutputLoss(name, head.decision.kind, broken, Loss(_NOT_COMPARABLE, math.inf))
+            if broken is not None:  # a source that has another shape in the result: the output itself is compared
+                continue
             slots = [k for k in self._meters or {} if k[0] == name and k[1].split(" as ")[0] == part.name]
             for slot in slots:
                 assert self._meters is not None
@@ -395,9 +398,13 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _flattened(value: Any) -> np.ndarray:
-    """Return the numbers of a sequence, of arrays or of maps, in order."""
+    """Return the numbers of a sequence, of arrays or of maps, in order; of texts their checksums."""
     if isinstance(value, Mapping):
         return _flattened([value[key] for key in sorted(value, key=str)])
+    if isinstance(value, str):
+        return np.array([zlib.crc32(value.encode())], np.float64)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OUS":
+        return _flattened(value.ravel().tolist())
     if isinstance(value, list | tuple):
         return np.concatenate([_flattened(each) for each in value]) if value else np.zeros(0)
     return np.atleast_1d(np.asarray(value, np.float64)).ravel()

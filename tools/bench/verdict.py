@@ -17,8 +17,8 @@ from bench.tables import Table
 from bench.verdict_bank import SUBJECTS, Case, cases
 from onnxcompress.data.evaluation_set import Evaluation
 from onnxcompress.quality import compare_outputs
-from onnxcompress.quality.estimated_drop import OutputKinds
-from onnxcompress.quality.expected_drop import SteadyDrop
+from onnxcompress.quality.output_sources import Ending, Source
+from onnxcompress.quality.verdict import OutputPlan
 
 COUNTS = (16, 32, 64, 128, 256)
 """Samples to judge by."""
@@ -71,33 +71,22 @@ class _Replay:
 
 def judge(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None:
     """Estimate as the report does."""
-    kinds = OutputKinds(logits=frozenset(facts["logits"]), sigmoids=frozenset(facts["sigmoids"]))
+    endings = {name: Ending.PRODUCT for name in facts["logits"]} | {name: Ending.SIGMOID for name in facts["sigmoids"]}
+    sources = {name: Source(endings.get(name, Ending.OTHER), "") for name in original[0]}
+    plan = OutputPlan(sources, states=frozenset(facts["state"].values()))
     samples = Evaluation(feeds=[{} for _ in original], source="bank", state=facts["state"])
-    quality = compare_outputs.measure(_Replay(original), _Replay(result), samples, kinds=kinds)
-    if quality.drop is None:
-        return None
-    low, high = getattr(quality, "drop_interval", None) or (math.nan, math.nan)
-    return quality.drop, low, high
-
-
-def search(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None:
-    """Estimate as searches do; as the report does where they have no figure of their own."""
-    kinds = OutputKinds(logits=frozenset(facts["logits"]), sigmoids=frozenset(facts["sigmoids"]))
-    steady = SteadyDrop(kinds, skip=sorted(facts["state"].values()))
-    for expected, got in zip(original, result, strict=True):
-        steady.add(expected, got)
-    drop = steady.drop()
-    return judge(original, result, facts) if drop is None else (drop, math.nan, math.nan)
+    quality = compare_outputs.measure(_Replay(original), _Replay(result), samples, plan=plan)
+    return None if quality.drop is None or quality.drop_interval is None else (quality.drop, *quality.drop_interval)
 
 
 def estimator(name: str) -> Estimator:
-    """Return `judge`, `search`, or `module:function`.
+    """Return `judge`, or `module:function`.
 
     Raises:
         ValueError: there is no such function.
     """
-    if name in ("judge", "search"):
-        return {"judge": judge, "search": search}[name]
+    if name == "judge":
+        return judge
     module, _, function = name.partition(":")
     try:
         found: Estimator = getattr(importlib.import_module(module), function)

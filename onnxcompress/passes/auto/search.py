@@ -6,7 +6,7 @@
     --judge-->    the best that is allowed; if the user's own samples refuse it, the next best
 
 The model as it is remains a valid answer. A search takes the best of many, so it compares steadier figures than the
-report's (`Trial.expected_drop`), and leaves a part of the limit for what few samples don't show.
+report's, and leaves a part of the limit for what few samples don't show.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class QuantizeBlocks:
             chosen = widths.within(middle)
             candidate, apart = _copy(model, context)
             self._rounded(candidate, chosen, apart)
-            drop = judge.score(candidate).drop
+            drop = judge.score(candidate).limited_drop
             is_good = drop is None or judge.limit is None or drop <= judge.limit
             if is_good and judge.fault(candidate) is None:
                 most, best = middle, chosen

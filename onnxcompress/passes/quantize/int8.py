@@ -69,7 +69,7 @@ class _TriedRoute(Candidate):
     @property
     def drop(self) -> float:
         """Loss of score, 0 where no output can be scored."""
-        return self.trial.drop or 0.0
+        return self.trial.limited_drop or 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +256,7 @@ class _RouteSearch:
         ranked = self._ranked(others)
         if ranked and ranked[0] is candidate:
             return True
-        without = replace(candidate.trial, drop=None)
+        without = replace(candidate.trial, drop=0.0, decisive_drop=None)
         if self._objection(candidate.trial) is None or self._objection(without):
             return False
         least = search.cost(ranked[0].trial, self.judge.prefer) if ranked else float("inf")
