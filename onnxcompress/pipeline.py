@@ -35,11 +35,10 @@ _MOST_CULPRITS = 16
 """Wrong rewrites that are singled out before the whole group is taken back."""
 
 _BISECTION_TIMES = 16.0
+"""Time for the search of wrong rewrites, in times of what it took to make and prove all of them: one among a thousand
+takes 12 attempts, each shorter than the first. Chosen by judgement; not measured."""
 _LEAST_BISECTION_SECONDS = 20.0
-"""Time for the search of wrong rewrites: so many times what it took to make and prove all of them, and at least this.
-
-One among a thousand rewrites takes 12 attempts, each shorter than the first. Chosen by judgement; not measured.
-"""
+"""Least time for that search. Chosen by judgement; not measured."""
 
 _NOT_FOUND = "which rewrite is at fault was not found in the time for it"
 

@@ -9,20 +9,17 @@ RUN_BYTES = 256 << 20
 
 Chosen by judgement, so that a run takes less than 1 GB; not measured.
 """
-
 INSPECT_BYTES = 320 << 20
 """Largest model that `inspect` loads in the runtime and tries passes on: some 1 GB of memory.
 
 Above `RUN_BYTES`, for `inspect` proves nothing: it holds one session and no second model to compare with.
 """
-
 APART_BYTES = 64 << 20
 """Largest model that is cheap to hold twice.
 
 Larger ones are serialized anew for each session, and `inspect` runs them in a process of their own, which maps their
 weights from a file. Chosen by judgement; not measured.
 """
-
 SHAPE_RUN_BYTES = 64 << 20
 """Largest model that is run only to learn the shapes that inference leaves open: a nicety is not worth more.
 

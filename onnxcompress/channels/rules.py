@@ -47,146 +47,41 @@ LINKS: Mapping[tuple[str, str], Links] = MappingProxyType(
             "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max "
             "Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor",
         ),
-        **_standard(
-            linear.batch_statistics,
-            "BatchNormalization",
-        ),
-        **_standard(
-            norms.layer_norm,
-            "LayerNormalization RMSNormalization SimplifiedLayerNormalization",
-        ),
-        **_standard(
-            norms.instance_norm,
-            "InstanceNormalization",
-        ),
-        **_standard(
-            norms.group_norm,
-            "GroupNormalization",
-        ),
-        **_standard(
-            norms.unit_norm,
-            "LpNormalization",
-        ),
-        **_standard(
-            norms.mean_variance_norm,
-            "MeanVarianceNormalization",
-        ),
-        **_standard(
-            norms.neighbours,
-            "LRN",
-        ),
-        **_standard(
-            norms.softmax,
-            "Hardmax LogSoftmax Softmax",
-        ),
-        **_standard(
-            norms.along_axis,
-            "CumSum TopK",
-        ),
-        **_standard(
-            norms.arg_extreme,
-            "ArgMax ArgMin",
-        ),
-        **_standard(
-            norms.keep_matrix,
-            "Trilu",
-        ),
-        **_standard(
-            norms.pool,
-            "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool",
-        ),
-        **_standard(
-            norms.reduce_sum,
-            "ReduceL1 ReduceL2 ReduceSum ReduceSumSquare",
-        ),
-        **_standard(
-            norms.reduce_mean,
-            "ReduceMean",
-        ),
-        **_standard(
-            norms.reduce_other,
-            "ReduceLogSum ReduceLogSumExp ReduceMax ReduceMin ReduceProd",
-        ),
-        **_standard(
-            norms.quantized,
-            "DequantizeLinear QuantizeLinear",
-        ),
-        **_standard(
-            layout.concat,
-            "Concat",
-        ),
-        **_standard(
-            layout.constant_of_shape,
-            "ConstantOfShape",
-        ),
-        **_standard(
-            layout.depth_to_space,
-            "DepthToSpace",
-        ),
-        **_standard(
-            layout.expand,
-            "Expand",
-        ),
-        **_standard(
-            layout.flatten,
-            "Flatten",
-        ),
-        **_standard(
-            layout.pad,
-            "Pad",
-        ),
-        **_standard(
-            layout.regions,
-            "RoiAlign",
-        ),
-        **_standard(
-            layout.reshape,
-            "Reshape",
-        ),
-        **_standard(
-            layout.resize,
-            "Resize Upsample",
-        ),
-        **_standard(
-            layout.shape,
-            "Shape",
-        ),
-        **_standard(
-            layout.slice_,
-            "Slice",
-        ),
-        **_standard(
-            layout.space_to_depth,
-            "SpaceToDepth",
-        ),
-        **_standard(
-            layout.split,
-            "Split",
-        ),
-        **_standard(
-            layout.squeeze,
-            "Squeeze",
-        ),
-        **_standard(
-            layout.tile,
-            "Tile",
-        ),
-        **_standard(
-            layout.transpose,
-            "Transpose",
-        ),
-        **_standard(
-            layout.unsqueeze,
-            "Unsqueeze",
-        ),
-        **_standard(
-            blocks.attention,
-            "Attention",
-        ),
-        **_standard(
-            blocks.rotary,
-            "RotaryEmbedding",
-        ),
+        **_standard(linear.batch_statistics, "BatchNormalization"),
+        **_standard(norms.layer_norm, "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
+        **_standard(norms.instance_norm, "InstanceNormalization"),
+        **_standard(norms.group_norm, "GroupNormalization"),
+        **_standard(norms.unit_norm, "LpNormalization"),
+        **_standard(norms.mean_variance_norm, "MeanVarianceNormalization"),
+        **_standard(norms.neighbours, "LRN"),
+        **_standard(norms.softmax, "Hardmax LogSoftmax Softmax"),
+        **_standard(norms.along_axis, "CumSum TopK"),
+        **_standard(norms.arg_extreme, "ArgMax ArgMin"),
+        **_standard(norms.keep_matrix, "Trilu"),
+        **_standard(norms.pool, "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool GridSample LpPool MaxPool"),
+        **_standard(norms.reduce_sum, "ReduceL1 ReduceL2 ReduceSum ReduceSumSquare"),
+        **_standard(norms.reduce_mean, "ReduceMean"),
+        **_standard(norms.reduce_other, "ReduceLogSum ReduceLogSumExp ReduceMax ReduceMin ReduceProd"),
+        **_standard(norms.quantized, "DequantizeLinear QuantizeLinear"),
+        **_standard(layout.concat, "Concat"),
+        **_standard(layout.constant_of_shape, "ConstantOfShape"),
+        **_standard(layout.depth_to_space, "DepthToSpace"),
+        **_standard(layout.expand, "Expand"),
+        **_standard(layout.flatten, "Flatten"),
+        **_standard(layout.pad, "Pad"),
+        **_standard(layout.regions, "RoiAlign"),
+        **_standard(layout.reshape, "Reshape"),
+        **_standard(layout.resize, "Resize Upsample"),
+        **_standard(layout.shape, "Shape"),
+        **_standard(layout.slice_, "Slice"),
+        **_standard(layout.space_to_depth, "SpaceToDepth"),
+        **_standard(layout.split, "Split"),
+        **_standard(layout.squeeze, "Squeeze"),
+        **_standard(layout.tile, "Tile"),
+        **_standard(layout.transpose, "Transpose"),
+        **_standard(layout.unsqueeze, "Unsqueeze"),
+        **_standard(blocks.attention, "Attention"),
+        **_standard(blocks.rotary, "RotaryEmbedding"),
         **_standard(blocks.recurrent(4), "LSTM"),
         **_standard(blocks.recurrent(3), "GRU"),
         **_standard(blocks.recurrent(1), "RNN"),

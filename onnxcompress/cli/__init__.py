@@ -43,7 +43,6 @@ app.command(name="recipes", epilog=lists.RECIPES_EXAMPLE)(lists.show_recipes)
 
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """Base of the errors that typer raises for mistakes on the command line; typer has it in a private module."""
-
 _INTERRUPTED = 130
 """Exit code after SIGINT, as shells have it."""
 _BUG = 70

@@ -58,12 +58,7 @@ def free_inputs(model: ir.Model) -> list[FreeInput]:
     """Return the inputs that a feed must hold; those with a default value are left to it."""
     known = roles(model)
     return [
-        FreeInput(
-            name=value.name or "",
-            type=value.type,
-            dims=_dims(value),
-            role=known.get(value.name or "", Role()),
-        )
+        FreeInput(name=value.name or "", type=value.type, dims=_dims(value), role=known.get(value.name or "", Role()))
         for value in model.graph.inputs
         if not value.is_initializer()
     ]

@@ -13,10 +13,8 @@ from ..data.feeds import Lazy
 
 _EVERY_OF_MANY, _EVERY_OF_FEW = 8, 4
 """One in eight samples is held out of many for training, one in four of few. Chosen by judgement; not measured."""
-
 _FEW = 512
 """Fewer samples than this are few. Chosen by judgement; not measured."""
-
 _EVERY_OF_REFIT = 5
 """One feed in five is held out for a refit. Chosen by judgement; not measured."""
 

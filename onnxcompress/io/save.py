@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 _INLINE_LIMIT_BYTES = wire.MAX_MESSAGE_BYTES - (1 << 20)
 """Larger models have external data: protobuf's limit, and a MiB for what readers add."""
-
 _ALIGNMENT_BYTES = 4096
 """A page, so that onnxruntime can map a tensor."""
-
 _HASH_DIGITS = 12
 """Hexadecimal digits of the hash in the name of a data file: 48 bits tell files in one folder apart."""
 

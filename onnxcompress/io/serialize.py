@@ -27,7 +27,6 @@ TRAINING_INFO = "onnxcompress.training_info"
 _QUANTIZATION = "quant_parameter_tensor_names"  # where onnx_ir keeps a value's quantization annotation
 _FUNCTION_VALUE_INFO_IR_VERSION = 10
 """From this version of the IR on functions have value_info."""
-
 _DEVICE_IR_VERSION = 11
 """From this version of the IR on models and nodes have device configurations."""
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 PACKED = b"ONNXPACK"
 """First bytes of an archive of a model, which `packing.archive` writes."""
-
 CHUNK_BYTES = 4 << 20
 """Read and written at a time. Chosen by judgement; not measured."""
 

@@ -30,16 +30,12 @@ if TYPE_CHECKING:
 
 LARGE_BYTES: Final = 1024
 """Tensors of this many bytes and more are left out of a skeleton."""
-
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
 """Protobuf's limit for one message."""
-
 _MAX_DEPTH: Final = 100
 """Protobuf's own limit for nested messages."""
-
 _WINDOW_BYTES: Final = 1 << 16
 """Read at a time while structure is scanned. Chosen by judgement; not measured."""
-
 _HEADER_BYTES: Final = 20
 """A tag and a length, ten bytes each at most."""
 
@@ -318,11 +314,7 @@ def _put_back(reader: _WireReader, start: int, end: int) -> _Edit | None:
 
 
 def _external_data(reference: Reference) -> bytes:
-    entries = {
-        "location": reference.location,
-        "offset": str(reference.offset),
-        "length": str(reference.length),
-    }
+    entries = {"location": reference.location, "offset": str(reference.offset), "length": str(reference.length)}
     parts = [_message(_EXTERNAL_DATA, _message(1, k.encode()) + _message(2, v.encode())) for k, v in entries.items()]
     return b"".join(parts) + _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
 

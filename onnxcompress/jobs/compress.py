@@ -263,13 +263,7 @@ def _with_ablations(run: Run, done: RecipeResult, executor: Workers | None) -> R
     try:
         found = ablation.before_and_after(run.original, done.model, feeds, executor=executor)
     except ModelError as error:
-        return replace(
-            done,
-            notes=(
-                *done.notes,
-                f"what the model depends on was not measured: {error.message}",
-            ),
-        )
+        return replace(done, notes=(*done.notes, f"what the model depends on was not measured: {error.message}"))
     return replace(done, ablations=found)
 
 
@@ -344,7 +338,12 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
             *run.proof.notes,
             *done.notes,
             *sample_notes(run.original, run.samples),
-            *measurement_notes(run.samples, measured.latency, measured.verification),
+            *measurement_notes(
+                run.samples,
+                measured.latency,
+                measured.verification,
+                is_optimized=measured.verification.mode != "full" or run.base.fast.is_optimized,
+            ),
             *(quality_notes(measured.quality, run.search_limit) if measured.quality is not None else ()),
             *(["the time limit was reached: a longer search may find more"] if run.clock.is_over else []),
         ),

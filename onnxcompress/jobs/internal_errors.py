@@ -24,7 +24,7 @@ def all_was_lost(errors: Sequence[InternalError], changes: Sequence[Change], pas
 
 
 def last_line(errors: Sequence[str]) -> str:
-    """Return what a user is told last, on one line."""
+    """Return the last line of the command's log."""
     return one_line(
         f"{'; '.join(errors)}: this is a bug of ours and was taken back: please report it with -v's output and, "
         "if you can, the model"

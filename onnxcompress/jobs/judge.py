@@ -124,7 +124,7 @@ class Trials:
         timed: False where the candidates are meant for another processor than this one.
         timings: records and replays.
         threads: of the runtime when it is timed.
-        checkpoint: where what is measured is noted, and read again by a run that goes on.
+        checkpoint: where what is measured is noted, and read again by a run that continues.
         confidence: that the loss is within the limit, where not the estimate but its upper end decides.
     """
 

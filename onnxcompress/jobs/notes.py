@@ -21,7 +21,9 @@ def sample_notes(original: ir.Model, samples: RunSamples) -> list[str]:
     return list(dict.fromkeys((*given.notes(), *odd, *samples.judged.notes())))
 
 
-def measurement_notes(samples: RunSamples, latency: Latency | None, verification: Verification) -> Iterator[str]:
+def measurement_notes(
+    samples: RunSamples, latency: Latency | None, verification: Verification, *, is_optimized: bool
+) -> Iterator[str]:
     """Yield a line for what was not measured, or not on real samples, and for a result that is slower."""
     if verification.mode == "none":
         yield "a plan: nothing was proved, scored, timed or written"
@@ -29,5 +31,7 @@ def measurement_notes(samples: RunSamples, latency: Latency | None, verification
         yield "proved region by region; the whole model was not run, so neither scored nor timed (--verify full)"
     elif samples.judged.source == "synthetic":
         yield "compared on synthetic inputs; --eval with labelled samples, or --data, would show the real quality"
+    if not is_optimized:
+        yield "onnxruntime can load the original with its optimizations off only: both models were run and timed so"
     if verification.mode == "full" and latency is not None and latency.is_slower:
         yield f"the result is {latency.ratio:.2f} times as slow as the original"

@@ -244,55 +244,43 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
     }
 )
 """(domain, operator) -> row; the standard domain is ""."""
-
 NONDETERMINISTIC = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 """Operators that draw random numbers: neither two runs nor two equal nodes give the same result."""
-
 STOCHASTIC = NONDETERMINISTIC | {"Dropout"}
 """Operators that draw random numbers in some mode: two equal nodes may differ even where one is left out of runs.
 
 Dropout draws them in training only, so that it is deterministic in the runs of a proof and yet never shared.
 """
-
 RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators that keep all elements of their first input and their order: only the dimensions are others."""
-
 REARRANGES = RESHAPES | {"Identity", "Transpose"}
 """Operators that keep all elements of their first input, in any order: each exactly once."""
-
 MOVES = REARRANGES | {"Slice"}
 """Operators whose one output consists of elements of their first input, each once at most."""
-
 DATA_MOVEMENT = MOVES | {"Concat", "Split"}
 """Operators whose outputs consist of elements of their first input (Concat: all inputs), each once at most."""
-
 KEEPS_FILL = MOVES | {"Expand", "Tile"}
 """Operators that move or repeat elements of their first input: a tensor of one number stays one."""
-
 CARRIES = DATA_MOVEMENT | KEEPS_FILL | {"Cast", "CastLike", "Gather", "Where"}
 """Operators whose outputs consist of elements of their data ports, of another type at most; see `data_ports`."""
-
 CARRIES_SCORES = REARRANGES | {"Add", "Cast", "DequantizeLinear"}
 """Operators between a last matrix product and an output that leave class scores what they are.
 
 An Add is a bias. A Slice is not among them: it may drop classes.
 """
-
 STORAGE = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
 """Operators that exporters and quantizers put between a stored weight and the node that computes with it.
 
 Squeeze, Unsqueeze and Flatten are left out: there they are the first step of a computation.
 """
-
 ELEMENTWISE = frozenset(
     {*("Abs", "Cast", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity")}
     | {*("LeakyRelu", "Log", "Neg", "Not", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt")}
     | {"Tanh"}
 )
 """Operators that map each element of one operand; further inputs are numbers (limits)."""
-
 SAME_SHAPE = ELEMENTWISE | frozenset(
     {*("Acos", "Asin", "Atan", "BatchNormalization", "CastLike", "Celu", "Cos", "CumSum", "DequantizeLinear")}
     | {*("Dropout", "GroupNormalization", "HardTanh", "InstanceNormalization", "IsInf", "IsNaN", "LRN")}
@@ -300,19 +288,15 @@ SAME_SHAPE = ELEMENTWISE | frozenset(
     | {*("Selu", "Shrink", "Sin", "Sinh", "Softmax", "Softsign", "Tan", "ThresholdedRelu", "Trilu")}
 )
 """Operators whose first result has the shape of their first input."""
-
 BROADCASTING = frozenset(
     {*("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul")}
     | {*("Or", "Pow", "Sub", "Sum", "Where", "Xor")}
 )
 """Operators that join elements at the same place of all their inputs, which broadcast."""
-
 NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"})
 """Operators whose results are never below zero."""
-
 SELECT = DATA_MOVEMENT | KEEPS_FILL | {"Cast", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 """Operators whose results lie between elements of their first input (Concat: all inputs)."""
-
 DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         **dict.fromkeys(
@@ -327,7 +311,6 @@ DATA_PORTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 """Operator -> its first input with data, and the one after the last; absent: all are."""
-
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), (0.0, 1.0)),
@@ -335,24 +318,13 @@ RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     }
 )
 """Operators of the standard domain -> the range that their results are within, whatever they read."""
-
 HOMOGENEOUS = frozenset({"Abs", "Identity", "LeakyRelu", "PRelu", "Relu"})
 """Operators with f(a x) = a f(x) for every a > 0, element by element of their first input."""
-
 HOMOGENEOUS_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
 """The same, channel by channel: channels are axis 1."""
-
 ZERO_BY_DEFAULT: Mapping[str, tuple[int, ...]] = MappingProxyType(
-    {
-        "Conv": (2,),
-        "ConvTranspose": (2,),
-        "Gemm": (2,),
-        "GRU": (3, 5),
-        "LSTM": (3, 5, 6, 7),
-        "RNN": (3, 5),
-    }
+    {"Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "GRU": (3, 5), "LSTM": (3, 5, 6, 7), "RNN": (3, 5)}
 )
 """Operator -> optional inputs (bias, initial state) that count as zeros where absent."""
-
 GENERATORS = frozenset({"ConstantOfShape", "Expand", "EyeLike", "OneHot", "Range", "Tile"})
 """Operators whose output can be far bigger than everything they read."""

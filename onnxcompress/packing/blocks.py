@@ -49,10 +49,8 @@ class _Transform(enum.IntEnum):
 _RAW, _ZSTD = 0, 1
 _MOST_COLOURS = 256
 """Different words of a palette: an index is one byte."""
-
 _FEWEST_ZEROS = 1 / 16
 """Share of words from which on it may pay to say where they are."""
-
 Read = Callable[[int], bytes]
 """Returns the next so many bytes of the archive, or raises ModelError."""
 

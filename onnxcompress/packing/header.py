@@ -31,13 +31,10 @@ _START = struct.Struct("<8sIII")
 
 _OWN_BYTES = 64 << 10
 """Segments from this size on have blocks of their own."""
-
 _MOST_HEADER_BYTES = 256 << 20
 """Longer headers are refused before memory is taken for them. Chosen by judgement; not measured."""
-
 _MOST_RATIO = 1000
 """Most bytes restored from one byte of an archive, without `max_bytes`. Chosen by judgement; not measured."""
-
 _ALWAYS_BYTES = 1 << 30
 """What is unpacked without `max_bytes`: this much, or more where the archive's own size makes it likely."""
 

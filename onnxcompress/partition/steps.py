@@ -27,7 +27,6 @@ from .value_types import ValueSize
 
 SMALL_BYTES = 1024
 """Shape arithmetic up to this size is made anew in each part; larger results are passed on."""
-
 PAGE_BYTES = 4096
 """Page size of the systems that are supported."""
 _NEARBY_BYTES = 16 * PAGE_BYTES

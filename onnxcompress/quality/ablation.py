@@ -1,6 +1,6 @@
-"""What a model leans on: how much its outputs change when a layer, or a part of its channels, falls silent.
+"""Ablation: relative change of a model's outputs when a layer, or a part of its channels, is zeroed.
 
-    layer --> x switch --> readers      switch: an input, ones by default, zeros for what is silenced
+    layer --> x switch --> readers      switch: an input, ones by default, zeros for what is ablated
 
 A layer is found in the compressed model by the name of the value that it makes, which passes keep.
 """
@@ -27,17 +27,19 @@ from ..runtime import session as runtime
 from ..shapes import count as counting
 
 _PARTS = 8
-"""Parts of a layer's channels, neighbours together, that are silenced one after another."""
+"""Parts of a layer's channels, neighbours together, that are zeroed one after another."""
 _MOST_SAMPLES = 16
+"""Samples that are run. Chosen by judgement; not measured."""
 _MACS = 4e10
 """Multiply-accumulates that are spent on one model: 10 to 20 seconds."""
 _UNKNOWN_MACS = 10**8
+"""Multiply-accumulates that are assumed where they can't be counted. Chosen by judgement; not measured."""
 _TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What silence does to the worst output: root of the changed power as a part of the output's own.
+    """Relative RMS change of the worst output when a layer is zeroed.
 
     `parts` is the same for equal parts of the layer's channels, in order; empty where there was no time for them.
     """
@@ -49,7 +51,7 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerAblation:
-    """What a model leaned on, and what its compressed form leans on; None where a layer is not there any more."""
+    """Ablation of a layer in a model and in its compressed form; None where a layer is not there any more."""
 
     layer: str
     before: Ablation | None
@@ -63,7 +65,7 @@ class LayerAblation:
 def before_and_after(
     original: ir.Model, compressed: ir.Model, feeds: Sequence[Feed], *, executor: Workers | None = None
 ) -> tuple[LayerAblation, ...]:
-    """Silence every layer of a model, and what has become of it in a compressed form of it.
+    """Ablate every layer of a model, and the same layers of a compressed form of it.
 
     Args:
         original: its linear layers in the main graph are looked at.
@@ -78,17 +80,17 @@ def before_and_after(
     axes = {layer.y.name or "": 1 if layer.window is not None else -1 for layer in top}
     some = list(feeds[:_MOST_SAMPLES])
     data = model_io.to_bytes(compressed)
-    sent = None if executor is None else executor.submit(leans, data, axes, some)
-    before = leans(model_io.to_bytes(original), axes, some)
-    after = leans(data, axes, some) if sent is None else sent.result()
+    sent = None if executor is None else executor.submit(ablations, data, axes, some)
+    before = ablations(model_io.to_bytes(original), axes, some)
+    after = ablations(data, axes, some) if sent is None else sent.result()
     return tuple(
         LayerAblation(layer=layer.label, before=before.get(layer.y.name or ""), after=after.get(layer.y.name or ""))
         for layer in top
     )
 
 
-def leans(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[str, Ablation]:
-    """Return what silence does for each value that the main graph of a model makes; for another process, too.
+def ablations(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[str, Ablation]:
+    """Return the ablation of each value that the main graph of a model makes; for another process, too.
 
     Args:
         data: the model.
@@ -113,20 +115,20 @@ def leans(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> dict[s
 
     def change(name: str, first: int, last: int) -> float:
         key, switch = switches[name]
-        silenced = switch.copy()
-        silenced.reshape(-1)[first:last] = 0
-        got = [session.run({**feed, key: silenced}, names) for feed in joined]
+        zeroed = switch.copy()
+        zeroed.reshape(-1)[first:last] = 0
+        got = [session.run({**feed, key: zeroed}, names) for feed in joined]
         return _change(names, expected, got)
 
-    leaned: dict[str, Ablation] = {}
+    changes: dict[str, Ablation] = {}
     for name in found:
         channels = int(shapes[name][axes[name]])
         edges = [channels * part // parts for part in range(parts + 1)] if parts else []
         pairs = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
-        leaned[name] = Ablation(
+        changes[name] = Ablation(
             change=change(name, 0, channels), channels=channels, parts=tuple(change(name, a, b) for a, b in pairs)
         )
-    return leaned
+    return changes
 
 
 def _shapes(model: ir.Model, feed: Feed, names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,7 @@ _DESTROYED = 0.125
 """Half of the squared error of centred logits over their squares from which on they are destroyed: no loss of up to a
 point had over .07."""
 _POINT = 0.01
-
+"""Loss of accuracy that is called one point."""
 
 _PARTS = ("sample", "lost", "divergence", "confidence", "best", "new", "margin", "margin_error")
 """Fields of `DecisionRows` with an entry for each row."""

@@ -31,7 +31,7 @@ BATCH = 64
 
 
 class DivergenceKind(enum.Enum):
-    """What the numbers along the last axis of an output are."""
+    """Meaning of the numbers along the last axis of an output."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"

@@ -38,7 +38,7 @@ Measurement = Callable[[], Runs]
 
 
 class NoiseFloor:
-    """How much the outputs of a model move by rounding alone; measured as far as an answer needs it.
+    """Deviation of a model's outputs by rounding alone; measured as far as an answer needs it.
 
     Args:
         reference: what the model computes.

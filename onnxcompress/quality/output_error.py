@@ -1,4 +1,4 @@
-"""How far an output's values are from the original's, summed up over feeds."""
+"""Deviation of an output's values from the original's, summed up over feeds."""
 
 from __future__ import annotations
 

@@ -32,12 +32,14 @@ _FEW_LABELS = 4
 _UNSURE = 0.45
 """Mean confidence below which samples may be of none of a model's classes: the loss was then 2.6 points too high."""
 _MANY_CLASSES = 100
+"""Classes from which on a low mean confidence says so. Chosen by judgement; not measured."""
 _POINT = 0.01
+"""Loss that is called one point."""
 _NOT_COMPARABLE = Estimate.exact(1.0)
 
 
 class Runs(Protocol):
-    """What runs a model: a session, or something that represents one."""
+    """Protocol of a session, or something that represents one."""
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Return output name -> array."""
@@ -101,7 +103,7 @@ class Verdict:
 
 @dataclass
 class OutputPlan:
-    """What is compared of a model's outputs; kinds are decided on the first samples that the original runs.
+    """Values of a model that are compared; kinds are decided on the first samples that the original runs.
 
     Args:
         sources: output -> the computation behind it, in the original.

@@ -1,4 +1,4 @@
-"""How much noise a change of one weight makes in a model's outputs, for many weights with one session.
+"""Noise in a model's outputs from a change of one weight, for many weights with one session.
 
 Each weight becomes an input that has its old value as default, so that a run gets another value in its place without
 the model being loaded again.
@@ -36,7 +36,7 @@ def noises(
     """Return for each weight the noise that its change makes in the worst output, as a part of the output's power.
 
     Args:
-        model: left as it is; the names of the weights stand for one constant each in it, bodies included.
+        model: left as it is; each name of a weight is one constant in it, bodies included.
         changed: name of a weight -> makes what it is changed to, in its shape and type.
         feeds: complete feeds.
         state: outputs that carry a state to the next run, and don't count.

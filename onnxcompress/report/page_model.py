@@ -21,7 +21,6 @@ from .wording import counted, grouped, number, small
 
 MOST_ROWS = 3000
 """Rows of the table of layers; the JSON report has the others. Chosen by judgement; not measured."""
-
 _EXAMPLES = 3
 """Targets that are named of each summary; chosen by judgement."""
 

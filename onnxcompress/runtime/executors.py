@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 _RETRIES = 2
 """Further tries of a piece whose worker was lost. Chosen by judgement; not measured."""
-
 _CONNECT_SECONDS = 15
 """For a scheduler to answer. Chosen by judgement; not measured."""
 

@@ -19,31 +19,22 @@ from .session import RunTime, Session
 
 SLOWER_RATIO = 1.05
 """A result counts as slower where the low end of the interval of its ratio is above this. Chosen by judgement."""
-
 PRECISION = 0.02
 """Width of the interval, as a part of the ratio, at which no more pairs are run. Chosen by judgement; not measured."""
-
 _TRUSTED_WIDTH = 0.2
 """Width of the interval, as a part of the ratio, up to which a figure is trusted. Chosen by judgement; not measured."""
-
 _MOST_DISTURBED = 0.1
 """Share of disturbed runs up to which the wall clock is trusted. On 2 cores with a load of 15 it was 0.16 to 0.41."""
-
 _LEAST_PAIRS = 3
 """Pairs that are run however long they take."""
-
 _GLANCE_PAIRS = 9
 """Pairs without which a glance says nothing: the fewest that are resampled."""
-
 _FIRST_CHECK = 21
 """Pairs after which a race may end by precision: fewer may agree by chance. Chosen on made noise; see its tests."""
-
 _MOST_PAIRS = 2000
 """Pairs of one race. Chosen by judgement; not measured."""
-
 _RESAMPLES = 400
 """Bootstrap samples behind an interval. Chosen by judgement; not measured."""
-
 _QUARTILE, _LOW, _HIGH = 25, 5, 95
 """Percentiles: of the times of a model, and of the ends of a 90% interval."""
 

@@ -12,7 +12,6 @@ from .processes import RemoteObject
 
 LOAD_SECONDS = 600.0
 """Most time for loading a model. Chosen by judgement; not measured."""
-
 RUN_SECONDS = 3600.0
 """Most time for one run, where nothing else limits it. Chosen by judgement; not measured."""
 
@@ -28,6 +27,10 @@ class RemoteSession:
     def __init__(self, held: Callable[..., Any], *args: Any) -> None:
         self._remote = RemoteObject(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
         self.inputs, self.outputs = self._remote.call("specs", timeout_seconds=LOAD_SECONDS)
+
+    def is_optimized(self) -> bool:
+        """Return whether the runtime's optimizations are on there."""
+        return bool(self._remote.call("is_optimized", timeout_seconds=LOAD_SECONDS))
 
     def get_inputs(self) -> list[Any]:
         """Describe the inputs as the runtime's own session does."""

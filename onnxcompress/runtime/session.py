@@ -49,7 +49,6 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 _MOST_WAITED = 0.05
 """Share of a run that its threads may wait for processors before it counts as disturbed. Chosen by judgement."""
-
 _NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"^Load model from .*? failed: ?"),
@@ -104,9 +103,13 @@ class RunTime:
 class Session:
     """A model loaded in onnxruntime on the CPU; made by `open_session`."""
 
-    def __init__(self, session: ort.InferenceSession | RemoteSession, *, threads: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession | RemoteSession, *, threads: int, is_optimized: bool = False
+    ) -> None:
         self._session = session
         self.threads = threads
+        self.is_optimized = is_optimized
+        """Whether the runtime's optimizations are on."""
         self.provider = PROVIDER
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         """The inputs that a feed must hold: weights that are declared as inputs have a value already."""
@@ -182,6 +185,10 @@ class _Held:
         inputs, outputs = ([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)
         return inputs, outputs
 
+    def is_optimized(self) -> bool:
+        """Return whether the runtime's optimizations are on."""
+        return self._session.is_optimized
+
     def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
         """Run once."""
         return self._session.run(feed, names, max_seconds=max_seconds)
@@ -194,6 +201,9 @@ class _Held:
 def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Session:
     """Load a model on the CPU.
 
+    Some models (a Clip of doubles behind a Relu) load with the optimizations off only: then they are, see
+    `Session.is_optimized`.
+
     Args:
         model: a serialized ModelProto, or the path of one (needed where weights are in external files).
         optimize: True for the runtime's full optimizations (speed, quality), False for none (equality).
@@ -204,10 +214,17 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
 
     """
     if isolation.current() == "apart":
-        return Session(
-            RemoteSession(_Held, open_session, model, {"optimize": optimize, "threads": threads}), threads=threads
-        )
-    return Session(_load(model, _options(optimize=optimize, threads=threads)), threads=threads)
+        remote = RemoteSession(_Held, open_session, model, {"optimize": optimize, "threads": threads})
+        return Session(remote, threads=threads, is_optimized=remote.is_optimized())
+    try:
+        loaded = _load(model, _options(optimize=optimize, threads=threads))
+    except ModelError:
+        if not optimize:
+            raise
+        with contextlib.suppress(ModelError):
+            return Session(_load(model, _options(optimize=False, threads=threads)), threads=threads)
+        raise
+    return Session(loaded, threads=threads, is_optimized=optimize)
 
 
 def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Session:

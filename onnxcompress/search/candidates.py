@@ -17,7 +17,6 @@ from ..core import Candidate, Clock, Judge, Prefer, Trial
 
 _SAMPLES = 8
 """Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
-
 _EQUAL = 1.05
 """Costs and times that differ by less count as equal: measured times are not sharper."""
 

@@ -18,10 +18,8 @@ Dims = tuple[Size, ...]
 
 MOST_ELEMENTS = 256
 """Tensors with more elements are not followed: what shapes are computed from is small."""
-
 INTEGERS = frozenset({ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64})
 """Types whose elements are followed: what shapes are computed in."""
-
 _MOST_FORKS = 64
 """Undecided Ifs of a model whose branches are told apart by what follows; bounds the time, not measured."""
 

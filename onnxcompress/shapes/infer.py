@@ -150,9 +150,7 @@ def _defined(proto: onnx.GraphProto) -> set[str]:
     return made | {info.name for info in proto.input} | {tensor.name for tensor in proto.initializer}
 
 
-def _declared(
-    infos: object,
-) -> Iterator[tuple[str, _Fact]]:
+def _declared(infos: object) -> Iterator[tuple[str, _Fact]]:
     for info in infos:  # type: ignore[attr-defined]
         tensor = info.type.tensor_type
         if not info.type.HasField("tensor_type"):

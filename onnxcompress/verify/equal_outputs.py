@@ -53,8 +53,9 @@ _SEED = 2
 """Of the directions in which float16 weights are moved."""
 
 _LEAST_SECONDS = 10.0
+"""Time that every run is given. Chosen by judgement; not measured."""
 _MOST_TIMES = 20
-"""A candidate that takes so many times what the model before took, and these seconds, is stuck."""
+"""Multiple of what the model before took, beyond `_LEAST_SECONDS`, from which on a candidate is stuck."""
 
 
 def most_seconds(slowest_seconds: float) -> float:
@@ -64,7 +65,7 @@ def most_seconds(slowest_seconds: float) -> float:
 
 @dataclass(frozen=True)
 class _ProofForm:
-    """What is run in place of a model; `data` is None where that is the model itself."""
+    """Model that is run in place of another; `data` is None where that is the model itself."""
 
     loaded: LoadedModel
     data: bytes | None
@@ -113,7 +114,7 @@ class EqualOutputs:
 
     @property
     def most_seconds(self) -> float:
-        """How long a candidate may run: many times as long as the model."""
+        """Seconds that a candidate may run: many times as long as the model."""
         _ = self._floor
         return most_seconds(self._slowest_seconds)
 

@@ -124,8 +124,9 @@ class WholeProof:
         try:
             fault = self._equality.mismatch(opened) if self._lossless else self._degenerate(opened)
             vars(opened).pop("plain", None)  # the memory is wanted for the next
+            if fault is None and not opened.fast.is_optimized and self._before.fast.is_optimized:
+                fault = "onnxruntime can load it with its optimizations off only"  # its rewrites must survive ours
             if fault is None:
-                _ = opened.fast  # the runtime's own rewrites must survive ours
                 self.proved = opened
         except ModelError as error:
             return error.message

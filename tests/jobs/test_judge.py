@@ -44,7 +44,7 @@ def test_the_original_itself_loses_nothing_and_another_model_does():
     same, other = judge.score(_model()), judge.score(_model("1, 2, 3, 9"))
     assert (same.drop, same.size_ratio, same.latency_ratio, same.divergence) == (0, 1, None, 0)
     assert (same.drop_interval, same.decisive_drop, same.limited_drop) == ((0, 0), 0, 0)
-    x = np.concatenate([floats(2, 4, seed=seed) for seed in range(3)]).astype(np.float64) + [1, 2, 3, 4]
+    x = np.concatenate([floats(2, 4, seed=seed) for seed in range(3)]).astype(np.float64) + np.arange(1, 5)
     lost = 0.5 * 5**2 * len(x) / np.square(x - x.mean(0)).sum()  # the columns vary alike, so they are one group
     assert other.drop == pytest.approx(lost, rel=1e-5)
     assert other.divergence == other.drop == other.decisive_drop

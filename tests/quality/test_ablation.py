@@ -1,4 +1,4 @@
-"""What a model leans on is what its outputs miss when it falls silent."""
+"""Ablation finds the layers that a model depends on."""
 
 import numpy as np
 import pytest

@@ -11,7 +11,13 @@ MODEL = from_text("g (float[1] x) => (float[1] y) { y = Relu(x) }")
 
 
 def _trial(size=0.5, latency=0.5, drop=0.0, divergence=None):
-    return Trial(bytes=1, size_ratio=size, latency_ratio=latency, drop=drop, divergence=drop if divergence is None else divergence)
+    return Trial(
+        bytes=1,
+        size_ratio=size,
+        latency_ratio=latency,
+        drop=drop,
+        divergence=drop if divergence is None else divergence,
+    )
 
 
 def _candidate(label, **figures):

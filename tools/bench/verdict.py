@@ -70,13 +70,15 @@ class _Replay:
 
 
 def judge(original: Runs, result: Runs, facts: Mapping[str, Any]) -> Told | None:
-    """Estimate as the report does."""
-    endings = {name: Ending.PRODUCT for name in facts["logits"]} | {name: Ending.SIGMOID for name in facts["sigmoids"]}
-    sources = {name: Source(endings.get(name, Ending.OTHER), "") for name in original[0]}
+    """Estimate as reports and searches do."""
+    endings = dict.fromkeys(facts["logits"], Ending.PRODUCT) | dict.fromkeys(facts["sigmoids"], Ending.SIGMOID)
+    sources = {name: Source(endings.get(name, Ending.OTHER), "the last layer") for name in original[0]}
     plan = OutputPlan(sources, states=frozenset(facts["state"].values()))
     samples = Evaluation(feeds=[{} for _ in original], source="bank", state=facts["state"])
     quality = compare_outputs.measure(_Replay(original), _Replay(result), samples, plan=plan)
-    return None if quality.drop is None or quality.drop_interval is None else (quality.drop, *quality.drop_interval)
+    if quality.drop is None or quality.drop_interval is None:
+        return None
+    return quality.drop, *quality.drop_interval
 
 
 def estimator(name: str) -> Estimator:

@@ -56,7 +56,6 @@ class AffineMap:
 
 _EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Type -> spacing of its numbers at 1."""
-
 _NEGLIGIBLE = 1e-37
 """Absolute error that is always accepted: the least normal float32 is 1.2e-38."""
 

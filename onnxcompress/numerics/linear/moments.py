@@ -11,7 +11,6 @@ import numpy as np
 
 CHUNK_ROWS = 4096
 """Rows that are converted to float64 at a time, for memory. Chosen by judgement; not measured."""
-
 MOST_COLUMNS = 4608
 """Most columns for which `xx` is kept by default: 170 MB per group. Chosen for memory."""
 

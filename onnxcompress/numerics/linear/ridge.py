@@ -21,10 +21,8 @@ from .moments import Moments
 RATIOS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Penalties that are tried, as parts of the mean diagonal of X'X: from the strongest on, until they don't help. Chosen
 by judgement; not measured."""
-
 _PATIENCE = 2
 """Penalties in a row without gain after which weaker ones are not tried. Chosen by judgement; not measured."""
-
 EXACT = 1e-10
 """Error, as a part of the targets' variance, below which there is nothing to fit."""
 

@@ -21,13 +21,10 @@ from .histograms import Histogram
 
 FRACTIONS = tuple(float(f) for f in np.geomspace(1.0, 0.02, 48))
 """Parts of the extremes that are tried as ends of the range. Chosen by judgement; not measured."""
-
 COVERAGES = (0.99999, 0.9999, 0.999)
 """Parts of the values that percentile ranges cover. Chosen by judgement; not measured."""
-
 LEAST_GAIN = 0.02
 """Least part of the layers' error that a clip must remove. Chosen on the zoo models."""
-
 _EVALUATED = 6
 """Ranges of least expected error that are evaluated exactly. Chosen by judgement; not measured."""
 _MOST_POINTS = 8

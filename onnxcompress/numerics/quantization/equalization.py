@@ -34,7 +34,6 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0)
 """Parts of the ranges that are moved. Chosen by judgement; not measured."""
 _BLOCK_CANDIDATES = 4
 """Clipped ranges of a block that are tried for each scale, for time. Chosen by judgement; not measured."""
-
 _MOST = 12
 """Largest exponent of a scale: beyond it numbers may leave the range of their type. Chosen by judgement; not
 measured."""

@@ -12,7 +12,6 @@ import numpy as np
 
 FLOAT16_MAX = 65504.0
 """The largest finite float16."""
-
 NEGLIGIBLE = 1e-8
 """Noise of a row, as a part of the mean row's signal, that is ignored however large it is in its own row. Chosen by
 judgement; not measured."""

@@ -14,10 +14,8 @@ import numpy as np
 
 BINS = 4096
 """Bins of a histogram. Chosen by judgement; not measured."""
-
 MOST_COUNTED = 1 << 17
 """Most values of one array that are counted, evenly spread; extremes are those of all. Chosen for time."""
-
 _CHUNK = 1 << 17
 """Values that are binned at a time, for memory. Chosen by judgement; not measured."""
 _INDEX_BITS = 23

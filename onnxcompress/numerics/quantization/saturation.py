@@ -13,7 +13,6 @@ import numpy as np
 
 LIMIT = 32767
 """Largest int16."""
-
 CHUNK_VALUES = 1 << 22
 """Products that are computed at a time, for memory. Chosen by judgement; not measured."""
 

@@ -14,13 +14,10 @@ WHOLE = "all elements"
 
 CHANNEL_ELEMENTS = 256
 """Least elements of a channel, for its root mean square to say anything (relative standard error 4%)."""
-
 _MOST_CHANNELS = 2048
 """Longer axes are positions rather than channels. Chosen by judgement; not measured."""
-
 Deviation = Mapping[str, np.ndarray]
 """Group of elements (`WHOLE` or an axis) -> root mean square, float64 [1] or [channels]."""
-
 UNIT = 2.0**-24
 """Half the distance of 1 to the next float32: the least relative rounding of a result."""
 

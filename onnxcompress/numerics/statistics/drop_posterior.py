@@ -34,6 +34,7 @@ _WIDENING = (1.25, 0.002)
 """The interval is widened by this factor and, on both sides, by this loss: raw it covered 72% of the zoo's damages,
 most of those outside being losses and gains of under .2 points, which no sample shows."""
 _TAIL = 0.05
+"""Probability beyond either end of a 90% interval."""
 _LEAST_DIVERGENCE = 1e-9
 """Divergence in nats that counts as none."""
 

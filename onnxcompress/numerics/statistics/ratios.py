@@ -8,7 +8,9 @@ from scipy.stats import t
 from .estimate import Estimate
 
 _RESAMPLES = 400
+"""Draws of the bootstrap. Chosen by judgement; not measured."""
 _TAIL = 0.05
+"""Probability beyond either end of a 90% interval."""
 _ALONE = 4.0
 """Factor to both sides where a single sample says nothing about the spread."""
 

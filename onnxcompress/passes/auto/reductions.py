@@ -130,10 +130,10 @@ class Reducer:
             lost, most = expected_loss(trial), self.most()
             if lost is not None and not trains:
                 self._levels.setdefault(name, []).append(Level(call, self._cost(start, trial), lost, most))
-            if lost is None or most is None or lost <= most:
+            if most is None or (lost is not None and lost <= most):
                 return replace(start, lost=lost, keep=None if self._has_budget(name) else (name, keep))
             self._refuse_lossy(start, lost, most)
-            if lost > _NEAR_MISS * most:
+            if lost is None or lost > _NEAR_MISS * most:
                 return None
         return None
 
@@ -154,7 +154,7 @@ class Reducer:
         if start is None:
             return None
         lost = expected_loss(self._judge.score(start.built.model))
-        if lost is not None and lost > most:
+        if lost is None or lost > most:
             self._refuse_lossy(start, lost, most)
             return None
         return replace(start, lost=lost)
@@ -204,8 +204,9 @@ class Reducer:
     def _refuse(self, reason: str) -> None:
         self._refusals.append(Change.skipped(self._place, reason))
 
-    def _refuse_lossy(self, start: Start, lost: float, most: float) -> None:
-        self._refuse(f"{start.label}: it would lose {lost:.4f}, more than {most:.4f}")
+    def _refuse_lossy(self, start: Start, lost: float | None, most: float) -> None:
+        why = "no output can be scored" if lost is None else f"it would lose {lost:.4f}, more than {most:.4f}"
+        self._refuse(f"{start.label}: {why}")
 
 
 def expected_loss(trial: Trial) -> float | None:

@@ -5,8 +5,8 @@
     x numbers     int8 by the route that measures best, weights of a few bits
     --judge-->    the best that is allowed; if the user's own samples refuse it, the next best
 
-The model as it is remains a valid answer. A search takes the best of many, so it compares steadier figures than the
-report's, and leaves a part of the limit for what few samples don't show.
+The model as it is remains a valid answer. A search takes the best of many, so it ranks by divergence, whose variance is
+low, and leaves a part of the limit for what few samples don't show.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ class SearchBest:
         """Replace the model by the best candidate; without data, store its weights as int8."""
         if context.judge is None:
             why = "nothing is measured in a plan" if context.feeds else "without --data, only weights are made smaller"
+            return [*self.quantize_weights.run(model, context), _skipped(why)]
+        if context.judge.limit is not None and context.judge.score(model).drop is None:
+            why = "no output can be scored, so only weights are made smaller; --output-kind may help"
             return [*self.quantize_weights.run(model, context), _skipped(why)]
         if not context.gate.admits(self.name, GRAPH):
             return []

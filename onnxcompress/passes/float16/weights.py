@@ -13,7 +13,6 @@ from ...numerics.quantization import float16
 
 PIECE_BYTES = 8 << 20
 """Bytes of a weight that are read at a time. Chosen by judgement, for memory; not measured."""
-
 LAZY_BYTES = 16 << 20
 """Least size of weights that are rounded only when the result is read. Chosen by judgement; not measured."""
 

@@ -182,10 +182,7 @@ def _touching_slices(node: ir.Node, port: int, axis: int, ctx: RewriteContext) -
             _set_slice(node, x, joined, ctx)
             return
         _set_slice(second, x, joined, ctx)
-        second.outputs[0].name, second.outputs[0].shape = (
-            ctx.names.fresh(f"{second.outputs[0].name}_joined"),
-            None,
-        )
+        second.outputs[0].name, second.outputs[0].shape = (ctx.names.fresh(f"{second.outputs[0].name}_joined"), None)
         _rejoin(node, [*node.inputs[:port], second.outputs[0], *after], x)
 
     return merged(node, first, apply)

@@ -26,14 +26,11 @@ from . import constants_run
 
 _BATCH_BYTES = 64 << 20
 """Most memory of the constants and results of nodes that are run together. Chosen by judgement; not measured."""
-
 _PARKED_BYTES = 1 << 20
 """Least size of results that are parked in a temporary file until the model is saved. Chosen by judgement; not
 measured."""
-
 _MOST_BYTES = 1 << 30
 """Largest result of a node that is run. Chosen by judgement; not measured."""
-
 _NAME_BYTES = 16
 """Bytes of a node or an initializer in the file besides its names and data. Estimated; not measured."""
 

@@ -21,7 +21,6 @@ RUNNABLE = frozenset(
     }
 )
 """Types that go into the runtime, and come out, as numpy arrays."""
-
 _FED_ELEMENTS = 1024
 """Most elements of constants that are written into the graph, since kernels may require constant axes; larger ones
 are fed. Chosen by judgement; not measured."""

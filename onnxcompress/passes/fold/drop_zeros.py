@@ -20,7 +20,6 @@ _DEPTH = 8
 """Nodes that are followed back to a constant, at most. Chosen by judgement; not measured."""
 _MOST_ELEMENTS = 1 << 16
 """Most elements of a constant that is read: no bias or state is larger."""
-
 _GEMM_BIAS_OPTIONAL_FROM = 11
 """First opset in which Gemm works without a bias."""
 

@@ -248,11 +248,7 @@ def _fixed_pads(window: Window) -> tuple[tuple[int, int], ...] | None:
 
 def set_window(node: ir.Node, window: Window, groups: int) -> None:
     """Write a convolution's window and groups as attributes."""
-    lists = {
-        "kernel_shape": window.kernel,
-        "strides": window.strides,
-        "dilations": window.dilations,
-    }
+    lists = {"kernel_shape": window.kernel, "strides": window.strides, "dilations": window.dilations}
     if window.pads is not None:
         lists["pads"] = (*(a for a, _ in window.pads), *(b for _, b in window.pads))
         node.attributes.pop("auto_pad", None)

@@ -34,14 +34,11 @@ _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _PARKED_BYTES = 1 << 20
 """Least size of merged weights that are parked in a temporary file until the model is saved. Chosen by judgement; not
 measured."""
-
 _MOST_BYTES = 128 << 20
 """Largest merged weight, which is built in memory. Chosen by judgement; not measured."""
-
 _MOST_RESULT_BYTES = 512 << 10
 """Largest merged result: outside of a cache, splitting takes longer than one product saves. Measured on four
 transformers, see above."""
-
 _UNFUSED = ("MatMul", "LayerNormalization", "RMSNormalization", "Softmax")
 """Readers besides data movement with which onnxruntime fuses no product or sum before them."""
 

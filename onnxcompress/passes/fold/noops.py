@@ -21,10 +21,8 @@ from .value_bounds import clip_limits, non_negative
 
 FAR = 2**31 - 1
 """Exporters write a slice's open end as the largest int32 or int64."""
-
 _Same = Callable[[ir.Node, RewriteContext], ir.Value | None]
 """Returns the value that the node's first output always equals, None where there is none."""
-
 _NEUTRAL: Mapping[str, tuple[float, bool]] = {
     "Add": (0.0, True),
     "Sub": (0.0, False),

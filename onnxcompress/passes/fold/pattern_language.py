@@ -22,7 +22,6 @@ from .value_bounds import clip_limits
 RELATIVE = 1e-6
 """Relative tolerance of constants: float32 has 6e-8, rounding in between a few times that. Chosen by judgement; not
 measured."""
-
 COARSE = 1e-3
 """Relative tolerance of constants that are stored as float16 or bfloat16. Chosen by judgement; not measured."""
 

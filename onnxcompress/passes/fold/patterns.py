@@ -157,11 +157,7 @@ _SIXTH = Op(
     X,
     where=lambda n: close(query.attribute(n, "alpha", 0.2), 1 / 6) and close(query.attribute(n, "beta", 0.5), 0.5),
 )
-_HARD_SWISH = Any(
-    over(Op("Mul", X, _RELU6), 6.0),
-    Op("Mul", X, over(_RELU6, 6.0)),
-    Op("Mul", over(X, 6.0), _RELU6),
-)
+_HARD_SWISH = Any(over(Op("Mul", X, _RELU6), 6.0), Op("Mul", X, over(_RELU6, 6.0)), Op("Mul", over(X, 6.0), _RELU6))
 
 
 def _hard_swish(match: Match, _node: ir.Node, ctx: RewriteContext) -> Make | str:
@@ -203,11 +199,7 @@ _GELU_TANH_OF = Any(
     Op("Mul", Op("Add", X, Op("Mul", _CUBE, Num(0.044715))), Num(math.sqrt(2 / math.pi))),
     times(
         X,
-        Op(
-            "Add",
-            Any(Op("Mul", squared(X), Num(0.044715)), Op("Mul", X, Op("Mul", X, Num(0.044715)))),
-            Num(1.0),
-        ),
+        Op("Add", Any(Op("Mul", squared(X), Num(0.044715)), Op("Mul", X, Op("Mul", X, Num(0.044715)))), Num(1.0)),
         Num(math.sqrt(2 / math.pi)),
     ),
 )

@@ -275,10 +275,7 @@ def _work_before(node: ir.Node, region: _TransposeRegion, ctx: RewriteContext) -
         if "axes" in node.attributes:
             node.attributes.add(ir.AttrInt64s("axes", axes))
         else:
-            old, new = (
-                node.inputs[1],
-                ctx.add_constant(node, f"{node.outputs[0].name}_axes", np.asarray(axes)),
-            )
+            old, new = (node.inputs[1], ctx.add_constant(node, f"{node.outputs[0].name}_axes", np.asarray(axes)))
             node.replace_input_with(1, new)
             if old is not None:
                 edit.remove_unread(old)

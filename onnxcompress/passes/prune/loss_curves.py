@@ -83,11 +83,7 @@ def families(channels: Channels, selects: Callable[[ir.Node], bool]) -> list[Fam
             makers = tuple(sorted({id(use.node) for use in group.made}))
             found.setdefault((reads, makers), []).append(group)
     return [
-        Family(
-            groups=tuple(group.id for group in groups),
-            sites=reads,
-            label=_label(groups[0]),
-        )
+        Family(groups=tuple(group.id for group in groups), sites=reads, label=_label(groups[0]))
         for (reads, _), groups in found.items()
     ]
 

@@ -131,7 +131,7 @@ class QuantizeBlocks:
             candidate, apart = _copy(model, context)
             self._rounded(candidate, chosen, apart)
             drop = judge.score(candidate).limited_drop
-            is_good = drop is None or judge.limit is None or drop <= judge.limit
+            is_good = judge.limit is None or (drop is not None and drop <= judge.limit)
             if is_good and judge.fault(candidate) is None:
                 most, best = middle, chosen
             else:

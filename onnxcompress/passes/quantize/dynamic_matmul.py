@@ -26,7 +26,6 @@ from .weight_uses import WeightUse
 
 OPSET = 11
 """The opset from which on there is DynamicQuantizeLinear."""
-
 _MOST_DEPTH = (2**31 - 1) // (255 * 128)
 """Products of uint8 and int8 that an int32 can always sum up."""
 _MOST_STEPS = 4

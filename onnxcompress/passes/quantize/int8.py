@@ -15,6 +15,7 @@ much, or is slower than the original, is refused with its figures. Where no rout
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
@@ -68,7 +69,7 @@ class _TriedRoute(Candidate):
 
     @property
     def drop(self) -> float:
-        """Loss of score, 0 where no output can be scored."""
+        """Loss that is held against the limit, 0 where no output can be scored."""
         return self.trial.limited_drop or 0.0
 
 
@@ -130,11 +131,12 @@ class _RouteSearch:
         """Turn the model into the best candidate and report what was done and what was not."""
         candidates = self._candidates()
         chosen = next((c for c in map(self._accepted, self._ranked(candidates)) if c is not None), None)
+        chosen = chosen or self._unscored(candidates)
         for candidate in candidates:
             if chosen is None or candidate.variant.route != chosen.variant.route:
                 self._refuse(candidate, self._objection(candidate.trial) or "another route is better")
         if chosen is None:
-            return self.refusals
+            return [*self._advice(candidates), *self.refusals]
         edit.become(self.model, chosen.model)
         if self.context.archive is not None:
             self.context.archive.choose(chosen, place=QuantizeInt8.name)
@@ -147,6 +149,24 @@ class _RouteSearch:
             route=chosen.variant.route,
         )
         return [summary, *chosen.changes, *self.refusals]
+
+    def _unscored(self, candidates: Sequence[_TriedRoute]) -> _TriedRoute | None:
+        """Return the candidate with nothing but int8 weights, where no output can be scored."""
+        if any(candidate.trial.drop is not None for candidate in candidates):
+            return None
+        return next((c for c in candidates if c.variant.route == "weights"), None)
+
+    def _advice(self, candidates: Sequence[_TriedRoute]) -> Iterator[Change]:
+        """Yield the best of the candidates that lose too much, and the limit that would take it."""
+        limit = self.judge.limit
+        losing = [c for c in candidates if limit is not None and c.trial.limited_drop is not None and c.drop > limit]
+        best = next(iter(search.ranked(losing, self.judge.prefer, None)), None)
+        if best is not None:
+            needed = math.ceil(best.drop * 1000) / 1000
+            figures = search.figures(best.trial)
+            yield _skipped(
+                f"no route is within the limit of {limit:g}; --max-drop {needed:g} takes {best.label}: {figures}"
+            )
 
     def _candidates(self) -> list[_TriedRoute]:
         """Return the measured routes, each by the best variant that was found."""
@@ -256,7 +276,7 @@ class _RouteSearch:
         ranked = self._ranked(others)
         if ranked and ranked[0] is candidate:
             return True
-        without = replace(candidate.trial, drop=0.0, decisive_drop=None)
+        without = replace(candidate.trial, drop=0.0, decisive_drop=0.0)
         if self._objection(candidate.trial) is None or self._objection(without):
             return False
         least = search.cost(ranked[0].trial, self.judge.prefer) if ranked else float("inf")

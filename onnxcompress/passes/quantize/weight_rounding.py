@@ -19,11 +19,9 @@ from ...numerics.quantization import affine_weights
 
 PIECE_BYTES = 8 << 20
 """Bytes of a weight that are read at a time. Chosen by judgement; not measured."""
-
 KEPT_BYTES = 64 << 20
 """Bytes up to which a weight is kept in memory between the reading for the scales and the one for the error. Chosen by
 judgement; not measured."""
-
 LAZY_BYTES = 16 << 20
 """Bytes from which on a weight is rounded only when its integers are first read. Chosen by judgement; not measured."""
 

@@ -22,7 +22,6 @@ from ...shapes import resolve
 
 _LONGEST = 2
 """Most blocks that one shortcut bypasses: attention and its feed-forward block make one layer of a transformer."""
-
 _IDEMPOTENT = ("Relu", "Clip", "Identity")
 """Operators that return their own results unchanged."""
 

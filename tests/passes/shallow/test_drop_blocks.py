@@ -141,9 +141,7 @@ class _Strict:
     def score(self, model: ir.Model, *, most: int | None = None) -> Trial:
         assert most is None
         gone = 4 - sum(name.startswith("a") and name[1:].isdigit() for name in _names(model))
-        return Trial(
-            bytes=1, size_ratio=1, latency_ratio=None, drop=0.0 if gone <= self._allowed else 0.5
-        )
+        return Trial(bytes=1, size_ratio=1, latency_ratio=None, drop=0.0 if gone <= self._allowed else 0.5)
 
     def fault(self, model: ir.Model) -> str | None:
         return None if op_types(model) else "it is empty"
