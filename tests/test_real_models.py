@@ -72,7 +72,9 @@ def test_few_bits_with_data_keep_the_accuracy_and_times_can_be_replayed(paths, t
     assert model_io.to_bytes(again.model) == model_io.to_bytes(result.model)
     limited = oc.compress(paths["vit"], eval_data=evaluated, max_bytes=150_000, **options)
     assert 140_000 < limited.report.output.bytes <= 150_000
-    assert oc.compress(paths["vit"], **options | {"metric": "agreement"}).report.quality["samples"] == 64  # 16 held out and 48 seen
+    assert (
+        oc.compress(paths["vit"], **options | {"metric": "agreement"}).report.quality["samples"] == 64
+    )  # 16 held out and 48 seen
     smaller = oc.compress(paths["vit"], max_drop=0.05, **options | {"metric": None})
     assert smaller.report.output.bytes < 0.9 * result.report.output.bytes
     assert smaller.report.quality["drop"] <= 0.05

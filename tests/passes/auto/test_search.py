@@ -367,8 +367,12 @@ class _Summing(_Judge):
         if len(found) > 1 and "routes" in props:
             kept **= self.measured
         return replace(
-            super().score(model, most=most), size_ratio=kept, latency_ratio=kept, drop=lost, divergence=lost,
-            decisive_drop=lost + self.widened
+            super().score(model, most=most),
+            size_ratio=kept,
+            latency_ratio=kept,
+            drop=lost,
+            divergence=lost,
+            decisive_drop=lost + self.widened,
         )
 
 
