@@ -238,6 +238,8 @@ def _falls_along_rows(arrays: Sequence[np.ndarray]) -> bool:
 
 def sorted_column(arrays: Sequence[np.ndarray]) -> int | None:
     """Return the column of [rows, columns] arrays by which their rows are sorted, highest first; None without one."""
+    if len({array.shape[1] for array in arrays}) > 1:
+        return None
     falls = np.ones(arrays[0].shape[1], bool)
     varies = np.zeros(arrays[0].shape[1], bool)
     for array in arrays:

@@ -46,10 +46,12 @@ MASK_SPREAD = 0.01
 judgement: a class that one pixel in 10,000 has varies as much."""
 _JUMP = 5.0
 """Ratio of neighbouring sorted standard deviations from which on columns belong to different groups."""
-DEAD = 1e-6
+DEAD = 1e-10
 """Part of a column's mean square up to which its variance makes it constant."""
 _HUGE = 1e140
 """Larger numbers count as this, so that sums of squares don't overflow."""
+_SAME = 1e-6
+"""Part of the largest number up to which vectors without a direction of their own are the same."""
 _LEAST_VALUES = 4
 """Values of a column from which on it has a variance of its own."""
 TINY = 1e-30
@@ -111,7 +113,7 @@ class ErrorMoments:
         mean, power = sums.sum(0) / number, squares.sum(0) / number
         spread = np.maximum(squares - 2 * mean * sums + counts[:, None] * mean**2, 0.0)
         is_dead = spread.sum(0) / number <= DEAD * power
-        spread = np.where(is_dead, squares, spread) + TINY * counts[:, None]
+        spread = np.where(is_dead, squares, spread) + TINY * np.maximum(counts, 1.0)[:, None]
         live = np.flatnonzero(power > 0)
         if len(live):
             spread[:, power == 0] = spread[:, [live[spread.sum(0)[live].argmin()]]]
@@ -143,7 +145,7 @@ def embedding_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
     for a, b in rows:
         x, y = a - centre, b - centre
         size = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-        same = (np.abs(x - y).max(1) <= DEAD * np.abs(a).max(initial=TINY)).astype(np.float64)
+        same = (np.abs(x - y).max(1) <= _SAME * np.abs(a).max(initial=TINY)).astype(np.float64)
         found.append(float(np.mean(1 - np.where(size > TINY, (x * y).sum(1) / np.maximum(size, TINY), same))))
     return mean_interval(np.maximum(np.array(found), 0.0) * factors)
 

@@ -377,7 +377,8 @@ def _incomparable(one: Any, other: Any, kind: OutputKind) -> str | None:
     if one.dtype.kind == "f" and one.shape == other.shape and (np.isfinite(one) & ~np.isfinite(other)).any():
         return "numbers that are not finite where the original's are"
     free = (OutputKind.DETECTION_ROWS, OutputKind.SELECTION, OutputKind.SIGNAL)
-    if one.shape == other.shape or kind in free:
+    is_other_table = kind is OutputKind.DETECTION_ROWS and one.shape[1:] != other.shape[1:]
+    if one.shape == other.shape or (kind in free and not is_other_table):
         return None
     is_rows = one.ndim == other.ndim == 2 and one.shape[1] == other.shape[1]
     is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) >= value_loss.FRAME and one.ndim == other.ndim
