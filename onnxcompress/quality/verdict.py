@@ -198,7 +198,9 @@ class OutputPlan:
         axis = source.axis if source.ending is Ending.CHOICE else None
         ending = Source(Ending.PRODUCT if axis is not None else source.ending, source.operator)
         moved = _samples([_choices_last(run[name], axis) for run in runs], batches)
-        return JudgedValue(name, output_kinds.decide(ending, moved, inputs), source, axis=axis)
+        return JudgedValue(
+            name, output_kinds.decide(ending, moved, inputs, classes_last=axis is not None), source, axis=axis
+        )
 
 
 _SCORES = (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES)
@@ -292,7 +294,7 @@ class VerdictMeter:
             for slot in slots:
                 assert self._meters is not None
                 found = self._loss(slot)
-                if part.is_scored and part.decision.kind is OutputKind.LABELS:
+                if part.is_scored and part.decision.kind is OutputKind.LABELS and self._has_scores(name, parts):
                     ratio = value_loss.SHARE_POINT / value_loss.SCORED_SHARE_POINT
                     found = replace(found, drop=found.drop.scaled(ratio))
                 losses.append(found)
@@ -306,6 +308,10 @@ class VerdictMeter:
         return OutputLoss(
             name, head.decision.kind, head.decision.why, Loss(drop, max(loss.divergence for loss in losses), figures)
         )
+
+    def _has_scores(self, name: str, parts: Sequence[JudgedValue]) -> bool:
+        """Return whether class scores behind an output were compared: the result may lack them."""
+        return any((name, part.name) in (self._meters or {}) for part in parts if part.decision.kind in _SCORES)
 
     def _loss(self, slot: tuple[str, str]) -> Loss:
         """Return the loss of one meter, that on seen samples corrected by the loss on those that were held out."""

@@ -59,7 +59,9 @@ def test_boxes_hide_no_scores():
 
 
 def test_a_constant_column_is_measured_by_its_square_and_zeros_by_the_others():
-    values = np.concatenate([RANDOM.standard_normal((16, 50, 1)), np.full((16, 50, 1), 100.0), np.zeros((16, 50, 1))], -1)
+    values = np.concatenate(
+        [RANDOM.standard_normal((16, 50, 1)), np.full((16, 50, 1), 100.0), np.zeros((16, 50, 1))], -1
+    )
     for column, expected in ((1, 0.5 * 0.1**2 / 100**2), (2, 0.5 * 0.1**2 / values[..., 0].var())):
         error = np.zeros_like(values)
         error[..., column] = 0.1

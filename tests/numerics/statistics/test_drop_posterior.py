@@ -72,5 +72,7 @@ def test_no_single_decision_of_64_decides(flips, mean, size):
 
 def test_more_evidence_is_a_larger_loss():
     divergence = np.full(64, 0.05)
-    found = [drop_posterior(np.r_[np.full(k, 0.4), np.zeros(64 - k)], divergence, **ROWS).value for k in range(0, 20, 2)]
+    found = [
+        drop_posterior(np.r_[np.full(k, 0.4), np.zeros(64 - k)], divergence, **ROWS).value for k in range(0, 20, 2)
+    ]
     assert found == sorted(found)

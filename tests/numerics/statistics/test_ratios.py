@@ -31,7 +31,5 @@ def test_the_interval_is_about_that_of_students_t_and_the_same_each_time():
 
 def test_the_interval_holds_the_mean_of_skewed_samples_in_most_cases():
     random = np.random.default_rng(1)
-    held = [
-        found.low <= 1 <= found.high for found in (mean_interval(random.gamma(1, 1, 32)) for _ in range(200))
-    ]
+    held = [found.low <= 1 <= found.high for found in (mean_interval(random.gamma(1, 1, 32)) for _ in range(200))]
     assert 0.82 < np.mean(held) < 0.95
