@@ -101,7 +101,7 @@ class RowCollector:
         rows, chances = np.arange(len(p)), np.exp(p)
         best, new = p.argmax(1), q.argmax(1)
         moved = (q - p) - (q - p).mean(1, keepdims=True)
-        second = np.argpartition(-p, 1, axis=1)[:, :2].sum(1) - best
+        second = np.argpartition(-p, 1, axis=1)[:, :2].sum(1) - best if p.shape[1] > 1 else best
         margin = p[rows, best] - p[rows, second]
         self._error += float(np.square(moved).mean(1).sum())
         self._square += float(np.square(p - p.mean(1, keepdims=True)).mean(1).sum())

@@ -88,7 +88,8 @@ class _ClassMeter:
 
 class _NumbersMeter:
     def __init__(self, decision: KindDecision) -> None:
-        self._moments = value_loss.ErrorMoments(decision.axis)
+        least = value_loss.MASK_SPREAD if decision.kind is OutputKind.MASK else 0.0
+        self._moments = value_loss.ErrorMoments(decision.axis, least_spread=least)
         self._is_residual = decision.kind is OutputKind.RESIDUAL
 
     def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:

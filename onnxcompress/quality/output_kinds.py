@@ -87,13 +87,20 @@ class KindDecision:
     why: str
 
 
-def decide(source: Source, values: Sequence[object], inputs: Sequence[Mapping[str, np.ndarray]]) -> KindDecision:
+def decide(
+    source: Source,
+    values: Sequence[object],
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    *,
+    classes_last: bool = False,
+) -> KindDecision:
     """Return the kind of an output.
 
     Args:
         source: the computation behind it.
         values: what the original gives, one array a sample without its batch axis (or a list, for a sequence).
         inputs: the samples' inputs in the same order, without their batch axis.
+        classes_last: whether classes can lie along the last axis only.
     """
     if source.ending is Ending.STATE:
         return KindDecision(OutputKind.STATE, None, f"state or cache of {source.operator}")
@@ -107,7 +114,7 @@ def decide(source: Source, values: Sequence[object], inputs: Sequence[Mapping[st
         return KindDecision(OutputKind.BOOLEANS, None, f"booleans of {source.operator or 'an input'}")
     if code in "iu":
         return _integers(source, arrays[0].dtype)
-    return _floats(source, arrays, inputs)
+    return _floats(source, arrays, inputs, classes_last=classes_last)
 
 
 def _integers(source: Source, dtype: np.dtype[np.generic]) -> KindDecision:
@@ -121,9 +128,17 @@ def _integers(source: Source, dtype: np.dtype[np.generic]) -> KindDecision:
     return KindDecision(OutputKind.LABELS, None, "integers")
 
 
-def _floats(source: Source, arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> KindDecision:
+def _floats(
+    source: Source,
+    arrays: Sequence[np.ndarray],
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    *,
+    classes_last: bool,
+) -> KindDecision:
+    if len({array.ndim for array in arrays}) > 1:
+        return KindDecision(OutputKind.NUMBERS, None, "floats of several ranks")
     rank = arrays[0].ndim
-    axis = class_axis(rank)
+    axis = -1 if classes_last else class_axis(rank)
     if rank and all(a.size for a in arrays):
         found = _scores(source, arrays, axis) or (_scores(source, arrays, -1) if axis != -1 else None)
         if found is not None:
@@ -236,6 +251,8 @@ def _falls_along_rows(arrays: Sequence[np.ndarray]) -> bool:
 
 def sorted_column(arrays: Sequence[np.ndarray]) -> int | None:
     """Return the column of [rows, columns] arrays by which their rows are sorted, highest first; None without one."""
+    if len({array.shape[1] for array in arrays}) > 1:
+        return None
     falls = np.ones(arrays[0].shape[1], bool)
     varies = np.zeros(arrays[0].shape[1], bool)
     for array in arrays:
@@ -253,7 +270,7 @@ def like_an_input(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np
     Near: correlated with it, and the difference varies less than the output, so that errors are not hidden by an input
     on another scale.
     """
-    for name in inputs[0] if inputs else ():
+    for name in inputs[0] if len(inputs) == len(arrays) else ():
         pairs = [(a, i[name]) for a, i in zip(arrays, inputs, strict=True) if isinstance(i.get(name), np.ndarray)]
         if len(pairs) < len(arrays) or any(a.shape != b.shape or b.dtype.kind not in "fiu" for a, b in pairs):
             continue

@@ -41,12 +41,17 @@ DETECTION_POINT = 0.05
 """Distance of matched rows that is one point: a detector had .004 to .029 for F1 losses to 2.6 points, .25 from 8."""
 _POINT = 0.01
 """Loss that is called one point, for every kind."""
+MASK_SPREAD = 0.01
+"""Least standard deviation of probabilities: a mask that is near 0 on all samples is judged by its noes. Chosen by
+judgement: a class that one pixel in 10,000 has varies as much."""
 _JUMP = 5.0
 """Ratio of neighbouring sorted standard deviations from which on columns belong to different groups."""
-DEAD = 1e-6
+DEAD = 1e-10
 """Part of a column's mean square up to which its variance makes it constant."""
 _HUGE = 1e140
 """Larger numbers count as this, so that sums of squares don't overflow."""
+_SAME = 1e-6
+"""Part of the largest number up to which vectors without a direction of their own are the same."""
 _LEAST_VALUES = 4
 """Values of a column from which on it has a variance of its own."""
 TINY = 1e-30
@@ -66,10 +71,12 @@ class ErrorMoments:
 
     Args:
         axis: whose entries are columns of their own; None: all values are one column.
+        least_spread: standard deviation that every column has at least.
     """
 
-    def __init__(self, axis: int | None) -> None:
+    def __init__(self, axis: int | None, *, least_spread: float = 0.0) -> None:
         self._axis = axis
+        self._least_variance = least_spread**2
         self._found: list[list[np.ndarray]] = [[], [], []]
         self._counts: list[int] = []
 
@@ -94,20 +101,23 @@ class ErrorMoments:
         don't hide scores between 0 and 1. The error of a column that is constant is taken over its square, of
         one that is 0 throughout over the least variance of a column that is not.
         """
-        errors, squares, sums = (np.stack(part) for part in self._found)
-        errors = errors * np.reshape(factors, (-1, 1))
+        widths = np.array([len(each) for each in self._found[0]])
         counts = np.array(self._counts, np.float64)
-        if counts.sum() < _LEAST_VALUES:
-            errors, squares, sums = (part.sum(1, keepdims=True) for part in (errors, squares, sums))
-            counts = counts * len(self._found[0][0])
-        number = counts.sum()
+        if counts.sum() < _LEAST_VALUES or len(set(widths)) > 1:  # one column
+            errors, squares, sums = (np.array([[each.sum()] for each in part]) for part in self._found)
+            counts = counts * widths
+        else:
+            errors, squares, sums = (np.stack(part) for part in self._found)
+        errors = errors * np.reshape(factors, (-1, 1))
+        number = max(counts.sum(), 1.0)
         mean, power = sums.sum(0) / number, squares.sum(0) / number
         spread = np.maximum(squares - 2 * mean * sums + counts[:, None] * mean**2, 0.0)
         is_dead = spread.sum(0) / number <= DEAD * power
-        spread = np.where(is_dead, squares, spread) + TINY * counts[:, None]
+        spread = np.where(is_dead, squares, spread) + TINY * np.maximum(counts, 1.0)[:, None]
         live = np.flatnonzero(power > 0)
         if len(live):
             spread[:, power == 0] = spread[:, [live[spread.sum(0)[live].argmin()]]]
+        spread += counts[:, None] * np.maximum(self._least_variance - spread.sum(0) / number, 0.0)
         groups = _groups(np.sqrt(spread.sum(0) / number))
         return worst_ratio(
             np.stack([0.5 * errors[:, group].sum(1) for group in groups], 1),
@@ -115,7 +125,7 @@ class ErrorMoments:
         )
 
     def _columns(self, array: np.ndarray) -> np.ndarray:
-        if self._axis is None or not array.ndim or array.shape[self._axis] > _MOST_COLUMNS:
+        if self._axis is None or array.ndim <= self._axis or array.shape[self._axis] > _MOST_COLUMNS:
             return array.reshape(-1, 1)
         return np.moveaxis(array, self._axis, -1).reshape(-1, array.shape[self._axis])
 
@@ -135,7 +145,7 @@ def embedding_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
     for a, b in rows:
         x, y = a - centre, b - centre
         size = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-        same = (np.abs(x - y).max(1) <= DEAD * np.abs(a).max(initial=TINY)).astype(np.float64)
+        same = (np.abs(x - y).max(1) <= _SAME * np.abs(a).max(initial=TINY)).astype(np.float64)
         found.append(float(np.mean(1 - np.where(size > TINY, (x * y).sum(1) / np.maximum(size, TINY), same))))
     return mean_interval(np.maximum(np.array(found), 0.0) * factors)
 

@@ -7,6 +7,7 @@ samples --> original and changed ---+--> meters --> losses --> worst --> drop wi
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -197,7 +198,9 @@ class OutputPlan:
         axis = source.axis if source.ending is Ending.CHOICE else None
         ending = Source(Ending.PRODUCT if axis is not None else source.ending, source.operator)
         moved = _samples([_choices_last(run[name], axis) for run in runs], batches)
-        return JudgedValue(name, output_kinds.decide(ending, moved, inputs), source, axis=axis)
+        return JudgedValue(
+            name, output_kinds.decide(ending, moved, inputs, classes_last=axis is not None), source, axis=axis
+        )
 
 
 _SCORES = (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES)
@@ -283,13 +286,15 @@ class VerdictMeter:
         losses: list[Loss] = []
         for part in parts:
             broken = self._broken.get((name, part.name))
-            if broken is not None:
+            if broken is not None and part is head:
                 return OutputLoss(name, head.decision.kind, broken, Loss(_NOT_COMPARABLE, math.inf))
+            if broken is not None:  # a source that has another shape in the result: the output itself is compared
+                continue
             slots = [k for k in self._meters or {} if k[0] == name and k[1].split(" as ")[0] == part.name]
             for slot in slots:
                 assert self._meters is not None
                 found = self._loss(slot)
-                if part.is_scored and part.decision.kind is OutputKind.LABELS:
+                if part.is_scored and part.decision.kind is OutputKind.LABELS and self._has_scores(name, parts):
                     ratio = value_loss.SHARE_POINT / value_loss.SCORED_SHARE_POINT
                     found = replace(found, drop=found.drop.scaled(ratio))
                 losses.append(found)
@@ -303,6 +308,10 @@ class VerdictMeter:
         return OutputLoss(
             name, head.decision.kind, head.decision.why, Loss(drop, max(loss.divergence for loss in losses), figures)
         )
+
+    def _has_scores(self, name: str, parts: Sequence[JudgedValue]) -> bool:
+        """Return whether class scores behind an output were compared: the result may lack them."""
+        return any((name, part.name) in (self._meters or {}) for part in parts if part.decision.kind in _SCORES)
 
     def _loss(self, slot: tuple[str, str]) -> Loss:
         """Return the loss of one meter, that on seen samples corrected by the loss on those that were held out."""
@@ -374,7 +383,8 @@ def _incomparable(one: Any, other: Any, kind: OutputKind) -> str | None:
     if one.dtype.kind == "f" and one.shape == other.shape and (np.isfinite(one) & ~np.isfinite(other)).any():
         return "numbers that are not finite where the original's are"
     free = (OutputKind.DETECTION_ROWS, OutputKind.SELECTION, OutputKind.SIGNAL)
-    if one.shape == other.shape or kind in free:
+    is_other_table = kind is OutputKind.DETECTION_ROWS and one.shape[1:] != other.shape[1:]
+    if one.shape == other.shape or (kind in free and not is_other_table):
         return None
     is_rows = one.ndim == other.ndim == 2 and one.shape[1] == other.shape[1]
     is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) >= value_loss.FRAME and one.ndim == other.ndim
@@ -397,9 +407,13 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _flattened(value: Any) -> np.ndarray:
-    """Return the numbers of a sequence, of arrays or of maps, in order."""
+    """Return the numbers of a sequence, of arrays or of maps, in order; of texts their checksums."""
     if isinstance(value, Mapping):
         return _flattened([value[key] for key in sorted(value, key=str)])
+    if isinstance(value, str):
+        return np.array([zlib.crc32(value.encode())], np.float64)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OUS":
+        return _flattened(value.ravel().tolist())
     if isinstance(value, list | tuple):
         return np.concatenate([_flattened(each) for each in value]) if value else np.zeros(0)
     return np.atleast_1d(np.asarray(value, np.float64)).ravel()

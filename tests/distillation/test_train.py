@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from onnxcompress.distillation.train import distill
 from onnxcompress.graph import edit, query
@@ -130,14 +131,27 @@ def test_divergence_is_the_mean_over_outputs_of_its_kinds():
     b = floats(6, 4)
     original, other = with_constants(text, b=b), with_constants(text, b=b + 0.1 * floats(6, 4, seed=1))
     judge = Divergence(original, FEEDS[:10])
-    assert judge.kinds == {"y": DivergenceKind.LOGITS, "p": DivergenceKind.PROBABILITIES, "t": DivergenceKind.NUMBERS}
+    assert judge.kinds == {"y": DivergenceKind.NUMBERS, "p": DivergenceKind.PROBABILITIES, "t": DivergenceKind.NUMBERS}
     assert judge.of(original) == pytest.approx(0, abs=1e-6)
     runs = [(run(original, feed), run(other, feed)) for feed in FEEDS[:10]]
     p, q = (np.concatenate([pair[side]["p"] for pair in runs]) for side in (0, 1))
-    one, two = (np.concatenate([pair[side]["t"] for pair in runs]) for side in (0, 1))
     divergence = (p * np.log(p / q)).sum(axis=1).mean()
-    error = np.square(one - two).mean() / one.var()
-    assert judge.of(other) == pytest.approx((2 * divergence + error) / 3, rel=1e-3)
+    errors = []
+    for name in ("y", "t"):
+        one, two = (np.concatenate([pair[side][name] for pair in runs]).astype(np.float64) for side in (0, 1))
+        errors.append(0.5 * np.square(one - two).sum() / np.square(one - one.mean(0)).sum())
+    assert judge.of(other) == pytest.approx((divergence + sum(errors)) / 3, rel=1e-3)
+
+
+def test_a_last_product_with_a_winner_in_each_row_gives_logits():
+    text = "g (float[n, 6] x, float[6, 6] b) => (float[n, 6] y) { c = Exp(x) d = Mul(c, c) y = MatMul(d, b) }"
+    original = with_constants(text, b=np.eye(6, dtype=np.float32))
+    judge = Divergence(original, FEEDS[:10])
+    assert judge.kinds == {"y": DivergenceKind.LOGITS}
+    y = np.concatenate([run(original, feed)["y"] for feed in FEEDS[:10]]).astype(np.float64)
+    p, q = softmax(y, -1), softmax(0.9 * y, -1)
+    other = with_constants(text, b=0.9 * np.eye(6, dtype=np.float32))
+    assert judge.of(other) == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-4)
 
 
 def test_outputs_that_are_no_numbers_or_of_another_shape_are_infinitely_far():

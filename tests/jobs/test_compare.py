@@ -210,10 +210,10 @@ def test_a_sigmoid_near_zero_is_scored_by_its_answers():
     assert output["cosine"] < 1
     assert output["largest"] < 1e-3
     assert (output["kind"], output["why"]) == ("mask", "behind Sigmoid")
-    assert found.quality["drop"] > 1  # twenty times its values, which are all there is to go by
+    assert found.quality["drop"] < 0.01
     assert found.notes == (
         f"output 'p' is at most {output['largest']:.2g} on all samples, and 1 would be a yes: samples with what the "
         "model looks for (--data, --eval) would show the rest",
     )
-    assert oc.compare(quiet, yes, data={"x": x}).quality["drop"] > 1e5
+    assert oc.compare(quiet, yes, data={"x": x}).quality["drop"] > 1e3
     assert oc.compare(yes, quiet, data={"x": x}).notes == ()

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 import onnxcompress
 from bench.corpus import load_eval
 from bench.verdict_bank import MOST_JUDGED, ORIGINAL, SEARCH_SECONDS, SUBJECTS, Answers, Damage, damages, store
-from onnxcompress.quality.estimated_drop import OutputKinds
+from onnxcompress.quality.output_sources import Ending, sources
 
 Feed = dict[str, Any]
 _COUNTS = ("n", "chars", "frames", "sent_n")
@@ -57,8 +57,9 @@ def main(zoo: Path, key: str, name: str, target: Path) -> None:
             **evaluated(module, made, limit),
         }
         if name == ORIGINAL:
-            kinds = OutputKinds.of(onnxcompress.load(path))
-            facts |= {"logits": sorted(kinds.logits), "sigmoids": sorted(kinds.sigmoids), "state": state}
+            ends = {name: source.ending for name, source in sources(onnxcompress.load(path)).items()}
+            of = {end: sorted(name for name, each in ends.items() if each is end) for end in Ending}
+            facts |= {"logits": of[Ending.PRODUCT], "sigmoids": of[Ending.SIGMOID], "state": state}
             if subject.labelled:
                 facts["limited"] = evaluated(module, made, subject.labelled)["metrics"]
         facts["seconds"] = {"made": made_seconds, "all": time.monotonic() - started}

@@ -181,7 +181,7 @@ def _objection(model: ir.Model, judge: Judge) -> str | None:
     """Return why a model may not be the result, None where it may."""
     if judge.limit is None:
         return None
-    drop = judge.score(model).drop
+    drop = judge.score(model).limited_drop
     if drop is not None and drop > judge.limit:
         return f"the score falls by {drop:.4g}, more than {judge.limit:g}"
     return judge.fault(model)

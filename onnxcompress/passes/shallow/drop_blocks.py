@@ -74,7 +74,7 @@ class DropBlocks:
         while len(states) > 1:
             state = states.pop()
             found = search.finished(state, self.distill_steps)
-            drop = None if context.judge is None else context.judge.score(found.model).drop
+            drop = None if context.judge is None else context.judge.score(found.model).limited_drop
             fault = recovery.limit_fault(found.model, drop, context.judge)
             if fault is not None:
                 labels = ", ".join(block.label for block in state.dropped)

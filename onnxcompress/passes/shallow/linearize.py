@@ -86,7 +86,7 @@ class Linearize:
         reconstruct.refit(edited, original, context.feeds, selects=lambda each: each is second.node, seed=context.seed)
         loss = judge.of(edited)
         figure = f"a line for each channel misses {line.missed:.2g} of its variance; the outputs diverge by {loss:.3g}"
-        drop = None if context.judge is None else context.judge.score(edited).drop
+        drop = None if context.judge is None else context.judge.score(edited).limited_drop
         limit = None if context.judge is None else context.judge.limit
         if not loss <= self.divergence:
             return Change.skipped(self.name, f"{figure}, more than {self.divergence:g}", target=place.label)

@@ -176,7 +176,7 @@ class LowRank:
                 continue
             built = self._recovered(factored, model, judge, context)
             after = model_io.model_bytes(factored)
-            drop = None if context.judge is None else context.judge.score(factored).drop
+            drop = None if context.judge is None else context.judge.score(factored).limited_drop
             why = (
                 f"{after:,} bytes, not fewer than {size:,}"
                 if after >= size

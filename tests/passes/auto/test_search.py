@@ -93,7 +93,7 @@ class _Judge:
     trained: float = 1.0
     latency: float = 1.0
     bytes: int = 1000
-    is_class: bool = True
+    widened: float = 0.0
 
     def __post_init__(self):
         self.labels, self.asked = [], []
@@ -105,7 +105,7 @@ class _Judge:
         lost += self.added if "routes" in model.metadata_props and kept < 1 else 0
         return Trial(
             bytes=int(self.bytes * kept), size_ratio=kept, latency_ratio=kept * self.latency, drop=lost,
-            divergence=lost,
+            divergence=lost, decisive_drop=lost + self.widened,
         )  # fmt: skip
 
     def __call__(self, model, label):
@@ -208,9 +208,9 @@ def test_numbers_that_add_too_much_to_a_reduction_are_refused():
     assert "kept" in _run(_Judge(added=0.004))[0].metadata_props
 
 
-def test_a_cosine_may_fall_by_less_than_hits():
-    assert "kept" in _run(_Judge(is_class=False))[0].metadata_props
-    assert "kept" not in _run(_Judge(is_class=False, least=0.5, added=0.002))[0].metadata_props
+def test_the_upper_end_of_the_loss_decides_where_it_is_asked_for():
+    assert "kept" in _run(_Judge(widened=0.001))[0].metadata_props
+    assert "kept" not in _run(_Judge(widened=0.02))[0].metadata_props
 
 
 def test_a_near_miss_is_trained_where_samples_are_enough():
@@ -366,7 +366,14 @@ class _Summing(_Judge):
             lost = 0.012
         if len(found) > 1 and "routes" in props:
             kept **= self.measured
-        return replace(super().score(model, most=most), size_ratio=kept, latency_ratio=kept, drop=lost, divergence=lost)
+        return replace(
+            super().score(model, most=most),
+            size_ratio=kept,
+            latency_ratio=kept,
+            drop=lost,
+            divergence=lost,
+            decisive_drop=lost + self.widened,
+        )
 
 
 EVERY = ("drop-blocks", "prune-channels", "low-rank")

@@ -212,7 +212,7 @@ def test_layers_are_refitted_for_running_on_integers(net):
 def test_what_no_layer_can_mend_is_refused(net):
     model, changes = _run(net, _Judge(drop=lambda _: 0.5), routes=("static", "weights"))
     assert op_types(model) == op_types(net)
-    assert all("the score falls by 0.5" in r for r in _said(changes))
+    assert all("the loss is 0.5, more than 0.01" in r for r in _said(changes))
 
 
 def test_the_users_own_samples_can_refuse_a_candidate(net):
@@ -308,7 +308,7 @@ def test_the_recipe_makes_a_classifier_faster_and_replays_to_the_same_bytes(tmp_
     first = oc.compress(MODELS / "mbv2.onnx", recipe="int8", data=few)
     assert first.report.latency["ratio"] < 1
     assert first.report.output.bytes < 0.4 * first.report.input.bytes
-    assert first.report.quality["samples"] == 16
+    assert first.report.quality["samples"] == 64  # 16 held out and 48 seen
     assert first.report.quality["drop"] <= 0.01
     report = tmp_path / "report.json"
     report.write_text(json.dumps(first.report.as_json()))
