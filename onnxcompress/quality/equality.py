@@ -161,7 +161,10 @@ def _array_broken(expected: np.ndarray, got: np.ndarray) -> str | None:
     finite = np.isfinite(expected)
     same_special = (expected == got) | (np.isnan(expected) & np.isnan(got))
     wrong = ~np.where(finite, np.isfinite(got), same_special)
-    return _worst(expected, got, wrong.astype(np.float64)) if wrong.any() else None
+    if not wrong.any():
+        return None
+    place = _place(expected, got, wrong.astype(np.float64))
+    return f"differs in {int(wrong.sum())} of {expected.size} elements, {place}"
 
 
 def degenerate(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str | None:
@@ -204,8 +207,3 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _place(expected: np.ndarray, got: np.ndarray, badness: np.ndarray) -> str:
     at = tuple(int(i) for i in np.unravel_index(int(badness.argmax()), badness.shape))
     return f"worst at {list(at)}: {got[at]} and not {expected[at]}"
-
-
-def _worst(expected: np.ndarray, got: np.ndarray, badness: np.ndarray) -> str:
-    """Describe the elements with `badness` above 0."""
-    return f"differs in {int((badness > 0).sum())} of {expected.size} elements, {_place(expected, got, badness)}"

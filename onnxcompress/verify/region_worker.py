@@ -95,7 +95,7 @@ class Jobs:
 
 def _run(job: Job) -> Verdict:
     feed = {leaf.name: _values(leaf, job.seed) for leaf in job.leaves}
-    feed |= {weight.name: _mapped(weight) for weight in job.stored}
+    feed |= {w.name: np.memmap(w.path, np.dtype(w.dtype).newbyteorder("<"), "r", w.offset, w.shape) for w in job.stored}
     try:
         before = _RegionSide(job.before, job.output, feed)
         expected = before.run()
@@ -180,10 +180,6 @@ class _RegionSide:
 
     def _message(self) -> onnx.ModelProto:
         return onnx.load_model_from_string(self._model) if isinstance(self._model, bytes) else onnx.load(self._model)
-
-
-def _mapped(weight: StoredValue) -> np.ndarray:
-    return np.memmap(weight.path, np.dtype(weight.dtype).newbyteorder("<"), "r", weight.offset, weight.shape)
 
 
 def _values(leaf: Leaf, seed: int) -> np.ndarray:

@@ -190,9 +190,7 @@ class BlockDropSearch:
             self._singles = found
         lost = state.loss
         return min(
-            found,
-            key=lambda new: max(new.loss - lost, _NONE_LOST) / min(new.dropped[-1].macs, left),
-            default=None,
+            found, key=lambda new: max(new.loss - lost, _NONE_LOST) / min(new.dropped[-1].macs, left), default=None
         )
 
     def improved(self, state: DropState, least: float, most: int | None) -> DropState:
