@@ -18,7 +18,7 @@ from onnx import numpy_helper
 import onnxcompress
 from bench.corpus import load_eval
 from bench.verdict_bank import MOST_JUDGED, ORIGINAL, SEARCH_SECONDS, SUBJECTS, Answers, Damage, damages, store
-from onnxcompress.quality.estimated_drop import OutputKinds
+from onnxcompress.quality.output_sources import Ending, sources
 
 Feed = dict[str, Any]
 _COUNTS = ("n", "chars", "frames", "sent_n")
@@ -57,8 +57,10 @@ def main(zoo: Path, key: str, name: str, target: Path) -> None:
             **evaluated(module, made, limit),
         }
         if name == ORIGINAL:
-            kinds = OutputKinds.of(onnxcompress.load(path))
-            facts |= {"logits": sorted(kinds.logits), "sigmoids": sorted(kinds.sigmoids), "state": state}
+            endings = {output: source.ending for output, source in sources(onnxcompress.load(path)).items()}
+            facts["logits"] = sorted(output for output, ending in endings.items() if ending is Ending.PRODUCT)
+            facts["sigmoids"] = sorted(output for output, ending in endings.items() if ending is Ending.SIGMOID)
+            facts["state"] = state
             if subject.labelled:
                 facts["limited"] = evaluated(module, made, subject.labelled)["metrics"]
         facts["seconds"] = {"made": made_seconds, "all": time.monotonic() - started}
