@@ -82,14 +82,7 @@ def fits(shape: Sequence[int], spec: TensorSpec) -> bool:
 
 
 def zeros(spec: TensorSpec, feed: Mapping[str, Any], specs: Sequence[TensorSpec]) -> np.ndarray:
-    """Return the zero state for an input: symbols take their size from the feed's other inputs, others its batch.
-
-    Args:
-        spec: the state's input.
-        feed: the other inputs.
-        specs: all inputs of the model.
-
-    """
+    """Return the zero state for an input: symbols take their size from the feed's other inputs, others its batch."""
     sizes: dict[str, int] = {}
     batch = 1
     for other in specs:

@@ -66,11 +66,7 @@ class NoiseFloor:
             self._floor[name] = deviation.least_noise(_arrays(self._reference, name), unit=unit, absolute=absolute)
 
     def mismatch(self, outputs: Runs) -> str | None:
-        """Return one line on where outputs are not equal, None where they are: the test for lossless rewrites.
-
-        Args:
-            outputs: of the other model, on the same feeds.
-        """
+        """Return one line on where outputs are not equal, None where they are: the test for lossless rewrites."""
         found = [flattened(each) for each in outputs]
         for run, other in zip(self._reference, found, strict=True):
             if list(run) != list(other):

@@ -63,12 +63,7 @@ class BuildInput:
 
 
 class Builder:
-    """Carries orders on one model out.
-
-    Args:
-        model: not changed.
-        context: its executor does what is ordered ahead.
-    """
+    """Carries orders on one model out."""
 
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._model = model
