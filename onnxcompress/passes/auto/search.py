@@ -82,9 +82,6 @@ class SearchBest:
         if context.judge is None:
             why = "nothing is measured in a plan" if context.feeds else "without --data, only weights are made smaller"
             return [*self.quantize_weights.run(model, context), _skipped(why)]
-        if context.judge.limit is not None and context.judge.score(model).drop is None:
-            why = "no output can be scored, so only weights are made smaller; --output-kind may help"
-            return [*self.quantize_weights.run(model, context), _skipped(why)]
         if not context.gate.admits(self.name, GRAPH):
             return []
         return _AutoSearch(model, context, context.judge, self).run()
@@ -122,6 +119,9 @@ class _AutoSearch:
         finally:
             self.builder.close()
         others = [self._not_chosen(each) for each in candidates if each is not chosen]
+        if chosen is None and candidates and all(each.trial.drop is None for each in candidates):
+            why = _skipped("no output can be scored, so only weights are made smaller; --output-kind may help")
+            return [*self.options.quantize_weights.run(self.model, self.context), why, *self.refusals, *others]
         if chosen is None:
             return [*self.refusals, *others]
         return [*self._become(chosen), *self.refusals, *others]
