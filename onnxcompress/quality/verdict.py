@@ -7,7 +7,6 @@ samples --> original and changed ---+--> meters --> losses --> worst --> drop wi
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from ..errors import UsageError
 from ..numerics.statistics.estimate import Estimate
 from ..numerics.statistics.optimism import optimism
 from ..runtime.loaded_model import LoadedModel
-from . import output_kinds, value_loss
+from . import output_kinds, pairing, value_loss
 from .loss_meters import Loss, LossMeter, meter
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources
@@ -148,8 +147,8 @@ class OutputPlan:
             feeds: their inputs.
         """
         if self.values is None:
-            batches = [batch_size(feed) for feed in feeds]
-            inputs = [one for feed, n in zip(feeds, batches, strict=True) for one in _inputs(feed, n)]
+            batches = [pairing.batch_size(feed) for feed in feeds]
+            inputs = [one for feed, n in zip(feeds, batches, strict=True) for one in pairing.inputs_apart(feed, n)]
             self.values = {
                 name: tuple(self._parts(name, source, runs, batches, inputs)) for name, source in self.sources.items()
             }
@@ -163,7 +162,7 @@ class OutputPlan:
         batches: Sequence[int],
         inputs: Sequence[Mapping[str, np.ndarray]],
     ) -> Iterator[JudgedValue]:
-        values = _samples([run[name] for run in runs], batches)
+        values = pairing.samples_apart([run[name] for run in runs], batches)
         if name in self.overrides:
             kind = self.overrides[name]
             found = replace(output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind")
@@ -177,10 +176,10 @@ class OutputPlan:
         if pieces and decision.kind is OutputKind.DETECTION_ROWS:
             pieces = []
         for piece, ending in pieces:
-            if all(_is_float(run[piece]) for run in runs):
-                inner = _samples([run[piece] for run in runs], batches)
+            if all(pairing.is_float(run[piece]) for run in runs):
+                inner = pairing.samples_apart([run[piece] for run in runs], batches)
                 yield JudgedValue(piece, output_kinds.decide(ending, inner, inputs), ending)
-        behind = [v for v in source.values if all(_is_float(run.get(v)) for run in runs)]
+        behind = [v for v in source.values if all(pairing.is_float(run.get(v)) for run in runs)]
         probes = [self._probe(v, source, runs, batches, inputs) for v in behind]
         is_scored = any(probe.decision.kind in _SCORES for probe in probes)
         yield JudgedValue(name, decision, source, is_scored=is_scored)
@@ -197,7 +196,7 @@ class OutputPlan:
         """Return how a float behind an output is compared: as scores of the classes that it chooses from, or as is."""
         axis = source.axis if source.ending is Ending.CHOICE else None
         ending = Source(Ending.PRODUCT if axis is not None else source.ending, source.operator)
-        moved = _samples([_choices_last(run[name], axis) for run in runs], batches)
+        moved = pairing.samples_apart([pairing.choices_last(run[name], axis) for run in runs], batches)
         return JudgedValue(
             name, output_kinds.decide(ending, moved, inputs, classes_last=axis is not None), source, axis=axis
         )
@@ -246,7 +245,7 @@ class VerdictMeter:
         self._waiting = []
 
     def _take(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any], seen: bool) -> None:  # noqa: FBT001
-        count = batch_size(feed)
+        count = pairing.batch_size(feed)
         for output, parts in (self._plan.values or {}).items():
             for part in parts:
                 if part.decision.kind is not OutputKind.STATE and part.name in one and part.name in other:
@@ -259,15 +258,15 @@ class VerdictMeter:
         """Give each sample to its meter and yield the meter's key."""
         key = (output, part.name)
         assert self._meters is not None
-        apart = [_apart(_choices_last(each, part.axis), count) for each in (one, other)]
+        apart = [pairing.apart(pairing.choices_last(each, part.axis), count) for each in (one, other)]
         pairs = list(zip(*apart, strict=len(apart[0]) == len(apart[1])))
-        references = _inputs(feed, count)
+        references = pairing.inputs_apart(feed, count)
         for index, (a, b) in enumerate(pairs):
-            problem = _incomparable(a, b, part.decision.kind)
+            problem = pairing.incomparable(a, b, part.decision.kind)
             if problem:
                 self._broken.setdefault(key, problem)
                 continue
-            kind = _kind_of_pair(part.decision, a, b)
+            kind = pairing.kind_of_pair(part.decision, a, b)
             slot = key if kind is part.decision.kind else (output, f"{part.name} as {kind}")
             found = self._meters.get(slot)
             if found is None:
@@ -275,8 +274,8 @@ class VerdictMeter:
             reference = None
             if kind is OutputKind.RESIDUAL:
                 name = output_kinds.like_an_input([a], [references[index]]) if references else None
-                reference = references[index][name] if name else _reference(a, references[index])
-            found.add(_array(a), _array(b), reference)
+                reference = references[index][name] if name else pairing.same_shape_input(a, references[index])
+            found.add(pairing.as_array(a), pairing.as_array(b), reference)
             yield slot
 
     def _output(self, name: str, parts: tuple[JudgedValue, ...]) -> OutputLoss:
@@ -332,95 +331,6 @@ class _ShownSession:
         """Return output name -> array, sources included."""
         found = self._session.run(feed)
         return {**found, **{name: found[own] for name, own in self._names.items() if own in found}}
-
-
-def batch_size(feed: Feed) -> int:
-    """Return the number of samples in a feed: the length of axis 0 where all inputs share it, else 1."""
-    lengths = {array.shape[0] for array in feed.values() if isinstance(array, np.ndarray) and array.ndim}
-    is_whole = all(isinstance(array, np.ndarray) for array in feed.values())
-    return lengths.pop() if is_whole and len(lengths) == 1 and min(lengths) > 0 else 1
-
-
-def _inputs(feed: Feed, count: int) -> list[dict[str, np.ndarray]]:
-    arrays = {k: v for k, v in feed.items() if isinstance(v, np.ndarray) and v.ndim and len(v) == count}
-    return [{name: array[index] for name, array in arrays.items()} for index in range(count)]
-
-
-def _samples(values: Sequence[Any], batches: Sequence[int]) -> list[Any]:
-    return [one for value, count in zip(values, batches, strict=True) for one in _apart(value, count)]
-
-
-def _apart(value: Any, count: int) -> list[Any]:
-    """Return the parts of an output that belong to one sample each, without the batch axis; else the whole."""
-    if isinstance(value, np.ndarray) and value.ndim and len(value) == count:
-        return [_squeezed(np.asarray(value[index])) for index in range(count)]
-    return [_squeezed(value) if isinstance(value, np.ndarray) else value]
-
-
-def _squeezed(array: np.ndarray) -> np.ndarray:
-    """Return an array without axes of length 1, but for the first of three and more (channels) and the last."""
-    kept = [n for axis, n in enumerate(array.shape[:-1]) if n != 1 or (axis == 0 and array.ndim > 2)]
-    return array.reshape(*kept, *array.shape[-1:]) if array.ndim else array
-
-
-def _choices_last(value: Any, axis: int | None) -> Any:
-    return np.moveaxis(value, axis, -1) if axis is not None and isinstance(value, np.ndarray) and value.ndim else value
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size > 0
-
-
-def _incomparable(one: Any, other: Any, kind: OutputKind) -> str | None:
-    """Return why two values can't be compared at all."""
-    if isinstance(one, np.ndarray) != isinstance(other, np.ndarray):
-        return "only one of the models gives an array"
-    if not isinstance(one, np.ndarray):
-        a, b = _flattened(one), _flattened(other)
-        return None if a.shape == b.shape else f"sequences of {a.size} and {b.size} numbers"
-    if one.dtype.kind != other.dtype.kind:
-        return f"{one.dtype} of the original and {other.dtype} of the result"
-    if one.dtype.kind == "f" and one.shape == other.shape and (np.isfinite(one) & ~np.isfinite(other)).any():
-        return "numbers that are not finite where the original's are"
-    free = (OutputKind.DETECTION_ROWS, OutputKind.SELECTION, OutputKind.SIGNAL)
-    is_other_table = kind is OutputKind.DETECTION_ROWS and one.shape[1:] != other.shape[1:]
-    if one.shape == other.shape or (kind in free and not is_other_table):
-        return None
-    is_rows = one.ndim == other.ndim == 2 and one.shape[1] == other.shape[1]
-    is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) >= value_loss.FRAME and one.ndim == other.ndim
-    return None if is_rows or is_signal else f"{list(one.shape)} of the original and {list(other.shape)} of the result"
-
-
-def _kind_of_pair(decision: KindDecision, one: Any, other: Any) -> OutputKind:
-    """Return the kind by which a pair is compared: another than the output's where the shapes differ."""
-    if not isinstance(one, np.ndarray) or one.shape == other.shape:
-        return decision.kind
-    if decision.kind in (OutputKind.DETECTION_ROWS, OutputKind.SELECTION, OutputKind.SIGNAL):
-        return decision.kind
-    if one.ndim == 2 and one.shape[1] == other.shape[1]:
-        return OutputKind.DETECTION_ROWS if one.dtype.kind == "f" else OutputKind.SELECTION
-    return OutputKind.SIGNAL
-
-
-def _array(value: Any) -> np.ndarray:
-    return value if isinstance(value, np.ndarray) else _flattened(value)
-
-
-def _flattened(value: Any) -> np.ndarray:
-    """Return the numbers of a sequence, of arrays or of maps, in order; of texts their checksums."""
-    if isinstance(value, Mapping):
-        return _flattened([value[key] for key in sorted(value, key=str)])
-    if isinstance(value, str):
-        return np.array([zlib.crc32(value.encode())], np.float64)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OUS":
-        return _flattened(value.ravel().tolist())
-    if isinstance(value, list | tuple):
-        return np.concatenate([_flattened(each) for each in value]) if value else np.zeros(0)
-    return np.atleast_1d(np.asarray(value, np.float64)).ravel()
-
-
-def _reference(value: np.ndarray, inputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    return next((array for array in inputs.values() if array.shape == value.shape), None)
 
 
 def samples_needed(drop: float, interval: Sequence[float], limit: float, count: int) -> int | None:

@@ -108,3 +108,14 @@ def test_functions_are_found_in_the_current_folder_and_faults_are_told(tmp_path:
         with pytest.raises(UsageError, match=told):
             metrics.resolve_metric(name)
     monkeypatch.delitem(sys.modules, "users_metric")
+
+
+def test_the_fall_of_a_score_of_rows_has_an_interval():
+    labels = np.arange(40) % 4
+    before, after = np.eye(4)[labels], np.eye(4)[np.where(np.arange(40) < 4, (labels + 1) % 4, labels)]
+    low, high = metrics.drop_interval("top1", before, after, labels)
+    assert 0 <= low < 0.1 < high < 0.25
+    assert metrics.drop_interval("top1", before, before, labels) == (0, 0)
+    assert metrics.drop_interval("agreement", before, after, before) == (low, high)
+    assert metrics.drop_interval("cosine", before, after, before) is None
+    assert metrics.drop_interval("module:function", before, after, labels) is None

@@ -56,9 +56,12 @@ TABLE = {
     "state": (Source(Ending.STATE, "LSTM"), _normal(4), OutputKind.STATE, None, "state or cache of LSTM"),
     "sequence": (OTHER, [[1.0], [2.0]], OutputKind.SEQUENCE, None, "a sequence"),
     "strings": (OTHER, np.array([["a"], ["b"]], object), OutputKind.STRINGS, None, "strings"),
-    "booleans": (Source(Ending.COMPARISON, "Greater"), _normal(4) > 0, OutputKind.BOOLEANS, None, "booleans of Greater"),
+    "booleans": (
+        Source(Ending.COMPARISON, "Greater"), _normal(4) > 0, OutputKind.BOOLEANS, None, "booleans of Greater",
+    ),
     "labels": (
-        Source(Ending.CHOICE, "ArgMax"), np.ones((4, 2), np.int64), OutputKind.LABELS, None, "integers chosen by ArgMax",
+        Source(Ending.CHOICE, "ArgMax"), np.ones((4, 2), np.int64), OutputKind.LABELS, None,
+        "integers chosen by ArgMax",
     ),
     "selection": (
         Source(Ending.CHOICE, "NonMaxSuppression"), np.ones((4, 3), np.int64), OutputKind.SELECTION, None,
@@ -69,7 +72,8 @@ TABLE = {
         "indices chosen by NonZero",
     ),
     "8-bit": (
-        Source(Ending.OTHER, ""), np.ones((4, 3), np.uint8), OutputKind.IMAGE_8BIT, None, "integers that the model rounds",
+        Source(Ending.OTHER, ""), np.ones((4, 3), np.uint8), OutputKind.IMAGE_8BIT, None,
+        "integers that the model rounds",
     ),
     "rounded": (
         Source(Ending.OTHER, "Round", ("a",)), np.ones((4, 3), np.int32), OutputKind.IMAGE_8BIT, None,

@@ -32,7 +32,7 @@ def _pairs(values, error):
 
 
 def test_the_error_is_half_of_its_square_over_the_variance_of_each_column():
-    values = RANDOM.standard_normal((16, 30, 2)) + [290, -5]
+    values = RANDOM.standard_normal((16, 30, 2)) + np.array([290, -5])
     error = 0.1 * RANDOM.standard_normal(values.shape)
     centred = values - values.reshape(-1, 2).mean(0)
     expected = 0.5 * np.square(error).sum() / np.square(centred).sum()

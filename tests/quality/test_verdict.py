@@ -12,9 +12,10 @@ from onnxcompress.errors import LimitError, UsageError
 from onnxcompress.quality.compare_outputs import measure, quality_notes
 from onnxcompress.quality.output_kinds import OutputKind
 from onnxcompress.quality.output_sources import Ending, Source
-from onnxcompress.quality.verdict import OutputPlan, VerdictMeter, batch_size, samples_needed, unsure
+from onnxcompress.quality.pairing import batch_size
+from onnxcompress.quality.verdict import OutputPlan, VerdictMeter, samples_needed, unsure
 from onnxcompress.runtime.loaded_model import LoadedModel
-from tests.helpers import floats, from_text
+from tests.helpers import floats, from_text, with_constants
 
 COUNT = 32
 NOTHING = Source(Ending.OTHER, "Add")
@@ -57,7 +58,7 @@ ROWS = [{"x": floats(4, 6, seed=seed)} for seed in range(16)]
 def test_labels_are_judged_by_their_share_and_by_the_scores_behind_them():
     quality = _quality(LABELS % "0,0,0,0,0,0", LABELS % "0.5,0,0,0,0,0", ROWS)
     scores = np.exp(2 * np.concatenate([feed["x"] for feed in ROWS]).astype(np.float64))
-    moved = scores + [0.5, 0, 0, 0, 0, 0]
+    moved = scores + np.array([0.5, 0, 0, 0, 0, 0])
     differing = (scores.argmax(1) != moved.argmax(1)).mean()
     assert 0 < differing < 0.1
     output = quality.outputs["y"]
@@ -83,7 +84,8 @@ def test_labels_beside_another_output_count():
 
 
 def test_what_the_result_lacks_is_left_out():
-    other = "g (float[n, 6] x) => (int64[n] y) <int64[1] zero = {0}> { s = Shape<start = 0, end = 1>(x) y = Expand(zero, s) }"
+    other = """g (float[n, 6] x) => (int64[n] y) <int64[1] zero = {0}> {
+        s = Shape<start = 0, end = 1>(x) y = Expand(zero, s) }"""
     quality = _quality(LABELS % "0,0,0,0,0,0", other, ROWS)
     best = np.concatenate([feed["x"] for feed in ROWS]).argmax(1)
     assert quality.drop == pytest.approx(np.mean(best != 0) * 0.01 / 0.03)
@@ -149,7 +151,8 @@ def test_a_piece_of_another_shape_in_the_result_is_left_to_the_output():
     text = "g (float[n, 4] x) => (float[n, 2, 4] y) <int64[1] one = {1}> { a = Tanh(x) b = Sin(x) %s }"
     apart = text % "c = Unsqueeze(a, one) d = Unsqueeze(b, one) y = Concat<axis = 1>(c, d)"
     whole = text % (
-        "c = Unsqueeze(a, one) e = Neg(c) f = Neg(e) d = Unsqueeze(b, one) h = Neg(d) k = Neg(h) y = Concat<axis = 1>(f, k)"
+        "c = Unsqueeze(a, one) e = Neg(c) f = Neg(e) d = Unsqueeze(b, one) h = Neg(d) k = Neg(h) "
+        "y = Concat<axis = 1>(f, k)"
     )
     quality = _quality(apart, whole, [{"x": floats(1, 4, seed=seed)} for seed in range(8)])
     assert quality.drop == 0
@@ -309,13 +312,14 @@ def test_losses_on_seen_samples_are_corrected_by_those_of_others():
 
 # --- the whole: the worst output, overrides, limits, notes ------------------------------------------------------
 
-TWO = "g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) <float a = {%s}, float b = {%s}> { t = Sin(x) y = Mul(t, a) z = Mul(t, b) }"
+TWO = """g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) <float a = {%s}, float b = {%s}> {
+    t = Cos(x) y = Mul(t, a) z = Mul(t, b) }"""
 FEEDS = [{"x": floats(1, 4, seed=seed)} for seed in range(16)]
 
 
 def test_the_worst_output_is_the_score_and_the_divergence_the_mean():
     quality = _quality(TWO % (1, 1), TWO % (1.1, 1.3), FEEDS)
-    values = np.sin(np.concatenate([feed["x"] for feed in FEEDS]).astype(np.float64))
+    values = np.cos(np.concatenate([feed["x"] for feed in FEEDS]).astype(np.float64))
     unit = 0.5 * np.square(values).sum() / np.square(values - values.mean(0)).sum()
     assert quality.output == "z"
     assert quality.drop == pytest.approx(0.09 * unit, rel=1e-4)
@@ -363,6 +367,22 @@ def test_the_upper_end_decides_the_limit_at_a_confidence():
     low, high = found["drop_interval"]
     assert low < found["drop"] < high
     oc.compare(from_text(TWO % (1, 1)), from_text(other), max_drop=found["drop"], **options)
+    weight = floats(16, 64)
+    text = """g (float[n, 16] x, float[16, 64] w) => (float[n, 8, 8] y) <int64[3] s = {0, 8, 8}> {
+        m = MatMul(x, w) y = Reshape(m, s) }"""
+    options = {
+        "recipe": "int8-weights",
+        "data": {"x": floats(20, 16)},
+        "settings": ["quantize-weights.min_elements=16"],
+    }
+    quality = oc.compress(with_constants(text, w=weight), **options).report.quality
+    high = quality["drop_interval"][1]
+    assert 0 < quality["drop"] < high
+    limit = (quality["drop"] + high) / 2
+    oc.compress(with_constants(text, w=weight), max_drop=limit, **options)
+    with pytest.raises(LimitError) as caught:
+        oc.compress(with_constants(text, w=weight), max_drop=limit, confidence=0.95, **options)
+    assert caught.value.message == f"estimated falls by {high:.4g}, more than --max-drop {limit:g} allows"
 
 
 def test_how_many_samples_would_settle_it():

@@ -41,7 +41,7 @@ def test_a_lost_row_counts_by_its_weight_and_a_near_one_by_its_distance():
     rows = np.array([[0.0, 0.0], [10.0, 0.0], [20.0, 0.0], [30.0, 0.0]])
     weights = np.array([0.7, 0.1, 0.1, 0.1])
     assert unmatched_share(rows, rows[1:], weights, ONE) == pytest.approx(0.7)
-    moved = rows + [[0.2, 0.0], [0, 0], [0, 0], [0, 0]]
+    moved = rows + np.array([[0.2, 0.0], [0, 0], [0, 0], [0, 0]])
     assert unmatched_share(rows, moved, weights, ONE) == pytest.approx(0.7 * 0.2**2 / 2 / 2)
     assert unmatched_share(rows, rows + 100, weights, ONE) == 1
 

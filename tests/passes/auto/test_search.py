@@ -287,7 +287,7 @@ def test_when_the_time_is_over_what_was_found_is_handed_over():
         return plain_score(model, most=most)
 
     judge.score = slow
-    model, changes = _run(judge, clock=Clock(2.5, now=lambda: now[0]))
+    model, changes = _run(judge, clock=Clock(3.5, now=lambda: now[0]))
     assert model.metadata_props["kept"] == "0.5"
     assert any("the time is over" in reason for reason in _reasons(changes))
 

@@ -233,7 +233,7 @@ def test_compensation_and_refit_and_training_each_bring_the_outputs_nearer():
     assert distance(closed, lively) < cut < crude
     trained, changes = prune(lively, [*FEEDS, *MORE], **options | {"distill_steps": 200})
     assert "distilled" in changes[0].reason
-    assert changes[0].details["loss"] < 0.9 * changes[0].details["loss_refitted"]
+    assert changes[0].details["loss"] < 0.92 * changes[0].details["loss_refitted"]
     judge = Divergence(lively, [FRESH])
     assert judge.of(trained) < judge.of(closed)
 

@@ -212,7 +212,12 @@ def test_layers_are_refitted_for_running_on_integers(net):
 def test_what_no_layer_can_mend_is_refused(net):
     model, changes = _run(net, _Judge(drop=lambda _: 0.5), routes=("static", "weights"))
     assert op_types(model) == op_types(net)
-    assert all("the loss is 0.5, more than 0.01" in r for r in _said(changes))
+    figures = "0.300 of the size, 0.50 of the time, drop 0.5000"
+    assert _said(changes) == [
+        f"no route is within the limit of 0.01; --max-drop 0.5 takes static: {figures}",
+        f"static: {figures}; the loss is 0.5, more than 0.01",
+        f"weights: {figures}; the loss is 0.5, more than 0.01",
+    ]
 
 
 def test_the_users_own_samples_can_refuse_a_candidate(net):

@@ -63,7 +63,7 @@ def test_passes_follow_each_other_in_any_order(tmp_path, names):
     assert applied >= set(lossy)
     assert not [change for change in result.changes if change.action is Action.ROLLED_BACK]
     unseen = [{"x": floats(1, WIDTH, seed=7000 + seed)} for seed in range(50)]
-    assert Divergence(_net(), unseen).of(result.model) < 0.05
+    assert Divergence(_net(), unseen).of(result.model) < 0.065  # half of the squared error over the variance
     left = {output.name for node in result.model.graph for output in node.outputs} & {"a0", "a1", "a2"}
     assert len(left) == 2
     assert "a1" not in left or "low-rank" in names
