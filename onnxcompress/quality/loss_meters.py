@@ -29,11 +29,13 @@ class Loss:
         drop: 0.01 is one point of the kind.
         divergence: a figure of low variance that falls with every repair: KL in nats, or relative squared error.
         figures: what else was measured, by name.
+        changes: the share of decisions that fall the other way, expected for errors of the power that was seen.
     """
 
     drop: Estimate
     divergence: float
     figures: Mapping[str, float] = field(default_factory=dict)
+    changes: Estimate | None = None
 
 
 class LossMeter(Protocol):
@@ -83,7 +85,7 @@ class _ClassMeter:
             "positions": float(len(rows.best)),
             "classes": rows.classes,
         }
-        return Loss(drop, class_loss.mean_divergence(rows), figures)
+        return Loss(drop, class_loss.mean_divergence(rows), figures, class_loss.expected_disagreement(rows))
 
 
 class _NumbersMeter:
@@ -103,6 +105,27 @@ class _NumbersMeter:
     def loss(self, factors: np.ndarray) -> Loss:
         error = self._moments.relative_error(factors)
         return Loss(error, error.value, {"relative_error": error.value})
+
+
+class _VectorMeter:
+    """Numbers of which the largest may decide: compared as numbers, and by the decisions that change."""
+
+    def __init__(self, decision: KindDecision) -> None:
+        self._numbers = _NumbersMeter(decision)
+        self._rows = class_loss.RowCollector(-1 if decision.axis is None else decision.axis)
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:
+        self._numbers.add(one, other, reference)
+        self._rows.add(one, other)
+
+    def errors(self) -> np.ndarray:
+        return self._numbers.errors()
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        found = self._numbers.loss(factors)
+        changes = class_loss.expected_disagreement(self._rows.rows().scaled(factors))
+        drop = found.drop.at_least(changes.scaled(_POINT / value_loss.SHARE_POINT))
+        return Loss(drop, found.divergence, {**found.figures, "expected_changes": changes.value}, changes)
 
 
 class _ImageMeter:
@@ -150,7 +173,8 @@ class _PairsMeter:
 
     def loss(self, factors: np.ndarray) -> Loss:
         error = self._error(self._pairs, factors)
-        return Loss(error.scaled(_POINT / self._point), error.value, {self._figure: error.value})
+        elements = sum(one.size for one, _ in self._pairs) / len(self._pairs)
+        return Loss(error.scaled(_POINT / self._point), error.value, {self._figure: error.value, "elements": elements})
 
 
 class _EmbeddingMeter(_PairsMeter):
@@ -174,6 +198,7 @@ _METERS: Mapping[OutputKind, Callable[[KindDecision], LossMeter]] = {
         _ClassMeter,
     ),
     **dict.fromkeys((OutputKind.NUMBERS, OutputKind.RESIDUAL, OutputKind.MASK, OutputKind.SEQUENCE), _NumbersMeter),
+    OutputKind.VECTOR: _VectorMeter,
     OutputKind.IMAGE_8BIT: _ImageMeter,
     OutputKind.EMBEDDING: _EmbeddingMeter,
     **dict.fromkeys((OutputKind.LABELS, OutputKind.BOOLEANS, OutputKind.STRINGS), _share),

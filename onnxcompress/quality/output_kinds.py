@@ -40,6 +40,9 @@ _WINNER = 0.45
 embeddings and regressions at most .23, at any scale."""
 _CORRELATED = 0.8
 """Pearson correlation with an input from which on an output is a correction of it. Chosen by judgement."""
+_VECTOR_WIDTH = 5
+"""Numbers from which on the largest of a vector may decide for a class; fewer are coordinates, angles and the like.
+Chosen by judgement; not measured."""
 _EMBEDDING_WIDTH = 32
 """Numbers from which on a vector is taken for an embedding rather than for a set of measured quantities."""
 _TOKEN_WIDTH = 64
@@ -65,6 +68,7 @@ class OutputKind(enum.StrEnum):
     BINARY_SCORE = "binary-score"
     EMBEDDING = "embedding"
     NUMBERS = "numbers"
+    VECTOR = "vector"
     RESIDUAL = "residual"
     IMAGE_8BIT = "image-8bit"
     MASK = "mask"
@@ -155,6 +159,8 @@ def _floats(
     width = arrays[0].shape[-1] if rank else 1
     if (rank == 1 and width >= _EMBEDDING_WIDTH) or (rank == 2 and _is_token_vector(arrays)):
         return KindDecision(OutputKind.EMBEDDING, rank - 1, f"vectors of {width} numbers without a winner in each")
+    if rank == 1 and width >= _VECTOR_WIDTH and source.ending is Ending.PRODUCT and len({a.shape for a in arrays}) == 1:
+        return KindDecision(OutputKind.VECTOR, 0, f"{width} numbers behind a last {source.operator}")
     return KindDecision(OutputKind.NUMBERS, _column_axis(arrays), "floats without a special meaning")
 
 
