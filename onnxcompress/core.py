@@ -115,11 +115,6 @@ class Change:
             details=details or {},
         )
 
-    @classmethod
-    def rolled_back(cls, pass_name: str, reason: str, *, target: str = GRAPH) -> Self:
-        """Return a rewrite that was done, and undone since its proof failed."""
-        return cls(pass_name=pass_name, target=target, action=Action.ROLLED_BACK, reason=reason)
-
     def as_json(self) -> dict[str, Any]:
         """Return the entry of `changes` in the JSON report."""
         return {

@@ -29,13 +29,7 @@ _BYTES = 2 << 20
 
 
 class LayerRows:
-    """Rows that a layer reads, some of each run, and the extremes of its input channels over all of them.
-
-    Args:
-        layer: the layer.
-        runs: how many runs there will be.
-        seed: of the choice of rows.
-    """
+    """Rows that a layer reads, some of each run, and the extremes of its input channels over all of them."""
 
     def __init__(self, layer: LinearLayer, *, runs: int, seed: int) -> None:
         self.layer = layer

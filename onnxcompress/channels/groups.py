@@ -10,7 +10,7 @@ in two (dimension 3 of head 1 is removed with the head, and with dimension 3 of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -128,7 +128,7 @@ class Channels:
         """The axes of every constant that is followed."""
         entries = solved.removed_with.tocoo()
         carried = np.zeros(solved.removed_with.shape[0], bool)
-        for ids in self._carried():
+        for ids in (axis for axes in self.constants.values() for axis in axes if not isinstance(axis, Pin)):
             carried[solved.classes[ids]] = True
         atoms = np.unique(entries.col[carried[entries.row]])
         number = np.full(solved.removed_with.shape[1], -1)
@@ -142,9 +142,6 @@ class Channels:
 
     def __len__(self) -> int:
         return int(self.members.shape[1])
-
-    def _carried(self) -> Iterable[Ids]:
-        return (axis for axes in self.constants.values() for axis in axes if not isinstance(axis, Pin))
 
     @property
     def flow(self) -> Relations:

@@ -56,13 +56,19 @@ def batch_statistics(step: NodeContext) -> Outs:
 # Layers.
 
 
-def conv(step: NodeContext) -> Outs:
-    """Conv: new channels by axis 0 of the weight; depthwise and grouped ones tie blocks of both sides."""
+def _kernel(step: NodeContext) -> tuple[tuple[int, ...], list[Axis], list[Axis], int]:
+    """Pin the axes that a kernel slides over; return the weight's dims, both axes and the number of groups."""
     dims = step.dims(1)
     data, weight = step.ranked(0, len(dims)), step.axes(1)
     groups = int(step.attribute("group", 1))
     for axis in (*data[2:], *weight[2:]):
         step.pin(axis, "a kernel slides over it", by_nature=True)
+    return dims, data, weight, groups
+
+
+def conv(step: NodeContext) -> Outs:
+    """Conv: new channels by axis 0 of the weight; depthwise and grouped ones tie blocks of both sides."""
+    dims, data, weight, groups = _kernel(step)
     if groups == 1:
         step.read(0, 1, 1, 1)
         made = weight[0]
@@ -78,11 +84,7 @@ def conv(step: NodeContext) -> Outs:
 
 def conv_transpose(step: NodeContext) -> Outs:
     """ConvTranspose: new channels by axis 1 of the weight, which numbers them within a group."""
-    dims = step.dims(1)
-    data, weight = step.ranked(0, len(dims)), step.axes(1)
-    groups = int(step.attribute("group", 1))
-    for axis in (*data[2:], *weight[2:]):
-        step.pin(axis, "a kernel slides over it", by_nature=True)
+    dims, data, weight, groups = _kernel(step)
     made: Axis
     if groups == 1:
         step.read(0, 1, 1, 0)

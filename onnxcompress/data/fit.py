@@ -66,7 +66,7 @@ def fit(array: Any, spec: TensorSpec, *, where: str) -> Any:
         raise DataError(
             f"input {spec} expected, the data is no array: its rows differ in length", where=where
         ) from error
-    if found.ndim + 1 == len(spec.shape) and _takes_one(spec.shape[0]):
+    if found.ndim + 1 == len(spec.shape) and (not isinstance(dim := spec.shape[0], int) or dim < 0 or dim == 1):
         found = found[None]
     if not fits(found.shape, spec):
         raise _refusal(found, spec, where, "")
@@ -82,14 +82,7 @@ def fits(shape: Sequence[int], spec: TensorSpec) -> bool:
 
 
 def zeros(spec: TensorSpec, feed: Mapping[str, Any], specs: Sequence[TensorSpec]) -> np.ndarray:
-    """Return the zero state for an input: symbols take their size from the feed's other inputs, others its batch.
-
-    Args:
-        spec: the state's input.
-        feed: the other inputs.
-        specs: all inputs of the model.
-
-    """
+    """Return the zero state for an input: symbols take their size from the feed's other inputs, others its batch."""
     sizes: dict[str, int] = {}
     batch = 1
     for other in specs:
@@ -109,10 +102,6 @@ def non_finite(feed: Mapping[str, Any]) -> str | None:
             if bad:
                 return f"{bad} of {array.size} values of {name!r} are NaN or infinite"
     return None
-
-
-def _takes_one(dim: int | str | None) -> bool:
-    return not isinstance(dim, int) or dim < 0 or dim == 1
 
 
 def _convert(array: np.ndarray, spec: TensorSpec, where: str) -> np.ndarray:

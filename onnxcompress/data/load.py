@@ -173,10 +173,7 @@ def _checked(samples: Sequence[Sample], reader: _DataReader, *, source: str) -> 
 
 
 def _scaling(
-    specs: Sequence[TensorSpec],
-    layout: Layout | None,
-    scale: Sequence[float] | None,
-    mean: Sequence[float] | None,
+    specs: Sequence[TensorSpec], layout: Layout | None, scale: Sequence[float] | None, mean: Sequence[float] | None
 ) -> dict[str, Scaling]:
     """Return the scaling of each input that has one: of the float inputs those with the most axes."""
     if scale is None and mean is None:
@@ -238,12 +235,7 @@ def _function_samples(name: str) -> list[Sample]:
 
 
 def _folder_samples(
-    folder: Path,
-    specs: Sequence[TensorSpec],
-    *,
-    layout: Layout | None,
-    size: int | None,
-    optional: frozenset[str],
+    folder: Path, specs: Sequence[TensorSpec], *, layout: Layout | None, size: int | None, optional: frozenset[str]
 ) -> list[Sample]:
     """Tell what a folder holds by its files."""
     if folder.name.startswith("test_data_set_"):

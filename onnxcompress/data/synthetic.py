@@ -158,8 +158,7 @@ class _InputSearch:
             return plan
         why = self._first_error.message if self._first_error else "no time was given"
         raise ModelError(
-            f"no synthetic inputs that the model runs were found: {why}",
-            hint="Give it real ones with --data",
+            f"no synthetic inputs that the model runs were found: {why}", hint="Give it real ones with --data"
         ) from self._first_error
 
     def _candidates(self) -> Iterator[InputPlan]:

@@ -88,7 +88,8 @@ def pair_layers(student: ir.Model, teacher: ir.Model, feeds: Sequence[Feed], *, 
     batches = list(observe.batched(student, feeds[:_SAMPLES], _SAMPLES))
     batches = batches if len(batches) == 1 else list(feeds[:_SAMPLES])
     student_axes = {name: layer.channel_axis for name, layer in student_layers.items()}
-    same_name = [name for name in student_layers if name not in teacher_layers and _has(teacher, name)]
+    made = {output.name for node in teacher.graph for output in node.outputs}
+    same_name = [name for name in student_layers if name not in teacher_layers and name in made]
     teacher_axes = {name: student_axes[name] for name in same_name}
     teacher_axes |= {name: layer.channel_axis for name, layer in teacher_layers.items()}
     student_rows = _rows(student, batches, student_axes, seed)
@@ -221,10 +222,6 @@ def _aligned(student: Sequence[LinearLayer], teacher: Sequence[LinearLayer]) -> 
         for block in matched
         for at in range(block.size)
     }
-
-
-def _has(model: ir.Model, name: str) -> bool:
-    return any(output.name == name for node in model.graph for output in node.outputs)
 
 
 def _rows(model: ir.Model, feeds: Sequence[Feed], axes: Mapping[str, int], seed: int) -> dict[str, _SimilarityRows]:

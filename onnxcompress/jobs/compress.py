@@ -64,9 +64,6 @@ Where that is not enough for a figure that can be trusted, the result is not tim
 _LEAST_TIMED_SECONDS = 0.05
 """They spend at least this: a small model is folded too fast for the share to time it. Chosen by judgement."""
 
-_MOST_OTHERS = 256
-"""Samples that passes see on which a search looks at the original's scores. Chosen by judgement; not measured."""
-
 
 @dataclass(frozen=True)
 class Result:

@@ -11,13 +11,7 @@ from ..io import model_io
 def without_metadata(
     model: ir.Model, size_bytes: int, *, keep_node_metadata: bool
 ) -> tuple[ir.Model, tuple[Change, ...]]:
-    """Return a model without metadata, a copy where it has some, and what was removed.
-
-    Args:
-        model: never changed.
-        size_bytes: of the model.
-        keep_node_metadata: keep the metadata of nodes and values.
-    """
+    """Return a model without metadata, a copy where it has some, and what was removed."""
     start = model_io.clone(model) if model_io.has_records(model) else model
     shapes = model_io.drop_declared_shapes(start, size_bytes=size_bytes)
     found = [("drop-declared-shapes", shapes, "types and shapes declared of values in between")]

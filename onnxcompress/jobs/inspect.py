@@ -354,12 +354,7 @@ def _reader(value: ir.Value) -> ir.Node | None:
 
 
 def _timed(
-    model: ir.Model,
-    runnable: bytes | Path,
-    session: runtime.Session,
-    feed: Feed,
-    threads: int,
-    notes: list[str],
+    model: ir.Model, runnable: bytes | Path, session: runtime.Session, feed: Feed, threads: int, notes: list[str]
 ) -> _Times:
     """Return the times of the inspection: all, by operator and by node, of the graph as the runtime optimises it."""
     loops = any(query.is_op(node, "Loop", "Scan") for node in query.nodes(model))

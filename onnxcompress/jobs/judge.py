@@ -85,14 +85,7 @@ class Timings:
 
 
 class Races:
-    """Times candidates against the original, by a label; see `core.Context.race`.
-
-    Args:
-        base: the original.
-        feed: what is timed.
-        timings: records and replays.
-        threads: of the runtime.
-    """
+    """Times candidates against the original, by a label; see `core.Context.race`."""
 
     def __init__(self, base: LoadedModel, feed: Feed, *, timings: Timings, threads: int) -> None:
         self._base = base

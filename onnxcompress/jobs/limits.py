@@ -32,12 +32,7 @@ class LatencyLimit:
         return cls(value=float(match[1]), is_ratio=match[2] == "x")
 
     def fault(self, *, ratio: float, milliseconds: float | None) -> str | None:
-        """Return by how much a latency is over the limit, None where it is not or was not measured.
-
-        Args:
-            ratio: of the original's latency.
-            milliseconds: of one run.
-        """
+        """Return by how much a latency is over the limit, None where it is not or was not measured."""
         measured, unit = (ratio, "x") if self.is_ratio else (milliseconds, " ms")
         return (
             None

@@ -31,10 +31,7 @@ def check_front_folder(folder: Path, *, force: bool) -> None:
 
 
 def write_front(
-    folder: Path,
-    front: Sequence[Candidate],
-    report: Report,
-    problem: Callable[[ir.Model], str | None],
+    folder: Path, front: Sequence[Candidate], report: Report, problem: Callable[[ir.Model], str | None]
 ) -> list[dict[str, Any]]:
     """Write the models of a front and `front.json`, which has the figures of each; all of it or nothing.
 

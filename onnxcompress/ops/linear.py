@@ -200,11 +200,7 @@ class LinearLayer:
             self.node.replace_input_with(port, made)
             return self
         return LinearLayer(
-            self.node,
-            self.facts,
-            self.groups,
-            self.window,
-            edit.insert_after(self.node.outputs[0], names, "Add", made),
+            self.node, self.facts, self.groups, self.window, edit.insert_after(self.node.outputs[0], names, "Add", made)
         )
 
     def _bias_shape(self, bias: np.ndarray) -> tuple[int, ...]:

@@ -218,8 +218,7 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
         ("", "Conv"): OpSpec(weights=(_CONV,), macs=macs.conv_macs),
         # A grouped ConvTranspose numbers its output channels within the group: axis 1 has channels / groups entries.
         ("", "ConvTranspose"): OpSpec(
-            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
-            macs=macs.conv_transpose_macs,
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=macs.conv_transpose_macs
         ),
         ("", "Gemm"): OpSpec(weights=(_GEMM,), macs=macs.gemm_macs),
         ("", "MatMul"): OpSpec(weights=(_MATMUL_RIGHT, _MATMUL_LEFT), macs=macs.matmul_macs),
@@ -234,8 +233,7 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
         (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=macs.gemm_macs),
         (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
         (MICROSOFT, "Attention"): OpSpec(
-            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),),
-            macs=macs.attention_macs,
+            weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=macs.attention_macs
         ),
         (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=macs.recurrent_macs),
         (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=macs.matmul_macs),
@@ -265,11 +263,6 @@ KEEPS_FILL = MOVES | {"Expand", "Tile"}
 """Operators that move or repeat elements of their first input: a tensor of one number stays one."""
 CARRIES = DATA_MOVEMENT | KEEPS_FILL | {"Cast", "CastLike", "Gather", "Where"}
 """Operators whose outputs consist of elements of their data ports, of another type at most; see `data_ports`."""
-CARRIES_SCORES = REARRANGES | {"Add", "Cast", "DequantizeLinear"}
-"""Operators between a last matrix product and an output that leave class scores what they are.
-
-An Add is a bias. A Slice is not among them: it may drop classes.
-"""
 STORAGE = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
 """Operators that exporters and quantizers put between a stored weight and the node that computes with it.
 

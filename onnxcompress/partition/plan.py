@@ -98,10 +98,6 @@ class Bounds:
 class SplitPlan:
     """A flow with the sizes of one feed.
 
-    Args:
-        found: the flow.
-        facts: of its values.
-
     Raises:
         ModelError: there is nothing to cut.
     """

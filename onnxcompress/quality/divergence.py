@@ -69,12 +69,7 @@ class Divergence:
     """
 
     def __init__(
-        self,
-        original: ir.Model,
-        feeds: Sequence[Feed],
-        *,
-        state: Mapping[str, str] | None = None,
-        threads: int = 1,
+        self, original: ir.Model, feeds: Sequence[Feed], *, state: Mapping[str, str] | None = None, threads: int = 1
     ) -> None:
         self._feeds = feeds if state else observe.batched(original, feeds, BATCH)
         self._state = dict(state or {})

@@ -66,11 +66,7 @@ class NoiseFloor:
             self._floor[name] = deviation.least_noise(_arrays(self._reference, name), unit=unit, absolute=absolute)
 
     def mismatch(self, outputs: Runs) -> str | None:
-        """Return one line on where outputs are not equal, None where they are: the test for lossless rewrites.
-
-        Args:
-            outputs: of the other model, on the same feeds.
-        """
+        """Return one line on where outputs are not equal, None where they are: the test for lossless rewrites."""
         found = [flattened(each) for each in outputs]
         for run, other in zip(self._reference, found, strict=True):
             if list(run) != list(other):
@@ -161,7 +157,10 @@ def _array_broken(expected: np.ndarray, got: np.ndarray) -> str | None:
     finite = np.isfinite(expected)
     same_special = (expected == got) | (np.isnan(expected) & np.isnan(got))
     wrong = ~np.where(finite, np.isfinite(got), same_special)
-    return _worst(expected, got, wrong.astype(np.float64)) if wrong.any() else None
+    if not wrong.any():
+        return None
+    place = _place(expected, got, wrong.astype(np.float64))
+    return f"differs in {int(wrong.sum())} of {expected.size} elements, {place}"
 
 
 def degenerate(reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> str | None:
@@ -204,8 +203,3 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _place(expected: np.ndarray, got: np.ndarray, badness: np.ndarray) -> str:
     at = tuple(int(i) for i in np.unravel_index(int(badness.argmax()), badness.shape))
     return f"worst at {list(at)}: {got[at]} and not {expected[at]}"
-
-
-def _worst(expected: np.ndarray, got: np.ndarray, badness: np.ndarray) -> str:
-    """Describe the elements with `badness` above 0."""
-    return f"differs in {int((badness > 0).sum())} of {expected.size} elements, {_place(expected, got, badness)}"

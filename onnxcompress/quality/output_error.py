@@ -57,7 +57,7 @@ class Difference:
         sqnr_db = 10 * math.log10(square / error) if error and square and math.isfinite(error) else None
         found = OutputDifference(
             max_abs=_finite(self._max_abs),
-            cosine=_cosine(self._moments),
+            cosine=metrics.cosine_of_moments(*map(float, self._moments)) if np.isfinite(self._moments).all() else None,
             sqnr_db=_finite(sqnr_db),
             not_finite=(self._not_finite[0], self._not_finite[1]),
         )
@@ -69,10 +69,6 @@ class Difference:
 def _moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return sum(x*y), sum(x*x) and sum(y*y) of two float64 vectors."""
     return np.array([x @ y, x @ x, y @ y])
-
-
-def _cosine(moments: np.ndarray) -> float | None:
-    return metrics.cosine_of_moments(*map(float, moments)) if np.isfinite(moments).all() else None
 
 
 def _finite(value: float | None) -> float | None:

@@ -13,7 +13,7 @@ from ..core import GRAPH, Action, Change
 from ..errors import UsageError, one_line
 from ..jobs.report import PassOptions, Report, Verification
 from ..packing.archive import Packed
-from ..quality.ablation import Ablation, LayerAblation
+from ..quality.ablation import Ablation
 from ..quality.result import OutputDifference, Quality
 from ..runtime.latency import Latency
 from ..shapes.count import ModelFacts
@@ -132,7 +132,10 @@ def page(report: Report) -> Page:
         outputs=tuple(_output(name, found) for name, found in outputs.items()),
         notes=tuple(one_line(note) for note in report.notes),
         points=tuple(_points(report)),
-        ablations=tuple(_ablation(each) for each in report.sensitivity[:MOST_ROWS]),
+        ablations=tuple(
+            AblationRow(name=_name(each.layer), before=_bars(each.before), after=_bars(each.after))
+            for each in report.sensitivity[:MOST_ROWS]
+        ),
         layers=tuple(_layer(change) for change in shown),
         hidden=max(0, len(layers) - MOST_ROWS),
         summaries=summaries(others),
@@ -222,10 +225,6 @@ def _points(report: Report) -> list[Point]:
         )
         for index, tried in enumerate(report.candidates, start=1)
     ]
-
-
-def _ablation(found: LayerAblation) -> AblationRow:
-    return AblationRow(name=_name(found.layer), before=_bars(found.before), after=_bars(found.after))
 
 
 def _bars(found: Ablation | None) -> AblationBars | None:

@@ -37,5 +37,7 @@ def _outputs(outputs: Mapping[str, OutputDifference]) -> Table:
     for name, of in outputs.items():
         sqnr = "" if of.sqnr_db is None else f"{of.sqnr_db:.1f}"
         strange = " and ".join(number(n) for n in of.not_finite) if any(of.not_finite) else ""
-        table.add_row(cell(name), f"{of.max_abs:.3g}", f"{of.cosine:.6f}", sqnr, strange)
+        largest = "" if of.max_abs is None else f"{of.max_abs:.3g}"
+        cosine = "" if of.cosine is None else f"{of.cosine:.6f}"
+        table.add_row(cell(name), largest, cosine, sqnr, strange)
     return table

@@ -26,11 +26,7 @@ _CONNECT_SECONDS = 15
 
 
 class Processes(Executor):
-    """Runs each piece in a fresh process, a few at a time: a crash takes nothing else with it.
-
-    Args:
-        workers: processes at a time.
-    """
+    """Runs each piece in a fresh process, a few at a time: a crash takes nothing else with it."""
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="onnxcompress")

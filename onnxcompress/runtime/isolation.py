@@ -82,11 +82,6 @@ class RunTimeout:
 
 
 def run_seconds(weight_bytes: int, elements: int) -> float:
-    """Return how long one run of a model on a synthetic feed may take before it counts as stuck.
-
-    Args:
-        weight_bytes: of the model.
-        elements: in the feed.
-    """
+    """Return how long one run of a model on a synthetic feed may take before it counts as stuck."""
     each = min(1e-5, 5e-8 + 2.5e-10 * weight_bytes)  # an element meets each weight about once
     return 1.5 + weight_bytes / 2e7 + elements * each

@@ -109,12 +109,7 @@ def race(
 
 
 def glance(
-    a: Session,
-    b: Session,
-    feed: Mapping[str, Any],
-    *,
-    max_seconds: float,
-    clock: Callable[[], float] = time.monotonic,
+    a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> Latency | None:
     """Time two sessions, warm from runs before, within a short time.
 

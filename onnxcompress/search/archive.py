@@ -98,12 +98,7 @@ class Archive:
 
 
 class ScopedArchive(Archive):
-    """Passes candidates to another archive, under a prefix of their own.
-
-    Args:
-        outer: the archive.
-        place: prefix of all labels.
-    """
+    """Passes candidates to another archive, under a prefix of their own."""
 
     def __init__(self, outer: Archive, place: str) -> None:
         super().__init__()

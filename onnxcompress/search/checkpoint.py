@@ -76,7 +76,7 @@ class Checkpoint:
             model = model_io.load(stem.with_suffix(".onnx"))
         except OnnxCompressError:
             return None
-        return Built(model, tuple(_change(each) for each in found["changes"]))
+        return Built(model, tuple(Change(**{**each, "action": Action(each["action"])}) for each in found["changes"]))
 
     def has_built(self, label: str) -> bool:
         """Say whether a candidate was built under a label."""
@@ -137,7 +137,3 @@ def _as_json(change: Change) -> dict[str, Any]:
         "bytes_after": change.bytes_after,
         "details": dict(change.details),
     }
-
-
-def _change(found: Mapping[str, Any]) -> Change:
-    return Change(**{**found, "action": Action(found["action"])})

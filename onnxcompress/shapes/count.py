@@ -45,10 +45,7 @@ class Counts:
 
 
 def count(
-    model: ir.Model,
-    feed: Mapping[str, np.ndarray] | None = None,
-    *,
-    known: Mapping[str, Dims] = MappingProxyType({}),
+    model: ir.Model, feed: Mapping[str, np.ndarray] | None = None, *, known: Mapping[str, Dims] = MappingProxyType({})
 ) -> Counts:
     """Count nodes, parameters and MACs, these at the shapes of a feed (without one, where shapes are fixed).
 

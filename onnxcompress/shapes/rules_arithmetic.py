@@ -112,10 +112,6 @@ def _fold_left(combine: Callable[[Size, Size], Size | None]) -> Callable[..., Si
     return of_many
 
 
-def _remainder(a: Size, b: Size) -> Size | None:
-    return polynomials.remainder(a, b)
-
-
 def _reduce_all(combine: Callable[[Size, Size], Size]) -> Rule:
     """Return the rule of a reduction, which follows the elements of a vector that is reduced as a whole."""
 
@@ -148,7 +144,7 @@ ARITHMETIC: Mapping[str, Rule] = {
     "Sub": _elementwise(lambda a, b: a - b),
     "Mul": _elementwise(lambda a, b: a * b),
     "Div": _elementwise(polynomials.quotient),
-    "Mod": _elementwise(_remainder),
+    "Mod": _elementwise(polynomials.remainder),
     "Min": _elementwise(_fold_left(polynomials.least)),
     "Max": _elementwise(_fold_left(polynomials.greatest)),
     "Equal": _elementwise(polynomials.equal, to_bool=True),

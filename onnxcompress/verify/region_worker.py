@@ -73,7 +73,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RegionVerdict:
     """Result of a piece: the problem (None: none), and the SQNR of its outputs (None: all equal, or no float)."""
 
     problem: str | None
@@ -85,7 +85,7 @@ class Verdict:
 class Jobs:
     """Runs jobs, in a worker process."""
 
-    def run(self, jobs: Sequence[Job]) -> Isolated[list[Verdict]]:
+    def run(self, jobs: Sequence[Job]) -> Isolated[list[RegionVerdict]]:
         """Run both pieces of each region."""
         started = time.perf_counter()
         verdicts = [_run(job) for job in jobs]
@@ -93,31 +93,31 @@ class Jobs:
         return Isolated(value=verdicts, seconds=seconds, peak_memory_bytes=peak_memory_bytes())
 
 
-def _run(job: Job) -> Verdict:
+def _run(job: Job) -> RegionVerdict:
     feed = {leaf.name: _values(leaf, job.seed) for leaf in job.leaves}
-    feed |= {weight.name: _mapped(weight) for weight in job.stored}
+    feed |= {w.name: np.memmap(w.path, np.dtype(w.dtype).newbyteorder("<"), "r", w.offset, w.shape) for w in job.stored}
     try:
         before = _RegionSide(job.before, job.output, feed)
         expected = before.run()
     except ModelError as error:
-        return Verdict(f"can't be checked, the original does not run: {error.message}", None, is_blind=True)
+        return RegionVerdict(f"can't be checked, the original does not run: {error.message}", None, is_blind=True)
     try:
         got = _RegionSide(job.after, job.output, feed, like=before).run()
         if job.load_optimized and not runtime.open_session(job.after, optimize=True).is_optimized:
-            return Verdict("onnxruntime can load it with its optimizations off only", None)
+            return RegionVerdict("onnxruntime can load it with its optimizations off only", None)
     except ModelError as error:
-        return Verdict(error.message, None)
+        return RegionVerdict(error.message, None)
     outputs = {job.output: expected}, {job.output: got}
     problem = (
         before.mismatch(expected, got, is_bounded=job.is_bounded) if job.lossless else equality.degenerate(*outputs)
     )
     if problem is not None or expected.dtype.kind != "f":
-        return Verdict(problem, None)
+        return RegionVerdict(problem, None)
     fine = np.isfinite(expected) & np.isfinite(got)
     sqnr_db = snr.sqnr_db(expected[fine], got[fine])
     if not job.lossless and sqnr_db < LEAST_SQNR_DB:
         problem = f"keeps {sqnr_db:.1f} dB of the signal, less than {LEAST_SQNR_DB:.0f}"
-    return Verdict(problem, sqnr_db if np.isfinite(sqnr_db) else None)
+    return RegionVerdict(problem, sqnr_db if np.isfinite(sqnr_db) else None)
 
 
 class _RegionSide:
@@ -180,10 +180,6 @@ class _RegionSide:
 
     def _message(self) -> onnx.ModelProto:
         return onnx.load_model_from_string(self._model) if isinstance(self._model, bytes) else onnx.load(self._model)
-
-
-def _mapped(weight: StoredValue) -> np.ndarray:
-    return np.memmap(weight.path, np.dtype(weight.dtype).newbyteorder("<"), "r", weight.offset, weight.shape)
 
 
 def _values(leaf: Leaf, seed: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from ..io.tensors import StoredTensor
 from ..runtime.processes import Isolated, RemoteObject
 from .hidden_values import ends_bounded
 from .region_model import FLOATS, Side, kind_of
-from .region_worker import Job, Jobs, StoredValue, Verdict
+from .region_worker import Job, Jobs, RegionVerdict, StoredValue
 from .slices import Making, ValuePart, parts
 from .whole import Structure
 
@@ -164,7 +164,7 @@ class RegionProof:
         failed = [(region, self._blind[region.original]) for region in regions if region.original in self._blind]
         regions = [region for region in regions if region.original not in self._blind]
         with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-            running: deque[tuple[list[_Piece], concurrent.futures.Future[Isolated[list[Verdict]]]]] = deque()
+            running: deque[tuple[list[_Piece], concurrent.futures.Future[Isolated[list[RegionVerdict]]]]] = deque()
 
             def collect() -> None:
                 batch, future = running.popleft()
@@ -234,7 +234,7 @@ class _Runner:
         self._worker: RemoteObject | None = None
         self._used_bytes = 0
 
-    def run(self, jobs: Sequence[Job], folder: Path) -> Isolated[list[Verdict]]:
+    def run(self, jobs: Sequence[Job], folder: Path) -> Isolated[list[RegionVerdict]]:
         """Run jobs and remove their files.
 
         Raises:
@@ -249,7 +249,7 @@ class _Runner:
                 self._worker = RemoteObject(Jobs, timeout_seconds=_TIMEOUT_SECONDS, memory_bytes=spare_bytes)
                 self._used_bytes = 0
             self._used_bytes += size_bytes
-            answer: Isolated[list[Verdict]] = self._worker.call("run", jobs, timeout_seconds=_TIMEOUT_SECONDS)
+            answer: Isolated[list[RegionVerdict]] = self._worker.call("run", jobs, timeout_seconds=_TIMEOUT_SECONDS)
             return answer
         except BaseException:
             self._worker = None
@@ -267,7 +267,7 @@ class _RegionTally:
         self._seconds = 0.0
         self._peak = 0
 
-    def add(self, answer: Isolated[list[Verdict]]) -> None:
+    def add(self, answer: Isolated[list[RegionVerdict]]) -> None:
         self._regions += len(answer.value)
         self._seconds += answer.seconds
         self._peak = max(self._peak, answer.peak_memory_bytes)

@@ -122,7 +122,6 @@ def test_elements_are_carried_through_data_ports_only():
 def test_the_columns_that_move_data_lie_in_each_other():
     assert ops.RESHAPES < ops.REARRANGES < ops.MOVES < ops.DATA_MOVEMENT < ops.CARRIES < ops.SELECT | ops.CARRIES
     assert ops.MOVES < ops.KEEPS_FILL < ops.CARRIES
-    assert ops.STORAGE < ops.CARRIES_SCORES
     assert {"Dropout"} == ops.STOCHASTIC - ops.NONDETERMINISTIC
 
 

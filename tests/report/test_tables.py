@@ -16,8 +16,10 @@ from onnxcompress.jobs.report import Limits, Report, ResolvedRecipe, Verificatio
 from onnxcompress.quality.result import OutputDifference, Quality
 from onnxcompress.report import tables as report_tables
 from onnxcompress.report import wording
+from onnxcompress.report.tables_compare import comparison_tables
 from onnxcompress.runtime.latency import Latency
 from onnxcompress.shapes.count import ModelFacts
+from tests.helpers import from_text
 
 MODELS = Path(__file__).parents[2] / "models"
 SCHEMA = json.loads(Path(report_module.__file__).with_name("report-schema.json").read_text(encoding="utf-8"))
@@ -50,11 +52,15 @@ def _report(*changes, **fields):
     return Report(**{**given, **fields}, changes=tuple(changes))
 
 
-def _printed(report, *, every_change=False, width=200):
+def _render(parts, *, width=200):
     console = Console(file=StringIO(), width=width, highlight=False)
-    for part in report_tables.report_tables(report, every_change=every_change):
+    for part in parts:
         console.print(part)
     return console.file.getvalue()
+
+
+def _printed(report, *, every_change=False, width=200):
+    return _render(report_tables.report_tables(report, every_change=every_change), width=width)
 
 
 def _row(printed, *words):
@@ -210,3 +216,13 @@ def test_a_missed_limit_carries_a_report_that_follows_the_schema():
     with pytest.raises(LimitError) as caught:
         oc.compress(MODELS / "mbv2.onnx", recipe="fold", max_bytes=1000)
     jsonschema.validate(caught.value.report.as_json(), SCHEMA)
+
+
+def test_outputs_that_are_no_floats_have_no_figures_of_floats():
+    model = from_text("""g (float[N,4] x) => (int64[N] label, float[N,4] y) {
+        y = Relu(x)
+        label = ArgMax<axis=1, keepdims=0>(x)
+    }""")
+    printed = _render(comparison_tables(oc.compare(model, model)))
+    assert _row(printed, "label") == ["label"]
+    assert _row(printed, "1.000000") == ["y", "0", "1.000000"]

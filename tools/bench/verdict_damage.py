@@ -57,9 +57,10 @@ def main(zoo: Path, key: str, name: str, target: Path) -> None:
             **evaluated(module, made, limit),
         }
         if name == ORIGINAL:
-            ends = {name: source.ending for name, source in sources(onnxcompress.load(path)).items()}
-            of = {end: sorted(name for name, each in ends.items() if each is end) for end in Ending}
-            facts |= {"logits": of[Ending.PRODUCT], "sigmoids": of[Ending.SIGMOID], "state": state}
+            endings = {output: source.ending for output, source in sources(onnxcompress.load(path)).items()}
+            facts["logits"] = sorted(output for output, ending in endings.items() if ending is Ending.PRODUCT)
+            facts["sigmoids"] = sorted(output for output, ending in endings.items() if ending is Ending.SIGMOID)
+            facts["state"] = state
             if subject.labelled:
                 facts["limited"] = evaluated(module, made, subject.labelled)["metrics"]
         facts["seconds"] = {"made": made_seconds, "all": time.monotonic() - started}

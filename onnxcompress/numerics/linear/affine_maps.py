@@ -61,11 +61,7 @@ _NEGLIGIBLE = 1e-37
 
 
 def batch_norm(
-    scale: npt.ArrayLike,
-    bias: npt.ArrayLike,
-    mean: npt.ArrayLike,
-    variance: npt.ArrayLike,
-    epsilon: float,
+    scale: npt.ArrayLike, bias: npt.ArrayLike, mean: npt.ArrayLike, variance: npt.ArrayLike, epsilon: float
 ) -> AffineMap | None:
     """Return the map of a batch normalisation with fixed statistics (arXiv 1502.03167, algorithm 2, line 11).
 

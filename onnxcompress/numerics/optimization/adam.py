@@ -44,11 +44,6 @@ class Adam:
 
 
 def falling(step: int, steps: int) -> float:
-    """Return the part of the learning rate at a step: half a cosine from 1 to 0, after a short rise.
-
-    Args:
-        step: number of the step, from 0.
-        steps: number of all steps.
-    """
+    """Return the part of the learning rate at a step: half a cosine from 1 to 0, after a short rise."""
     rise = max(1, steps // 20)
     return min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -65,14 +65,13 @@ def larger(a: Deviation, b: Deviation) -> Deviation:
 
 def worst(found: Deviation, noise: Deviation) -> tuple[float, str]:
     """Return the largest multiple of the noise that was found, and the channel that has it ("" for all elements)."""
-    ratios = {group: _ratio(values, noise[group]) for group, values in found.items()}
+    ratios = {
+        group: np.divide(values, noise[group], out=np.where(values > 0, np.inf, 0.0), where=noise[group] > 0)
+        for group, values in found.items()
+    }
     group = max(ratios, key=lambda each: float(ratios[each].max(initial=0)))
     multiple = float(ratios[group].max(initial=0))
     return multiple, "" if group == WHOLE else f"channel {int(ratios[group].argmax())} of {group}"
-
-
-def _ratio(found: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    return np.asarray(np.divide(found, noise, out=np.where(found > 0, np.inf, 0.0), where=noise > 0))
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

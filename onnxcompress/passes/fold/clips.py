@@ -24,7 +24,7 @@ def merge_clips(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
     before = data.producer()
     first = None if before is None or before.graph is not node.graph else _bounds(before, ctx)
     if first is not None and query.sole_consumer(data) is node:
-        data, low, high = first[0], _clip(first[1], low, high), _clip(first[2], low, high)
+        data, low, high = first[0], min(max(first[1], low), high), min(max(first[2], low), high)
         reason = f"bounds the same values as {query.label(before)}" if before is not None else ""
     elif query.is_op(node, "Max", "Min"):
         reason = f"{node.op_type} with a number is {'Relu' if (low, high) == (0.0, math.inf) else 'Clip'}"
@@ -33,10 +33,6 @@ def merge_clips(node: ir.Node, ctx: RewriteContext) -> Rewrite | Refusal | None:
     else:
         return None
     return Rewrite(target=query.label(node), reason=reason, apply=lambda: _replace(node, data, low, high, ctx))
-
-
-def _clip(number: float, low: float, high: float) -> float:
-    return min(max(number, low), high)
 
 
 def _bounds(node: ir.Node, ctx: RewriteContext) -> tuple[ir.Value, float, float] | None:

@@ -29,7 +29,8 @@ def inline_functions(model: ir.Model, context: Context, pass_name: str) -> list[
     chosen: set[Identifier] = set()
     recursive = _recursive(model)
     imports = dict(model.opset_imports)
-    called = [identifier for identifier in model.functions if identifier in _calls(model)]
+    calls = {node.op_identifier() for node in query.nodes(model)}
+    called = [identifier for identifier in model.functions if identifier in calls]
     for identifier in called:
         function = model.functions[identifier]
         target = ":".join(part for part in identifier if part)
@@ -110,10 +111,6 @@ def _is_unchanged(node: ir.Node, one: int, other: int) -> bool:
     except onnx.defs.SchemaError:
         return False
     return schemas[0].since_version == schemas[1].since_version
-
-
-def _calls(model: ir.Model) -> set[Identifier]:
-    return {node.op_identifier() for node in query.nodes(model)} & set(model.functions)
 
 
 def _recursive(model: ir.Model) -> bool:

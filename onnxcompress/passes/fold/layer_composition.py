@@ -135,11 +135,7 @@ def merge_parallel(layers: Sequence[LinearLayer], scales: Sequence[tuple[np.ndar
     shifts = [shift for _, shift in scales if shift.any()]
     total = sum((each.astype(np.float64) for each in [*biases, *shifts]), np.zeros(weight.shape[0] * weight.shape[1]))
     return Merged(
-        layer=host,
-        weight=weight,
-        bias=total if biases or shifts else None,
-        window=host.window,
-        numbers=numbers,
+        layer=host, weight=weight, bias=total if biases or shifts else None, window=host.window, numbers=numbers
     )
 
 

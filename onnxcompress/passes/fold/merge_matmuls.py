@@ -187,10 +187,7 @@ def _apply(branches: Sequence[_Branch], names: edit.Names, opset: int) -> None:
     body, kind, x = query.home(first), first.op_type, first.inputs[0]
     attributes = {"transB": 1} if query.attribute(first, "transB", 0) else {}
     weight = edit.add_initializer(
-        body,
-        names,
-        f"{branches[0].weight.name}_merged",
-        _joined([b.weight for b in branches], 0 if attributes else 1),
+        body, names, f"{branches[0].weight.name}_merged", _joined([b.weight for b in branches], 0 if attributes else 1)
     )
     biases = [b.bias for b in branches if b.bias is not None]
     row = edit.add_initializer(body, names, f"{biases[0].name}_merged", _joined(biases, 0)) if biases else None

@@ -253,8 +253,7 @@ _CENTRED = Op("Sub", X, Op("ReduceMean", X, where=_keeps))
 _VARIANCE = Op("ReduceMean", squared(maybe_cast(_CENTRED)), where=_keeps)
 _DEVIATION = Op("Sqrt", Op("Add", _VARIANCE, Num("eps")))
 _STANDARDISED = Any(
-    Op("Div", maybe_cast(_CENTRED), _DEVIATION),
-    Op("Mul", maybe_cast(_CENTRED), Op("Reciprocal", _DEVIATION)),
+    Op("Div", maybe_cast(_CENTRED), _DEVIATION), Op("Mul", maybe_cast(_CENTRED), Op("Reciprocal", _DEVIATION))
 )
 _MEAN_SQUARE = Op("Sqrt", Op("Add", Op("ReduceMean", squared(X), where=_keeps), Num("eps")))
 _ROOT_MEAN = Any(Op("Div", X, _MEAN_SQUARE), Op("Mul", X, Op("Reciprocal", _MEAN_SQUARE)))

@@ -72,9 +72,7 @@ def _compose(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     if query.sole_consumer(middle) is not node:
         return None
     return Rewrite(
-        target=query.label(node),
-        reason=reason,
-        apply=lambda: edit.turn_into(node, "Transpose", [x], {"perm": both}),
+        target=query.label(node), reason=reason, apply=lambda: edit.turn_into(node, "Transpose", [x], {"perm": both})
     )
 
 

@@ -77,14 +77,7 @@ class Budget:
 
 
 class Budgeting:
-    """Makes budgets for an original and what has become of it.
-
-    Args:
-        of: what is counted.
-        original: the model that the budget is a part of.
-        channels: of the original.
-        feed: at whose shapes layers are timed.
-    """
+    """Makes budgets for an original and what has become of it."""
 
     def __init__(self, of: Of, original: ir.Model, channels: Channels, feed: Feed) -> None:
         self._of = of

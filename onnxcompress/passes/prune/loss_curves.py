@@ -168,12 +168,7 @@ def _ranked(scores: Mapping[int, float], *, most: int) -> Curve:
 
 
 def allocate(
-    curves: Sequence[Curve],
-    sizes: Sequence[int],
-    meter: Meter,
-    budget: float,
-    *,
-    multiple: int = 1,
+    curves: Sequence[Curve], sizes: Sequence[int], meter: Meter, budget: float, *, multiple: int = 1
 ) -> list[int]:
     """Return how many groups of each curve go so that a budget is met, always those that cost least for what they save.
 

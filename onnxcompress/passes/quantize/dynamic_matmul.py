@@ -47,13 +47,7 @@ def product(site: StoredWeight, nodes: Sequence[ir.Node]) -> DynamicProduct:
 
 
 def faults(site: StoredWeight, shapes: Shapes, facts: targets.DynamicFacts) -> dict[ir.Node, str]:
-    """Return for each matrix product that reads a weight why it stays float, "" where nothing speaks against integers.
-
-    Args:
-        site: the weight.
-        shapes: of the values of a run, as far as known.
-        facts: when it pays.
-    """
+    """Return for each matrix product that reads a weight why it stays float, "" where it may run on integers."""
     return {
         r.node: _fault(r, site, facts, _rows(r.node, shapes)) or _bias_fault(r.node, shapes)
         for r in site.readers

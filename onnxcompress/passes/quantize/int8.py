@@ -111,11 +111,7 @@ class QuantizeInt8:
     def passes(self) -> RoutePasses:
         """The passes that routes are made of."""
         return RoutePasses(
-            static=self.static,
-            dynamic=self.dynamic,
-            weights=self.weights,
-            tables=self.tables,
-            equalize=self.equalize,
+            static=self.static, dynamic=self.dynamic, weights=self.weights, tables=self.tables, equalize=self.equalize
         )
 
 

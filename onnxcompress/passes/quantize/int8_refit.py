@@ -49,12 +49,7 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
     if not free:
         return None
     changes = reconstruct.refit(
-        quantized,
-        model,
-        context.feeds,
-        selects=lambda node: node in free,
-        seed=context.seed,
-        progress=context.progress,
+        quantized, model, context.feeds, selects=lambda node: node in free, seed=context.seed, progress=context.progress
     )
     gained = {change.layer for change in changes if change.is_applied}
     if not gained:

@@ -211,7 +211,11 @@ class _Problem:
         maker = self.maker.get(value)
         made = None if maker is None else self.hands[maker]
         node_ps = 1e3 * costs.node_ns
-        quantize = node_ps + elements * costs.quantize_ps + self._layout(value, self._readers(value))
+        quantize = (
+            node_ps
+            + elements * costs.quantize_ps
+            + self._layout(value, [u for u, _ in self._uses(value) if u is not None])
+        )
         dequantize = node_ps + elements * costs.dequantize_ps + self._layout(value, [] if maker is None else [maker])
         some = self.choices.variable(cost_yes=elements * self.noise_ps)
         if made is None:
@@ -223,7 +227,7 @@ class _Problem:
                 self.choices.split(self.reads[reader], some, _NEVER)
                 if made is not None:
                     self.choices.split(made, self.reads[reader], dequantize)
-            elif made is not None and not (node is not None and self._looks_at_shape(node)):
+            elif made is not None and not (node is not None and query.is_op(node, "Shape", "Size")):
                 self.choices.add(made, cost_yes=dequantize)
 
     def _is_quantizer_itself(self, unit: KernelGroup) -> bool:
@@ -250,12 +254,6 @@ class _Problem:
             yield unit, use.node
         if value.is_graph_output():
             yield None, None
-
-    def _readers(self, value: ir.Value) -> list[KernelGroup]:
-        return [unit for unit, _ in self._uses(value) if unit is not None]
-
-    def _looks_at_shape(self, node: ir.Node) -> bool:
-        return query.is_op(node, "Shape", "Size")
 
     def _layout(self, value: ir.Value, around: list[KernelGroup]) -> float:
         """Return what it costs to bring a feature map into the layout of integer convolutions, or out of it."""

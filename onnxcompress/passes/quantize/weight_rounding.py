@@ -110,10 +110,7 @@ _Where = tuple[slice, slice, slice]
 
 
 def _errors(
-    pieces: Iterable[tuple[_Where, np.ndarray]],
-    shape: tuple[int, int, int],
-    scales: list[np.ndarray],
-    bits: int,
+    pieces: Iterable[tuple[_Where, np.ndarray]], shape: tuple[int, int, int], scales: list[np.ndarray], bits: int
 ) -> np.ndarray:
     """Return the squared error of each channel for each candidate of scales: float64 [candidates, channels]."""
     total = np.zeros((len(scales), shape[1]))

@@ -85,13 +85,7 @@ class DroppedBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class DropState:
-    """A model without some blocks.
-
-    Args:
-        model: the model, refitted roughly.
-        dropped: the removed blocks, in order.
-        loss: divergence of its outputs.
-    """
+    """A model without some blocks."""
 
     model: ir.Model
     dropped: tuple[DroppedBlock, ...]
@@ -190,9 +184,7 @@ class BlockDropSearch:
             self._singles = found
         lost = state.loss
         return min(
-            found,
-            key=lambda new: max(new.loss - lost, _NONE_LOST) / min(new.dropped[-1].macs, left),
-            default=None,
+            found, key=lambda new: max(new.loss - lost, _NONE_LOST) / min(new.dropped[-1].macs, left), default=None
         )
 
     def improved(self, state: DropState, least: float, most: int | None) -> DropState:
@@ -223,10 +215,6 @@ class BlockDropSearch:
         """Return the original without the blocks, its layers refitted and then trained together on all samples.
 
         It begins anew: rough fits would be judged by samples that they have seen.
-
-        Args:
-            state: the removed blocks.
-            steps: steps of the training; 0 for none.
         """
         edited = self._removed(state.dropped)
         if edited is None:
