@@ -147,7 +147,7 @@ class _ImageMeter:
 
     def loss(self, factors: np.ndarray) -> Loss:
         found = self._numbers.loss(factors)
-        mean, square = self._sums / sum(self._sizes)
+        mean, square = self._sums / max(sum(self._sizes), 1)
         spread = math.sqrt(max(square - mean**2, value_loss.DEAD * square, value_loss.TINY))
         error = value_loss.share(np.array(self._errors) * np.sqrt(factors), np.array(self._sizes)).scaled(1 / spread)
         drop = error.scaled(_POINT / value_loss.IMAGE_POINT).at_least(found.drop)

@@ -122,7 +122,7 @@ class ErrorMoments:
         )
 
     def _columns(self, array: np.ndarray) -> np.ndarray:
-        if self._axis is None or array.ndim <= self._axis or array.shape[self._axis] > _MOST_COLUMNS:
+        if self._axis is None or array.ndim <= self._axis or not 0 < array.shape[self._axis] <= _MOST_COLUMNS:
             return array.reshape(-1, 1)
         return np.moveaxis(array, self._axis, -1).reshape(-1, array.shape[self._axis])
 

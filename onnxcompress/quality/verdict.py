@@ -166,6 +166,9 @@ class OutputPlan:
         values = pairing.samples_apart([run[name] for run in runs], batches)
         if name in self.overrides:
             kind = self.overrides[name]
+            problem = output_kinds.misfit(kind, values)
+            if problem:
+                raise UsageError(f"{name!r} can't be {kind}: {problem}", where="--output-kind")
             found = replace(output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind")
             yield JudgedValue(name, found, source)
             return

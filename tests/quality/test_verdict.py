@@ -336,6 +336,54 @@ def test_a_kind_that_the_user_gives_is_taken():
     assert (state.outputs["z"].drop, state.drop) == (None, 0)
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "problem"),
+    [
+        (list(map(np.asarray, _normal())), "class-scores", "a sample is a single number or empty"),
+        (np.zeros((COUNT, 0, 4)), "embedding", "a sample is a single number or empty"),
+        (_normal(5), "detection-rows", "a sample is no table of rows"),
+        (_normal(3, 4, 4), "selection", "a sample is no table of rows"),
+        ([[1.0, 2.0]], "detection-rows", "a sample is no table of rows"),
+        ([np.array(["a"], object)], "numbers", "it holds strings"),
+        (np.zeros((COUNT, 0, 4)), "image-8bit", "a sample is empty"),
+    ],
+)
+def test_a_kind_that_does_not_fit_is_refused(values, kind, problem):
+    with pytest.raises(UsageError) as caught:
+        _verdict(values, values, overrides={"y": OutputKind(kind)})
+    assert (caught.value.message, caught.value.where) == (f"'y' can't be {kind}: {problem}", "--output-kind")
+
+
+EVERY = {
+    "scalar": list(_normal()),
+    "vector": list(_normal(1, 5)),
+    "one": list(_normal(1, 1)),
+    "map": list(_normal(1, 3, 4, 4)),
+    "rows": list(_normal(1, 6, 4)),
+    "integers": list((9 * _normal(1, 4)).astype(np.int64)),
+    "bytes": list((9 * _normal(1, 3, 4, 4)).astype(np.uint8)),
+    "booleans": list(_normal(1, 4) > 0),
+    "strings": [np.array(["a", "b"], object)] * 9,
+    "sequence": [[np.ones(3), np.ones(2)]] * 9,
+    "empty": [np.zeros((0, 4))] * 9,
+    "ragged": [np.ones((1, n + 1)) for n in range(20)],
+}
+
+
+@pytest.mark.parametrize("kind", [None, *OutputKind])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_output_is_measured_as_every_kind_or_refused(name, kind):
+    values = [np.asarray(value) if isinstance(value, np.float64) else value for value in EVERY[name]]
+    overrides = {} if kind is None else {"y": kind}
+    for other in (values, values[::-1]):
+        try:
+            found = _verdict(values, other, overrides=overrides)
+        except UsageError:
+            assert kind is not None
+            continue
+        assert found.loss is None or math.isfinite(found.loss.drop.value)
+
+
 def test_a_kind_for_no_output_is_refused():
     with pytest.raises(UsageError) as caught:
         OutputPlan.of(from_text(TWO % (1, 1)), overrides={"q": OutputKind.MASK})
