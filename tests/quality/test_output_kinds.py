@@ -96,7 +96,9 @@ TABLE = {
     "mask": (SIGMOID, _normal(1, 8, 8), OutputKind.MASK, 0, "behind Sigmoid"),
     "embedding": (PRODUCT, _normal(32), OutputKind.EMBEDDING, 0, "vectors of 32 numbers without a winner in each"),
     "tokens": (PRODUCT, _normal(7, 64), OutputKind.EMBEDDING, 1, "vectors of 64 numbers without a winner in each"),
-    "numbers": (PRODUCT, _normal(31), OutputKind.NUMBERS, 0, PLAIN),
+    "vector": (PRODUCT, _normal(31), OutputKind.VECTOR, 0, "31 numbers behind a last Gemm"),
+    "coordinates": (PRODUCT, _normal(4), OutputKind.NUMBERS, 0, PLAIN),
+    "numbers": (OTHER, _normal(31), OutputKind.NUMBERS, 0, PLAIN),
     "boxes": (OTHER, _normal(40, 4), OutputKind.NUMBERS, 1, PLAIN),
     "channels": (OTHER, _normal(5, 4, 4), OutputKind.NUMBERS, 0, PLAIN),
     "scalars": (OTHER, _normal(), OutputKind.NUMBERS, None, PLAIN),
@@ -199,6 +201,6 @@ def test_other_texts_are_refused(text):
         parse_kinds([text])
     assert (caught.value.message, caught.value.where) == (f"{text!r} is no NAME=KIND", "--output-kind")
     assert caught.value.hint == (
-        "Kinds: class-scores, position-scores, text-scores, binary-score, embedding, numbers, residual, image-8bit, "
+        "Kinds: class-scores, position-scores, text-scores, binary-score, embedding, numbers, vector, residual, image-8bit, "
         "mask, labels, booleans, strings, detection-rows, selection, signal, sequence, state"
     )
