@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from ..core import Feed
 from ..errors import ModelError, StuckError
-from ..runtime.isolation import run_seconds
+from ..runtime.run_timeout import run_seconds
 from ..runtime.session import Session
 from .fill_inputs import SHAPES_OF_UNKNOWN_RANK, FreeInput, InputPlan, PlanKey, WholeNumbers, filled, free_inputs
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from .. import pipeline, targets
+from .. import pipeline
 from ..activations.calibration import CalibrationCache
 from ..base.versions import versions
 from ..core import Candidate, Change, Clock, Context, Trial, Workers
@@ -39,6 +39,7 @@ from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts, facts
+from ..targets import facts as targets
 from . import internal_errors, pareto, setup
 from .dropped_metadata import without_metadata
 from .judge import Races, Timings, Trials

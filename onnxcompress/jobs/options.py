@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlia
 from ..core import Prefer, Progress, no_progress
 from ..data.evaluation_set import DataOptions
 from ..recipe import Recipe
-from ..targets import HERE
+from ..targets.facts import HERE
 
 if TYPE_CHECKING:
     import onnx

@@ -25,7 +25,7 @@ SHIPPED: Mapping[str, str] = {
     "remove-noops": "fold.noops:RemoveNoops",
     "simplify-chains": "fold.chains:SimplifyChains",
     "simplify-transposes": "fold.transposes:SimplifyTransposes",
-    "fuse-affine": "fold.affine:FuseAffine",
+    "fuse-affine": "fold.batchnorm_and_scale:FuseAffine",
     "fuse-patterns": "fold.patterns:FusePatterns",
     "merge-matmuls": "fold.merge_matmuls:MergeMatmuls",
     "merge-layers": "fold.merge_layers:MergeLayers",

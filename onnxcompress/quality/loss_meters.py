@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from ..numerics.statistics.estimate import Estimate
-from . import class_loss, value_loss
+from . import estimated_class_loss as class_loss
+from . import estimated_value_loss as value_loss
 from .output_kinds import KindDecision, OutputKind
 
 _POINT = 0.01
@@ -158,7 +159,10 @@ class _PairsMeter:
     """Keeps the pairs, for figures that need them all."""
 
     def __init__(
-        self, figure: str, error: Callable[[value_loss.Pairs, value_loss.Factors], Estimate], point: float
+        self,
+        figure: str,
+        error: Callable[[value_loss.Pairs, value_loss.Factors], Estimate],
+        point: float,
     ) -> None:
         self._figure = figure
         self._error = error

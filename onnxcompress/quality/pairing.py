@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core import Feed
-from . import value_loss
+from . import estimated_value_loss as value_loss
 from .output_kinds import KindDecision, OutputKind
 
 

@@ -19,7 +19,8 @@ from ..errors import UsageError
 from ..numerics.statistics.estimate import Estimate
 from ..numerics.statistics.optimism import optimism
 from ..runtime.loaded_model import LoadedModel
-from . import output_kinds, pairing, value_loss
+from . import estimated_value_loss as value_loss
+from . import output_kinds, pairing
 from .loss_meters import Loss, LossMeter, meter
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources

@@ -1,1 +1,1 @@
-"""Rendering of results as tables and pages."""
+"""Rendering of results as tables and pages; the values and their JSON schema are those of `jobs`."""

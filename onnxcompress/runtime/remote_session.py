@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base import host
-from .isolation import GRACE_SECONDS
 from .processes import RemoteObject
+from .run_timeout import GRACE_SECONDS
 
 LOAD_SECONDS = 600.0
 """Most time for loading a model. Chosen by judgement; not measured."""

@@ -22,9 +22,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from ..errors import ModelError, StuckError
 from . import isolation
-from .isolation import RunTimeout
 from .processes import call_isolated
 from .remote_session import LOAD_SECONDS, Node, RemoteSession
+from .run_timeout import RunTimeout
 
 PROVIDER = "CPUExecutionProvider"
 

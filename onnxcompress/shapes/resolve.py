@@ -23,7 +23,7 @@ from ..graph import query
 from ..io import model_io
 from ..ops import table as ops
 from ..runtime import session as runtime
-from ..runtime.isolation import run_seconds
+from ..runtime.run_timeout import run_seconds
 from . import expose, infer, symbolic
 from .facts import Facts
 

@@ -21,8 +21,8 @@ from ..numerics import snr
 from ..quality import equality
 from ..quality.equality import Runs
 from ..runtime import session as runtime
-from ..runtime.isolation import run_seconds
 from ..runtime.processes import Isolated, peak_memory_bytes
+from ..runtime.run_timeout import run_seconds
 from . import shadow
 from .noise_floor import noise_floor
 

@@ -201,6 +201,6 @@ def test_other_texts_are_refused(text):
         parse_kinds([text])
     assert (caught.value.message, caught.value.where) == (f"{text!r} is no NAME=KIND", "--output-kind")
     assert caught.value.hint == (
-        "Kinds: class-scores, position-scores, text-scores, binary-score, embedding, numbers, vector, residual, image-8bit, "
-        "mask, labels, booleans, strings, detection-rows, selection, signal, sequence, state"
+        "Kinds: class-scores, position-scores, text-scores, binary-score, embedding, numbers, vector, residual, "
+        "image-8bit, mask, labels, booleans, strings, detection-rows, selection, signal, sequence, state"
     )

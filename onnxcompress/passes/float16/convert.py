@@ -19,9 +19,9 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...core import Change, Context, Need
 from ...graph import edit, query
+from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from . import weights as float16_weights
 from .compute import Conversion

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...activations import observe
 from ...core import GRAPH, Change, Context, DataFor, Feed, Judge, Need
 from ...data import feeds as feed_facts
@@ -25,6 +24,7 @@ from ...errors import ModelError
 from ...graph import edit
 from ...io import model_io
 from ...runtime import session as runtime
+from ...targets import facts as targets
 from .budgets import Of
 from .options import PruneOptions
 from .pruner import Pruned, Pruner

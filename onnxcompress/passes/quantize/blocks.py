@@ -26,13 +26,13 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...base import schemes
 from ...base.gate import Gate, Memo
 from ...core import Change, Context, Judge, Need
 from ...graph import query
 from ...io import model_io
 from ...search import candidates as search
+from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from .blocks_bits import WidthChoice, Widths, grids_of, own_bits, survey
 from .blocks_rounding import Method, Rounder, has_enough

@@ -22,13 +22,13 @@ import onnx_ir as ir
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...base import schemes
 from ...core import Action, Change, Context, Need
 from ...data import feeds as feed_facts
 from ...graph import constants as float_constants
 from ...graph import query
 from ...shapes import infer as shapes
+from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from . import dynamic_lstm, dynamic_matmul
 from .weight_rounding import Rounding, round_weight

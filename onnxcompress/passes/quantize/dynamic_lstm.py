@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ... import targets
 from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...ops import table as ops
 from ...shapes.infer import Shapes
+from ...targets import facts as targets
 from .weight_rounding import Rounding, round_weight
 from .weight_storage import WeightContext, owner
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from ... import targets
 from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...ops import table as ops
 from ...shapes.infer import Shapes
+from ...targets import facts as targets
 from .weight_rounding import Rounding
 from .weight_storage import StoredWeight, WeightContext, WeightWriter
 from .weight_uses import WeightUse

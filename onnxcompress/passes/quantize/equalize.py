@@ -20,7 +20,6 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...activations.layer_inputs import LayerRows, sample_rows
 from ...base import schemes
 from ...core import Change, Context, Need
@@ -35,6 +34,7 @@ from ...numerics.quantization.equalization import (
     best_scale,
 )
 from ...ops.linear import LinearLayer
+from ...targets import facts as targets
 from . import equalization_sites
 from .equalization_sites import ScalingSite
 

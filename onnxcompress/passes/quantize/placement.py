@@ -24,8 +24,8 @@ from ...graph import query
 from ...numerics.optimization.mincut import Choices
 from ...ops import table as ops
 from ...shapes.infer import Shapes
-from ...targets import StaticFacts
-from .kernels import KernelGroup, Saturation, units
+from ...targets.facts import StaticFacts
+from .kernel_groups import KernelGroup, Saturation, units
 
 _GUESS = 4096
 """Elements assumed of a tensor of unknown shape. Chosen by judgement; not measured."""

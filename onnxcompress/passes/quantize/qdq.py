@@ -13,8 +13,8 @@ from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...numerics.quantization.affine_activations import LEAST_SPAN, Affine, affine_for, quantize
 from ...shapes.infer import Shapes
-from ...targets import BiasForm, StaticFacts
-from .kernels import KernelGroup, Saturation
+from ...targets.facts import BiasForm, StaticFacts
+from .kernel_groups import KernelGroup, Saturation
 from .placement import Placement, Quantizer
 from .weight_rounding import Rounding, round_weight
 

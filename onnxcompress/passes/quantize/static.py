@@ -19,7 +19,6 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...activations.calibration import Calibration, calibrate
 from ...activations.layer_inputs import sample_rows
 from ...base import host
@@ -34,10 +33,11 @@ from ...numerics.quantization.saturation import wants_seven_bits
 from ...ops.linear import linear_layers
 from ...runtime import session as runtime
 from ...shapes import infer as shapes
+from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from .clip_ranges import choose_ranges
 from .fused_kernels import Kernels, read_back
-from .kernels import units
+from .kernel_groups import units
 from .placement import Placement, plan
 from .qdq import QdqWriter, Range, WrittenLayer
 

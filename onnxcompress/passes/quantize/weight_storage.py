@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ... import targets
 from ...graph import constants as float_constants
 from ...graph import edit, query
+from ...targets import facts as targets
 from .weight_rounding import Rounding
 from .weight_uses import WeightUse, readers
 

@@ -25,10 +25,10 @@ import onnx_ir as ir
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...base import schemes
 from ...core import Action, Change, Context, Need
 from ...graph import query
+from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from .weight_rounding import Rounding, round_weight
 from .weight_storage import NODE_BYTES, StoredWeight, WeightContext, WeightWriter, sites

@@ -19,7 +19,6 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ... import targets
 from ...core import GRAPH, Change, Context, Need
 from ...data import feeds as feed_facts
 from ...distillation import reconstruct
@@ -33,6 +32,7 @@ from ...ops import table as ops
 from ...ops.linear import linear_layers
 from ...quality.divergence import Divergence
 from ...shapes import resolve
+from ...targets import facts as targets
 from ..fold import layer_composition
 from . import factorizations, recovery
 from .factorizations import Factorization, Form, Option

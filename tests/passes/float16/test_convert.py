@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import onnxcompress as oc
-from onnxcompress import targets
 from onnxcompress.base.gate import Gate
 from onnxcompress.core import Action, Context
 from onnxcompress.graph import query
@@ -20,6 +19,7 @@ from onnxcompress.io import model_io
 from onnxcompress.numerics.quantization import float16
 from onnxcompress.passes.float16.convert import ConvertFloat16
 from onnxcompress.runtime import session as runtime
+from onnxcompress.targets import facts as targets
 from tests import helpers
 
 MODELS = Path(__file__).parents[3] / "models"

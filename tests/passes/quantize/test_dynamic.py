@@ -7,7 +7,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxcompress import targets
 from onnxcompress.base.gate import Gate
 from onnxcompress.core import Action, Context
 from onnxcompress.graph import edit, query
@@ -16,6 +15,7 @@ from onnxcompress.passes.quantize.dynamic import QuantizeDynamic
 from onnxcompress.passes.quantize.weights import QuantizeWeights
 from onnxcompress.runtime import session as runtime
 from onnxcompress.shapes import count as counting
+from onnxcompress.targets import facts as targets
 from tests.helpers import floats, op_types
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]> '

@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress import targets
 from onnxcompress.graph import edit
-from onnxcompress.passes.quantize.kernels import units
+from onnxcompress.passes.quantize.kernel_groups import units
 from onnxcompress.passes.quantize.placement import plan
 from onnxcompress.shapes import infer as shapes
+from onnxcompress.targets import facts as targets
 from tests.helpers import from_text
 
 CPU = targets.static_facts("cpu")

@@ -11,7 +11,7 @@ from ...graph import constants as float_constants
 from ...graph import query
 from ...ops import table as ops
 from ...shapes.infer import Shapes
-from ...targets import OperatorFacts, StaticFacts
+from ...targets.facts import OperatorFacts, StaticFacts
 
 _LEVELS = 256
 """Integers of 8 bits."""

@@ -6,7 +6,7 @@ from scipy.special import log_softmax, softmax
 
 from onnxcompress.numerics.statistics.drop_posterior import drop_posterior
 from onnxcompress.numerics.statistics.estimate import Estimate
-from onnxcompress.quality.class_loss import (
+from onnxcompress.quality.estimated_class_loss import (
     RowCollector,
     class_loss,
     expected_disagreement,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxcompress.quality.value_loss import (
+from onnxcompress.quality.estimated_value_loss import (
     FRAME,
     MASK_SPREAD,
     ErrorMoments,

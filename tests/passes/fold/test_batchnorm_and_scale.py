@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from onnxcompress.core import Context
 from onnxcompress.graph import edit
-from onnxcompress.passes.fold.affine import FuseAffine
+from onnxcompress.passes.fold.batchnorm_and_scale import FuseAffine
 from tests.lossless import (
     applied,
     kinds,
