@@ -325,7 +325,9 @@ def misfit(kind: OutputKind, values: Sequence[object]) -> str | None:
     ranks = {array.ndim for array in arrays}
     if kind in (OutputKind.DETECTION_ROWS, OutputKind.SELECTION) and (len(arrays) < len(values) or ranks != {2}):
         return "a sample is no table of rows"
-    is_of_rows = kind in (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES)
+    is_of_rows = kind in (
+        *(OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES, OutputKind.VECTOR),
+    )
     if (is_of_rows or kind is OutputKind.EMBEDDING) and (0 in ranks or any(not array.size for array in arrays)):
         return "a sample is a single number or empty"
     if kind in (OutputKind.BINARY_SCORE, OutputKind.IMAGE_8BIT) and any(not array.size for array in arrays):

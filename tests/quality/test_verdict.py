@@ -303,11 +303,19 @@ def test_the_size_of_a_batch_is_the_length_that_all_inputs_share():
 
 def test_losses_on_seen_samples_are_corrected_by_those_of_others():
     values = _normal(5)
-    size = np.where(np.arange(COUNT) < 16, 0.05, 0.15)[:, None]
+    size = np.where(np.arange(COUNT) < 16, 0.13, 0.15)[:, None]
     other = values + size * np.sign(_normal(5, seed=1))
     plain, corrected = (_verdict(values[:, None], other[:, None], seen=seen).loss.drop.value for seen in (0, 16))
     unseen = 0.5 * 0.15**2 / np.square(values - values.mean(0)).mean()
     assert plain < corrected == pytest.approx(unseen, rel=0.05)
+
+
+def test_samples_that_parameters_were_fitted_to_are_left_out():
+    values = _normal(5)
+    size = np.where(np.arange(COUNT) < 16, 0.05, 0.15)[:, None]
+    other = values + size * np.sign(_normal(5, seed=1))
+    judged = _verdict(values[:, None], other[:, None], seen=16).loss
+    assert judged == _verdict(values[16:, None], other[16:, None]).loss
 
 
 # --- the whole: the worst output, overrides, limits, notes ------------------------------------------------------
