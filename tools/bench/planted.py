@@ -91,8 +91,8 @@ class _Subject:
         self._message = onnx.load(path)
         model = model_io.load(path)
         base = LoadedModel(model, path)
-        feeds, expected = setup.proof_feeds(model, base.plain, None, seed=0)
-        self._proof = WholeProof(model, feeds, lossless=True, reference=base, expected=expected)
+        given = setup.proof_inputs(model, base.plain, None, seed=0)
+        self._proof = WholeProof(model, given.feeds, lossless=True, reference=base, expected=given.expected)
         self._feeds = [
             *(synthetic.runnable_feeds(model, base.plain, seed=1000 + i, count=1)[0] for i in range(SYNTHETIC_FEEDS)),
             *_real_feeds(path, base.plain),
