@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from ..runtime.isolation import Isolation
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_LOOK_SECONDS = 0.5
+"""Most time until a signal is passed on that arrives just before a call that waits. Chosen by judgement."""
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS)
 _PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that a child gets when its parent ends."""
@@ -84,6 +87,8 @@ def _fork(work: Callable[[Isolation], int], isolation: Isolation) -> int | _Deat
     signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
     try:
         with os.fdopen(reading, "rb") as pipe:
+            while not select.select([pipe], [], [], _LOOK_SECONDS)[0]:
+                pass  # a signal that comes just before a call that waits is handled after it
             said = pipe.read()
         _, status = os.waitpid(child, 0)
     finally:
