@@ -25,6 +25,7 @@ from ..numerics import snr
 from ..ops.linear import linear_layers
 from ..runtime import session as runtime
 from ..shapes import count as counting
+from .output_sources import with_sources
 
 _PARTS = 8
 """Parts of a layer's channels, neighbours together, that are zeroed one after another."""
@@ -97,7 +98,7 @@ def ablations(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> di
         axes: name of a value -> its axis of channels; names that the model does not have are left out.
         feeds: complete feeds.
     """
-    model = model_io.load(onnx.load_model_from_string(data))
+    model = with_sources(model_io.load(onnx.load_model_from_string(data)))
     made = {value.name or "": value for node in model.graph for value in node.outputs}
     macs = counting.count(model, feeds[0]).macs or _UNKNOWN_MACS
     runs = int(max(1.0, _MACS / macs))

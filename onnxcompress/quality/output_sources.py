@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from ..graph import query
+from ..io import model_io
 from ..shapes.expose import expose
 
 _CARRIERS = frozenset(
@@ -115,6 +116,13 @@ def show(model: ir.Model, found: Mapping[str, Source], wanted: Mapping[str, Sour
     exposed = expose(model, inner, keep=[name for name in outputs if name])
     given: dict[str, str] = {**outputs, **exposed.outputs}
     return ShownModel(exposed.model, {theirs: given[ours] for theirs, ours in pairs.items() if ours in given})
+
+
+def with_sources(model: ir.Model) -> ir.Model:
+    """Return a copy of a model that gives the floats which decide its other outputs, too."""
+    found = sources(model)
+    shown = show(model, found, {name: replace(source, pieces=()) for name, source in found.items()}).model
+    return model_io.clone(model) if shown is model else shown
 
 
 def _source(output: ir.Value) -> Source:

@@ -19,6 +19,7 @@ from ..graph import edit, query
 from ..io import model_io
 from ..numerics import snr
 from ..runtime import session as runtime
+from .output_sources import with_sources
 
 _TOGETHER = 8
 """Feeds that are joined at most."""
@@ -35,6 +36,8 @@ def noises(
 ) -> dict[str, float]:
     """Return for each weight the noise that its change makes in the worst output, as a part of the output's power.
 
+    Outputs that are no floats are represented by those that decide them; without any, all noises are 0.
+
     Args:
         model: left as it is; each name of a weight is one constant in it, bodies included.
         changed: name of a weight -> makes what it is changed to, in its shape and type.
@@ -47,11 +50,13 @@ def noises(
         ModelError: the runtime can't run the model.
     """
     joined = feeds if state else list(observe.batched(model, feeds, _TOGETHER))
-    copy = model_io.clone(model)
+    copy = with_sources(model)
     inputs = _opened(copy, changed)
     session = runtime.open_session(model_io.to_bytes(copy), optimize=True, threads=threads)
     names = [spec.name for spec in session.outputs if spec.name not in state and spec.dtype is not None]
     wanted = [name for name in names if _is_float(session, name)]
+    if not wanted:
+        return dict.fromkeys(changed, 0.0)
     expected = [session.run(feed, wanted) for feed in joined]
     found: dict[str, float] = {}
     for name in progress("Measuring sensitivity", list(changed)):

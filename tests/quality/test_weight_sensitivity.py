@@ -54,3 +54,17 @@ def test_outputs_that_carry_a_state_do_not_count():
     changed = {"v": lambda: floats(8, 4, seed=5)}
     assert weight_sensitivity.noises(_model(), changed, _feeds(), state={"y"}) == {"v": 0.0}
     assert weight_sensitivity.noises(_model(), changed, _feeds(), state={"h"})["v"] > 0.1
+
+
+def test_labels_are_represented_by_the_scores_that_decide_them():
+    model = with_constants(
+        "g (float[N, 4] x, float[4, 3] w) => (int64[N] y) { s = MatMul(x, w) y = ArgMax<axis = 1, keepdims = 0>(s) }",
+        w=floats(4, 3, seed=5),
+    )
+    halved = {"w": lambda: 0.5 * floats(4, 3, seed=5)}
+    assert weight_sensitivity.noises(model, halved, [{"x": floats(8, 4)}])["w"] == pytest.approx(0.25, rel=1e-5)
+
+
+def test_without_floats_there_is_no_noise():
+    model = with_constants("g (int64[N] x, int64[1] w) => (int64[N] y) { y = Add(x, w) }", w=np.array([1]))
+    assert weight_sensitivity.noises(model, {"w": lambda: np.array([2])}, [{"x": np.arange(3)}]) == {"w": 0.0}
