@@ -1,6 +1,7 @@
 """Loss of outputs that score classes: one point is one point of accuracy, estimated without labels.
 
 Rows are the decisions of a sample (one for a classifier, one a position for texts and pixels); the sample is the unit.
+Other kinds of outputs are measured in `estimated_value_loss`; the formulas are in `numerics.statistics.drop_posterior`.
 """
 
 from __future__ import annotations

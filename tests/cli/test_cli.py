@@ -48,7 +48,8 @@ def least(outputs, labels):
 
 def slow(outputs, labels):
     Path("started").touch()
-    time.sleep(60)
+    for _ in range(1200):  # a signal that comes just before a sleep waits for its end
+        time.sleep(0.05)
 
 def undefined(outputs, labels):
     return float("nan")

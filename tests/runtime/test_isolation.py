@@ -239,7 +239,8 @@ def test_no_supervision_where_the_runtime_is_loaded():
 
 def test_a_child_gets_the_signals_of_its_parent():
     process = _supervised(
-        "signal.signal(signal.SIGTERM, lambda *_: os._exit(44)); print('on', flush=True); time.sleep(30)"
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(44)); print('on', flush=True); "
+        "[time.sleep(0.05) for _ in range(600)]"  # a signal that comes just before a sleep waits for its end
     )
     process.stdout.readline()
     process.stdout.readline()

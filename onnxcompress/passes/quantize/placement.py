@@ -9,6 +9,7 @@ conversion between neighbours costs time in proportion to the tensor; so the cho
 
 Islands of integers, and where they end, follow from that: a unit that is slower on integers still joins where two
 conversions would cost more, and a convolution stays on floats where its island is too small to pay for the round trip.
+Layers that lose too much are left out by `int8`; those that the runtime does not fuse go back to floats in `static`.
 """
 
 from __future__ import annotations
