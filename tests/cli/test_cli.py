@@ -70,8 +70,13 @@ def _run(*args, cwd):
 
 
 def _started(*args, cwd):
-    pipe = subprocess.PIPE
-    return subprocess.Popen(_command(*args), cwd=cwd, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    """Start a command that hears SIGINT, which what runs in the background of a shell ignores."""
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(_command(*args), cwd=cwd, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 def _main(monkeypatch, *args):
