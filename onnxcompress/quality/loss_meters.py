@@ -210,5 +210,5 @@ _METERS: Mapping[OutputKind, Callable[[KindDecision], LossMeter]] = {
         "matched_distance", value_loss.detection_error, value_loss.DETECTION_POINT
     ),
     OutputKind.SELECTION: lambda _: _PairsMeter("unshared", value_loss.selection_error, value_loss.DETECTION_POINT),
-    OutputKind.SIGNAL: lambda _: _PairsMeter("level_distance", value_loss.signal_error, 1.0),
+    OutputKind.SIGNAL: lambda _: _PairsMeter("level_distance", value_loss.signal_error, value_loss.SIGNAL_POINT),
 }

@@ -162,9 +162,7 @@ def test_signals_are_compared_by_their_levels_whatever_their_length():
     voice = np.sin(time / 5) + 0.1 * RANDOM.standard_normal(len(time))
     assert signal_error([(voice, voice)]).value == 0
     longer = np.concatenate([voice, voice[: 2 * FRAME]])
-    assert signal_error([(voice, longer)]).value < 0.5
-    assert signal_error([(voice, 2 * voice)]).value == pytest.approx(20 * np.log10(2) / 2, rel=1e-6)
-    assert signal_error([(voice, RANDOM.standard_normal(len(voice)))]).value > 3
-    draws = [(voice, 2 * voice)]
-    assert signal_error([(voice, 2 * voice)], draws=draws).value == pytest.approx(0.5)
-    assert signal_error([(voice, np.zeros(0))]).value > 3
+    assert signal_error([(voice, longer)]).value < 1
+    assert signal_error([(voice, 2 * voice)]).value == pytest.approx(20 * np.log10(2), rel=1e-6)
+    assert signal_error([(voice, RANDOM.standard_normal(len(voice)))]).value > 6
+    assert signal_error([(voice, np.zeros(0))]).value > 6

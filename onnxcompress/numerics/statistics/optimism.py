@@ -31,8 +31,3 @@ def optimism(losses: np.ndarray, seen: np.ndarray) -> float:
         return 1.0
     variance = sum(float(part.var(ddof=1)) / len(part) / float(part.mean()) ** 2 for part in (inside, outside))
     return 1.0 + float(np.expm1(excess)) * excess**2 / (excess**2 + variance)
-
-
-def corrected(losses: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Return losses with those of seen samples scaled up: float [n]."""
-    return np.where(seen, losses * optimism(losses, seen), losses)
