@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_TRIED_FEEDS = 4
+"""Samples that passes are tried with: what they could reach does not hang on many. Chosen by judgement."""
+
 _TOP = 10
 """Layers that are listed one by one; chosen by judgement."""
 _EXAMPLES = 3
@@ -152,7 +155,7 @@ def inspect(
             times = _timed(model, runnable, session, feed, threads, notes)
         del session, runnable
     found = replace(_counted(model, size_bytes, feed, notes), path=path_of(source), **vars(times))
-    context = Context(feeds=judged.feeds if judged else (), seed=seed)
+    context = Context(feeds=judged.feeds[:_TRIED_FEEDS] if judged else (), seed=seed, is_plan=True)
     if size_bytes <= size_limits.INSPECT_BYTES:
         still = Still(model)
         del model  # a graph of many nodes takes memory, and the trials take as much again
