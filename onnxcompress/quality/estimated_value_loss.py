@@ -19,7 +19,7 @@ import numpy as np
 
 from ..numerics.statistics.estimate import Estimate
 from ..numerics.statistics.ratios import mean_interval, worst_ratio
-from ..numerics.statistics.row_matching import unmatched_share
+from ..numerics.statistics.row_matching import category_scale, matching_cost
 from .output_kinds import sorted_column
 
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -47,6 +47,8 @@ DEAD = 1e-10
 """Part of a column's mean square up to which its variance makes it constant."""
 _HUGE = 1e140
 """Larger numbers count as this, so that sums of squares don't overflow."""
+_FAINT = 0.01
+"""Part of the largest score up to which a row says nothing. Chosen by judgement."""
 _SAME = 1e-6
 """Part of the largest number up to which vectors without a direction of their own are the same."""
 _LEAST_VALUES = 4
@@ -154,21 +156,47 @@ def differing_share(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
 
 
 def detection_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
-    """Return the distance of matched rows, weighted by the score that they are sorted by."""
-    originals = [a.astype(np.float64) for a, _ in pairs]
-    column = sorted_column([a for a in originals if len(a) > 1] or originals[:1]) if originals else None
-    everything = np.concatenate(originals) if originals else np.zeros((0, 1))
-    scale = everything.std(0) if len(everything) else np.ones(originals[0].shape[1])
-    scale = np.maximum(scale, np.maximum(DEAD * np.abs(everything).max(0, initial=0.0), TINY))
-    found = []
-    for (a, b), own in zip(pairs, originals, strict=True):
-        weights = np.ones(len(own)) if column is None else np.maximum(own[:, column], 0.0)
-        if column is not None and not weights.sum() > 0:
-            weights = np.ones(len(own))
-        found.append(unmatched_share(own, b.astype(np.float64).reshape(-1, own.shape[1]), weights, scale))
-        extra = max(0, len(b) - len(a)) / max(len(b), 1) if a.shape != b.shape else 0.0
-        found[-1] = max(found[-1], extra)
-    return mean_interval(np.array(found) * factors)
+    """Return the distance of matched rows, weighted by the score that they are sorted by; see `detection_costs`."""
+    costs = detection_costs(pairs)
+    parts, totals = costs.T
+    return share(parts * factors, totals) if totals.sum() > 0 else Estimate.exact(0.0)
+
+
+def detection_costs(pairs: Pairs) -> np.ndarray:
+    """Return the cost of the differences of each sample's rows and what its rows weigh, float [samples, 2].
+
+    Rows of the original are matched with those of the result and the other way round, so that rows that only the
+    result has count too. Sums over samples pool them as an F1 score does: pictures of nothing weigh nothing. A column
+    of whole numbers is a category: rows of two categories are no pair.
+    """
+    width = next((a.shape[-1] for a, _ in pairs if a.ndim), 1)
+    tables = [tuple(each.astype(np.float64).reshape(-1, width) for each in pair) for pair in pairs]
+    column = sorted_column([a for a, _ in tables if len(a) > 1])
+    weights = [tuple(_row_weights(each, column) for each in pair) for pair in tables]
+    least = _FAINT * max((float(w.max(initial=0.0)) for w, _ in weights), default=0.0)
+    weights = [tuple(np.where(w >= least, w, 0.0) for w in pair) for pair in weights]
+    scale = _row_scale(np.concatenate([a[w > 0] for (a, _), (w, _) in zip(tables, weights, strict=True)]))
+    costs = [
+        np.add(matching_cost(a, b, one, scale), matching_cost(b, a, other, scale))
+        for (a, b), (one, other) in zip(tables, weights, strict=True)
+    ]
+    return np.array(costs).reshape(-1, 2)
+
+
+def _row_weights(rows: np.ndarray, column: int | None) -> np.ndarray:
+    """Return the weight of each row: its score, or 1 where none is known."""
+    return np.ones(len(rows)) if column is None else np.maximum(rows[:, column], 0.0)
+
+
+def _row_scale(rows: np.ndarray) -> np.ndarray:
+    """Return by what the columns of float [rows, columns] are divided before rows are compared."""
+    if not len(rows):
+        return np.ones(rows.shape[1])
+    scale = np.maximum(rows.std(0), np.maximum(DEAD * np.abs(rows).max(0), TINY))
+    categories = np.flatnonzero((rows == np.round(rows)).all(0) & (np.ptp(rows, axis=0) > 0))
+    if len(categories) == 1 < rows.shape[1]:
+        scale[categories] = category_scale(rows.shape[1])
+    return np.asarray(scale)
 
 
 def selection_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:

@@ -20,7 +20,7 @@ from ..numerics.statistics.estimate import Estimate
 from ..numerics.statistics.optimism import optimism
 from ..runtime.loaded_model import LoadedModel
 from . import estimated_value_loss as value_loss
-from . import output_kinds, pairing
+from . import output_kinds, pairing, row_tables
 from .loss_meters import Loss, LossMeter, meter
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources
@@ -57,13 +57,24 @@ class JudgedValue:
         name: of the value in the original.
         decision: its kind.
         source: the computation behind it.
+        layout: how its samples are taken apart.
         axis: along which a choice is made; moved to the end before samples are taken apart.
+        table: names and layouts of the outputs that make a table of rows together, this one included.
     """
 
     name: str
     decision: KindDecision
     source: Source
+    layout: pairing.Layout
     axis: int | None = None
+    table: tuple[tuple[str, pairing.Layout], ...] = ()
+
+    def samples(self, run: Mapping[str, Any], count: int) -> list[Any]:
+        """Return what a run of a batch gives for each of its samples."""
+        if self.table:
+            members = [pairing.apart(run[name], count, how) for name, how in self.table]
+            return [row_tables.joined(each) for each in zip(*members, strict=True)]
+        return pairing.apart(pairing.choices_last(run[self.name], self.axis), count, self.layout)
 
 
 @dataclass(frozen=True)
@@ -151,10 +162,38 @@ class OutputPlan:
         if self.values is None:
             batches = [pairing.batch_size(feed) for feed in feeds]
             inputs = [one for feed, n in zip(feeds, batches, strict=True) for one in pairing.inputs_apart(feed, n)]
-            self.values = {
+            found = {
                 name: tuple(self._parts(name, source, runs, batches, inputs)) for name, source in self.sources.items()
             }
+            self.values = found | self._tables(found, runs, batches, inputs)
         return self.values
+
+    def _tables(
+        self,
+        found: Mapping[str, tuple[JudgedValue, ...]],
+        runs: Sequence[Mapping[str, Any]],
+        batches: Sequence[int],
+        inputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> dict[str, tuple[JudgedValue, ...]]:
+        """Return how outputs are compared that hold columns of one table of rows, or count its rows."""
+        heads = {
+            name: next(part for part in parts if part.name == name)
+            for name, parts in found.items()
+            if name not in self.states and name not in self.overrides and all(name in run for run in runs)
+        }
+        values = {
+            name: pairing.samples_apart([run[name] for run in runs], batches, head.layout)
+            for name, head in heads.items()
+        }
+        table = row_tables.find(values, inputs)
+        if table is None:
+            return {}
+        members = tuple((name, heads[name].layout) for name in table.columns)
+        decision = KindDecision(OutputKind.DETECTION_ROWS, 1, table.why)
+        return {
+            name: (replace(heads[name], decision=decision, table=members),)
+            for name in (*table.columns, *table.counts)
+        }
 
     def _parts(
         self,
@@ -164,17 +203,18 @@ class OutputPlan:
         batches: Sequence[int],
         inputs: Sequence[Mapping[str, np.ndarray]],
     ) -> Iterator[JudgedValue]:
-        values = pairing.samples_apart([run[name] for run in runs], batches)
+        how = pairing.layout([run[name] for run in runs], batches, counts_rows=source.counts_rows)
+        values = pairing.samples_apart([run[name] for run in runs], batches, how)
         if name in self.overrides:
             kind = self.overrides[name]
             problem = output_kinds.misfit(kind, values)
             if problem:
                 raise UsageError(f"{name!r} can't be {kind}: {problem}", where="--output-kind")
             found = replace(output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind")
-            yield JudgedValue(name, found, source)
+            yield JudgedValue(name, found, source, how)
             return
         if name in self.states:
-            yield JudgedValue(name, KindDecision(OutputKind.STATE, None, "fed back as an input"), source)
+            yield JudgedValue(name, KindDecision(OutputKind.STATE, None, "fed back as an input"), source, how)
             return
         pieces = [(p, inner) for p, inner in source.pieces if all(p in run for run in runs)]
         decision = output_kinds.decide(source, values, inputs)
@@ -182,11 +222,12 @@ class OutputPlan:
             pieces = []
         for piece, ending in pieces:
             if all(pairing.is_float(run[piece]) for run in runs):
-                inner = pairing.samples_apart([run[piece] for run in runs], batches)
-                yield JudgedValue(piece, output_kinds.decide(ending, inner, inputs), ending)
+                layout = pairing.layout([run[piece] for run in runs], batches)
+                inner = pairing.samples_apart([run[piece] for run in runs], batches, layout)
+                yield JudgedValue(piece, output_kinds.decide(ending, inner, inputs), ending, layout)
         behind = [v for v in source.values if all(pairing.is_float(run.get(v)) for run in runs)]
         probes = [self._probe(v, source, runs, batches, inputs) for v in behind]
-        yield JudgedValue(name, decision, source)
+        yield JudgedValue(name, decision, source, how)
         yield from probes
 
     def _probe(
@@ -200,11 +241,13 @@ class OutputPlan:
         """Return how a float behind an output is compared: as scores of the classes that it chooses from, or as is."""
         axis = source.axis if source.ending is Ending.CHOICE else None
         ending = Source(Ending.PRODUCT if axis is not None else source.ending, source.operator)
-        moved = pairing.samples_apart([pairing.choices_last(run[name], axis) for run in runs], batches)
+        values = [pairing.choices_last(run[name], axis) for run in runs]
+        how = pairing.layout(values, batches)
+        moved = pairing.samples_apart(values, batches, how)
         found = output_kinds.decide(ending, moved, inputs, classes_last=axis is not None)
         if axis is not None and found.kind not in _SCORES:
             found = KindDecision(OutputKind.VECTOR, -1, found.why)
-        return JudgedValue(name, found, source, axis=axis)
+        return JudgedValue(name, found, source, how, axis=axis)
 
 
 _SCORES = (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES)
@@ -254,16 +297,26 @@ class VerdictMeter:
         count = pairing.batch_size(feed)
         for output, parts in (self._plan.values or {}).items():
             for part in parts:
-                if part.decision.kind is not OutputKind.STATE and part.name in one and part.name in other:
-                    self._compare(output, part, feed, count, one[part.name], other[part.name], is_seen=seen)
+                needed = [name for name, _ in part.table] or [part.name]
+                is_there = all(name in run for name in needed for run in (one, other))
+                if part.decision.kind is not OutputKind.STATE and is_there:
+                    self._compare(output, part, feed, count, one, other, is_seen=seen)
 
     def _compare(
-        self, output: str, part: JudgedValue, feed: Feed, count: int, one: Any, other: Any, *, is_seen: bool
+        self,
+        output: str,
+        part: JudgedValue,
+        feed: Feed,
+        count: int,
+        one: Mapping[str, Any],
+        other: Mapping[str, Any],
+        *,
+        is_seen: bool,
     ) -> None:
         """Give each sample to its meters: that of all samples, and that of those held out."""
         key = (output, part.name)
         assert self._meters is not None
-        apart = [pairing.apart(pairing.choices_last(each, part.axis), count) for each in (one, other)]
+        apart = [part.samples(each, count) for each in (one, other)]
         pairs = list(zip(*apart, strict=len(apart[0]) == len(apart[1])))
         references = pairing.inputs_apart(feed, count)
         for index, (a, b) in enumerate(pairs):
