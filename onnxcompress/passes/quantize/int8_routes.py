@@ -125,7 +125,10 @@ class RouteBuilder:
         inner = self._inner()
         kept = replace(inner, selects=lambda n: inner.selects(n) and query.label(n) not in variant.left_out)
         for one in self._passes.of(variant.route):
-            changes += (self._static(variant) if one is self._passes.static else one).run(copy, _with_gate(kept))
+            ran = (self._static(variant) if one is self._passes.static else one).run(copy, _with_gate(kept))
+            changes += ran
+            if not variant.left_out and not any(change.action is Action.APPLIED for change in ran):
+                break  # the same as another route, whose passes need not run again
         if variant.small_tables:
             tables = self._large_tables(copy)
             few = replace(inner, selects=lambda n: query.label(n) in tables, judge=None, race=None, max_bytes=None)
