@@ -208,7 +208,9 @@ class _RouteSearch:
     def _recovered(self, candidate: _TriedRoute) -> _TriedRoute:
         """Try each measure against the rounding of activations, and keep it where the held-out error falls."""
         best = candidate
-        measures = ("guarded", "equalized", "refit") if best.layers else ("equalized",)
+        measures = ["equalized"]
+        if best.layers:
+            measures = ["guarded", "equalized", *(["refit"] if self.builder.can_refit else [])]
         for measure in measures:
             if self.context.clock.is_over:
                 break
