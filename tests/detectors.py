@@ -1,6 +1,6 @@
 """Small detectors with random weights: a trunk of convolutions, boxes as expectations over bins, scores by a sigmoid.
 
-    x [1, 3, 64, 64] -> trunk -> 256 cells -> boxes in pixels, scores of 3 classes -> one of the forms of output
+x [1, 3, 64, 64] -> trunk -> 256 cells -> boxes in pixels, scores of 3 classes -> one of the forms of output
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ _CHOSEN = """
 FORMS = {
     "rows": (_CHOSEN + "y = Concat<axis = 1>(batch2, box2, column, number)", "float[d, 7] y"),
     "padded": (
-        _CHOSEN + """table = Concat<axis = 1>(box2, column, number) more = Concat<axis = 0>(table, nothing)
+        _CHOSEN
+        + """table = Concat<axis = 1>(box2, column, number) more = Concat<axis = 0>(table, nothing)
         y = Slice(more, zero, twenty, zero)""",
         "float[20, 6] y",
     ),
     "apart": (
-        _CHOSEN + """table = Concat<axis = 1>(box2, column, number) more = Concat<axis = 0>(table, nothing)
+        _CHOSEN
+        + """table = Concat<axis = 1>(box2, column, number) more = Concat<axis = 0>(table, nothing)
         cut = Slice(more, zero, twenty, zero) p, q, r = Split<axis = 1>(cut, parts) boxes_y = Unsqueeze(p, zero)
         scores_y = Transpose<perm = [1, 0]>(q) turned_r = Transpose<perm = [1, 0]>(r)
         classes_y = Cast<to = 6>(turned_r) fewer = Min(count, twenty) count_y = Cast<to = 6>(fewer)""",

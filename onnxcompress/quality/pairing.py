@@ -29,7 +29,7 @@ def inputs_apart(feed: Feed, count: int) -> list[dict[str, np.ndarray]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of an output are taken apart; the same in all feeds, whatever their lengths happen to be.
+    """Axes by which the samples of an output are taken apart, the same in all feeds whatever their lengths.
 
     Args:
         has_batch: axis 0 counts samples; else a feed is one sample, as with rows whose number depends on the data.

@@ -33,9 +33,7 @@ class RowTable:
     why: str
 
 
-def find(
-    values: Mapping[str, Sequence[object]], inputs: Sequence[Mapping[str, np.ndarray]]
-) -> RowTable | None:
+def find(values: Mapping[str, Sequence[object]], inputs: Sequence[Mapping[str, np.ndarray]]) -> RowTable | None:
     """Return the outputs that are columns of one table, None where there is none.
 
     They have one length in each sample, and either the data decide that length, or one of them is a column of numbers

@@ -21,6 +21,7 @@ from ..numerics.statistics.optimism import optimism
 from ..runtime.loaded_model import LoadedModel
 from . import estimated_value_loss as value_loss
 from . import output_kinds, pairing, row_tables
+from .judged_value import JudgedValue
 from .loss_meters import Loss, LossMeter, meter
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources
@@ -47,34 +48,6 @@ class Runs(Protocol):
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Return output name -> array."""
         ...
-
-
-@dataclass(frozen=True)
-class JudgedValue:
-    """One value that is compared: an output, a piece of one, or a float behind one.
-
-    Args:
-        name: of the value in the original.
-        decision: its kind.
-        source: the computation behind it.
-        layout: how its samples are taken apart.
-        axis: along which a choice is made; moved to the end before samples are taken apart.
-        table: names and layouts of the outputs that make a table of rows together, this one included.
-    """
-
-    name: str
-    decision: KindDecision
-    source: Source
-    layout: pairing.Layout
-    axis: int | None = None
-    table: tuple[tuple[str, pairing.Layout], ...] = ()
-
-    def samples(self, run: Mapping[str, Any], count: int) -> list[Any]:
-        """Return what a run of a batch gives for each of its samples."""
-        if self.table:
-            members = [pairing.apart(run[name], count, how) for name, how in self.table]
-            return [row_tables.joined(each) for each in zip(*members, strict=True)]
-        return pairing.apart(pairing.choices_last(run[self.name], self.axis), count, self.layout)
 
 
 @dataclass(frozen=True)
@@ -191,8 +164,7 @@ class OutputPlan:
         members = tuple((name, heads[name].layout) for name in table.columns)
         decision = KindDecision(OutputKind.DETECTION_ROWS, 1, table.why)
         return {
-            name: (replace(heads[name], decision=decision, table=members),)
-            for name in (*table.columns, *table.counts)
+            name: (replace(heads[name], decision=decision, table=members),) for name in (*table.columns, *table.counts)
         }
 
     def _parts(

@@ -129,6 +129,7 @@ def least_left_out(
     Returns:
         the names; None where the limit is not met with one group alone, or the time is over before it is known.
     """
+
     def meets(left_out: frozenset[str]) -> bool:
         drop = judge.score(build(left_out)).limited_drop
         return drop is not None and drop <= limit

@@ -20,7 +20,14 @@ def _detections(least, most, *, seed=0, classes=80):
     random = np.random.default_rng(seed)
     found = []
     for _ in range(COUNT):
-        rows = random.random((random.integers(least, most + 1), 6)) * [300, 300, 300, 300, 0.7, 0] + [0, 0, 0, 0, 0.3, 0]
+        rows = random.random((random.integers(least, most + 1), 6)) * [300, 300, 300, 300, 0.7, 0] + [
+            0,
+            0,
+            0,
+            0,
+            0.3,
+            0,
+        ]
         rows[:, 4] = -np.sort(-rows[:, 4])
         rows[:, 5] = random.integers(0, classes, len(rows))
         found.append(rows.astype(np.float32))

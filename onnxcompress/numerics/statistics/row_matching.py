@@ -17,9 +17,7 @@ def category_scale(columns: int) -> float:
     return float(1 / np.sqrt(2 * _FAR * columns))  # twice as far, against rounding
 
 
-def matching_cost(
-    rows: np.ndarray, others: np.ndarray, weights: np.ndarray, scale: np.ndarray
-) -> tuple[float, float]:
+def matching_cost(rows: np.ndarray, others: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> tuple[float, float]:
     """Return the weighted sum of squared distances between rows and their partners among `others`, and the weights'.
 
     Partners are chosen greedily, rows of the largest weight first, each time the nearest that is left. A row without

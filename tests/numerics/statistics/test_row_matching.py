@@ -62,4 +62,4 @@ def test_rows_of_two_categories_are_no_pair():
     rows = np.array([[0.0, 1.0, 3.0]])
     scale = np.array([1.0, 1.0, category_scale(3)])
     assert matching_cost(rows, rows, np.ones(1), scale) == (0, 1)
-    assert matching_cost(rows, rows + [0, 0, 1], np.ones(1), scale) == (1, 1)
+    assert matching_cost(rows, rows + np.array([0, 0, 1]), np.ones(1), scale) == (1, 1)
