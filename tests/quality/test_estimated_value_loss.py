@@ -141,6 +141,22 @@ def test_detections_that_swap_lose_nothing_and_others_by_their_score():
     assert detection_error(list(zip(rows, strange, strict=True))).value > 0.2
 
 
+def test_boxes_are_compared_by_their_own_size():
+    random = np.random.default_rng(0)
+    corners = random.random((16, 10, 2)) * 600
+    sizes = np.exp(random.normal(4, 1, (16, 10, 2)))
+    scores = -np.sort(-random.random((16, 10, 1)), axis=1) + 0.2
+    rows = np.concatenate([corners, corners + sizes, scores, np.zeros((16, 10, 1))], 2)
+
+    def moved(part):
+        return np.concatenate([corners + part * sizes, corners + (1 + part) * sizes, rows[..., 4:]], 2)
+
+    losses = [detection_error(list(zip(rows, moved(part), strict=True))).value for part in (0.01, 0.03, 0.5)]
+    assert losses[0] < 0.005  # an IoU of .96
+    assert 0.01 < losses[1] < 0.05  # .89
+    assert losses[2] > 0.9  # .14
+
+
 def test_detections_more_than_the_originals_count_too():
     rows = [_detected(seed=k) for k in range(8)]
     more = [np.concatenate([each, each + 50]) for each in rows]
