@@ -310,6 +310,13 @@ def _is_token_vector(arrays: Sequence[np.ndarray]) -> bool:
     return len(widths) == 1 and min(widths) >= _TOKEN_WIDTH and (len(lengths) > 1 or min(widths) >= max(lengths))
 
 
+def no_vectors(decision: KindDecision) -> KindDecision:
+    """Return a decision of which rows that were taken for embeddings are quantities, one each for a row."""
+    if decision.kind is not OutputKind.EMBEDDING or decision.axis != 1:
+        return decision
+    return KindDecision(OutputKind.NUMBERS, 0, "rows of quantities beside scores behind a sigmoid")
+
+
 def _column_axis(arrays: Sequence[np.ndarray]) -> int | None:
     """Return the axis of a sample whose entries are quantities of their own: channels, columns of a table.
 

@@ -12,7 +12,7 @@ and in a compressed model; what it finds in one of them only is not compared.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -101,13 +101,16 @@ def sources(model: ir.Model) -> dict[str, Source]:
     }
 
 
-def show(model: ir.Model, found: Mapping[str, Source], wanted: Mapping[str, Source]) -> ShownModel:
+def show(
+    model: ir.Model, found: Mapping[str, Source], wanted: Mapping[str, Source], *, only: Collection[str] | None = None
+) -> ShownModel:
     """Return a model that gives the sources which it has in common with the original.
 
     Args:
         model: the original or a compressed model.
         found: its sources.
         wanted: the original's sources.
+        only: names in the original of the values that are needed, None for all.
     """
     pairs: dict[str, str] = {}
     for name, source in wanted.items():
@@ -116,6 +119,7 @@ def show(model: ir.Model, found: Mapping[str, Source], wanted: Mapping[str, Sour
             pairs |= dict(zip(source.values, own.values, strict=True))
         if own is not None and len(own.pieces) == len(source.pieces):
             pairs |= {theirs: ours for (theirs, _), (ours, _) in zip(source.pieces, own.pieces, strict=True)}
+    pairs = {theirs: ours for theirs, ours in pairs.items() if only is None or theirs in only}
     if not pairs:
         return ShownModel(model)
     outputs = {output.name or "": output.name or "" for output in model.graph.outputs}

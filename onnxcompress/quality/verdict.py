@@ -120,7 +120,8 @@ class OutputPlan:
 
     def session(self, loaded: LoadedModel) -> Runs:
         """Return what runs a model and gives the sources that it has in common with the original."""
-        shown = show(loaded.model, sources(loaded.model), self.sources)
+        judged = None if self.values is None else {part.name for parts in self.values.values() for part in parts}
+        shown = show(loaded.model, sources(loaded.model), self.sources, only=judged)
         if shown.model is loaded.model:
             return loaded.fast
         return _ShownSession(loaded.showing(shown.model), shown.names)
@@ -154,11 +155,9 @@ class OutputPlan:
             for name, parts in found.items()
             if name not in self.states and name not in self.overrides and all(name in run for run in runs)
         }
-        values = {
-            name: pairing.samples_apart([run[name] for run in runs], batches, head.layout)
-            for name, head in heads.items()
-        }
-        table = row_tables.find(values, inputs)
+        outputs = {name: ([run[name] for run in runs], head.layout) for name, head in heads.items()}
+        samples = {name: pairing.samples_apart(found, batches, how) for name, (found, how) in outputs.items()}
+        table = row_tables.find(samples, inputs)
         if table is None:
             return {}
         members = tuple((name, heads[name].layout) for name in table.columns)
@@ -192,15 +191,29 @@ class OutputPlan:
         decision = output_kinds.decide(source, values, inputs)
         if pieces and decision.kind is OutputKind.DETECTION_ROWS:
             pieces = []
+        parts = list(self._pieces(pieces, runs, batches, inputs))
+        if any(part.decision.kind is OutputKind.MASK for part in parts):  # boxes beside scores: no vectors of meaning
+            parts = [replace(part, decision=output_kinds.no_vectors(part.decision)) for part in parts]
+            decision = output_kinds.no_vectors(decision)
+        yield from parts
+        behind = [v for v in source.values if all(pairing.is_float(run.get(v)) for run in runs)]
+        probes = [self._probe(v, source, runs, batches, inputs) for v in behind]
+        yield JudgedValue(name, decision, source, how)
+        yield from probes
+
+    def _pieces(
+        self,
+        pieces: Sequence[tuple[str, Source]],
+        runs: Sequence[Mapping[str, Any]],
+        batches: Sequence[int],
+        inputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> Iterator[JudgedValue]:
+        """Yield how the pieces of a Concat are compared, each by its own kind."""
         for piece, ending in pieces:
             if all(pairing.is_float(run[piece]) for run in runs):
                 layout = pairing.layout([run[piece] for run in runs], batches)
                 inner = pairing.samples_apart([run[piece] for run in runs], batches, layout)
                 yield JudgedValue(piece, output_kinds.decide(ending, inner, inputs), ending, layout)
-        behind = [v for v in source.values if all(pairing.is_float(run.get(v)) for run in runs)]
-        probes = [self._probe(v, source, runs, batches, inputs) for v in behind]
-        yield JudgedValue(name, decision, source, how)
-        yield from probes
 
     def _probe(
         self,

@@ -70,6 +70,8 @@ def test_the_loss_that_is_told_follows_the_loss_of_boxes(form, pair):
     rows = _rows(form, pair[0], feeds)
     assert detectors.f1(rows, _rows(form, damaged, feeds)) < 0.8
     assert 0 < good < bad / 2
+    kinds = {part.decision.kind for parts in (plan.values or {}).values() for part in parts}
+    assert kinds == ({"numbers", "mask"} if form == "raw" else {"detection-rows"})
     assert bad > 0.01
 
 
