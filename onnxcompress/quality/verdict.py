@@ -156,15 +156,14 @@ class OutputPlan:
             if name not in self.states and name not in self.overrides and all(name in run for run in runs)
         }
         outputs = {name: ([run[name] for run in runs], head.layout) for name, head in heads.items()}
-        samples = {name: pairing.samples_apart(found, batches, how) for name, (found, how) in outputs.items()}
+        samples = {name: pairing.samples_apart(values, batches, how) for name, (values, how) in outputs.items()}
         table = row_tables.find(samples, inputs)
         if table is None:
             return {}
         members = tuple((name, heads[name].layout) for name in table.columns)
         decision = KindDecision(OutputKind.DETECTION_ROWS, 1, table.why)
-        return {
-            name: (replace(heads[name], decision=decision, table=members),) for name in (*table.columns, *table.counts)
-        }
+        names = (*table.columns, *table.counts)
+        return {name: (replace(heads[name], decision=decision, table=members),) for name in names}
 
     def _parts(
         self,
