@@ -215,9 +215,9 @@ class _RouteSearch:
             if self.context.clock.is_over:
                 break
             variant = replace(best.variant, **{measure: True})  # type: ignore[arg-type]  # all three are flags
-            error = search.noise(self.judge.score(self.builder.build(variant)[0]))
-            if error < search.noise(best.trial):
-                tried = self._tried(variant)
+            built, changes = self.builder.build(variant)
+            if search.noise(self.judge.score(built)) < search.noise(best.trial):
+                tried = self._measured(variant, built, changes)
                 if search.noise(tried.trial) < search.noise(best.trial) and tried.drop <= best.drop:
                     best = tried
         return best
