@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
-from ..base.size_limits import RUN_BYTES
+from ..base.size_limits import APART_BYTES, RUN_BYTES
 from ..core import Change, Clock, Feed
 from ..data import evaluation_set, input_specs, synthetic
 from ..data.evaluation_set import Evaluation
@@ -23,7 +23,7 @@ from ..recipe import Recipe
 from ..runtime import session as runtime
 from ..runtime.loaded_model import LoadedModel
 from ..search.archive import Archive
-from ..search.checkpoint import Checkpoint
+from ..search.checkpoint import Checkpoint, digest
 from .judge import Timings, decisive_drop
 from .limits import LatencyLimit
 from .options import RunOptions, Verify
@@ -82,6 +82,8 @@ class Run:
     plan: OutputPlan
     checkpoint: Checkpoint | None
     archive: Archive
+    measured: dict[str, Quality] = field(default_factory=dict)
+    """Digest of a model -> what was measured of it: candidate, proof and result are often the same bytes."""
 
     @property
     def original(self) -> ir.Model:
@@ -111,8 +113,16 @@ class Run:
     def quality(self, original: LoadedModel, other: LoadedModel, **options: Any) -> Quality:
         """Compare two models on the samples that decide."""
         before = self.plan.session(original)
-        after = before if other is original else self.plan.session(other)
-        return measure(before, after, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
+        if other is original:
+            return measure(before, before, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
+        key = "" if original is not self.base or other.size_bytes > APART_BYTES else digest([other.data])
+        known = self.measured.get(key)
+        if known is None:
+            after = self.plan.session(other)
+            known = measure(before, after, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
+        if key:
+            self.measured[key] = known
+        return known
 
 
 def open_session(base: LoadedModel, options: RunOptions) -> runtime.Session | None:

@@ -192,6 +192,14 @@ class _EmbeddingMeter(_PairsMeter):
         super().add(rows[0][::step], rows[1][::step], reference)
 
 
+class _DetectionMeter(_PairsMeter):
+    def __init__(self) -> None:
+        super().__init__("matched_distance", value_loss.detection_error, value_loss.DETECTION_POINT)
+
+    def errors(self) -> np.ndarray:
+        return value_loss.detection_costs(self._pairs)[:, 0]
+
+
 def _share(_: KindDecision) -> LossMeter:
     return _PairsMeter("differing", value_loss.differing_share, value_loss.SHARE_POINT)
 
@@ -206,9 +214,7 @@ _METERS: Mapping[OutputKind, Callable[[KindDecision], LossMeter]] = {
     OutputKind.IMAGE_8BIT: _ImageMeter,
     OutputKind.EMBEDDING: _EmbeddingMeter,
     **dict.fromkeys((OutputKind.LABELS, OutputKind.BOOLEANS, OutputKind.STRINGS), _share),
-    OutputKind.DETECTION_ROWS: lambda _: _PairsMeter(
-        "matched_distance", value_loss.detection_error, value_loss.DETECTION_POINT
-    ),
+    OutputKind.DETECTION_ROWS: lambda _: _DetectionMeter(),
     OutputKind.SELECTION: lambda _: _PairsMeter("unshared", value_loss.selection_error, value_loss.DETECTION_POINT),
     OutputKind.SIGNAL: lambda _: _PairsMeter("level_distance", value_loss.signal_error, value_loss.SIGNAL_POINT),
 }

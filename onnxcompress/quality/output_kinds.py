@@ -14,6 +14,8 @@ length differs between samples' runs of both models               signal (or det
 rows sum to 1, or log-probabilities                               class-scores, position-scores, text-scores
 behind a last product, rows with a winner                         the same
 rows with a column that never rises (sorted detections)           detection-rows
+rows of 4 and more columns, as many as the data decide            detection-rows
+several outputs with a row each for the same things               detection-rows, together
 a single number behind a sigmoid                                  binary-score
 shaped like an input and correlated with it above .8              residual
 behind a sigmoid                                                  mask
@@ -57,6 +59,10 @@ _GAUSSIAN_ROWS = 2000
 """Gaussian rows that the winner statistic is compared with: a standard error of about 1%."""
 _LEAST_DETECTIONS = 5
 """Rows from which on a falling column is no chance: five fall by chance in 1 of 120. Chosen by judgement."""
+
+
+_LEAST_COLUMNS = 4
+"""Columns from which on a row may describe a box. Chosen by judgement."""
 
 
 class OutputKind(enum.StrEnum):
@@ -149,6 +155,8 @@ def _floats(
             return found
     if rank == 2 and _falls_along_rows(arrays):
         return KindDecision(OutputKind.DETECTION_ROWS, 1, "rows sorted by a column that never rises")
+    if rank == 2 and _rows_vary(arrays, inputs):
+        return KindDecision(OutputKind.DETECTION_ROWS, 1, "as many rows as the data decide")
     if source.ending is Ending.SIGMOID and all(a.size == 1 for a in arrays):
         return KindDecision(OutputKind.BINARY_SCORE, None, "a single number behind a sigmoid")
     reference = like_an_input(arrays, inputs)
@@ -255,9 +263,16 @@ def _falls_along_rows(arrays: Sequence[np.ndarray]) -> bool:
     return bool(full) and sorted_column(full) is not None
 
 
+def _rows_vary(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> bool:
+    """Return whether the number of rows differs between samples whose inputs have the same shapes."""
+    shapes = {tuple((name, array.shape) for name, array in each.items()) for each in inputs}
+    is_table = len({a.shape[1] for a in arrays}) == 1 and arrays[0].shape[1] >= _LEAST_COLUMNS
+    return is_table and len(shapes) == 1 and len(inputs) == len(arrays) and len({a.shape[0] for a in arrays}) > 1
+
+
 def sorted_column(arrays: Sequence[np.ndarray]) -> int | None:
     """Return the column of [rows, columns] arrays by which their rows are sorted, highest first; None without one."""
-    if len({array.shape[1] for array in arrays}) > 1:
+    if len({array.shape[1] for array in arrays}) != 1:
         return None
     falls = np.ones(arrays[0].shape[1], bool)
     varies = np.zeros(arrays[0].shape[1], bool)
@@ -293,6 +308,13 @@ def like_an_input(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np
 def _is_token_vector(arrays: Sequence[np.ndarray]) -> bool:
     widths, lengths = {a.shape[1] for a in arrays}, {a.shape[0] for a in arrays}
     return len(widths) == 1 and min(widths) >= _TOKEN_WIDTH and (len(lengths) > 1 or min(widths) >= max(lengths))
+
+
+def no_vectors(decision: KindDecision) -> KindDecision:
+    """Return a decision of which rows that were taken for embeddings are quantities, one each for a row."""
+    if decision.kind is not OutputKind.EMBEDDING or decision.axis != 1:
+        return decision
+    return KindDecision(OutputKind.NUMBERS, 0, "rows of quantities beside scores behind a sigmoid")
 
 
 def _column_axis(arrays: Sequence[np.ndarray]) -> int | None:

@@ -12,7 +12,7 @@ and in a compressed model; what it finds in one of them only is not compared.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -67,6 +67,7 @@ class Source:
         values: names of float values that decide an output which is no float.
         axis: of the classes in the first of `values`, where a choice is made along one.
         pieces: names and sources of the values that a final Concat joins, where it joins different ones.
+        counts_rows: axis 0 is no batch: it is open, and the inputs' are not.
     """
 
     ending: Ending
@@ -74,6 +75,7 @@ class Source:
     values: tuple[str, ...] = ()
     axis: int | None = None
     pieces: tuple[tuple[str, Source], ...] = ()
+    counts_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,24 @@ class ShownModel:
 
 def sources(model: ir.Model) -> dict[str, Source]:
     """Return the source of every output, by its name."""
-    return {output.name or "": _source(output) for output in model.graph.outputs}
+    fixed = [i for i in model.graph.inputs if not i.is_initializer() and i.shape is not None and i.shape.rank()]
+    is_fixed = bool(fixed) and all(isinstance(value.shape[0], int) for value in fixed if value.shape is not None)
+    found = {output.name or "": (output, _source(output)) for output in model.graph.outputs}
+    return {
+        name: replace(source, counts_rows=is_fixed and _is_open(output)) for name, (output, source) in found.items()
+    }
 
 
-def show(model: ir.Model, found: Mapping[str, Source], wanted: Mapping[str, Source]) -> ShownModel:
+def show(
+    model: ir.Model, found: Mapping[str, Source], wanted: Mapping[str, Source], *, only: Collection[str] | None = None
+) -> ShownModel:
     """Return a model that gives the sources which it has in common with the original.
 
     Args:
         model: the original or a compressed model.
         found: its sources.
         wanted: the original's sources.
+        only: names in the original of the values that are needed, None for all.
     """
     pairs: dict[str, str] = {}
     for name, source in wanted.items():
@@ -109,6 +119,7 @@ def show(model: ir.Model, found: Mapping[str, Source], wanted: Mapping[str, Sour
             pairs |= dict(zip(source.values, own.values, strict=True))
         if own is not None and len(own.pieces) == len(source.pieces):
             pairs |= {theirs: ours for (theirs, _), (ours, _) in zip(source.pieces, own.pieces, strict=True)}
+    pairs = {theirs: ours for theirs, ours in pairs.items() if only is None or theirs in only}
     if not pairs:
         return ShownModel(model)
     outputs = {output.name or "": output.name or "" for output in model.graph.outputs}
@@ -123,6 +134,11 @@ def with_sources(model: ir.Model) -> ir.Model:
     found = sources(model)
     shown = show(model, found, {name: replace(source, pieces=()) for name, source in found.items()}).model
     return model_io.clone(model) if shown is model else shown
+
+
+def _is_open(output: ir.Value) -> bool:
+    """Return whether the length of an output's first axis is not declared, where it is declared to have one."""
+    return output.shape is not None and output.shape.rank() > 0 and not isinstance(output.shape[0], int)
 
 
 def _source(output: ir.Value) -> Source:

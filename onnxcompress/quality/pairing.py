@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,22 +27,55 @@ def inputs_apart(feed: Feed, count: int) -> list[dict[str, np.ndarray]]:
     return [{name: array[index] for name, array in arrays.items()} for index in range(count)]
 
 
-def samples_apart(values: Sequence[Any], batches: Sequence[int]) -> list[Any]:
+@dataclass(frozen=True)
+class Layout:
+    """Axes by which the samples of an output are taken apart, the same in all feeds whatever their lengths.
+
+    Args:
+        has_batch: axis 0 counts samples; else a feed is one sample, as with rows whose number depends on the data.
+        single: axes of a sample that are dropped, since their length is 1 in every sample.
+    """
+
+    has_batch: bool
+    single: tuple[int, ...] = ()
+
+
+def layout(values: Sequence[Any], batches: Sequence[int], *, counts_rows: bool = False) -> Layout:
+    """Return how the samples of an output of several feeds are taken apart.
+
+    Args:
+        values: the output for each feed.
+        batches: the number of samples in each.
+        counts_rows: the graph says that axis 0 does not count samples.
+    """
+    pairs = zip(values, batches, strict=True)
+    has_batch = not counts_rows and all(isinstance(v, np.ndarray) and v.ndim and len(v) == n for v, n in pairs)
+    apart_only = Layout(has_batch)
+    samples = samples_apart(values, batches, apart_only)
+    ranks = {sample.ndim if isinstance(sample, np.ndarray) else -1 for sample in samples}
+    rank = max(ranks, default=-1)
+    if len(ranks) != 1 or rank < 1:
+        return apart_only
+    single = [a for a in range(rank - 1) if all(s.shape[a] == 1 for s in samples) and (a > 0 or rank < 3)]
+    return Layout(has_batch, () if counts_rows and rank == 2 else tuple(single))
+
+
+def samples_apart(values: Sequence[Any], batches: Sequence[int], how: Layout) -> list[Any]:
     """Return the samples of an output of several feeds, of which each holds a number of samples."""
-    return [one for value, count in zip(values, batches, strict=True) for one in apart(value, count)]
+    return [one for value, count in zip(values, batches, strict=True) for one in apart(value, count, how)]
 
 
-def apart(value: Any, count: int) -> list[Any]:
+def apart(value: Any, count: int, how: Layout) -> list[Any]:
     """Return the parts of an output that belong to one sample each, without the batch axis; else the whole."""
-    if isinstance(value, np.ndarray) and value.ndim and len(value) == count:
-        return [_squeezed(np.asarray(value[index])) for index in range(count)]
-    return [_squeezed(value) if isinstance(value, np.ndarray) else value]
+    if not isinstance(value, np.ndarray):
+        return [value]
+    is_batch = how.has_batch and value.ndim and len(value) == count
+    return [_squeezed(np.asarray(each), how.single) for each in (value if is_batch else [value])]
 
 
-def _squeezed(array: np.ndarray) -> np.ndarray:
-    """Return an array without axes of length 1, but for the first of three and more (channels) and the last."""
-    kept = [n for axis, n in enumerate(array.shape[:-1]) if n != 1 or (axis == 0 and array.ndim > 2)]
-    return array.reshape(*kept, *array.shape[-1:]) if array.ndim else array
+def _squeezed(array: np.ndarray, single: tuple[int, ...]) -> np.ndarray:
+    """Return an array without those of some axes whose length is 1."""
+    return array.squeeze(tuple(axis for axis in single if axis < array.ndim - 1 and array.shape[axis] == 1))
 
 
 def choices_last(value: Any, axis: int | None) -> Any:

@@ -20,7 +20,8 @@ from ..numerics.statistics.estimate import Estimate
 from ..numerics.statistics.optimism import optimism
 from ..runtime.loaded_model import LoadedModel
 from . import estimated_value_loss as value_loss
-from . import output_kinds, pairing
+from . import output_kinds, pairing, row_tables
+from .judged_value import JudgedValue
 from .loss_meters import Loss, LossMeter, meter
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources
@@ -47,23 +48,6 @@ class Runs(Protocol):
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         """Return output name -> array."""
         ...
-
-
-@dataclass(frozen=True)
-class JudgedValue:
-    """One value that is compared: an output, a piece of one, or a float behind one.
-
-    Args:
-        name: of the value in the original.
-        decision: its kind.
-        source: the computation behind it.
-        axis: along which a choice is made; moved to the end before samples are taken apart.
-    """
-
-    name: str
-    decision: KindDecision
-    source: Source
-    axis: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +120,8 @@ class OutputPlan:
 
     def session(self, loaded: LoadedModel) -> Runs:
         """Return what runs a model and gives the sources that it has in common with the original."""
-        shown = show(loaded.model, sources(loaded.model), self.sources)
+        judged = None if self.values is None else {part.name for parts in self.values.values() for part in parts}
+        shown = show(loaded.model, sources(loaded.model), self.sources, only=judged)
         if shown.model is loaded.model:
             return loaded.fast
         return _ShownSession(loaded.showing(shown.model), shown.names)
@@ -151,10 +136,34 @@ class OutputPlan:
         if self.values is None:
             batches = [pairing.batch_size(feed) for feed in feeds]
             inputs = [one for feed, n in zip(feeds, batches, strict=True) for one in pairing.inputs_apart(feed, n)]
-            self.values = {
+            found = {
                 name: tuple(self._parts(name, source, runs, batches, inputs)) for name, source in self.sources.items()
             }
+            self.values = found | self._tables(found, runs, batches, inputs)
         return self.values
+
+    def _tables(
+        self,
+        found: Mapping[str, tuple[JudgedValue, ...]],
+        runs: Sequence[Mapping[str, Any]],
+        batches: Sequence[int],
+        inputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> dict[str, tuple[JudgedValue, ...]]:
+        """Return how outputs are compared that hold columns of one table of rows, or count its rows."""
+        heads = {
+            name: next(part for part in parts if part.name == name)
+            for name, parts in found.items()
+            if name not in self.states and name not in self.overrides and all(name in run for run in runs)
+        }
+        outputs = {name: ([run[name] for run in runs], head.layout) for name, head in heads.items()}
+        samples = {name: pairing.samples_apart(values, batches, how) for name, (values, how) in outputs.items()}
+        table = row_tables.find(samples, inputs)
+        if table is None:
+            return {}
+        members = tuple((name, heads[name].layout) for name in table.columns)
+        decision = KindDecision(OutputKind.DETECTION_ROWS, 1, table.why)
+        names = (*table.columns, *table.counts)
+        return {name: (replace(heads[name], decision=decision, table=members),) for name in names}
 
     def _parts(
         self,
@@ -164,30 +173,46 @@ class OutputPlan:
         batches: Sequence[int],
         inputs: Sequence[Mapping[str, np.ndarray]],
     ) -> Iterator[JudgedValue]:
-        values = pairing.samples_apart([run[name] for run in runs], batches)
+        how = pairing.layout([run[name] for run in runs], batches, counts_rows=source.counts_rows)
+        values = pairing.samples_apart([run[name] for run in runs], batches, how)
         if name in self.overrides:
             kind = self.overrides[name]
             problem = output_kinds.misfit(kind, values)
             if problem:
                 raise UsageError(f"{name!r} can't be {kind}: {problem}", where="--output-kind")
             found = replace(output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind")
-            yield JudgedValue(name, found, source)
+            yield JudgedValue(name, found, source, how)
             return
         if name in self.states:
-            yield JudgedValue(name, KindDecision(OutputKind.STATE, None, "fed back as an input"), source)
+            yield JudgedValue(name, KindDecision(OutputKind.STATE, None, "fed back as an input"), source, how)
             return
         pieces = [(p, inner) for p, inner in source.pieces if all(p in run for run in runs)]
         decision = output_kinds.decide(source, values, inputs)
         if pieces and decision.kind is OutputKind.DETECTION_ROWS:
             pieces = []
-        for piece, ending in pieces:
-            if all(pairing.is_float(run[piece]) for run in runs):
-                inner = pairing.samples_apart([run[piece] for run in runs], batches)
-                yield JudgedValue(piece, output_kinds.decide(ending, inner, inputs), ending)
+        parts = list(self._pieces(pieces, runs, batches, inputs))
+        if any(part.decision.kind is OutputKind.MASK for part in parts):  # boxes beside scores: no vectors of meaning
+            parts = [replace(part, decision=output_kinds.no_vectors(part.decision)) for part in parts]
+            decision = output_kinds.no_vectors(decision)
+        yield from parts
         behind = [v for v in source.values if all(pairing.is_float(run.get(v)) for run in runs)]
         probes = [self._probe(v, source, runs, batches, inputs) for v in behind]
-        yield JudgedValue(name, decision, source)
+        yield JudgedValue(name, decision, source, how)
         yield from probes
+
+    def _pieces(
+        self,
+        pieces: Sequence[tuple[str, Source]],
+        runs: Sequence[Mapping[str, Any]],
+        batches: Sequence[int],
+        inputs: Sequence[Mapping[str, np.ndarray]],
+    ) -> Iterator[JudgedValue]:
+        """Yield how the pieces of a Concat are compared, each by its own kind."""
+        for piece, ending in pieces:
+            if all(pairing.is_float(run[piece]) for run in runs):
+                layout = pairing.layout([run[piece] for run in runs], batches)
+                inner = pairing.samples_apart([run[piece] for run in runs], batches, layout)
+                yield JudgedValue(piece, output_kinds.decide(ending, inner, inputs), ending, layout)
 
     def _probe(
         self,
@@ -200,11 +225,13 @@ class OutputPlan:
         """Return how a float behind an output is compared: as scores of the classes that it chooses from, or as is."""
         axis = source.axis if source.ending is Ending.CHOICE else None
         ending = Source(Ending.PRODUCT if axis is not None else source.ending, source.operator)
-        moved = pairing.samples_apart([pairing.choices_last(run[name], axis) for run in runs], batches)
+        values = [pairing.choices_last(run[name], axis) for run in runs]
+        how = pairing.layout(values, batches)
+        moved = pairing.samples_apart(values, batches, how)
         found = output_kinds.decide(ending, moved, inputs, classes_last=axis is not None)
         if axis is not None and found.kind not in _SCORES:
             found = KindDecision(OutputKind.VECTOR, -1, found.why)
-        return JudgedValue(name, found, source, axis=axis)
+        return JudgedValue(name, found, source, how, axis=axis)
 
 
 _SCORES = (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES)
@@ -254,16 +281,26 @@ class VerdictMeter:
         count = pairing.batch_size(feed)
         for output, parts in (self._plan.values or {}).items():
             for part in parts:
-                if part.decision.kind is not OutputKind.STATE and part.name in one and part.name in other:
-                    self._compare(output, part, feed, count, one[part.name], other[part.name], is_seen=seen)
+                needed = [name for name, _ in part.table] or [part.name]
+                is_there = all(name in run for name in needed for run in (one, other))
+                if part.decision.kind is not OutputKind.STATE and is_there:
+                    self._compare(output, part, feed, count, one, other, is_seen=seen)
 
     def _compare(
-        self, output: str, part: JudgedValue, feed: Feed, count: int, one: Any, other: Any, *, is_seen: bool
+        self,
+        output: str,
+        part: JudgedValue,
+        feed: Feed,
+        count: int,
+        one: Mapping[str, Any],
+        other: Mapping[str, Any],
+        *,
+        is_seen: bool,
     ) -> None:
         """Give each sample to its meters: that of all samples, and that of those held out."""
         key = (output, part.name)
         assert self._meters is not None
-        apart = [pairing.apart(pairing.choices_last(each, part.axis), count) for each in (one, other)]
+        apart = [part.samples(each, count) for each in (one, other)]
         pairs = list(zip(*apart, strict=len(apart[0]) == len(apart[1])))
         references = pairing.inputs_apart(feed, count)
         for index, (a, b) in enumerate(pairs):

@@ -7,6 +7,7 @@ All of it is decided by numbers that a `Judge` measured: nothing here knows what
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -17,6 +18,11 @@ from ..core import Candidate, Clock, Judge, Prefer, Trial
 
 _SAMPLES = 8
 """Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
+_GROUPS = 8
+"""Groups of sites whose errors are measured at a time: with 64 layers one by one, a detector took 64 quantized models
+and five minutes where onnxruntime's own quantizer takes ten seconds."""
+_LEVELS = 2
+"""Times that groups are divided. Chosen by judgement; not measured."""
 _EQUAL = 1.05
 """Costs and times that differ by less count as equal: measured times are not sharper."""
 
@@ -104,25 +110,25 @@ def least_left_out(
     limit: float,
     *,
     clock: Clock = Clock(),  # noqa: B008 - without a limit it has no state
-    progress: Callable[[str, Sequence[str]], Iterable[str]] = lambda _, items: items,
+    progress: Callable[[str, Sequence[frozenset[str]]], Iterable[frozenset[str]]] = lambda _, items: items,
 ) -> frozenset[str] | None:
     """Return the sites to leave out so that the score stays within a limit, as few and as cheap ones as it takes.
 
-    The error that each site makes alone is measured on the model's output; those with the most error for what they
-    save are left out first, and how many of them it takes is found by bisection on the score itself.
+    The error that a group of neighbours makes alone is measured on the model's output; those with the most error for
+    what they save are left out first, and how many of them it takes is found by bisection on the score itself. The
+    same is then done with smaller groups of what was left out. Up to eight sites are measured one by one.
 
     Args:
         build: makes the model with all sites but the given ones.
-        sites: name -> what leaving it in saves (MACs, bytes, microseconds).
+        sites: name -> what leaving it in saves (MACs, bytes, microseconds), in the order of the graph.
         judge: scores models.
         limit: most that the score may fall.
         clock: when it has to end.
         progress: wraps the loop over sites.
 
     Returns:
-        the names; None where the limit is not met with one site alone, or the time is over before it is known.
+        the names; None where the limit is not met with one group alone, or the time is over before it is known.
     """
-    names = list(sites)
 
     def meets(left_out: frozenset[str]) -> bool:
         drop = judge.score(build(left_out)).limited_drop
@@ -130,16 +136,36 @@ def least_left_out(
 
     if meets(frozenset()):
         return frozenset()
-    errors: dict[str, float] = {}
-    for name in progress("Measuring sensitivity", names):
-        if clock.is_over:
+    everything, questioned = frozenset(sites), list(sites)
+    found: frozenset[str] | None = None
+    for _ in range(_LEVELS):
+        groups = _neighbours(questioned)
+        errors = []
+        for group in progress("Measuring sensitivity", groups):
+            if clock.is_over:
+                return found
+            errors.append(noise(judge.score(build(everything - group), most=_SAMPLES)))
+        worth = [sum(sites[name] for name in group) for group in groups]
+        order = sorted(range(len(groups)), key=lambda i: (-errors[i] / max(worth[i], math.ulp(1.0)), i))
+        low, high = 0, len(order) if found is not None else len(order) - 1
+        if high < 1 or (found is None and not meets(_joined(groups, order[:high]))):
             return None
-        errors[name] = noise(judge.score(build(frozenset(names) - {name}), most=_SAMPLES))
-    order = sorted(names, key=lambda name: (-errors[name] / max(sites[name], math.ulp(1.0)), names.index(name)))
-    low, high = 0, len(order) - 1
-    if high < 1 or not meets(frozenset(order[:high])):
-        return None
-    while high - low > 1 and not clock.is_over:
-        middle = (low + high) // 2
-        low, high = (low, middle) if meets(frozenset(order[:middle])) else (middle, high)
-    return frozenset(order[:high])
+        while high - low > 1 and not clock.is_over:
+            middle = (low + high) // 2
+            low, high = (low, middle) if meets(_joined(groups, order[:middle])) else (middle, high)
+        found = _joined(groups, order[:high])
+        if all(len(group) == 1 for group in groups):
+            break
+        questioned = [name for name in questioned if name in found]
+    return found
+
+
+def _neighbours(names: Sequence[str]) -> list[frozenset[str]]:
+    """Return names in groups of neighbours, as even as can be."""
+    count = min(len(names), _GROUPS)
+    edges = [len(names) * index // count for index in range(count + 1)]
+    return [frozenset(names[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+def _joined(groups: Sequence[frozenset[str]], chosen: Iterable[int]) -> frozenset[str]:
+    return frozenset().union(*(groups[index] for index in chosen))

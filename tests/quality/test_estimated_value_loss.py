@@ -134,16 +134,34 @@ def test_detections_that_swap_lose_nothing_and_others_by_their_score():
     swapped = [each[[1, 0, *range(2, 10)]] for each in rows]
     assert detection_error(list(zip(rows, swapped, strict=True))).value == 0
     gone = [each[1:] for each in rows]
-    expected = np.mean([each[0, 4] / each[:, 4].sum() for each in rows])
-    assert expected <= detection_error(list(zip(rows, gone, strict=True))).value < 1.5 * expected
+    all_rows, left = (sum(each[:, 4].sum() for each in found) for found in (rows, gone))
+    expected = (all_rows - left) / (all_rows + left)  # 1 - F1, weighted by score
+    assert expected / 2 < detection_error(list(zip(rows, gone, strict=True))).value < 1.5 * expected
     strange = [_detected(seed=100 + k) for k in range(8)]
     assert detection_error(list(zip(rows, strange, strict=True))).value > 0.2
+
+
+def test_boxes_are_compared_by_their_own_size():
+    random = np.random.default_rng(0)
+    corners = random.random((16, 10, 2)) * 600
+    sizes = np.exp(random.normal(4, 1, (16, 10, 2)))
+    scores = -np.sort(-random.random((16, 10, 1)), axis=1) + 0.2
+    rows = np.concatenate([corners, corners + sizes, scores, np.zeros((16, 10, 1))], 2)
+
+    def moved(part):
+        return np.concatenate([corners + part * sizes, corners + (1 + part) * sizes, rows[..., 4:]], 2)
+
+    losses = [detection_error(list(zip(rows, moved(part), strict=True))).value for part in (0.01, 0.03, 0.5)]
+    assert losses[0] < 0.005  # an IoU of .96
+    assert 0.01 < losses[1] < 0.05  # .89
+    assert losses[2] > 0.9  # .14
 
 
 def test_detections_more_than_the_originals_count_too():
     rows = [_detected(seed=k) for k in range(8)]
     more = [np.concatenate([each, each + 50]) for each in rows]
-    assert detection_error(list(zip(rows, more, strict=True))).value == 0.5
+    gained, own = (sum(each[:, 4].sum() for each in found) for found in (more, rows))
+    assert detection_error(list(zip(rows, more, strict=True))).value == pytest.approx((gained - own) / (gained + own))
     none = [each[:0] for each in rows]
     assert detection_error(list(zip(none, rows, strict=True))).value == 1
     assert detection_error(list(zip(none, none, strict=True))).value == 0

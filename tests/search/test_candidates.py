@@ -103,3 +103,14 @@ def test_of_equal_errors_the_one_that_saves_least_is_left_out():
 
 def test_a_limit_that_no_site_alone_meets_is_out_of_reach():
     assert _Sums({"a": 0.1, "b": 0.2}).least(0.01) is None
+
+
+def test_many_sites_are_measured_in_groups_of_neighbours():
+    drops = {f"{k:02}": 0.0001 for k in range(64)} | {"20": 0.02, "21": 0.02, "50": 0.005}
+    judge = _Sums(drops)
+    left_out = judge.least(0.0125)
+    assert {"20", "21"} <= left_out
+    assert len(left_out) <= 4
+    assert sum(judge.drops[name] for name in judge.drops if name not in left_out) <= 0.0125
+    assert len(judge.asked) <= 25  # not 64 and more
+    assert _Sums(drops).least(0.0001) is None

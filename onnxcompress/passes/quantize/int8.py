@@ -208,14 +208,16 @@ class _RouteSearch:
     def _recovered(self, candidate: _TriedRoute) -> _TriedRoute:
         """Try each measure against the rounding of activations, and keep it where the held-out error falls."""
         best = candidate
-        measures = ("guarded", "equalized", "refit") if best.layers else ("equalized",)
+        measures = ["equalized"]
+        if best.layers:
+            measures = ["guarded", "equalized", *(["refit"] if self.builder.can_refit else [])]
         for measure in measures:
             if self.context.clock.is_over:
                 break
             variant = replace(best.variant, **{measure: True})  # type: ignore[arg-type]  # all three are flags
-            error = search.noise(self.judge.score(self.builder.build(variant)[0]))
-            if error < search.noise(best.trial):
-                tried = self._tried(variant)
+            built, changes = self.builder.build(variant)
+            if search.noise(self.judge.score(built)) < search.noise(best.trial):
+                tried = self._measured(variant, built, changes)
                 if search.noise(tried.trial) < search.noise(best.trial) and tried.drop <= best.drop:
                     best = tried
         return best

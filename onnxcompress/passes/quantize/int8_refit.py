@@ -28,6 +28,18 @@ _LEAST_FEEDS = 8
 """Samples: fewer say too little about the correlations of a layer's inputs. Chosen by judgement; not measured."""
 
 
+def can_refit(model: ir.Model, context: Context) -> bool:
+    """Return whether there are samples enough to refit a model, and not so many that it would take minutes.
+
+    Raises:
+        ModelError: the runtime can't run the model.
+    """
+    if len(context.feeds) < _LEAST_FEEDS or context.state:
+        return False
+    macs = counting.count(model, context.feeds[0]).macs
+    return macs is not None and macs * len(context.feeds) <= _MOST_MACS
+
+
 def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], context: Context) -> ir.Model | None:
     """Return a copy of a float model with layers refitted for running on int8; None where none gains by it.
 
@@ -40,10 +52,7 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
     Raises:
         ModelError: the runtime can't run one of the two.
     """
-    if len(context.feeds) < _LEAST_FEEDS or context.state:
-        return None
-    macs = counting.count(model, context.feeds[0]).macs
-    if macs is None or macs * len(context.feeds) > _MOST_MACS:
+    if not can_refit(model, context):
         return None
     free = _free_weights(quantized, _layers(model, labels))
     if not free:

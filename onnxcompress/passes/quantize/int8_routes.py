@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from ...io import model_io
 from .blocks import QuantizeBlocks
 from .dynamic import QuantizeDynamic
 from .equalize import Equalize
-from .int8_refit import refitted
+from .int8_refit import can_refit, refitted
 from .static import QuantizeStatic
 from .weight_storage import sites
 from .weights import QuantizeWeights
@@ -105,6 +106,11 @@ class RouteBuilder:
         """True where tables make enough of the file to be tried in few bits."""
         return bool(self._large_tables(self._model))
 
+    @functools.cached_property
+    def can_refit(self) -> bool:
+        """True where samples and size allow layers to be refitted."""
+        return can_refit(self._model, self._context)
+
     def build(self, variant: RouteVariant, *, weights: bool = True) -> tuple[ir.Model, list[Change]]:
         """Return the quantized model and the changes made to it.
 
@@ -113,7 +119,7 @@ class RouteBuilder:
             weights: whether weights that stay float are stored as int8.
         """
         model = self._model
-        if variant.refit:
+        if variant.refit and self.can_refit:
             quantized, changes = self._quantized(model, variant, weights=False)
             model = refitted(model, quantized, static_layers(changes), self._context) or model
         return self._quantized(model, variant, weights=weights)
@@ -125,7 +131,10 @@ class RouteBuilder:
         inner = self._inner()
         kept = replace(inner, selects=lambda n: inner.selects(n) and query.label(n) not in variant.left_out)
         for one in self._passes.of(variant.route):
-            changes += (self._static(variant) if one is self._passes.static else one).run(copy, _with_gate(kept))
+            ran = (self._static(variant) if one is self._passes.static else one).run(copy, _with_gate(kept))
+            changes += ran
+            if not variant.left_out and not any(change.action is Action.APPLIED for change in ran):
+                break  # the same as another route, whose passes need not run again
         if variant.small_tables:
             tables = self._large_tables(copy)
             few = replace(inner, selects=lambda n: query.label(n) in tables, judge=None, race=None, max_bytes=None)

@@ -27,6 +27,7 @@ from ...ops import table as ops
 from ...shapes.infer import Shapes
 from ...targets.facts import StaticFacts
 from .kernel_groups import KernelGroup, Saturation, units
+from .output_tail import output_tail
 
 _GUESS = 4096
 """Elements assumed of a tensor of unknown shape. Chosen by judgement; not measured."""
@@ -104,11 +105,14 @@ def plan(
     for body in query.graphs_outside_functions(model):
         found, why_not = units(body, facts, shapes)
         reasons |= why_not
+        tail = output_tail(body, shapes.static) if body is model.graph else set()
         allowed = []
         for unit in found:
             why = next((refused[query.label(n)] for n in unit.nodes if query.label(n) in refused), None)
             if why is None and unit.multiplies and only is not None and unit.label not in only:
                 why = "taken back"
+            if why is None and tail.issuperset(unit.nodes):
+                why = "behind the last large products it would only round what is output"
             if why is None and unit.multiplies and unit.weight is None and body in rounds:
                 why = "what a loop carries from round to round would be rounded in each"
             if why is not None:

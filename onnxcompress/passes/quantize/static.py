@@ -103,7 +103,8 @@ class QuantizeStatic:
         else:
             changes = []
         admitted = [label for label in order if context.gate.admits(self.name, label)]
-        final = run.settle(only=None if len(admitted) == len(order) else frozenset(admitted))
+        is_whole = len(admitted) == len(order)
+        final = whole if is_whole and raised is model else run.settle(only=None if is_whole else frozenset(admitted))
         return changes + run.calibration.changes(self.name) + run.write(final, self.name)
 
 

@@ -109,13 +109,14 @@ def test_what_is_quantized_already_is_left_alone():
 
 def test_a_residual_block_is_one_island():
     model = _net(
-        f"a = Conv{K3}(x, w) b = Relu(a) c = Conv{K3}(b, v) d = Add(c, b) y = Relu(d)",
+        f"a = Conv{K3}(x, w) b = Relu(a) c = Conv{K3}(b, v) d = Add(c, b) e = Relu(d) y = Conv{K3}(e, u)",
         w=(64, 64, 3, 3),
         v=(64, 64, 3, 3),
+        u=(64, 64, 3, 3),
     )
     placement = _placed(model)
-    assert _labels(placement) == ["Conv0", "Conv2", "Add3"]
-    assert [q.source.name for q in placement.quantizers] == ["b", "c", "y", "x"]
+    assert _labels(placement) == ["Conv0", "Conv2", "Add3", "Conv5"]
+    assert [q.source.name for q in placement.quantizers] == ["b", "c", "e", "y", "x"]
 
 
 def test_a_convolution_too_small_for_a_round_trip_stays_on_floats():
