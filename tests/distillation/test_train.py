@@ -46,7 +46,7 @@ def test_a_student_comes_nearer_to_its_teacher():
     assert judge.kinds == {"y": DivergenceKind.LOGITS}
 
 
-def test_probabilities_behind_a_grouped_convolution_whose_kernel_stays():
+def test_probabilities_behind_a_grouped_convolution_whose_kernel_learns_too():
     teacher = net(CONV)
     student = shaken(teacher)
     feeds = [{"x": floats(1, 4, 5, 5, seed=i)} for i in range(120)]
@@ -54,7 +54,7 @@ def test_probabilities_behind_a_grouped_convolution_whose_kernel_stays():
     bias = query.constant(student.graph.initializers["e"]).copy()
     found = distill(student, teacher, feeds, steps=120, rate=1e-2)
     assert found.after < 0.6 * found.before
-    np.testing.assert_array_equal(query.constant(student.graph.initializers["d"]), kernel)
+    assert (query.constant(student.graph.initializers["d"]) != kernel).any()
     assert (query.constant(student.graph.initializers["e"]) != bias).any()
     assert run(student, feeds[0])["y"].sum() == pytest.approx(1, abs=1e-5)
 
