@@ -5,7 +5,10 @@
     convolution  Conv and ConvTranspose with groups, dilations and every kind of padding
     pooling      MaxPool and AveragePool
     indexing     Slice with steps, Pad that repeats values
+    arithmetic   operators that broadcast, matrix products, Softmax
+    normalization
 
 A rule of our own replaces that of onnx-ad where this refuses (weights of grouped and transposed convolutions, automatic
-padding, overhanging windows) or is slow.
+padding, overhanging windows) or is slow: a trailing axis of one element makes onnxruntime's broadcasting run element by
+element.
 """

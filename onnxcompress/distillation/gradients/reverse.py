@@ -27,24 +27,37 @@ from onnx_ad import (
 from onnx_ad.expand import expand_functions
 from onnx_ad.lower import lower
 from onnx_ad.recurrent import expand_recurrent
+from onnx_ad.rules import DERIVATIVE
 from onnx_ad.unroll import inline_constant_ifs
 
 from ...core import Feed
 from ...io import model_io
 from ...runtime import session as runtime
 from ...shapes import resolve
-from . import convolution, indexing, pooling
+from . import arithmetic, convolution, indexing, normalization, pooling
 from .rule import NoRuleError, Rule, RuleNode
 
 log = logging.getLogger(__name__)
 
 RULES: Mapping[str, Rule] = {
+    "Add": arithmetic.add,
     "AveragePool": pooling.average_pool,
+    "BatchNormalization": normalization.batch_normalization,
+    "Clip": arithmetic.clip,
     "Conv": convolution.conv,
     "ConvTranspose": convolution.conv_transpose,
+    "Div": arithmetic.div,
+    "InstanceNormalization": normalization.instance_normalization,
+    "LayerNormalization": normalization.layer_normalization,
+    "LogSoftmax": arithmetic.log_softmax,
+    "MatMul": arithmetic.matmul,
     "MaxPool": pooling.max_pool,
+    "Mul": arithmetic.mul,
     "Pad": indexing.pad,
     "Slice": indexing.slice_,
+    "Softmax": arithmetic.softmax,
+    "Sub": arithmetic.sub,
+    "Sum": arithmetic.add,
 }
 """Operator of the standard domain -> rule of our own."""
 _FAILURES = (
@@ -59,6 +72,8 @@ _FAILURES = (
     ValueError,
 )
 """What rules of onnx-ad raise for nodes that they don't cover, by design or not."""
+_OTHERS = frozenset({"MatMul"})
+"""Operators of which onnx-ad's rule covers what ours does not."""
 _STANDARD = ("", "ai.onnx")
 _GRADIENT = "onnxcompress_gradient_"
 
@@ -232,8 +247,12 @@ class _Walk:
         """
         if node.domain not in _STANDARD:
             raise NoRuleError(f"it is of the domain {node.domain!r}")
-        if node.op_type in RULES:
-            return self._by_own_rule(node, grads)
+        if node.op_type in RULES or node.op_type in DERIVATIVE:
+            try:
+                return self._by_own_rule(node, grads)
+            except NoRuleError:
+                if node.op_type not in _OTHERS:
+                    raise
         if node.op_type not in _passes.REVERSE:
             raise NoRuleError("there is no rule for it")
         found = _passes.REVERSE[node.op_type](self._context, node, list(grads))
@@ -260,7 +279,13 @@ class _Walk:
             replace=lambda other: context.replace_primal(node, other),
         )
         full = context.full(grads[0], node.output[0])
-        found = RULES[node.op_type](step, step.reshape(full, step.dims(node.output[0])))
+        dy = step.reshape(full, step.dims(node.output[0]))
+        if node.op_type in RULES:
+            found = RULES[node.op_type](step, dy)
+        else:
+            x, y = node.input[0], node.output[0]
+            slope = DERIVATIVE[node.op_type](context, node, x, y, context.dtype(x, y))
+            found = {0: step.add("Mul", dy, slope)}
         return [
             (node.input[port], step.reshape(value, [*step.dims(node.input[port]), 1])) for port, value in found.items()
         ]
