@@ -1,4 +1,4 @@
-"""Constants of a model that can be trained: weights and biases of linear layers, scales, shifts and slopes of channels."""
+"""Constants of a model that can be trained: weights of linear and recurrent layers, scales and slopes of channels."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ _CHANNEL_PORTS: Mapping[str, tuple[int, ...]] = {
     "Sub": (0, 1),
 }
 """Operator -> inputs that hold a number for each channel: statistics of BatchNormalization are none of them."""
+_RECURRENT = ("GRU", "LSTM", "RNN")
+"""Operators whose weights and bias are inputs 1 to 3."""
 
 
 def weights(model: ir.Model, selects: Callable[[ir.Node], bool] = lambda _: True) -> dict[str, np.ndarray]:
@@ -51,7 +53,9 @@ def _candidates(model: ir.Model, selects: Callable[[ir.Node], bool]) -> Iterator
         if selects(layer.node):
             yield from (value for value in (layer.weight, layer.bias_value) if value is not None)
     for node in model.graph:
-        if node.domain in ("", "ai.onnx") and selects(node):
+        if query.is_op(node, *_RECURRENT) and selects(node):
+            yield from (value for value in node.inputs[1:4] if value is not None)
+        elif node.domain in ("", "ai.onnx") and selects(node):
             for port in _CHANNEL_PORTS.get(node.op_type, ()):
                 value = node.inputs[port] if port < len(node.inputs) else None
                 if value is not None and _is_per_channel(value):

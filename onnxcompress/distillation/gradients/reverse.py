@@ -9,7 +9,6 @@ don't see it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +22,10 @@ from onnx_ad import (
     _graph,
     _passes,
     control,  # noqa: F401 -- registers the rules of If, Loop and Scan
+    recurrent,
 )
 from onnx_ad.expand import expand_functions
 from onnx_ad.lower import lower
-from onnx_ad.recurrent import expand_recurrent
 from onnx_ad.rules import DERIVATIVE
 from onnx_ad.unroll import inline_constant_ifs
 
@@ -36,8 +35,6 @@ from ...runtime import session as runtime
 from ...shapes import resolve
 from . import arithmetic, convolution, indexing, normalization, pooling
 from .rule import NoRuleError, Rule, RuleNode
-
-log = logging.getLogger(__name__)
 
 RULES: Mapping[str, Rule] = {
     "Add": arithmetic.add,
@@ -138,19 +135,58 @@ def reverse(proto: onnx.ModelProto, feeds: Sequence[Feed], weights: Iterable[str
     Raises:
         NoDerivativeError: no weight has one.
     """
-    walk = _Walk(_prepared(proto), list(weights), loss)
-    walk.learn_shapes(feeds)
+    seen, _ = _seen(proto, feeds)
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    known = {info.name for info in shown.graph.value_info}
+    shown.graph.value_info.extend(
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in seen.items()
+        if name not in known
+    )
+    prepared, refused = _prepared(shown)
+    walk = _Walk(prepared, list(weights), loss, refused)
+    walk.learn(*_seen(prepared, feeds))
     return walk.run()
 
 
-def _prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in which what onnx-ad can expand or lower to simpler operators is."""
-    for step in (expand_recurrent, lower, expand_functions, inline_constant_ifs):
-        try:
-            proto = step(proto)
-        except _FAILURES as error:
-            log.info("onnx-ad leaves operators as they are: %s", runtime.reason(error))
-    return proto
+def _prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """Return a model in which what onnx-ad can expand or lower to simpler operators is, and why others are not."""
+    refused = ""
+    for turn in range(2):
+        if turn and not any(node.op_type in recurrent.RECURRENT for node in proto.graph.node):
+            break  # the second turn is for those that were in a branch
+        for step in (recurrent.expand_recurrent, lower, expand_functions, inline_constant_ifs):
+            try:
+                proto = step(proto)
+            except _FAILURES as error:
+                refused = refused or runtime.reason(error)
+    return proto, refused
+
+
+def _seen(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Return what a run shows of values whose shape can't be inferred and is the same for all feeds, and which are fixed.
+
+    Fixed ones depend on shapes and constants alone.
+    """
+    shapes = _build.Shapes(proto)
+    made = [name for node in proto.graph.node for name in node.output if name]
+    unknown = [name for name in made if shapes.static(name) is None]
+    if not unknown:
+        return {}, set()
+    model = model_io.load(proto)
+    runs = [resolve.look(model, feed, unknown) for feed in feeds]
+    seen = {}
+    for name in unknown:
+        found = [run[name] for run in runs if isinstance(run.get(name), np.ndarray)]
+        if len(found) == len(runs) and len({array.shape for array in found}) == 1:
+            seen[name] = found[0]
+    live = {spec.name for spec in proto.graph.input}
+    fixed: set[str] = set()
+    for node in proto.graph.node:
+        moves = node.op_type not in ("Shape", "Size") and bool(_graph.node_reads(node) & live)
+        (live if moves else fixed).update(node.output)
+    return seen, fixed
 
 
 class _Walk:
@@ -160,10 +196,12 @@ class _Walk:
         proto: the model.
         weights: names of the inputs to differentiate by.
         loss: name of the scalar output.
+        refused: why an operator without a rule was not expanded, "" where nothing was refused.
     """
 
-    def __init__(self, proto: onnx.ModelProto, weights: Sequence[str], loss: str) -> None:
+    def __init__(self, proto: onnx.ModelProto, weights: Sequence[str], loss: str, refused: str) -> None:
         self._proto = proto
+        self._refused = refused
         self._nodes = list(proto.graph.node)
         self._weights = list(weights)
         self._loss = loss
@@ -171,31 +209,12 @@ class _Walk:
         self._pending: dict[str, list[str]] = {}
         self._blocked: list[Blocked] = []
 
-    def learn_shapes(self, feeds: Sequence[Feed]) -> None:
-        """Run the model where shapes can't be inferred; what all feeds agree in is taken for constant."""
-        shapes, values = self._context.shapes, self._context.values
-        made = [name for node in self._nodes for name in node.output if name]
-        unknown = [name for name in made if shapes.static(name) is None]
-        if not unknown:
-            return
-        fixed = self._fixed()
-        model = model_io.load(self._proto)
-        runs = [resolve.look(model, feed, unknown) for feed in feeds]
-        for name in unknown:
-            found = [run[name] for run in runs if isinstance(run.get(name), np.ndarray)]
-            if len(found) == len(runs) and len({array.shape for array in found}) == 1:
-                shapes.declare(name, found[0].shape, helper.np_dtype_to_tensor_dtype(found[0].dtype))
-                if name in fixed and found[0].dtype.kind in "iub":
-                    values.setdefault(name, found[0])
-
-    def _fixed(self) -> set[str]:
-        """Return the values that depend on shapes and constants alone."""
-        live = {spec.name for spec in self._proto.graph.input}
-        fixed: set[str] = set()
-        for node in self._nodes:
-            moves = node.op_type not in ("Shape", "Size") and bool(_graph.node_reads(node) & live)
-            (live if moves else fixed).update(node.output)
-        return fixed
+    def learn(self, seen: Mapping[str, np.ndarray], fixed: set[str]) -> None:
+        """Take shapes, and numbers of fixed values, from what a run showed."""
+        for name, array in seen.items():
+            self._context.shapes.declare(name, array.shape, helper.np_dtype_to_tensor_dtype(array.dtype))
+            if name in fixed and array.dtype.kind in "iub":
+                self._context.values.setdefault(name, array)
 
     def run(self) -> Gradient:
         """Walk and return the derivative.
@@ -254,7 +273,7 @@ class _Walk:
                 if node.op_type not in _OTHERS:
                     raise
         if node.op_type not in _passes.REVERSE:
-            raise NoRuleError("there is no rule for it")
+            raise NoRuleError(self._refused or "there is no rule for it")
         found = _passes.REVERSE[node.op_type](self._context, node, list(grads))
         return list(found) if isinstance(found, _passes.Pairs) else list(zip(node.input, found, strict=False))
 
@@ -325,7 +344,7 @@ class _Walk:
         model.CopyFrom(self._proto)
         graph = model.graph
         del graph.node[:], graph.output[:], graph.value_info[:]
-        graph.node.extend(_needed([*primal, *context.b.nodes], outputs.values()))
+        graph.node.extend(_needed([*primal, *map(_unnamed, context.b.nodes)], outputs.values()))
         graph.initializer.extend(context.b.initializers)
         graph.output.extend(specs)
         read = set().union(*(_graph.node_reads(node) for node in graph.node))
@@ -339,6 +358,15 @@ def _replaced(context: Any, node: onnx.NodeProto) -> onnx.NodeProto:
     """Return what the forward pass runs in place of a node."""
     original, other = context._replacements.get(id(node), (None, None))  # noqa: SLF001 -- as onnx-ad's walk reads it
     return other if original is node else node
+
+
+def _unnamed(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a node of the derivative without its name, and without those of nodes in it: the original has them."""
+    node.name = ""
+    for body in _graph.subgraphs(node):
+        for inner in body.node:
+            _unnamed(inner)
+    return node
 
 
 def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
