@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from scipy.special import softmax
 
@@ -39,7 +38,7 @@ from .loss_graph import LOSS, SMALL, target_name
 _LEAST_SAMPLES = 64
 """Fewest samples of one shape to train on. Chosen by judgement; not measured."""
 _SEEN = 2
-"""Batches that show the shapes of values. Chosen by judgement: one tells no number from one that depends on the data."""
+"""Batches that show the shapes of values. Chosen by judgement: one can't show which depend on the data."""
 _CHECKS = 10
 """Evaluations of the held-out loss in a training. Chosen by judgement; not measured."""
 _DIVERGED = 4.0
@@ -49,9 +48,8 @@ _RATE, _RATES = 0.05, (1e-4, 2e-3)
 _BATCHES = (16, 128)
 """Fewest and most samples of a batch. Chosen by judgement, for memory; not measured."""
 GROUPED_COST = 24
-"""Cost of a MAC of a grouped convolution in training, beyond that of others and for one input channel in each group, in
-MACs: it falls with that number. Measured: 25 MACs for depthwise layers, 2.4 for groups of 16 channels (64 samples, 14 x 14,
-3 x 3)."""
+"""Cost in training of a MAC of a grouped convolution beyond that of others, in MACs, for one input channel in a group:
+it falls with their number. Measured: 25 for depthwise layers, 2.4 for groups of 16 (64 samples, 14 x 14, 3 x 3)."""
 _TRAINING_MACS = 8e11
 """Most MACs of the samples that are run forwards in training; with the backward pass they take a minute or two."""
 
@@ -112,7 +110,7 @@ def distill(
         progress: wraps the loop over the steps.
 
     Raises:
-        ModelError: the teacher can't be run.
+        ModelError: the teacher or the student can't be loaded.
     """
     indices = sample_split.commonest_shape(feeds)
     first = [feeds[index] for index in indices[: batch + 1]]
@@ -134,16 +132,14 @@ def distill(
         best, weights, taken = _trained(trainer, batches, steps, rate, before)
     except _UntrainableError as error:
         return Distilled(is_applied=False, reason=str(error))
+    except ModelError as error:
+        return Distilled(is_applied=False, reason=f"the training can't be run: {error.message}")
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
     gaps = f"; {trainer.gaps}" if trainer.gaps else ""
     if best >= before:
-        return Distilled(
-            is_applied=False, reason=f"no gain: {figures}{gaps}", before=before, after=before, steps=taken
-        )
+        return Distilled(is_applied=False, reason=f"no gain: {figures}{gaps}", before=before, after=before, steps=taken)
     trainable.write(student, weights)
-    return Distilled(
-        is_applied=True, reason=figures + gaps, before=before, after=best, steps=taken, gaps=trainer.gaps
-    )
+    return Distilled(is_applied=True, reason=figures + gaps, before=before, after=best, steps=taken, gaps=trainer.gaps)
 
 
 def _trained(
@@ -185,7 +181,7 @@ def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float 
 
 
 def _inputs_of_group(node: ir.Node) -> int:
-    """Return the channels of each group of a convolution that its weight tells, 1 where it has none that is constant."""
+    """Return the channels of each group of a convolution, 1 where its weight is not constant."""
     tensor = query.constant_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
     return 1 if tensor is None else query.dims(tensor)[1]
 
@@ -279,13 +275,10 @@ class _Trainer:
         """Move the weights by the gradient of a batch, unless it is not finite.
 
         Raises:
-            _UntrainableError: the runtime fails.
+            ModelError: the runtime fails.
         """
         inputs = self._inputs(feed, self._teacher.run(feed))
-        try:
-            found = self._derivative.run(inputs, list(self._gradients.values()))
-        except ModelError as error:
-            raise _UntrainableError(f"its derivative can't be run: {error.message}") from error
+        found = self._derivative.run(inputs, list(self._gradients.values()))
         gradients = {name: found[output] for name, output in self._gradients.items()}
         if all(np.isfinite(each).all() for each in gradients.values()):
             self.adam.step(gradients, rate)
@@ -304,7 +297,12 @@ class _Trainer:
         return float(np.mean(losses))
 
     def _inputs(self, feed: Feed, targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {**feed, **self._all, **self.adam.values, **{target_name(name): array for name, array in targets.items()}}
+        return {
+            **feed,
+            **self._all,
+            **self.adam.values,
+            **{target_name(name): array for name, array in targets.items()},
+        }
 
 
 def _mixed(feeds: Sequence[Feed], size: int, random: np.random.Generator) -> Feed:

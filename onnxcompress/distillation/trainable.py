@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..graph import constants as float_constants
 from ..graph import edit, query
-from ..ops.linear import linear_layers
+from ..ops import table as ops
 
 _CHANNEL_PORTS: Mapping[str, tuple[int, ...]] = {
     "Add": (0, 1),
@@ -25,13 +25,13 @@ _CHANNEL_PORTS: Mapping[str, tuple[int, ...]] = {
 }
 """Operator -> inputs that hold a number for each channel: statistics of BatchNormalization are none of them."""
 _RECURRENT = ("GRU", "LSTM", "RNN")
-"""Operators whose weights and bias are inputs 1 to 3."""
+"""Operators whose weights and biases are inputs 1 to 3."""
 
 
 def weights(model: ir.Model, selects: Callable[[ir.Node], bool] = lambda _: True) -> dict[str, np.ndarray]:
     """Return name -> float32 array of what can be trained: constants of the main graph that are stored as float32.
 
-    Constants of one number are left out (they are parts of formulas), and so are tables that are looked up.
+    Scales and shifts of one number are left out (they are parts of formulas), and so are tables that are looked up.
 
     Args:
         model: the model.
@@ -49,17 +49,27 @@ def weights(model: ir.Model, selects: Callable[[ir.Node], bool] = lambda _: True
 
 
 def _candidates(model: ir.Model, selects: Callable[[ir.Node], bool]) -> Iterator[ir.Value]:
-    for layer in linear_layers(model):
-        if selects(layer.node):
-            yield from (value for value in (layer.weight, layer.bias_value) if value is not None)
-    for node in model.graph:
-        if query.is_op(node, *_RECURRENT) and selects(node):
-            yield from (value for value in node.inputs[1:4] if value is not None)
-        elif node.domain in ("", "ai.onnx") and selects(node):
-            for port in _CHANNEL_PORTS.get(node.op_type, ()):
+    for body in query.graphs_outside_functions(model):
+        for node in filter(selects, body):
+            for port in sorted(_weight_ports(node)):
+                value = node.inputs[port] if port < len(node.inputs) else None
+                if value is not None and query.constant_tensor(value) is not None:
+                    yield value
+            ports = _CHANNEL_PORTS.get(node.op_type, ()) if node.domain in query.STANDARD_DOMAINS else ()
+            for port in ports:
                 value = node.inputs[port] if port < len(node.inputs) else None
                 if value is not None and _is_per_channel(value):
                     yield value
+
+
+def _weight_ports(node: ir.Node) -> set[int]:
+    """Return the inputs that hold matrices and their biases; not the tables that are looked up."""
+    if query.is_op(node, *_RECURRENT):
+        return {1, 2, 3}
+    if query.is_op(node, "Einsum"):
+        return set(range(len(node.inputs)))
+    found = [facts for facts in ops.spec(node).weights if facts.in_axis is not None]
+    return {port for facts in found for port in (facts.port, facts.bias) if port is not None}
 
 
 def _is_per_channel(value: ir.Value) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from .rule import Dims, NoRuleError, RuleNode
 
 
@@ -30,23 +28,25 @@ def _each(node: RuleNode, derivatives: Sequence[str | None]) -> dict[int, str]:
 
 
 def add(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Add and Sum."""
+    """Differentiate Add and Sum."""
     return _each(node, [dy if node.wants(port) else None for port in range(len(node.node.input))])
 
 
 def sub(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Sub."""
+    """Differentiate Sub."""
     return _each(node, [dy if node.wants(0) else None, node.add("Neg", dy) if node.wants(1) else None])
 
 
 def mul(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Mul."""
+    """Differentiate Mul."""
     a, b = node.node.input
-    return _each(node, [node.add("Mul", dy, b) if node.wants(0) else None, node.add("Mul", dy, a) if node.wants(1) else None])
+    return _each(
+        node, [node.add("Mul", dy, b) if node.wants(0) else None, node.add("Mul", dy, a) if node.wants(1) else None]
+    )
 
 
 def div(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Div: dy / b, and -dy y / b."""
+    """Differentiate Div: dy / b, and -dy y / b."""
     b, y = node.node.input[1], node.node.output[0]
     part = node.add("Div", dy, b)
     return _each(
@@ -59,7 +59,7 @@ def div(node: RuleNode, dy: str) -> dict[int, str]:
 
 
 def clip(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Clip by its data: elements pass that it did not change."""
+    """Differentiate Clip by its data: elements pass that it did not change."""
     if node.wants(1) or node.wants(2):
         raise NoRuleError("its limits are not constant")
     same = node.add("Equal", node.node.input[0], node.node.output[0])
@@ -67,7 +67,7 @@ def clip(node: RuleNode, dy: str) -> dict[int, str]:
 
 
 def matmul(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of MatMul by a matrix on the right: one product over all rows; others are left to onnx-ad."""
+    """Differentiate MatMul by a matrix on the right: one product over all rows; others are left to onnx-ad."""
     x, w = node.node.input
     x_dims, w_dims = node.dims(x), node.dims(w)
     if len(w_dims) != 2 or len(x_dims) < 2:
@@ -83,14 +83,14 @@ def matmul(node: RuleNode, dy: str) -> dict[int, str]:
 
 
 def softmax(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Softmax: y (dy - sum y dy)."""
+    """Differentiate Softmax: y (dy - sum y dy)."""
     y = node.node.output[0]
     total = _along(node, node.add("Mul", dy, y))
     return {0: node.add("Mul", y, node.add("Sub", dy, total))}
 
 
 def log_softmax(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of LogSoftmax: dy - exp(y) sum dy."""
+    """Differentiate LogSoftmax: dy - exp(y) sum dy."""
     y = node.node.output[0]
     return {0: node.add("Sub", dy, node.add("Mul", node.add("Exp", y), _along(node, dy)))}
 

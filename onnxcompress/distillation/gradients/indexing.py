@@ -1,6 +1,6 @@
 """Derivatives of operators that copy elements to other places: Slice with steps, Pad that repeats what is inside.
 
-    dx[i] = sum of dy[j] over the places j to which element i was copied, along each axis in turn
+dx[i] = sum of dy[j] over the places j to which element i was copied, along each axis in turn
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOST_COPIES = 64
 
 
 def slice_(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Slice with constant bounds."""
+    """Differentiate Slice with constant bounds."""
     dims = node.dims(node.node.input[0])
     starts, ends, axes, steps = (node.integers(port) for port in (1, 2, 3, 4))
     assert starts is not None
@@ -45,7 +45,7 @@ def _bounds(start: int, end: int, step: int, size: int) -> slice:
 
 
 def pad(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of Pad by its data: zeros, constants, or values repeated in mode reflect, edge or wrap."""
+    """Differentiate Pad by its data: zeros, constants, or values repeated in mode reflect, edge or wrap."""
     dims = node.dims(node.node.input[0])
     pads, axes = node.integers(1), node.integers(3)
     if pads is None:

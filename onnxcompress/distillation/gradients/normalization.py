@@ -12,7 +12,7 @@ from .rule import Dims, NoRuleError, RuleNode
 
 
 def batch_normalization(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of BatchNormalization with fixed statistics."""
+    """Differentiate BatchNormalization with fixed statistics."""
     if node.attribute("training_mode", 0) or node.wants(3) or node.wants(4):
         raise NoRuleError("its statistics are not constant")
     x, scale, _, mean, variance = node.node.input
@@ -36,7 +36,7 @@ def batch_normalization(node: RuleNode, dy: str) -> dict[int, str]:
 
 
 def layer_normalization(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of LayerNormalization."""
+    """Differentiate LayerNormalization."""
     dims = node.dims(node.node.input[0])
     axis = int(node.attribute("axis", -1)) % len(dims)
     scale = node.node.input[1] if node.has(1) else None
@@ -50,7 +50,7 @@ def layer_normalization(node: RuleNode, dy: str) -> dict[int, str]:
 
 
 def instance_normalization(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of InstanceNormalization."""
+    """Differentiate InstanceNormalization."""
     dims = node.dims(node.node.input[0])
     rank = len(dims)
     scale = node.reshape(node.node.input[1], [-1, *[1] * (rank - 2)])
@@ -64,9 +64,7 @@ def instance_normalization(node: RuleNode, dy: str) -> dict[int, str]:
     return found
 
 
-def _standardized(
-    node: RuleNode, dy: str, dims: Dims, axes: Sequence[int], scale: str | None
-) -> tuple[str, str]:
+def _standardized(node: RuleNode, dy: str, dims: Dims, axes: Sequence[int], scale: str | None) -> tuple[str, str]:
     """Return the data with mean 0 and variance 1 over axes, and the derivative by the data.
 
     Args:

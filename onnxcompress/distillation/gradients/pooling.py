@@ -16,7 +16,7 @@ from .rule import RuleNode
 
 
 def max_pool(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of MaxPool."""
+    """Differentiate MaxPool."""
     x_dims = node.dims(node.node.input[0])
     replaced = onnx.NodeProto()
     replaced.CopyFrom(node.node)
@@ -39,7 +39,7 @@ def max_pool(node: RuleNode, dy: str) -> dict[int, str]:
 
 
 def average_pool(node: RuleNode, dy: str) -> dict[int, str]:
-    """Derivative of AveragePool."""
+    """Differentiate AveragePool."""
     x_dims, y_dims = node.dims(node.node.input[0]), node.dims(node.node.output[0])
     kernel, rank = tuple(node.attribute("kernel_shape")), len(x_dims) - 2
     way = geometry(node, kernel, x_dims[2:], y_dims[2:])

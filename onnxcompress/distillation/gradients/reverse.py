@@ -1,4 +1,4 @@
-"""Reverse-mode differentiation of a model with a scalar loss: the door to onnx-ad, with rules of our own beside its own.
+"""Reverse-mode differentiation of a model with a scalar loss: the door to onnx-ad, with rules of our own beside its.
 
     loss --walk over the nodes, last first: rule of ours, else of onnx-ad--> derivative by every weight
 
@@ -80,7 +80,7 @@ class NoDerivativeError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocked:
+class DerivativeGap:
     """A node that the derivative does not pass.
 
     Args:
@@ -108,7 +108,7 @@ class Gradient:
 
     model: onnx.ModelProto
     outputs: Mapping[str, str]
-    blocked: Sequence[Blocked]
+    blocked: Sequence[DerivativeGap]
 
     def gaps(self) -> str:
         """Return which operators have no derivative and what it costs, "" for none."""
@@ -135,6 +135,14 @@ def reverse(proto: onnx.ModelProto, feeds: Sequence[Feed], weights: Iterable[str
     Raises:
         NoDerivativeError: no weight has one.
     """
+    try:
+        return _derived(proto, feeds, list(weights), loss)
+    except _FAILURES as error:
+        raise NoDerivativeError(f"onnx-ad fails: {runtime.reason(error)}") from error
+
+
+def _derived(proto: onnx.ModelProto, feeds: Sequence[Feed], weights: list[str], loss: str) -> Gradient:
+    """Do as `reverse` does; what onnx-ad raises beside its rules comes out of it."""
     seen, _ = _seen(proto, feeds)
     shown = onnx.ModelProto()
     shown.CopyFrom(proto)
@@ -145,7 +153,7 @@ def reverse(proto: onnx.ModelProto, feeds: Sequence[Feed], weights: Iterable[str
         if name not in known
     )
     prepared, refused = _prepared(shown)
-    walk = _Walk(prepared, list(weights), loss, refused)
+    walk = _Walk(prepared, weights, loss, refused)
     walk.learn(*_seen(prepared, feeds))
     return walk.run()
 
@@ -165,7 +173,7 @@ def _prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
 
 
 def _seen(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Return what a run shows of values whose shape can't be inferred and is the same for all feeds, and which are fixed.
+    """Return what runs show of values whose shape is not inferred and is the same for all feeds, and the fixed values.
 
     Fixed ones depend on shapes and constants alone.
     """
@@ -207,7 +215,7 @@ class _Walk:
         self._loss = loss
         self._context: Any = _build.Context(proto)
         self._pending: dict[str, list[str]] = {}
-        self._blocked: list[Blocked] = []
+        self._blocked: list[DerivativeGap] = []
 
     def learn(self, seen: Mapping[str, np.ndarray], fixed: set[str]) -> None:
         """Take shapes, and numbers of fixed values, from what a run showed."""
@@ -312,7 +320,7 @@ class _Walk:
     def _block(self, node: onnx.NodeProto, reason: str, weights: Iterable[str]) -> None:
         label = node.name or node.output[0]
         self._blocked.append(
-            Blocked(operator=node.op_type, label=label, reason=reason, weights=frozenset(weights))
+            DerivativeGap(operator=node.op_type, label=label, reason=reason, weights=frozenset(weights))
         )
 
     def _weights_before(self, last: onnx.NodeProto) -> set[str]:
@@ -321,7 +329,7 @@ class _Walk:
         for node in reversed(self._nodes):
             if reads & set(node.output):
                 reads |= _graph.node_reads(node)
-        return reads & set(self._weights)
+        return {name for name in self._weights if name in reads}
 
     def _assembled(self) -> Gradient:
         context = self._context

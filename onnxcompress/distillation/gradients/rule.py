@@ -1,4 +1,4 @@
-"""What a derivative rule gets: the node, shapes and constants of what it reads, and the nodes that it adds.
+"""Input of a derivative rule: the node, shapes and constants of what it reads, and the nodes that it adds.
 
 Shapes are those of one batch and all known, so a rule computes what depends on them (padding, positions, counts) in
 Python. A derivative has the shape of its value.
@@ -105,7 +105,9 @@ class RuleNode:
         """Sum a value over axes, which go."""
         return self.add("ReduceSum", value, self.ints(axes), keepdims=0)
 
-    def slice(self, value: str, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Any = None) -> str:
+    def slice(
+        self, value: str, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Any = None
+    ) -> str:
         """Slice a value along axes."""
         extra = [] if steps is None else [self.ints(steps)]
         return self.add("Slice", value, self.ints(starts), self.ints(ends), self.ints(axes), *extra)
