@@ -75,10 +75,11 @@ class Distilled:
     gaps: str = ""
 
     def figures(self, loss: float | None) -> list[str]:
-        """Return the figures for a report beside the final loss of the model; none where there was no gain."""
+        """Return the figures for a report beside the final loss of the model, and what was not trained."""
+        gaps = [self.gaps] if self.gaps else []
         if self.is_applied and loss is not None:
-            return [f"distilled {loss:.3g}", *([self.gaps] if self.gaps else [])]
-        return [] if self.steps else [f"not distilled: {self.reason}"]
+            return [f"distilled {loss:.3g}", *gaps]
+        return gaps if self.steps else [f"not distilled: {self.reason}"]
 
 
 def distill(

@@ -237,8 +237,14 @@ def test_a_failure_of_the_derivative_costs_the_training_only(monkeypatch):
     assert "onnx-ad fails: division by zero" in found.reason
 
 
-def test_a_run_that_fails_costs_the_training_only():
-    teacher, student = net(), shaken(net())
-    wrong = [*FEEDS[:-8], *({"x": np.full((1, 6), np.nan, np.float32)} for _ in range(8))]
-    found = distill(student, teacher, wrong, steps=5)
+@pytest.mark.parametrize("bad", [3, 7])
+def test_a_run_that_fails_costs_the_training_only(bad):
+    text = (
+        "g (int64[n, 3] x, float[10, 6] t, float[6, 4] b) => (float[n, 3, 4] y) { e = Gather(t, x) y = MatMul(e, b) }"
+    )
+    teacher = with_constants(text, t=floats(10, 6), b=floats(6, 4, seed=1))
+    student = shaken(teacher)
+    feeds = [{"x": np.full((1, 3), 99 if i % 8 == bad else i % 10)} for i in range(80)]
+    found = distill(student, teacher, feeds, steps=50)
     assert not found.is_applied
+    assert "the training can't be run: onnxruntime can't run the model" in found.reason
