@@ -135,12 +135,12 @@ def distill(
         return Distilled(is_applied=False, reason=str(error))
     except ModelError as error:
         return Distilled(is_applied=False, reason=f"the training can't be run: {error.message}")
+    is_better = best < before
+    if is_better:
+        trainable.write(student, weights)
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
-    gaps = f"; {trainer.gaps}" if trainer.gaps else ""
-    if best >= before:
-        return Distilled(is_applied=False, reason=f"no gain: {figures}{gaps}", before=before, after=before, steps=taken)
-    trainable.write(student, weights)
-    return Distilled(is_applied=True, reason=figures + gaps, before=before, after=best, steps=taken, gaps=trainer.gaps)
+    reason = "; ".join(part for part in (figures if is_better else f"no gain: {figures}", trainer.gaps) if part)
+    return Distilled(is_applied=is_better, reason=reason, before=before, after=best, steps=taken, gaps=trainer.gaps)
 
 
 def _trained(
