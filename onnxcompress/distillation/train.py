@@ -30,6 +30,7 @@ from ..ops import table as ops
 from ..quality import divergence
 from ..quality.divergence import DivergenceKind
 from ..runtime import session as runtime
+from ..shapes import count as counting
 from ..shapes import resolve
 from . import loss_graph, sample_split, trainable
 from .gradients.reverse import NoDerivativeError, reverse
@@ -163,6 +164,8 @@ def _trained(
 def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float = _TRAINING_MACS) -> tuple[int, int]:
     """Return steps and samples of a batch within a budget: smaller batches, then fewer steps.
 
+    Shapes that can't be inferred are seen in a run; layers whose shape stays unknown count nothing.
+
     Args:
         model: the student.
         feed: one sample.
@@ -172,7 +175,7 @@ def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float 
     Raises:
         ModelError: the model can't be run.
     """
-    shape_of = resolve.shape_lookup(resolve.infer_dims(model, feed))
+    shape_of = resolve.shape_lookup(counting.count(model, feed).shapes)
     work = sum(
         (macs or 0) * (1 + (GROUPED_COST / _inputs_of_group(node) if int(query.attribute(node, "group", 1)) > 1 else 0))
         for node, macs in ops.node_macs(model, shape_of)

@@ -140,7 +140,7 @@ def network(opset):
     return model_io.load(model)
 
 
-@pytest.mark.parametrize("opset", [7, 9, 10, 11, 12, 13, 15, 17, 18, 20, 21, 23])
+@pytest.mark.parametrize("opset", [7, 9, 10, 11, 12, 13, 15, 17, 18, 20, 21, 23, 24, 25, 26])
 def test_every_opset_has_derivatives(opset):
     model = network(opset)
     feed = {"x": spaced(2, 1, 8, 8)}

@@ -7,7 +7,7 @@ from scipy.special import softmax
 
 from onnxcompress.distillation import trainable
 from onnxcompress.distillation.gradients import reverse
-from onnxcompress.distillation.train import distill
+from onnxcompress.distillation.train import affordable, distill
 from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.quality.divergence import Divergence, DivergenceKind, kinds
@@ -248,3 +248,13 @@ def test_a_run_that_fails_costs_the_training_only(bad):
     found = distill(student, teacher, feeds, steps=50)
     assert not found.is_applied
     assert "the training can't be run: onnxruntime can't run the model" in found.reason
+
+
+def test_the_budget_counts_layers_whose_shape_only_a_run_shows():
+    text = """g (float[n, 4, 5, 5] x, bool[5] m, float[8, 4, 3, 3] a) => (float[n, 8, 3, 3] y) {
+        z = NonZero(m) i = Squeeze(z) u = Gather<axis = 2>(x, i) y = Conv(u, a) }"""
+    model = with_constants(text, a=floats(8, 4, 3, 3), m=np.ones(5, bool))
+    macs = 8 * 4 * 9 * 9
+    feed = {"x": floats(1, 4, 5, 5)}
+    assert affordable(model, feed, 100, training_macs=100 * 20.5 * macs) == (100, 20)
+    assert affordable(model, feed, 100, training_macs=50 * 16 * macs) == (50, 16)
