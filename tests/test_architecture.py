@@ -144,7 +144,7 @@ TYPED_WITH_GRAPHS = {
         ("jinja2", {"report.html"}),
         ("matplotlib", {"report.plots"}),
         ("distributed", {"runtime.executors"}),
-        ("onnx_ad", {"distillation.train"}),
+        ("onnx_ad", {"distillation.gradients.reverse"}),
         ("zstandard", {"packing.blocks", "packing.header"}),
     ],
 )

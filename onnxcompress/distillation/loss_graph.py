@@ -7,21 +7,28 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from ..core import Feed
+from ..errors import ModelError
 from ..graph import query
 from ..io import model_io
 from ..quality.divergence import DivergenceKind
+from ..runtime import session as runtime
 
 _PREFIX = "onnxcompress_"
 LOSS = f"{_PREFIX}loss"
 """Name of the output that holds the loss."""
 SMALL = 1e-8
 """Added to probabilities before their logarithm, and least variance of targets: far below float32 noise of both."""
-_OPSET = 13
-"""First opset in which the operators of the loss have the form that is written here."""
+_OPSETS = (18, 16, 13)
+"""Opsets to which the copy that is trained is raised, best first: rules write operators of 18, 16 has the reductions of
+ScatterND and ScatterElements, and 13 is the first in which the loss has the form that is written here."""
+_SAME = 1e-3
+"""Largest difference of outputs at another opset, as a part of the largest number. Chosen by judgement, above the noise
+of float32."""
 
 
 def target_name(output: str) -> str:
@@ -43,13 +50,17 @@ def with_loss(
         kinds: output -> kind of its loss: cross entropy of class scores, squared error by the variance of others.
         feed: a batch.
         targets: the teacher's outputs for it, float32.
-        weights: initializer -> float32 array, which become inputs.
+        weights: constant -> float32 array, which become inputs.
+
+    Raises:
+        ModelError: the opset is too low and can't be raised, or the runtime can't run the model.
     """
-    if query.opset(student) < _OPSET:
-        student = model_io.convert_opset(student, _OPSET)
-    proto = onnx.ModelProto.FromString(model_io.to_bytes(student))
+    proto = _raised(student, list(kinds), feed)
     body = proto.graph
     kept = [tensor for tensor in body.initializer if tensor.name not in weights]
+    nodes = [node for node in body.node if not (node.op_type == "Constant" and node.output[0] in weights)]
+    del body.node[:]
+    body.node.extend(nodes)
     inputs = [spec for spec in body.input if spec.name in feed]
     del body.initializer[:], body.input[:], body.value_info[:]
     body.initializer.extend(kept)
@@ -69,6 +80,42 @@ def with_loss(
     del body.output[:]
     body.output.append(helper.make_tensor_value_info(LOSS, onnx.TensorProto.FLOAT, []))
     return onnx.shape_inference.infer_shapes(proto)
+
+
+def _raised(student: ir.Model, outputs: Sequence[str], feed: Feed) -> onnx.ModelProto:
+    """Return a copy at an opset in which derivatives can be written, functions inlined; it has the same outputs.
+
+    Raises:
+        ModelError: there is none, or the runtime can't run the model.
+    """
+    reason = ModelError("its opset can't be raised")
+    for version in [opset for opset in _OPSETS if opset > query.opset(student)]:
+        try:
+            raised = model_io.convert_opset(student, version)
+            if not _is_same(student, raised, outputs, feed):
+                raise ModelError(f"its outputs change where its opset is raised to {version}")
+        except ModelError as error:
+            reason = error
+            continue
+        return _inlined(raised)
+    if query.opset(student) < _OPSETS[-1]:
+        raise reason
+    return _inlined(student)
+
+
+def _is_same(one: ir.Model, other: ir.Model, outputs: Sequence[str], feed: Feed) -> bool:
+    """Say whether two models have the same outputs, but for the noise of float32."""
+    pair = [runtime.open_session(model_io.to_bytes(model), optimize=False).run(feed, outputs) for model in (one, other)]
+    return all(
+        pair[0][name].shape == pair[1][name].shape
+        and np.abs(pair[0][name] - pair[1][name]).max(initial=0) <= _SAME * np.abs(pair[0][name]).max(initial=SMALL)
+        for name in outputs
+    )
+
+
+def _inlined(model: ir.Model) -> onnx.ModelProto:
+    proto = onnx.ModelProto.FromString(model_io.to_bytes(model))
+    return onnx.inliner.inline_local_functions(proto, convert_version=True) if proto.functions else proto
 
 
 def _append_loss(

@@ -1,11 +1,12 @@
 """Train the weights of a changed model on the outputs of the original, without labels, by its derivative as ONNX.
 
-    student: weights become inputs, the loss against the teacher's outputs is appended --onnx-ad--> adjoint graph
-    step:    teacher runs on a batch -> adjoint runs -> Adam moves the weights
+    student: weights become inputs, the loss against the teacher's outputs is appended --gradients--> its derivative
+    step:    teacher runs on a batch -> derivative runs -> Adam moves the weights
 
 Of every batch one half are samples as they are; the others are mixed with each other (mixup, Zhang et al. 2018), which
 invents no labels, since the teacher is run on every mixture (Beyer et al. 2022). Samples that are not floats are not
-mixed. The result is kept only where the loss on samples held out falls.
+mixed. The result is kept only where the loss on samples held out falls. Where the derivative can't be had, for all
+weights or for those before an operator, the result says so: nothing else is lost.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ad
 import onnx_ir as ir
 from scipy.special import softmax
 
 from ..activations import observe
 from ..core import Feed
 from ..errors import ModelError
-from ..graph import constants as float_constants
-from ..graph import edit, query
+from ..graph import query
 from ..io import model_io
 from ..numerics.optimization.adam import Adam, falling
 from ..ops import table as ops
-from ..ops.linear import linear_layers
 from ..quality import divergence
 from ..quality.divergence import DivergenceKind
 from ..runtime import session as runtime
+from ..shapes import count as counting
 from ..shapes import resolve
-from . import loss_graph, sample_split
+from . import loss_graph, sample_split, trainable
+from .gradients.reverse import NoDerivativeError, reverse
 from .loss_graph import LOSS, SMALL, target_name
 
 _LEAST_SAMPLES = 64
 """Fewest samples of one shape to train on. Chosen by judgement; not measured."""
+_SEEN = 2
+"""Batches that show the shapes of values. Chosen by judgement: one can't show which depend on the data."""
 _CHECKS = 10
 """Evaluations of the held-out loss in a training. Chosen by judgement; not measured."""
 _DIVERGED = 4.0
@@ -47,9 +48,9 @@ _RATE, _RATES = 0.05, (1e-4, 2e-3)
 """Learning rate per unit of the loss at the start, and its bounds. Chosen on the zoo models."""
 _BATCHES = (16, 128)
 """Fewest and most samples of a batch. Chosen by judgement, for memory; not measured."""
-GROUPED_COST = 100
-"""Cost of a MAC of a grouped convolution in training, where slow kernels differentiate it, in MACs. Chosen on the zoo
-models."""
+GROUPED_COST = 24
+"""Cost in training of a MAC of a grouped convolution beyond that of others, in MACs, for one input channel in a group:
+it falls with their number. Measured: 25 for depthwise layers, 2.4 for groups of 16 (64 samples, 14 x 14, 3 x 3)."""
 _TRAINING_MACS = 8e11
 """Most MACs of the samples that are run forwards in training; with the backward pass they take a minute or two."""
 
@@ -64,6 +65,7 @@ class Distilled:
         before: loss on samples held out, above the least one that there can be.
         after: the same with the best weights.
         steps: steps taken.
+        gaps: which operators have no derivative and what it costs; "" for none.
     """
 
     is_applied: bool
@@ -71,12 +73,14 @@ class Distilled:
     before: float = math.nan
     after: float = math.nan
     steps: int = 0
+    gaps: str = ""
 
     def figures(self, loss: float | None) -> list[str]:
-        """Return the figures for a report beside the final loss of the model; none where there was no gain."""
+        """Return the figures for a report beside the final loss of the model, and what was not trained."""
+        gaps = [self.gaps] if self.gaps else []
         if self.is_applied and loss is not None:
-            return [f"distilled {loss:.3g}"]
-        return [] if self.steps else [f"not distilled: {self.reason}"]
+            return [f"distilled {loss:.3g}", *gaps]
+        return gaps if self.steps else [f"not distilled: {self.reason}"]
 
 
 def distill(
@@ -92,7 +96,7 @@ def distill(
     selects: Callable[[ir.Node], bool] = lambda _: True,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
 ) -> Distilled:
-    """Train the linear layers of `student`, in place, so that its outputs become those of `teacher`.
+    """Train the weights of `student`, in place, so that its outputs become those of `teacher`.
 
     Args:
         student: the changed model.
@@ -108,7 +112,7 @@ def distill(
         progress: wraps the loop over the steps.
 
     Raises:
-        ModelError: the teacher can't be run.
+        ModelError: the teacher or the student can't be loaded.
     """
     indices = sample_split.commonest_shape(feeds)
     first = [feeds[index] for index in indices[: batch + 1]]
@@ -120,24 +124,24 @@ def distill(
     train = [feeds[index] for index in indices if index not in chosen]
     held_out = [feeds[index] for index in indices if index in chosen]
     size = min(batch, len(held_out))
+    teaching = _Teacher(teacher, threads=threads)
     try:
-        trainer = _Trainer(student, _Teacher(teacher, threads=threads), held_out, size, selects, threads=threads)
+        trainer = _Trainer(student, teaching, held_out, size, selects, threads=threads)
+        before = trainer.excess()
+        rate = min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate
+        random = np.random.default_rng(seed)
+        batches = ((step, _mixed(train, size, random)) for step in progress("Distilling", range(steps)))
+        best, weights, taken = _trained(trainer, batches, steps, rate, before)
     except _UntrainableError as error:
         return Distilled(is_applied=False, reason=str(error))
-    before = trainer.excess()
-    rate = min(max(_RATE * before, _RATES[0]), _RATES[1]) if rate is None else rate
-    random = np.random.default_rng(seed)
-    batches = ((step, _mixed(train, size, random)) for step in progress("Distilling", range(steps)))
-    best, weights, taken = _trained(trainer, batches, steps, rate, before)
+    except ModelError as error:
+        return Distilled(is_applied=False, reason=f"the training can't be run: {error.message}")
+    is_better = best < before
+    if is_better:
+        trainable.write(student, weights)
     figures = f"loss on held-out samples {before:.4g} to {best:.4g} in {taken} steps"
-    if best >= before:
-        return Distilled(is_applied=False, reason=f"no gain: {figures}", before=before, after=before, steps=taken)
-    for name, array in weights.items():
-        value = student.graph.initializers[name]
-        tensor = query.constant_tensor(value)
-        assert tensor is not None
-        edit.set_weight(value, float_constants.cast(array, tensor.dtype.numpy()))
-    return Distilled(is_applied=True, reason=figures, before=before, after=best, steps=taken)
+    reason = "; ".join(part for part in (figures if is_better else f"no gain: {figures}", trainer.gaps) if part)
+    return Distilled(is_applied=is_better, reason=reason, before=before, after=best, steps=taken, gaps=trainer.gaps)
 
 
 def _trained(
@@ -160,6 +164,8 @@ def _trained(
 def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float = _TRAINING_MACS) -> tuple[int, int]:
     """Return steps and samples of a batch within a budget: smaller batches, then fewer steps.
 
+    Shapes that can't be inferred are seen in a run; layers whose shape stays unknown count nothing.
+
     Args:
         model: the student.
         feed: one sample.
@@ -169,13 +175,19 @@ def affordable(model: ir.Model, feed: Feed, steps: int, *, training_macs: float 
     Raises:
         ModelError: the model can't be run.
     """
-    shape_of = resolve.shape_lookup(resolve.infer_dims(model, feed))
+    shape_of = resolve.shape_lookup(counting.count(model, feed).shapes)
     work = sum(
-        (macs or 0) * (GROUPED_COST if int(query.attribute(node, "group", 1)) > 1 else 1)
+        (macs or 0) * (1 + (GROUPED_COST / _inputs_of_group(node) if int(query.attribute(node, "group", 1)) > 1 else 0))
         for node, macs in ops.node_macs(model, shape_of)
     )
     batch = min(max(int(training_macs / max(1, work) / steps), _BATCHES[0]), _BATCHES[1])
     return max(1, min(steps, int(training_macs / max(1, work) / batch))), batch
+
+
+def _inputs_of_group(node: ir.Node) -> int:
+    """Return the channels of each group of a convolution, 1 where its weight is not constant."""
+    tensor = query.constant_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+    return 1 if tensor is None else query.dims(tensor)[1]
 
 
 class _UntrainableError(Exception):
@@ -233,45 +245,45 @@ class _Trainer:
         targets = teacher.run(feed)
         if not teacher.kinds:
             raise _UntrainableError("it has no output of floats to learn from")
-        weights = _weights(student, selects)
+        weights = trainable.weights(student, selects)
         if not weights:
             raise _UntrainableError("it has no linear layer with weights of its own")
         self._teacher = teacher
         self._kinds = teacher.kinds
-        self._gradients = {name: f"adj_{name}" for name in weights}
-        self._open(loss_graph.with_loss(student, self._kinds, feed, targets, weights), weights, threads)
-        known = {*feed, *weights, *(target_name(name) for name in self._kinds)}
-        self._seeds = {
-            spec.name: np.ones([n if isinstance(n, int) else 1 for n in spec.shape], np.float32)
-            for spec in self._both.inputs
-            if spec.name not in known
-        }
-        if not set(self._gradients.values()) <= {spec.name for spec in self._both.outputs}:
-            raise _UntrainableError("onnx-ad gives no derivative for some weights")
-        self.adam = Adam(weights)
         starts = range(0, len(held_out) - size + 1, size)
         batches = [sample_split.joined(held_out[start : start + size]) for start in starts]
         self._tests = [(batch, teacher.run(batch)) for batch in batches]
+        self._all = weights
+        self.adam = Adam({})
+        self._open(student, targets, feed, threads)
+        self.adam = Adam({name: weights[name] for name in self._gradients})
 
-    def _open(self, proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], threads: int) -> None:
-        """Open sessions of the loss, and of the loss with its derivative."""
+    def _open(self, student: ir.Model, targets: Mapping[str, np.ndarray], feed: Feed, threads: int) -> None:
+        """Open sessions of the loss and of its derivative."""
         try:
-            adjoint = onnx_ad.reverse(proto, inputs=list(weights), outputs=[LOSS], layout="onnx")
-        except (NotImplementedError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
-            raise _UntrainableError(f"onnx-ad gives no derivative: {runtime.reason(error)}") from error
+            proto = loss_graph.with_loss(student, self._kinds, feed, targets, self._all)
+            feeds = [self._inputs(batch, wanted) for batch, wanted in self._tests[:_SEEN]]
+            found = reverse(proto, feeds, list(self._all), LOSS)
+        except NoDerivativeError as error:
+            raise _UntrainableError(f"no weight has a derivative: {error}") from error
+        except ModelError as error:
+            raise _UntrainableError(f"its loss can't be differentiated: {error.message}") from error
+        self._gradients, self.gaps = found.outputs, found.gaps()
         try:
             self._loss = runtime.open_session(proto.SerializeToString(), optimize=True, threads=threads)
-            self._both = runtime.open_session(adjoint.SerializeToString(), optimize=True, threads=threads)
+            self._derivative = runtime.open_session(found.model.SerializeToString(), optimize=True, threads=threads)
         except ModelError as error:
             raise _UntrainableError(f"its derivative can't be run: {error.message}") from error
 
     def step(self, feed: Feed, rate: float) -> None:
-        """Move the weights by the gradient of a batch, unless it is not finite."""
-        inputs = self._inputs(feed, self._teacher.run(feed)) | self._seeds
-        found = self._both.run(inputs, list(self._gradients.values()))
-        gradients = {
-            name: np.reshape(found[output], self.adam.values[name].shape) for name, output in self._gradients.items()
-        }
+        """Move the weights by the gradient of a batch, unless it is not finite.
+
+        Raises:
+            ModelError: the runtime fails.
+        """
+        inputs = self._inputs(feed, self._teacher.run(feed))
+        found = self._derivative.run(inputs, list(self._gradients.values()))
+        gradients = {name: found[output] for name, output in self._gradients.items()}
         if all(np.isfinite(each).all() for each in gradients.values()):
             self.adam.step(gradients, rate)
 
@@ -289,23 +301,12 @@ class _Trainer:
         return float(np.mean(losses))
 
     def _inputs(self, feed: Feed, targets: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {**feed, **self.adam.values, **{target_name(name): array for name, array in targets.items()}}
-
-
-def _weights(model: ir.Model, selects: Callable[[ir.Node], bool]) -> dict[str, np.ndarray]:
-    """Return matrices and biases of linear layers that initializers of the main graph hold; none of grouped layers.
-
-    A grouped convolution keeps its matrix, of which there is no derivative; its bias is trained.
-    """
-    found: dict[str, np.ndarray] = {}
-    for layer in [each for each in linear_layers(model) if selects(each.node)]:
-        for value in (layer.weight if layer.groups == 1 else None, layer.bias_value):
-            name = "" if value is None else value.name or ""
-            held = model.graph.initializers.get(name)
-            tensor = query.constant_tensor(value)
-            if value is not None and held is value and tensor is not None and tensor.dtype == ir.DataType.FLOAT:
-                found[name] = np.array(float_constants.read(value), np.float32)
-    return found
+        return {
+            **feed,
+            **self._all,
+            **self.adam.values,
+            **{target_name(name): array for name, array in targets.items()},
+        }
 
 
 def _mixed(feeds: Sequence[Feed], size: int, random: np.random.Generator) -> Feed:
