@@ -85,7 +85,7 @@ def to_surgeon(model: ir.Model) -> gs.Graph:
     """
     for graph in graphs(model):
         _check(graph)
-    proto, tensors = detach(model)
+    proto, tensors = detach(model, keep_lists=True)
     with G_LOGGER.suppress(_SILENT):
         try:
             surgeon = gs.import_onnx(proto)
