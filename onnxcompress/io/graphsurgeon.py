@@ -20,7 +20,8 @@ from ..errors import ModelError
 from ..graph.query import graphs
 from .clone import detach, restore
 from .metadata import copy_records
-from .serialize import RawType, refer
+from .serialize import RawType
+from .tensors import refer
 from .wire import LARGE_BYTES
 
 if TYPE_CHECKING:

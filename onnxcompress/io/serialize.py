@@ -255,7 +255,7 @@ class _ModelWriter:
     def list(self, proto: onnx.AttributeProto, attribute: StoredList) -> None:
         if self.keep_lists:
             proto.ParseFromString(attribute.stored.tobytes())
-            proto.type = attribute.type.value
+            proto.type = onnx.AttributeProto.AttributeType.Value(attribute.type.name)
             return
         proto.name, proto.type = attribute.name, onnx.AttributeProto.TENSOR
         self.header(proto.t, attribute.stored, attribute.type.name)

@@ -149,7 +149,7 @@ def stored_list(name: str, reference: ir.ExternalTensor, tensor: ir.TensorProtoc
 def without_list(proto: onnx.AttributeProto, attribute: StoredList) -> None:
     """Turn a stand-in into an empty list of the right type, for the checker and for shape inference."""
     proto.Clear()
-    proto.name, proto.type = attribute.name, attribute.type.value
+    proto.name, proto.type = attribute.name, onnx.AttributeProto.AttributeType.Value(attribute.type.name)
 
 
 def _text(data: bytes) -> str | bytes:
