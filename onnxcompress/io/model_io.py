@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import ModelError
+from ..graph.query import nodes
 from . import wire
 from .clone import clone, detach, restore
 from .deserialize import from_proto
@@ -19,7 +20,7 @@ from .opset import convert_opset
 from .save import SavedFile, save, save_scratch
 from .serialize import to_proto
 from .sources import PACKED, InMemory, OpenFile
-from .stored_lists import Lists
+from .stored_lists import Lists, StoredList
 from .tensors import StoredTensor, open_beside, stored_tensor
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "drop_declared_shapes",
     "drop_node_records",
     "has_records",
+    "list_bytes",
     "load",
     "model_bytes",
     "restore",
@@ -102,6 +104,12 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
 def model_bytes(model: ir.Model) -> int:
     """Return the exact bytes of `model` as one file, without reading its weights."""
     return wire.plan(to_proto(model).serialize()).size
+
+
+def list_bytes(model: ir.Model) -> int:
+    """Return the bytes of the long lists in attributes that are still in their file."""
+    attributes = (attribute for node in nodes(model) for attribute in node.attributes.data.values())
+    return sum(attribute.nbytes for attribute in attributes if isinstance(attribute, StoredList))
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -158,7 +158,7 @@ def read_inputs(
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:
     """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
-    return verify == "regions" or (verify == "auto" and model.size_bytes > RUN_BYTES)
+    return verify == "regions" or (verify == "auto" and model.runtime_bytes > RUN_BYTES)
 
 
 def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
