@@ -69,6 +69,10 @@ class LoadedModel:
         """A session with the runtime's optimizations off, for equality."""
         return self._open(optimize=False, threads=1)
 
+    def close_plain(self) -> None:
+        """Give back the memory of `plain`, which is opened anew when it is asked for."""
+        vars(self).pop("plain", None)
+
     @functools.cached_property
     def fast(self) -> runtime.Session:
         """A session as a user has it, optimizations on, for quality and speed."""
