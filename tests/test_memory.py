@@ -81,7 +81,7 @@ def test_fold_of_a_large_tree_ensemble_takes_what_one_session_takes(tmp_path):
     peak = peak_bytes("compress", path, "-o", tmp_path / "out.onnx", "--recipe", "fold", "-q")
     folded = onnx.load(tmp_path / "out.onnx")
     assert [node.op_type for node in folded.graph.node] == ["TreeEnsembleClassifier"]
-    assert peak < TREES_BYTES
+    assert peak < 720e6  # 600 MB; 880 MB where sessions and Python lists are kept
 
 
 def test_a_model_is_loaded_without_the_lists_of_its_trees(tmp_path):
@@ -103,13 +103,13 @@ def test_fold_of_a_network_of_large_activations_takes_the_memory_of_one_run(tmp_
     onnx.save(wide_network(512, channels=48, layers=6), path)  # two values of a run take 100 MB
     peak = peak_bytes("compress", path, "-o", tmp_path / "out.onnx", "--recipe", "fold", "-q")
     assert len(onnx.load(tmp_path / "out.onnx").graph.node) == 13
-    assert peak < FOLD_BYTES
+    assert peak < 560e6  # 410 MB; 780 MB where sessions keep the memory of their runs
 
 
 def test_int8_joins_fewer_samples_of_large_activations(tmp_path):
     path = tmp_path / "wide.onnx"
     onnx.save(wide_network(128, channels=48, layers=8, batch="N"), path)  # the values of a sample take 50 MB
-    samples = np.random.default_rng(1).standard_normal((32, 3, 128, 128)).astype(np.float32)
+    samples = np.random.default_rng(1).standard_normal((48, 3, 128, 128)).astype(np.float32)
     np.savez(tmp_path / "samples.npz", x=samples)
     words = ("compress", path, "-o", tmp_path / "out.onnx", "--recipe", "int8", "--data", tmp_path / "samples.npz", "-q")
-    assert peak_bytes(*words) < INT8_BYTES
+    assert peak_bytes(*words) < 700e6  # 470 MB; 1120 MB where 16 samples are joined
