@@ -111,5 +111,15 @@ def test_int8_joins_fewer_samples_of_large_activations(tmp_path):
     onnx.save(wide_network(128, channels=48, layers=8, batch="N"), path)  # the values of a sample take 50 MB
     samples = np.random.default_rng(1).standard_normal((48, 3, 128, 128)).astype(np.float32)
     np.savez(tmp_path / "samples.npz", x=samples)
-    words = ("compress", path, "-o", tmp_path / "out.onnx", "--recipe", "int8", "--data", tmp_path / "samples.npz", "-q")
+    words = (
+        "compress",
+        path,
+        "-o",
+        tmp_path / "out.onnx",
+        "--recipe",
+        "int8",
+        "--data",
+        tmp_path / "samples.npz",
+        "-q",
+    )
     assert peak_bytes(*words) < 700e6  # 470 MB; 1120 MB where 16 samples are joined

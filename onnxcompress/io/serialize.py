@@ -85,11 +85,11 @@ class Skeleton:
         return data
 
     def tensor(self, offset: int) -> ir.TensorProtocol:
-        """Return what a reference with this offset stands for: a tensor, or a list as bytes of an attribute."""
+        """Return what a reference with this offset refers to: a tensor, or a list as bytes of an attribute."""
         return self.tensors[offset] if offset < _FIRST_LIST else self.lists[offset - _FIRST_LIST].stored
 
     def chunks(self, reference: Reference) -> Iterable[bytes | memoryview]:
-        """Return the bytes that a reference stands for, for `StreamPlan.chunks`."""
+        """Return the bytes that a reference refers to, for `StreamPlan.chunks`."""
         return chunks(self.tensor(reference.offset))
 
     def by_offset(self) -> dict[int, ir.TensorProtocol]:

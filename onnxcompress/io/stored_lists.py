@@ -130,7 +130,7 @@ def _stand_in(data: bytes, offset: int) -> bytes | None:
 
 
 def stored_list(name: str, reference: ir.ExternalTensor, tensor: ir.TensorProtocol) -> StoredList:
-    """Return the attribute that a stand-in stands for.
+    """Return the attribute whose list a stand-in refers to.
 
     Args:
         name: of the attribute.

@@ -66,7 +66,7 @@ _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
 _PAYLOAD_FIELDS: Final = {"raw_data": 9, "float_data": 4, "double_data": 10}
 _LIST: Final = "list"
 LIST_LOCATION: Final = f"#{_LIST}"
-"""Location of a reference to a whole attribute, which stands in a tensor inside of it."""
+"""Location of a reference to a whole attribute, written as a tensor inside of it."""
 _PAYLOAD_NAMES: Final = {number: name for name, number in _PAYLOAD_FIELDS.items()}
 _PAYLOAD_TYPES: Final = {4: frozenset({1, 14}), 10: frozenset({11, 15})}  # stored as float32, as float64
 _OTHER_DATA_FIELDS: Final = frozenset({3, 5, 6, 7, 11, _EXTERNAL_DATA, _DATA_LOCATION})
