@@ -229,7 +229,7 @@ def _copy(proto: _Proto) -> _Proto:
 
 
 def _restore_lists(graph: ir.Graph | ir.Function, resolve: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> None:
-    """Put long lists in the place of the tensors that stand for them."""
+    """Put long lists in the place of the tensors that refer to them."""
     for node in graph:
         for name, attribute in list(node.attributes.items()):
             value = attribute.value if attribute.type == ir.AttributeType.TENSOR else None
