@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..io import model_io
 from ..io.tensors import chunks
 from ..numerics.quantization.histograms import Histogram
-from .observe import MEMORY_BYTES, batched, observe
+from .observe import MEMORY_BYTES, batched, observe, value_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _JOINED = 16
 """Samples that are run together where the model allows it: more takes memory and no time off."""
+_JOINED_PART = 2
+"""Of the memory for values, joined samples take one part of so many: fewer are joined, rather than run in turns."""
 _MANY = 32
 """From so many samples on it pays to try whether they can be joined."""
 _LEAST_UPDATES = 8
@@ -160,7 +162,8 @@ def calibrate(
     if missing:
         collectors = {name: Histogram() for name in missing}
         if not state and isinstance(feeds, Sequence) and len(feeds) >= _MANY:
-            feeds = batched(model, feeds, _JOINED)
+            each = sum(value_bytes(model, feeds, missing).values())
+            feeds = batched(model, feeds, min(_JOINED, memory_bytes // (_JOINED_PART * max(1, each))))
         refused = observe(
             model, feeds, collectors, state=state, threads=threads, memory_bytes=memory_bytes, progress=progress
         )

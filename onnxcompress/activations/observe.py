@@ -27,8 +27,11 @@ from ..shapes import expose, resolve
 if TYPE_CHECKING:
     from ..core import Feed
 
-MEMORY_BYTES = 512 << 20
-"""Values of one feed that are taken out in one run, at most, where they can be taken out in turns."""
+MEMORY_BYTES = 256 << 20
+"""Values of one feed that are taken out in one run, at most, where they can be taken out in turns.
+
+The runtime holds them beside its other activations, so that a run takes up to twice as much. Chosen by judgement.
+"""
 
 _LOOKED_AT = 16
 """Feeds whose sizes are looked at before the first run."""
@@ -195,7 +198,23 @@ def batched(model: ir.Model, feeds: Iterable[Feed], size: int) -> Iterable[Feed]
 
 
 def divided(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], memory_bytes: int) -> list[list[str]]:
-    """Divide values into groups whose arrays take at most `memory_bytes` at the largest feed, in the graph's order.
+    """Divide values into groups whose arrays take at most `memory_bytes` at the largest feed, in the graph's order."""
+    sizes = value_bytes(model, feeds, names)
+    order = {output.name: place for place, node in enumerate(query.nodes(model)) for output in node.outputs}
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in sorted(names, key=lambda name: order.get(name, -1)):
+        size = sizes[name]
+        if groups[-1] and filled + size > memory_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def value_bytes(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of values, as float32, at the largest feed; without feeds 0.
 
     A value whose shape can't be inferred counts as much as the largest that can.
     """
@@ -203,18 +222,8 @@ def divided(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], memory
     if feeds:
         largest = feed_facts.largest(feeds)
         sizes = {name: 4 * math.prod(dims) for name, dims in resolve.infer_dims(model, largest).items()}
-    order = {output.name: place for place, node in enumerate(query.nodes(model)) for output in node.outputs}
     unknown = max((sizes[name] for name in names if name in sizes), default=0)
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name in sorted(names, key=lambda name: order.get(name, -1)):
-        size = sizes.get(name, unknown)
-        if groups[-1] and filled + size > memory_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    return groups
+    return {name: sizes.get(name, unknown) for name in names}
 
 
 class _Batches:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
+import sys
 from pathlib import Path
 
 _WIDE = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "avx_vnni_int8"})
@@ -41,3 +43,15 @@ def spare_memory_bytes(*, meminfo: Path = Path("/proc/meminfo")) -> int | None:
         return None
     kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
     return None if kilobytes is None else kilobytes * 1024 * 9 // 10
+
+
+def touched_bytes() -> int:
+    """Return how much memory this thread has begun to use so far, counted anew where it was returned in between.
+
+    It only grows; 0 on other systems than Linux.
+    """
+    if sys.platform != "linux":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt * mmap.PAGESIZE

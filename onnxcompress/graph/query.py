@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ..errors import ModelError
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+_TENSOR_TYPES = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 _GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
@@ -23,7 +24,9 @@ def replace_tensors(graph: ir.Graph | ir.Function, replace: Callable[[ir.TensorP
                 value.const_value = replace(value.const_value)
     for node in graph:
         for name, attribute in list(node.attributes.items()):
-            if attribute.is_ref() or isinstance(attribute.value, onnx.AttributeProto):
+            if attribute.type not in _TENSOR_TYPES or attribute.is_ref():
+                continue
+            if isinstance(attribute.value, onnx.AttributeProto):
                 continue
             if attribute.type == ir.AttributeType.TENSOR:
                 tensor = replace(attribute.value)

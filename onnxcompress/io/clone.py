@@ -13,6 +13,7 @@ from ..graph.query import graphs, replace_tensors
 from .deserialize import from_proto
 from .serialize import to_proto
 from .tensors import open_beside, stored_tensor
+from .wire import LIST_LOCATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,10 +46,13 @@ def clone(model: ir.Model) -> ir.Model:
     return copy
 
 
-def detach(model: ir.Model) -> tuple[onnx.ModelProto, dict[int, ir.TensorProtocol]]:
-    """Return the skeleton of `model`, and its large tensors by the offsets of their references."""
-    detached = to_proto(model)
-    return detached.proto, dict(enumerate(detached.tensors))
+def detach(model: ir.Model, *, keep_lists: bool = False) -> tuple[onnx.ModelProto, dict[int, ir.TensorProtocol]]:
+    """Return the skeleton of `model`, and its large tensors by the offsets of their references.
+
+    Long lists of attributes that are still in their file are among the tensors, unless `keep_lists`.
+    """
+    detached = to_proto(model, keep_lists=keep_lists)
+    return detached.proto, detached.by_offset()
 
 
 def restore(proto: onnx.ModelProto, tensors: Mapping[int, ir.TensorProtocol]) -> ir.Model:
@@ -67,7 +71,7 @@ def restore(proto: onnx.ModelProto, tensors: Mapping[int, ir.TensorProtocol]) ->
 
     def resolve(reference: ir.ExternalTensor) -> ir.TensorProtocol:
         tensor = tensors.get(reference.offset or 0)
-        if tensor is None or str(reference.location) != "#raw_data":
+        if tensor is None or str(reference.location) not in ("#raw_data", LIST_LOCATION):
             raise ModelError(f"refers to unknown data at {reference.location!r}", where=repr(reference.name))
         return tensor
 

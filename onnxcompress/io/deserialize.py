@@ -26,9 +26,11 @@ from onnx_ir import serde
 
 from ..errors import ModelError
 from ..graph.query import graphs, replace_tensors
-from .serialize import TRAINING_INFO, RawType, refer
-from .tensors import SparseTensor, check_inline, check_sparse
+from .serialize import TRAINING_INFO, RawType
+from .stored_lists import stored_list
+from .tensors import SparseTensor, check_inline, check_sparse, refer
 from .validate import check_graph, check_inputs, check_versions
+from .wire import LIST_LOCATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +94,7 @@ def _from_proto(
         return tensor
 
     for graph in graphs(model):
+        _restore_lists(graph, resolve)
         replace_tensors(graph, finish)
         if prepared.attributes:
             _restore_attributes(graph, prepared)
@@ -225,13 +228,23 @@ def _copy(proto: _Proto) -> _Proto:
     return copy
 
 
+def _restore_lists(graph: ir.Graph | ir.Function, resolve: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> None:
+    """Put long lists in the place of the tensors that refer to them."""
+    for node in graph:
+        for name, attribute in list(node.attributes.items()):
+            value = attribute.value if attribute.type == ir.AttributeType.TENSOR else None
+            if isinstance(value, ir.ExternalTensor) and str(value.location) == LIST_LOCATION:
+                node.attributes[name] = stored_list(name, value, resolve(value))
+
+
 def _restore_attributes(graph: ir.Graph | ir.Function, prepared: _Prepared) -> None:
     holders = [node.attributes for node in graph]
     if isinstance(graph, ir.Function):
         holders.append(graph.attributes)
     for attributes in holders:
         for name, attribute in list(attributes.items()):
-            if isinstance(attribute.value, str) and attribute.value.startswith(prepared.mark):
+            is_text = attribute.type == ir.AttributeType.STRING and isinstance(attribute.value, str)
+            if is_text and attribute.value.startswith(prepared.mark):
                 index = int(attribute.value.removeprefix(prepared.mark))
                 attributes[name] = _raw_attribute(prepared.attributes[index])
 

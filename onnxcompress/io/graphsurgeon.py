@@ -20,7 +20,8 @@ from ..errors import ModelError
 from ..graph.query import graphs
 from .clone import detach, restore
 from .metadata import copy_records
-from .serialize import RawType, refer
+from .serialize import RawType
+from .tensors import refer
 from .wire import LARGE_BYTES
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def to_surgeon(model: ir.Model) -> gs.Graph:
     """
     for graph in graphs(model):
         _check(graph)
-    proto, tensors = detach(model)
+    proto, tensors = detach(model, keep_lists=True)
     with G_LOGGER.suppress(_SILENT):
         try:
             surgeon = gs.import_onnx(proto)

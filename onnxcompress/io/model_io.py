@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import ModelError
+from ..graph.query import nodes
 from . import wire
 from .clone import clone, detach, restore
 from .deserialize import from_proto
@@ -19,7 +20,8 @@ from .opset import convert_opset
 from .save import SavedFile, save, save_scratch
 from .serialize import to_proto
 from .sources import PACKED, InMemory, OpenFile
-from .tensors import StoredTensor, chunks, open_beside, stored_tensor
+from .stored_lists import Lists, StoredList
+from .tensors import StoredTensor, open_beside, stored_tensor
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -36,6 +38,7 @@ __all__ = [
     "drop_declared_shapes",
     "drop_node_records",
     "has_records",
+    "list_bytes",
     "load",
     "model_bytes",
     "restore",
@@ -91,14 +94,22 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     """Return `model` without its large tensors: light enough for the checker and shape inference at any size.
 
     Tensors of 1 KiB and more are external references to "#raw_data" (which onnx's checker accepts); smaller
-    ones, such as shapes, are inline.
+    ones, such as shapes, are inline. Long lists of attributes that are still in their file are empty.
     """
-    return to_proto(model).proto
+    detached = to_proto(model)
+    detached.drop_lists()
+    return detached.proto
 
 
 def model_bytes(model: ir.Model) -> int:
     """Return the exact bytes of `model` as one file, without reading its weights."""
     return wire.plan(to_proto(model).serialize()).size
+
+
+def list_bytes(model: ir.Model) -> int:
+    """Return the bytes of the long lists in attributes that are still in their file."""
+    attributes = (attribute for node in nodes(model) for attribute in node.attributes.data.values())
+    return sum(attribute.nbytes for attribute in attributes if isinstance(attribute, StoredList))
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -113,7 +124,7 @@ def to_bytes(model: ir.Model) -> bytes:
     if plan.size > wire.MAX_MESSAGE_BYTES:
         message = f"needs {plan.size} bytes, over the 2 GiB that fit into one message"
         raise ModelError(message, hint="Save it with external data and use the file")
-    return b"".join(plan.chunks(lambda reference: chunks(detached.tensors[reference.offset])))
+    return b"".join(plan.chunks(detached.chunks))
 
 
 def _load_file(path: Path) -> ir.Model:
@@ -133,13 +144,14 @@ def _load_bytes(proto: onnx.ModelProto) -> ir.Model:
 
 
 def _load_source(source: ByteSource, where: str, folder: Path | None) -> ir.Model:
-    proto = _parse(wire.scan(source), where)
+    lists = Lists(source)
+    proto = _parse(wire.scan(source, take_list=lists.stand_in), where)
     _check_header(proto, where)
     files: dict[str, OpenFile] = {}
 
     def resolve(reference: ir.ExternalTensor) -> ir.TensorProtocol:
         location = str(reference.location)
-        if location in _IN_THE_FILE:
+        if location in _IN_THE_FILE or (location == wire.LIST_LOCATION and reference.offset in lists.taken):
             return stored_tensor(reference, source)
         if folder is None:
             message = f"has external data at {location!r}, and no folder to look for it"

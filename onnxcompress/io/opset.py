@@ -83,7 +83,7 @@ def _convert(model: ir.Model, version: int) -> ir.Model:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"opset conversion to {version} failed ({reason})") from error
-    converted = from_proto(proto, lambda reference: skeleton.tensors[reference.offset or 0], "converted model")
+    converted = from_proto(proto, lambda reference: skeleton.tensor(reference.offset or 0), "converted model")
     _restore(converted, model)
     return converted
 

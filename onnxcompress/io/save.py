@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from ..base.atomic_files import Pending, check_target, locked_folder, remove_stale
 from ..errors import ModelError, OnnxCompressError
 from . import wire
-from .serialize import refer, to_proto
+from .serialize import to_proto
 from .sources import OpenFile
-from .tensors import chunks
+from .tensors import chunks, refer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,7 @@ def save_scratch(model: ir.Model, path: Path) -> None:
     plan = wire.plan(skeleton.serialize())
     try:
         with path.open("wb") as file:
-            for chunk in plan.chunks(lambda reference: chunks(skeleton.tensors[reference.offset])):
+            for chunk in plan.chunks(skeleton.chunks):
                 file.write(chunk)
     except OSError as error:
         raise ModelError(
@@ -103,7 +103,7 @@ def save_scratch(model: ir.Model, path: Path) -> None:
 
 
 def _save_inline(skeleton: Skeleton, plan: wire.StreamPlan, target: Path) -> SavedFile:
-    content = plan.chunks(lambda reference: chunks(skeleton.tensors[reference.offset]))
+    content = plan.chunks(skeleton.chunks)
     pending = Pending(target, content, plan.size)
     try:
         with locked_folder(target.parent):
@@ -123,8 +123,8 @@ def _save_external(skeleton: Skeleton, target: Path) -> SavedFile:
         name = f"{target.stem}-{digest.hexdigest()[:_HASH_DIGITS]}.data"
         for proto, tensor in zip(skeleton.protos, skeleton.tensors, strict=True):
             refer(proto, name, offsets[id(tensor)], tensor.nbytes)
-        content = skeleton.serialize()
-        pending = Pending(target, [content], len(content))
+        plan = wire.plan(skeleton.serialize())
+        pending = Pending(target, plan.chunks(skeleton.chunks), plan.size)
         try:
             with locked_folder(target.parent):
                 outdated = _own_data_files(target)
@@ -135,7 +135,7 @@ def _save_external(skeleton: Skeleton, target: Path) -> SavedFile:
             pending.discard()
     finally:
         data.discard()
-    return SavedFile(target, len(content) + data_size, data_path)
+    return SavedFile(target, plan.size + data_size, data_path)
 
 
 def layout(tensors: list[ir.TensorProtocol]) -> tuple[dict[int, int], int]:

@@ -15,11 +15,12 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from ..errors import ModelError
-from .tensors import SparseTensor, chunks
-from .wire import LARGE_BYTES, MAX_MESSAGE_BYTES, Reference
+from .stored_lists import StoredList, without_list
+from .tensors import SparseTensor, chunks, refer
+from .wire import LARGE_BYTES, LIST_LOCATION, MAX_MESSAGE_BYTES, Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 TRAINING_INFO = "onnxcompress.training_info"
 """Key in `model.graph.meta` of the serialised TrainingInfoProtos."""
@@ -29,6 +30,8 @@ _FUNCTION_VALUE_INFO_IR_VERSION = 10
 """From this version of the IR on functions have value_info."""
 _DEVICE_IR_VERSION = 11
 """From this version of the IR on models and nodes have device configurations."""
+_FIRST_LIST = 1 << 40
+"""Offset of the reference to the first long list in a skeleton: beyond the index of any tensor."""
 
 
 class RawType(ir.TypeProtocol):
@@ -57,12 +60,16 @@ class Skeleton:
         proto: the model; a large tensor is a reference whose `offset` is its index in `tensors`.
         tensors: the tensors that were left out, in the order of the file.
         protos: their TensorProtos within `proto`, to redirect the references.
+        lists: long lists of attributes, left out likewise; their references count on from `_FIRST_LIST`.
+        stand_ins: their AttributeProtos within `proto`.
 
     """
 
     proto: onnx.ModelProto
     tensors: list[ir.TensorProtocol] = field(default_factory=list)
     protos: list[onnx.TensorProto] = field(default_factory=list)
+    lists: list[StoredList] = field(default_factory=list)
+    stand_ins: list[onnx.AttributeProto] = field(default_factory=list)
 
     def serialize(self) -> bytes:
         """Return the bytes of `proto`, the same for the same model.
@@ -77,9 +84,29 @@ class Skeleton:
         data: bytes = self.proto.SerializeToString(deterministic=True)
         return data
 
+    def tensor(self, offset: int) -> ir.TensorProtocol:
+        """Return what a reference with this offset refers to: a tensor, or a list as bytes of an attribute."""
+        return self.tensors[offset] if offset < _FIRST_LIST else self.lists[offset - _FIRST_LIST].stored
 
-def to_proto(model: ir.Model, *, large_bytes: int = LARGE_BYTES) -> Skeleton:
+    def chunks(self, reference: Reference) -> Iterable[bytes | memoryview]:
+        """Return the bytes that a reference refers to, for `StreamPlan.chunks`."""
+        return chunks(self.tensor(reference.offset))
+
+    def by_offset(self) -> dict[int, ir.TensorProtocol]:
+        """Return everything that is left out, by the offsets of its references."""
+        lists = {_FIRST_LIST + index: each.stored for index, each in enumerate(self.lists)}
+        return dict(enumerate(self.tensors)) | lists
+
+    def drop_lists(self) -> None:
+        """Make empty lists of the long ones, so that the checker and shape inference understand `proto`."""
+        for proto, attribute in zip(self.stand_ins, self.lists, strict=True):
+            without_list(proto, attribute)
+
+
+def to_proto(model: ir.Model, *, large_bytes: int = LARGE_BYTES, keep_lists: bool = False) -> Skeleton:
     """Return the skeleton of `model`: tensors of `large_bytes` and more are left out, unread.
+
+    So are long lists of attributes that are still in their file, unless `keep_lists`.
 
     Raises:
         ModelError: when a text in `model` is not UTF-8.
@@ -87,27 +114,20 @@ def to_proto(model: ir.Model, *, large_bytes: int = LARGE_BYTES) -> Skeleton:
     """
     skeleton = Skeleton(onnx.ModelProto())
     try:
-        _ModelWriter(skeleton, model.ir_version, large_bytes).model(model)
+        _ModelWriter(skeleton, model.ir_version, large_bytes, keep_lists=keep_lists).model(model)
     except UnicodeError as error:
         raise ModelError(f"a text that is not UTF-8 ({error})", where=model.graph.name or "") from error
     return skeleton
 
 
-def refer(proto: onnx.TensorProto, location: str, offset: int, length: int) -> None:
-    """Make `proto` a reference to `length` bytes at `offset` of `location`."""
-    proto.ClearField("external_data")
-    proto.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        proto.external_data.add(key=key, value=value)
-
-
 class _ModelWriter:
     """Writes a model into a skeleton, metadata in the order in which it was inserted."""
 
-    def __init__(self, skeleton: Skeleton, ir_version: int, large_bytes: int) -> None:
+    def __init__(self, skeleton: Skeleton, ir_version: int, large_bytes: int, *, keep_lists: bool) -> None:
         self.skeleton = skeleton
         self.ir_version = ir_version
         self.large_bytes = large_bytes
+        self.keep_lists = keep_lists
 
     def model(self, model: ir.Model) -> None:
         proto = self.skeleton.proto
@@ -207,6 +227,9 @@ class _ModelWriter:
         if attribute.is_ref():
             serde.serialize_reference_attribute_into(proto, attribute)
             return
+        if isinstance(attribute, StoredList):
+            self.list(proto, attribute)
+            return
         raw = _raw_proto(attribute)
         if raw is not None:
             proto.CopyFrom(raw)
@@ -228,6 +251,17 @@ class _ModelWriter:
                 self.graph(proto.graphs.add(), graph)
         else:
             serde.serialize_attribute_into(proto, attribute)
+
+    def list(self, proto: onnx.AttributeProto, attribute: StoredList) -> None:
+        if self.keep_lists:
+            proto.ParseFromString(attribute.stored.tobytes())
+            proto.type = onnx.AttributeProto.AttributeType.Value(attribute.type.name)
+            return
+        proto.name, proto.type = attribute.name, onnx.AttributeProto.TENSOR
+        self.header(proto.t, attribute.stored, attribute.type.name)
+        refer(proto.t, LIST_LOCATION, _FIRST_LIST + len(self.skeleton.lists), attribute.nbytes)
+        self.skeleton.lists.append(attribute)
+        self.skeleton.stand_ins.append(proto)
 
     def tensor(self, proto: onnx.TensorProto, tensor: ir.TensorProtocol, name: str | None) -> None:
         if tensor.dtype == ir.DataType.STRING:

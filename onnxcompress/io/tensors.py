@@ -128,6 +128,14 @@ def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
         yield array.reshape(-1).view(np.uint8).data
 
 
+def refer(proto: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Make `proto` a reference to `length` bytes at `offset` of `location`."""
+    proto.ClearField("external_data")
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        proto.external_data.add(key=key, value=value)
+
+
 def excerpt(tensor: ir.TensorProtocol, offset: int, length: int) -> bytes:
     """Return some of the bytes of `tensor` as ONNX stores them; of a file no others are read."""
     if isinstance(tensor, StoredTensor):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import ModelError
 from .sources import ByteSource, InMemory
+from .varints import BYTES, encode, header, message, varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +40,7 @@ _WINDOW_BYTES: Final = 1 << 16
 _HEADER_BYTES: Final = 20
 """A tag and a length, ten bytes each at most."""
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, BYTES, 5
 
 
 class _FieldKind(Enum):
@@ -63,6 +64,9 @@ _GRAPH_FIELD: Final = 7
 
 _DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14
 _PAYLOAD_FIELDS: Final = {"raw_data": 9, "float_data": 4, "double_data": 10}
+_LIST: Final = "list"
+LIST_LOCATION: Final = f"#{_LIST}"
+"""Location of a reference to a whole attribute, written as a tensor inside of it."""
 _PAYLOAD_NAMES: Final = {number: name for name, number in _PAYLOAD_FIELDS.items()}
 _PAYLOAD_TYPES: Final = {4: frozenset({1, 14}), 10: frozenset({11, 15})}  # stored as float32, as float64
 _OTHER_DATA_FIELDS: Final = frozenset({3, 5, 6, 7, 11, _EXTERNAL_DATA, _DATA_LOCATION})
@@ -73,7 +77,8 @@ class Reference:
     """Place of the bytes of a tensor that a skeleton leaves out.
 
     Args:
-        name: the field of TensorProto they belong in: raw_data, or float_data or double_data (fixed width).
+        name: the field of TensorProto they belong in: raw_data, or float_data or double_data (fixed width); or
+            "list" for all of an AttributeProto.
         offset: where they begin in the file that was scanned (or any number that the reader understands).
         length: how many bytes.
 
@@ -95,6 +100,8 @@ class _Edit:
 
     size: int = 0
     pieces: list[tuple[int, int] | bytes | Reference] = field(default_factory=list)
+    replaces_parent: bool = False
+    """Whether the message around it is all in here."""
 
     def copy(self, start: int, end: int) -> None:
         if end > start:
@@ -106,12 +113,15 @@ class _Edit:
         self.size += len(data)
 
     def refer(self, reference: Reference) -> None:
-        self.write(_header(_PAYLOAD_FIELDS[reference.name], reference.length))
+        if reference.name == _LIST:
+            self.replaces_parent = True
+        else:
+            self.write(header(_PAYLOAD_FIELDS[reference.name], reference.length))
         self.pieces.append(reference)
         self.size += reference.length
 
     def nest(self, number: int, inner: _Edit) -> None:
-        self.write(_header(number, inner.size))
+        self.write(header(number, inner.size))
         self.pieces.extend(inner.pieces)
         self.size += inner.size
 
@@ -148,8 +158,12 @@ class StreamPlan:
                 yield from _measured(piece, payload(piece))
 
 
-def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
+def scan(
+    source: ByteSource, large_bytes: int = LARGE_BYTES, take_list: Callable[[int, int], bytes | None] | None = None
+) -> bytes:
     """Return the skeleton of the ModelProto in `source`: tensors of `large_bytes` and more are references.
+
+    Attributes of `large_bytes` and more are what `take_list` makes of the one between two places, unless None.
 
     Raises:
         ModelError: with the offset, when `source` is not one well-formed protobuf message with one graph, or
@@ -165,7 +179,12 @@ def scan(source: ByteSource, large_bytes: int = LARGE_BYTES) -> bytes:
     def is_large(start: int, end: int) -> bool:
         return end - start >= large_bytes
 
-    edit = _rewrite(_WireRewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes)), _FieldKind.MODEL)
+    def attribute(start: int, end: int) -> _Edit | None:
+        found = take_list(start, end) if take_list is not None else None
+        return None if found is None else _Edit(len(found), [found])
+
+    rules = _WireRewrite(reader, is_large, lambda a, b: _take_out(reader, a, b, large_bytes), attribute)
+    edit = _rewrite(rules, _FieldKind.MODEL)
     if edit is None:
         edit = _Edit()
         edit.copy(0, source.size)
@@ -182,7 +201,7 @@ def plan(skeleton: bytes) -> StreamPlan:
         ModelError: when `skeleton` is malformed.
 
     """
-    marks = [found.start() for found in re.finditer(rb"#(?:raw|float|double)_data", skeleton)]
+    marks = [found.start() for found in re.finditer(rb"#(?:(?:raw|float|double)_data|list)", skeleton)]
 
     def is_marked(start: int, end: int) -> bool:
         at = bisect.bisect_left(marks, start)
@@ -243,6 +262,7 @@ class _WireRewrite:
     reader: _WireReader
     wanted: Callable[[int, int], bool]
     tensor: Callable[[int, int], _Edit | None]
+    attribute: Callable[[int, int], _Edit | None] = lambda _start, _end: None
 
 
 def _rewrite(
@@ -260,8 +280,13 @@ def _rewrite(
         child = children.get(number)
         if child is None or wire != _BYTES or not rules.wanted(first, after):
             continue
-        is_tensor = child is _FieldKind.TENSOR
-        inner = rules.tensor(first, after) if is_tensor else _rewrite(rules, child, first, after, depth + 1)
+        if child is _FieldKind.TENSOR:
+            inner = rules.tensor(first, after)
+        else:
+            taken = rules.attribute(first, after) if child is _FieldKind.ATTRIBUTE else None
+            inner = taken or _rewrite(rules, child, first, after, depth + 1)
+        if inner is not None and inner.replaces_parent and kind is _FieldKind.ATTRIBUTE:
+            return _Edit(inner.size, inner.pieces)
         if inner is not None:
             edit.copy(kept, at)
             edit.nest(number, inner)
@@ -279,7 +304,7 @@ def _take_out(reader: _WireReader, start: int, end: int, large_bytes: int) -> _E
     for number, wire, at, first, after in _fields(reader, start, end):
         if number == _DATA_TYPE and wire == _VARINT:
             record = reader.source.read(at, after - at)
-            data_type = _varint(record, _varint(record, 0)[1])[0]
+            data_type = varint(record, varint(record, 0)[1])[0]
         elif number in _PAYLOAD_NAMES and wire == _BYTES:
             payloads.append((number, at, first, after))
         elif number in _PAYLOAD_NAMES or number in _OTHER_DATA_FIELDS:
@@ -307,16 +332,18 @@ def _put_back(reader: _WireReader, start: int, end: int) -> _Edit | None:
         elif number != _DATA_LOCATION:
             edit.copy(at, after)
     name = entries.get("location", "")[1:]
-    if not entries.get("location", "").startswith("#") or name not in _PAYLOAD_FIELDS:
+    if not entries.get("location", "").startswith("#") or name not in (*_PAYLOAD_FIELDS, _LIST):
         return None
+    if name == _LIST:
+        edit = _Edit()
     edit.refer(Reference(name, int(entries["offset"]), int(entries["length"])))
     return edit
 
 
 def _external_data(reference: Reference) -> bytes:
     entries = {"location": reference.location, "offset": str(reference.offset), "length": str(reference.length)}
-    parts = [_message(_EXTERNAL_DATA, _message(1, k.encode()) + _message(2, v.encode())) for k, v in entries.items()]
-    return b"".join(parts) + _encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
+    parts = [message(_EXTERNAL_DATA, message(1, k.encode()) + message(2, v.encode())) for k, v in entries.items()]
+    return b"".join(parts) + encode(_DATA_LOCATION << 3 | _VARINT) + b"\x01"
 
 
 def _fields(reader: _WireReader, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -329,14 +356,14 @@ def _fields(reader: _WireReader, start: int, end: int) -> Iterator[tuple[int, in
             buffer, base = reader.window(position, end)
             at = position - base
         try:
-            tag, at = _varint(buffer, at)
+            tag, at = varint(buffer, at)
             wire = tag & 7
             if wire == _BYTES:
-                length, at = _varint(buffer, at)
+                length, at = varint(buffer, at)
                 first = base + at
                 after = first + length
             elif wire == _VARINT:
-                first = after = base + _varint(buffer, at)[1]
+                first = after = base + varint(buffer, at)[1]
             elif wire in (_FIXED32, _FIXED64):
                 first = base + at
                 after = first + (4 if wire == _FIXED32 else 8)
@@ -352,34 +379,3 @@ def _fields(reader: _WireReader, start: int, end: int) -> Iterator[tuple[int, in
             raise reader.error(f"a field ends at byte {after}, past its end at {end}", position)
         yield tag >> 3, wire, position, first, after
         position = after
-
-
-def _varint(buffer: bytes, at: int) -> tuple[int, int]:
-    """Return the number at `at` and where it ends; IndexError past the end, OverflowError over ten bytes."""
-    byte = buffer[at]
-    if byte < 0x80:
-        return byte, at + 1
-    value = byte & 0x7F
-    for step in range(1, 10):
-        byte = buffer[at + step]
-        value |= (byte & 0x7F) << 7 * step
-        if byte < 0x80:
-            return value, at + step + 1
-    raise OverflowError
-
-
-def _encode(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _header(number: int, length: int) -> bytes:
-    return _encode(number << 3 | _BYTES) + _encode(length)
-
-
-def _message(number: int, content: bytes) -> bytes:
-    return _header(number, len(content)) + content

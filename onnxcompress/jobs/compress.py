@@ -185,7 +185,7 @@ def prepare(run: Run) -> Context:
     """Return what passes are given: the samples that they may see, the judge of candidates, and the limits."""
     options, working = run.options, run.samples.working
     race = None
-    if run.proof.session is not None and options.target == targets.HERE and not options.plan:
+    if run.proof.is_whole and options.target == targets.HERE and not options.plan:
         race = Races(run.base, run.samples.largest, timings=run.timings, threads=options.threads)
     return Context(
         feeds=working.feeds if working else (),
@@ -209,7 +209,7 @@ def prepare(run: Run) -> Context:
 def _judge(run: Run) -> Trials | None:
     """Return the judge of candidates; None for a plan, by regions, and without samples of the user."""
     samples, options = run.samples, run.options
-    if run.proof.session is None or samples.held_out is None or options.plan:
+    if not run.proof.is_whole or samples.held_out is None or options.plan:
         return None
     return Trials(
         run.base,
@@ -249,7 +249,7 @@ def run_recipe(run: Run, context: Context, prover: Prover) -> RecipeResult:
             notes=(*map(str, outcome.internal_errors), *prover.notes()),
             internal_errors=outcome.internal_errors,
         )
-        if options.sensitivity and run.proof.session is not None and not options.plan:
+        if options.sensitivity and run.proof.is_whole and not options.plan:
             done = _with_ablations(run, done, executor)
     if not run.recipe.lossless:
         done.model.metadata_props["onnxcompress.recipe"] = run.recipe.name
@@ -285,7 +285,7 @@ def measure_result(run: Run, done: RecipeResult, prover: Prover) -> ResultFigure
     quality, latency, verification = None, None, Verification(mode="none")
     if run.options.plan:
         pass
-    elif run.proof.session is None:
+    elif not run.proof.is_whole:
         quality, verification = prover.region_figures()
     else:
         quality, latency = _scored_and_timed(run, result)

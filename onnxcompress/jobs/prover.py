@@ -25,7 +25,7 @@ class Prover:
         """Return the proof of passes that start from a model."""
         if self._run.options.plan:
             return _Unproved()
-        if self._run.proof.session is None:
+        if not self._run.proof.is_whole:
             feed, seed = self._run.proof.feeds[0], self._run.options.seed
             self._regions.append(RegionProof(model, feed, lossless=lossless, seed=seed))
             return self._regions[-1]

@@ -53,9 +53,9 @@ class RunSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class ProofInputs:
-    """The session and feeds of a proof, and the original's outputs where known; without a session, by regions."""
+    """The feeds of a proof, and the original's outputs where known; the whole model is run, or only regions."""
 
-    session: runtime.Session | None
+    is_whole: bool
     feeds: Sequence[Feed]
     expected: Sequence[Mapping[str, Any]] | None
     notes: tuple[str, ...] = ()
@@ -188,7 +188,7 @@ def frozen_inputs(run: Run) -> frozenset[str]:
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:
     """Say whether a model is proved by regions from the start: it was asked for, or the model is large."""
-    return verify == "regions" or (verify == "auto" and model.size_bytes > RUN_BYTES)
+    return verify == "regions" or (verify == "auto" and model.runtime_bytes > RUN_BYTES)
 
 
 def open_whole(model: LoadedModel, verify: Verify) -> runtime.Session | None:
@@ -232,11 +232,11 @@ def proof_inputs(
     """
     if session is None:
         feeds = judged.feeds[:1] if judged else synthetic.synthetic_feeds(model, seed=seed, sizes=(8,))
-        return ProofInputs(session=None, feeds=feeds, expected=None, notes=notes)
+        return ProofInputs(is_whole=False, feeds=feeds, expected=None, notes=notes)
     try:
         tried = synthetic.tried_feeds(model, session, seed=seed, count=_PROOF_FEEDS)
     except ModelError:
         if judged is None:
             raise
-        return ProofInputs(session=session, feeds=judged.feeds[:_PROOF_FEEDS], expected=None)
-    return ProofInputs(session=session, feeds=[each.feed for each in tried], expected=[each.outputs for each in tried])
+        return ProofInputs(is_whole=True, feeds=judged.feeds[:_PROOF_FEEDS], expected=None)
+    return ProofInputs(is_whole=True, feeds=[each.feed for each in tried], expected=[each.outputs for each in tried])

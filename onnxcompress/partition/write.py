@@ -18,7 +18,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..io import save as saving
-from ..io.serialize import Skeleton, refer, to_proto
+from ..io import wire
+from ..io.serialize import Skeleton, to_proto
+from ..io.tensors import refer
 from .manifest import StoredFile
 
 Writer = Callable[[str, Iterable[bytes | memoryview], int], None]
@@ -54,8 +56,8 @@ def write_parts(parts: Sequence[ir.Model], write: Writer) -> tuple[list[PartFile
                     refer(proto, names[owners], offsets[id(tensor)], tensor.nbytes)
     found = []
     for index, skeleton in enumerate(skeletons):
-        name, content = f"part-{index:03d}.onnx", skeleton.serialize()
-        files[name] = _written(write, name, [content], len(content))
+        name, plan = f"part-{index:03d}.onnx", wire.plan(skeleton.serialize())
+        files[name] = _written(write, name, plan.chunks(skeleton.chunks), plan.size)
         found.append(PartFiles(name, tuple(names[owners] for owners in groups if index in owners)))
     return found, files
 

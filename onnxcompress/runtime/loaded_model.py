@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..base.size_limits import APART_BYTES
+from ..base.size_limits import APART_BYTES, LIST_TIMES
 from ..errors import ModelError
 from ..graph import query
 from ..io import model_io
@@ -42,7 +42,17 @@ class LoadedModel:
     def size_bytes(self) -> int:
         """The bytes of the model as one file."""
         stored = sum(value.const_value.nbytes for value in self.model.graph.initializers.values() if value.const_value)
-        return len(self.data) if stored <= APART_BYTES else model_io.model_bytes(self.model)
+        is_small = stored + self._list_bytes <= APART_BYTES
+        return len(self.data) if is_small else model_io.model_bytes(self.model)
+
+    @property
+    def runtime_bytes(self) -> int:
+        """Bytes of weights that take as much memory in the runtime as this model does, for `base.size_limits`."""
+        return self.size_bytes + (LIST_TIMES - 1) * self._list_bytes
+
+    @functools.cached_property
+    def _list_bytes(self) -> int:
+        return model_io.list_bytes(self.model)
 
     @property
     def data(self) -> bytes:
@@ -58,6 +68,10 @@ class LoadedModel:
     def plain(self) -> runtime.Session:
         """A session with the runtime's optimizations off, for equality."""
         return self._open(optimize=False, threads=1)
+
+    def close_plain(self) -> None:
+        """Give back the memory of `plain`, which is opened anew when it is asked for."""
+        vars(self).pop("plain", None)
 
     @functools.cached_property
     def fast(self) -> runtime.Session:

@@ -20,6 +20,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from ..base import host
 from ..errors import ModelError, StuckError
 from . import isolation
 from .processes import call_isolated
@@ -49,6 +50,14 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 _MOST_WAITED = 0.05
 """Share of a run that its threads may wait for processors before it counts as disturbed. Chosen by judgement."""
+_SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+"""Option of a run: the memory of its activations is returned to the system, which the session would keep for the next.
+
+Several sessions are open at a time, and each would keep once to twice of what its largest run takes. On small models
+runs take the same time as without.
+"""
+_LARGE_RUN_BYTES = 64 << 20
+"""Memory that a run takes anew, from which on it is returned after timed runs too. Chosen by judgement."""
 _NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"^Load model from .*? failed: ?"),
@@ -117,6 +126,7 @@ class Session:
         overridable = session.get_overridable_initializers()
         self.optional_inputs = tuple(replace(_spec(node), is_optional=True) for node in overridable)
         """Those that have a default: initializers that are inputs too (a threshold, an initial state)."""
+        self._is_large = False
         self.slowest_seconds, self.fastest_seconds = 0.0, math.inf
         """Wall seconds of the longest and the shortest run so far."""
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
@@ -129,7 +139,7 @@ class Session:
     def run(
         self, feed: Mapping[str, Any], names: Sequence[str] | None = None, *, max_seconds: float | None = None
     ) -> dict[str, Any]:
-        """Run the model once.
+        """Run the model once; the memory that its activations took is returned to the system.
 
         Args:
             feed: input name -> array (or list of arrays for a sequence), types and shapes as declared.
@@ -144,12 +154,22 @@ class Session:
             StuckError: the time is up.
 
         """
+        return self._run(feed, names, max_seconds=max_seconds, keeps_memory=False)
+
+    def _run(
+        self, feed: Mapping[str, Any], names: Sequence[str] | None, *, max_seconds: float | None, keeps_memory: bool
+    ) -> dict[str, Any]:
+        """Do as `run` does; with `keeps_memory` as a user's session would, unless a run takes very much."""
         wanted = [spec.name for spec in self.outputs] if names is None else list(names)
+        touched = host.touched_bytes()
         watch, started = RunTimeout(max_seconds, ort.RunOptions), time.perf_counter()
         try:
             if isinstance(self._session, RemoteSession):
                 return self._session.run(dict(feed), wanted, max_seconds)
-            values = self._session.run(wanted, dict(feed), watch.options)
+            options = watch.options or ort.RunOptions()
+            if not keeps_memory or self._is_large:
+                options.add_run_config_entry(*_SHRINK)
+            values = self._session.run(wanted, dict(feed), options)
         except _RUNTIME_ERRORS as error:
             if watch.is_over:
                 raise StuckError(f"a run did not end within {max_seconds:.0f} s") from error
@@ -159,6 +179,7 @@ class Session:
             seconds = time.perf_counter() - started
             self.slowest_seconds = max(self.slowest_seconds, seconds)
             self.fastest_seconds = min(self.fastest_seconds, seconds)
+            self._is_large = self._is_large or host.touched_bytes() - touched > _LARGE_RUN_BYTES
         return dict(zip(wanted, values, strict=True))
 
     def run_time(self, feed: Mapping[str, Any]) -> RunTime:
@@ -172,7 +193,7 @@ class Session:
             return found
         clock = time.thread_time if self.threads == 1 else time.perf_counter
         waited, started = _waited_seconds(), clock()
-        self.run(feed)
+        self._run(feed, None, max_seconds=None, keeps_memory=True)
         seconds = clock() - started
         return RunTime(seconds, is_disturbed=self.threads > 1 and _waited_seconds() - waited > _MOST_WAITED * seconds)
 
@@ -335,7 +356,9 @@ def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSess
         raise ModelError("no such file", where=where)
     try:
         source = model if isinstance(model, bytes) else str(model)
-        return ort.InferenceSession(source, options, providers=[PROVIDER], enable_fallback=0)
+        session = ort.InferenceSession(source, options, providers=[PROVIDER], enable_fallback=0)
+        vars(session)["_model_bytes"] = None  # kept for another provider, which there is not
+        return session
     except _RUNTIME_ERRORS as error:
         raise ModelError(f"onnxruntime can't load the model: {reason(error)}", where=where) from error
     finally:

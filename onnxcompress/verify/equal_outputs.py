@@ -12,7 +12,7 @@ of float16 is then also run as it is, and compared with the coarser floor of its
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,25 +65,26 @@ def most_seconds(slowest_seconds: float) -> float:
 
 @dataclass(frozen=True)
 class _ProofForm:
-    """Model that is run in place of another; `data` is None where that is the model itself."""
+    """Model that is run in place of another; `make` is None where that is the model itself."""
 
     loaded: LoadedModel
-    data: bytes | None
+    make: Callable[[], bytes] | None
+    """Serializes the form: it is not kept, for memory."""
     shown: Mapping[str, str]
     """Value inside, by its name in the original -> output that gives it."""
-    rounded: bytes | None = None
+    rounded: Callable[[], onnx.ModelProto] | None = None
     """The same with its float16 weights moved by one unit of theirs, where a rewrite has to round what it makes."""
 
     def open(self, *, optimize: bool = False) -> Session:
         """Open a session, a new one where the form isn't the model itself."""
-        if self.data is None:
+        if self.make is None:
             return self.loaded.fast if optimize else self.loaded.plain
         with isolation.roomy(query.node_count(self.loaded.model)):
-            return open_bytes(self.data, None, optimize=optimize)
+            return open_bytes(self.make(), None, optimize=optimize)
 
     def message(self) -> onnx.ModelProto:
         """Return a copy that may be changed."""
-        return onnx.load_model_from_string(self.loaded.data if self.data is None else self.data)
+        return onnx.load_model_from_string(self.loaded.data if self.make is None else self.make())
 
 
 class EqualOutputs:
@@ -103,7 +104,10 @@ class EqualOutputs:
         self._names = frozenset(value.name or "" for value in before.model.graph.outputs)
         is_huge = before.size_bytes > MAX_MESSAGE_BYTES  # there is one way to run it: from its file
         skeleton = onnx.ModelProto() if is_huge else model_io.skeleton(before.model)
-        self._has_halves = shadow.has_halves(skeleton)
+        has_halves = shadow.has_halves(skeleton)
+        self._stores_halves = has_halves and shadow.only_stores_halves(skeleton)
+        self._has_halves = has_halves and not self._stores_halves
+        self._skeleton = skeleton
         self._draws = shadow.draws(skeleton)
         self._last = () if is_huge else last_activations(before.model)
         self._inside = () if is_huge or not feeds else values_inside(before.model, feeds[0])
@@ -155,7 +159,7 @@ class EqualOutputs:
     def _reference(self) -> Runs:
         """The outputs of the form; a quiet feed that it runs is added to the feeds."""
         session = self._form.open()
-        known = self._expected if self._form.data is None else None
+        known = self._expected if self._form.make is None else None
         found = list(known or [session.run(feed) for feed in self._feeds])
         quiet = _quiet(self._feeds[-1]) if self._feeds else None
         if quiet is not None:
@@ -188,9 +192,14 @@ class EqualOutputs:
                     session = open_bytes(model.SerializeToString(), None, optimize=optimize)
             return [self._named(session.run(feed), form) for feed in feeds]
 
+        def message() -> onnx.ModelProto:
+            found = form.message()
+            if self._stores_halves:  # their last place is not that of the arithmetic
+                shadow.float32_shadow(found)
+            return found
+
         bounded = [value.name or "" for value in self._before.model.graph.outputs if ends_bounded(value)]
-        rounded = None if form.rounded is None else onnx.load_model_from_string(form.rounded)
-        return noise_floor(reference, feeds, run, form.message, rounded=rounded, unit=unit, bounded=bounded)
+        return noise_floor(reference, feeds, run, message, rounded=form.rounded, unit=unit, bounded=bounded)
 
     def _named(self, outputs: Mapping[str, Any], form: _ProofForm) -> dict[str, Any]:
         """Return the outputs of a form by the names that they have in the original."""
@@ -212,26 +221,27 @@ class EqualOutputs:
             loaded: the model.
             values: value inside of the original -> its counterpart in this one.
         """
-        data, shown = None, {}
+        shown, exposed = {}, None
         if values:
             exposure = expose(loaded.model, values.values(), keep=self._names)
             shown = {name: exposure.outputs[other] for name, other in values.items() if other in exposure.outputs}
-            if shown:
-                data = model_io.to_bytes(exposure.model)
+            exposed = exposure.model if shown else None
         if not self._has_halves and not self._draws:
-            return _ProofForm(loaded, data, shown)
-        message = onnx.load_model_from_string(loaded.data if data is None else data)
-        self._undrawn = shadow.seeded(message, self._draws) or self._undrawn
-        rounded = None
-        if loaded is self._before and shadow.computes_in_halves(message):
-            copy = onnx.ModelProto()
-            copy.CopyFrom(message)
-            shadow.jittered(copy, _SEED)
-            shadow.float32_shadow(copy)
-            rounded = copy.SerializeToString()
-        if self._has_halves:
-            shadow.float32_shadow(message)
-        return _ProofForm(loaded, message.SerializeToString(), shown, rounded)
+            make = None if exposed is None else functools.partial(model_io.to_bytes, exposed)
+            return _ProofForm(loaded, make, shown)
+
+        def seeded(*, moves_weights: bool = False) -> onnx.ModelProto:
+            message = onnx.load_model_from_string(loaded.data if exposed is None else model_io.to_bytes(exposed))
+            self._undrawn = shadow.seeded(message, self._draws) or self._undrawn
+            if moves_weights:
+                shadow.jittered(message, _SEED)
+            if self._has_halves:
+                shadow.float32_shadow(message)
+            return message
+
+        is_rounded = loaded is self._before and self._has_halves and shadow.computes_in_halves(self._skeleton)
+        rounded = functools.partial(seeded, moves_weights=True) if is_rounded else None
+        return _ProofForm(loaded, lambda: seeded().SerializeToString(), shown, rounded)
 
 
 def _quiet(feed: Feed) -> Feed | None:

@@ -83,7 +83,10 @@ def _elements(model: ir.Model, values: Mapping[str, ir.Value], feed: Feed) -> Ma
         copy = model_io.clone(model)
         outputs = {value.name: value for node in copy.graph for value in node.outputs}
         made = {name: ir.node("Shape", [outputs[name]]) for name in values}
-        copy.graph.extend(made.values())
+        for name, node in made.items():
+            maker = outputs[name].producer()
+            assert maker is not None
+            copy.graph.insert_after(maker, node)  # at the end, it would keep the value alive until then
         names = edit.Names(copy)
         for name, node in made.items():
             node.outputs[0].name = names.fresh(f"{name}_shape")

@@ -36,7 +36,7 @@ def noise_floor(
     run: RunModel,
     message: Callable[[], onnx.ModelProto],
     *,
-    rounded: onnx.ModelProto | None = None,
+    rounded: Callable[[], onnx.ModelProto] | None = None,
     unit: float = UNIT,
     bounded: Iterable[str] = (),
 ) -> NoiseFloor:
@@ -47,7 +47,7 @@ def noise_floor(
         feeds: what it was run on.
         run: runs it.
         message: gives a copy of the model that may be changed.
-        rounded: the model with its weights moved as far as a rewrite rounds them, None for what float32 rounds.
+        rounded: gives the model with its weights moved as far as a rewrite rounds them, None for what float32 rounds.
         unit: relative rounding of its arithmetic.
         bounded: its outputs that carry the rounding of 1.
     """
@@ -72,7 +72,7 @@ def noise_floor(
         return measure
 
     def coarse() -> Runs:
-        return [] if rounded is None else run(rounded, feeds, optimize=False)
+        return [] if rounded is None else run(rounded(), feeds, optimize=False)
 
     def again() -> Runs:
         return run(None, feeds, optimize=False)

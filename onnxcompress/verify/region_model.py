@@ -13,6 +13,7 @@ from ..data import feeds as feed_facts
 from ..graph import query
 from ..graph.extract import extract
 from ..graph.query import topological
+from ..io.stored_lists import StoredList
 from ..shapes import infer as shapes
 from .region_worker import Leaf
 from .slices import ValuePart
@@ -123,6 +124,8 @@ def _attribute_key(attr: ir.Attr) -> str:
         return repr([([_node_key(n) for n in b], [_value_key(o) for o in b.outputs]) for b in bodies])
     if attr.type == ir.AttributeType.TENSOR:
         return repr(_tensor_key(attr.as_tensor()))
+    if isinstance(attr, StoredList):
+        return f"{attr.type}:{attr.stored.stored!r}"
     return f"{attr.type}:{attr.value!r}"
 
 

@@ -56,6 +56,32 @@ def computes_in_halves(model: onnx.ModelProto) -> bool:
     return False
 
 
+def only_stores_halves(model: onnx.ModelProto) -> bool:
+    """Say whether all that is float16 are constants that are cast to another type before they are used.
+
+    Nothing is rounded to float16 then when the model runs.
+    """
+    graphs = list(_graphs(model))
+    if any(_is_half(value.type) for value in _values(model)):
+        return False
+    stored, tensors = set(), 0
+    for graph in graphs:
+        for tensor in getattr(graph, "initializer", ()):
+            if tensor.data_type == _HALF:
+                stored.add(tensor.name)
+                tensors += 1
+        for node in graph.node:
+            if any(attr.i == _HALF for attr in node.attribute if attr.name in _TYPE_ATTRIBUTES):
+                return False
+            if node.op_type == "Constant" and any(attr.t.data_type == _HALF for attr in node.attribute):
+                stored.add(node.output[0])
+                tensors += 1
+    used = {name for graph in graphs for node in graph.node if node.op_type != "Cast" for name in node.input}
+    shown = {getattr(value, "name", value) for graph in graphs for value in graph.output}
+    is_all = tensors == sum(tensor.data_type == _HALF for tensor in _tensors(model))
+    return is_all and stored.isdisjoint(used | shown)
+
+
 def float32_shadow(model: onnx.ModelProto) -> None:
     """Turn everything that is float16 in a model into float32, in place."""
     for tensor in _tensors(model):

@@ -123,7 +123,9 @@ class WholeProof:
             return fault
         try:
             fault = self._equality.mismatch(opened) if self._lossless else self._degenerate(opened)
-            vars(opened).pop("plain", None)  # the memory is wanted for the next
+            opened.close_plain()  # the memory is wanted for the next
+            if self._lossless and fault is None:
+                self._before.close_plain()
             if fault is None and not opened.fast.is_optimized and self._before.fast.is_optimized:
                 fault = "onnxruntime can load it with its optimizations off only"  # its rewrites must survive ours
             if fault is None:
