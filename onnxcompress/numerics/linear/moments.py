@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .positive_definite import require_finite
+
 CHUNK_ROWS = 4096
 """Rows that are converted to float64 at a time, for memory. Chosen by judgement; not measured."""
 MOST_COLUMNS = 4608
@@ -84,6 +86,15 @@ class Moments:
             self.yy += np.square(targets).sum(axis=1)
             if self.xy is not None:
                 self.xy += across @ targets
+
+    def require_finite(self) -> None:
+        """Refuse sums that are not finite.
+
+        Raises:
+            NotFiniteError: rows or targets had infinities or NaNs, or their sums overflow.
+        """
+        for name, sums in (("inputs", self.xx if self.xx is not None else self.x), ("targets", self.yy)):
+            require_finite(sums, f"the sum over a layer's {name}")
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets of rows.
