@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -81,6 +81,8 @@ class Run:
     plan: OutputPlan
     checkpoint: Checkpoint | None
     archive: Archive
+    compared: dict[str, tuple[LoadedModel, LoadedModel, Quality]] = field(default_factory=dict, repr=False)
+    """The comparison made last: what a proof asked for, the report wants too."""
 
     @property
     def original(self) -> ir.Model:
@@ -108,10 +110,15 @@ class Run:
         return None if drop <= limit else f"{quality.metric} falls by {drop:.4g}, more than {limit:g}"
 
     def quality(self, original: LoadedModel, other: LoadedModel, **options: Any) -> Quality:
-        """Compare two models on the samples that decide."""
+        """Compare two models on the samples that decide; the comparison made last is not made again."""
+        known = self.compared.get("last")
+        if known is not None and known[0] is original and known[1] is other:
+            return known[2]
         before = self.plan.session(original)
         after = before if other is original else self.plan.session(other)
-        return measure(before, after, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
+        found = measure(before, after, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
+        self.compared["last"] = (original, other, found)
+        return found
 
 
 def open_session(base: LoadedModel, options: RunOptions) -> runtime.Session | None:

@@ -24,6 +24,8 @@ from ...numerics.linear import sparsity
 from ...numerics.linear.sparsity import SparsityPattern
 from ...ops.linear import LinearLayer, linear_layers
 
+_LATE = "the time limit was reached before it"
+
 
 def _checked(text: str) -> str:
     SparsityPattern.parse(text)
@@ -79,12 +81,19 @@ class Sparsify:
         if self.criterion != "magnitude" and len(context.feeds) > 1 and not context.state:
             done, why = self._with_data(model, ratios, context)
         names = edit.Names(model)
+        late = {name for name, reason in why.items() if reason == _LATE}
         for layer in layers:
-            if layer.label not in done:
+            if layer.label not in done | late:
                 layer.with_weights(self._sparse(layer, layer.matrix(), None, ratios[layer.label]), None, names)
         results = [
             self._result(layer, before[layer.label], by_data=layer.label in done, why=why.get(layer.label))
             for layer in layers
+            if layer.label not in late
+        ]
+        refused += [
+            Change.skipped(self.name, _LATE, target=layer.label, bytes_before=_stored(layer))
+            for layer in layers
+            if layer.label in late
         ]
         return results + refused
 
@@ -120,9 +129,12 @@ class Sparsify:
             selects=lambda node: query.label(node) in ratios,
             finish=finish,
             seed=context.seed,
-            progress=context.progress,
+            progress=context.while_time,
         )
-        return done, {change.layer: change.reason for change in changes if change.layer not in done}
+        why = {change.layer: change.reason for change in changes if change.layer not in done}
+        if context.clock.is_over:
+            why |= {name: _LATE for name in ratios if name not in done and name not in why}
+        return done, why
 
     def _ratios(self, layers: Sequence[LinearLayer]) -> dict[str, float]:
         """Return the share of zeros of each layer, by label."""

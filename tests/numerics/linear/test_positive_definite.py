@@ -89,7 +89,7 @@ def test_every_covariance_is_factorized(kind, centred):
     assert not np.tril(root, -1).any()
     assert (np.diag(inverse) > 0).all()
     # What was factorized is the matrix, but for the ridge, on the scale of each channel.
-    size = np.sqrt(np.maximum(np.diag(matrix), positive_definite._DEAD * np.diag(matrix).max()))  # noqa: SLF001
+    size = np.sqrt(np.maximum(np.diag(matrix), positive_definite._DEAD * np.diag(matrix).max()))
     deviation = np.abs(factor.root() @ factor.root().T - matrix) / np.maximum(np.outer(size, size), 1e-300)
     off = ~np.eye(COLUMNS, dtype=bool)
     if np.diag(matrix).max() > 0:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.numerics.linear import ridge
-from onnxcompress.numerics.linear.positive_definite import NotFiniteError
 from onnxcompress.numerics.linear.moments import Moments
+from onnxcompress.numerics.linear.positive_definite import NotFiniteError
 from tests.helpers import floats
 
 
