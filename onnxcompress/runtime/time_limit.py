@@ -1,6 +1,6 @@
 """Work that ends when its time is up, whatever it is doing.
 
-    caller --thread--> work;  time is up --> runs of the runtime are ended, the thread is interrupted --grace--> given up
+    caller --thread--> work;  time is up --> runs of the runtime are ended, the thread is interrupted --> given up
 
 The work is in a thread of its own, so that a call into native code (loading a model, one node, a decomposition) can't
 hold up the caller: such a thread is left behind and ends with the call. An interrupt is like a Ctrl-C in the middle
@@ -56,9 +56,8 @@ def within(work: Callable[[], T], clock: Clock, *, grace_seconds: float = GRACE_
         raise TimeUpError
     task = _Work(work)
     try:
-        while not task.done.wait(min(_POLL_SECONDS, max(0.0, clock.left_seconds))):
-            if clock.is_over:
-                break
+        while clock.left_seconds > 0 and not task.done.wait(min(_POLL_SECONDS, clock.left_seconds)):
+            pass
     except BaseException:  # the user's interrupt is one for the work
         task.stop(grace_seconds)
         raise

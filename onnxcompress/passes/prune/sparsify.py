@@ -77,16 +77,16 @@ class Sparsify:
         ratios = self._ratios(layers)
         before = {layer.label: layer.matrix() for layer in layers}
         done: set[str] = set()
-        why: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         if self.criterion != "magnitude" and len(context.feeds) > 1 and not context.state:
-            done, why = self._with_data(model, ratios, context)
+            done, reasons = self._with_data(model, ratios, context)
         names = edit.Names(model)
-        late = {name for name, reason in why.items() if reason == _LATE}
+        late = {name for name, reason in reasons.items() if reason == _LATE}
         for layer in layers:
             if layer.label not in done | late:
                 layer.with_weights(self._sparse(layer, layer.matrix(), None, ratios[layer.label]), None, names)
         results = [
-            self._result(layer, before[layer.label], by_data=layer.label in done, why=why.get(layer.label))
+            self._result(layer, before[layer.label], by_data=layer.label in done, why=reasons.get(layer.label))
             for layer in layers
             if layer.label not in late
         ]

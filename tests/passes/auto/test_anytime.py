@@ -55,15 +55,15 @@ def test_when_the_time_is_over_the_best_so_far_is_handed_over(tmp_path, monkeypa
     whole, _ = _compress(tmp_path)
     assert len(whole.report.candidates) == 2
     now = [0.0]
-    monkeypatch.setattr(compress_job, "Clock", lambda _: Clock(100.0, now=lambda: now[0]))
+    monkeypatch.setattr(compress_job, "Clock", lambda _: Clock(1000.0, now=lambda: now[0]))
     judged = Trials.__call__
 
     def slow(*args):
-        now[0] = 90.0  # what is left is kept for the proof and the figures
+        now[0] = 900.0  # what is left is kept for the proof and the figures
         return judged(*args)
 
     monkeypatch.setattr(Trials, "__call__", slow)
-    cut, _ = _compress(tmp_path, time_limit=100)
+    cut, _ = _compress(tmp_path, time_limit=1000)
     assert [c.label for c in cut.report.candidates] == ["quantize-int8/static"]
     assert cut.report.output.bytes < 0.3 * cut.report.input.bytes
     assert "weights: not tried, the time is over" in [c.reason for c in cut.changes]
