@@ -116,7 +116,7 @@ class Outcome:
     internal_errors: tuple[InternalError, ...] = ()
     """Of the passes that were taken back because of them."""
     cut_short: tuple[str, ...] = ()
-    """Names of the passes that had not ended when the time was up, or were not begun."""
+    """Names of the passes that the end of the time has stopped, or that were not begun."""
     lossless_model: ir.Model | None = None
     """The model before the first lossy pass."""
 
@@ -152,9 +152,12 @@ def _in_time(before: ir.Model, group: Sequence[Pass], context: Context, prover: 
     """Run a group; where the time is up first, prove the best that it had found until then."""
     best = BestSoFar()
 
+    names = tuple(p.name for p in group)
+
     def work(clock: Clock) -> Outcome:
         proof = prover(before, group[0].lossless)
-        return _Group(before, group, replace(context, clock=clock, best=best), proof).run()
+        found = _Group(before, group, replace(context, clock=clock, best=best), proof).run()
+        return replace(found, cut_short=names) if clock.is_over and not group[0].lossless else found
 
     def proved() -> Outcome:
         assert best.found is not None
@@ -165,7 +168,6 @@ def _in_time(before: ir.Model, group: Sequence[Pass], context: Context, prover: 
             return Outcome(before, [Change.skipped(p.name, f"{TIME_UP}; of what it had found, {fault}") for p in group])
         return Outcome(candidate, list(best.found.changes))
 
-    names = tuple(p.name for p in group)
     nothing = Outcome(before, [Change.skipped(name, TIME_UP) for name in names], cut_short=names)
     try:
         return budget.passes(work, lossless=group[0].lossless)
