@@ -23,9 +23,8 @@ import onnx_ir as ir
 
 from .base.gate import Gate, Memo
 from .core import Action, BestSoFar, Change, Clock, Context, Pass
-from .errors import OnnxCompressError, UsageError
+from .errors import OnnxCompressError, TimeUpError, UsageError
 from .io import model_io
-from .runtime.time_limit import TimeUpError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ Prover = Callable[[ir.Model, bool], Proof]
 """Makes the proof for a group: (model before it, whether its passes are lossless) -> proof."""
 
 
-class TimeBudget(Protocol):
+class GroupTime(Protocol):
     """Shares out the time that a user allows; see `jobs.time_budget`."""
 
     def passes(self, work: Callable[[Clock], Outcome], *, lossless: bool) -> Outcome:
@@ -122,7 +121,7 @@ class Outcome:
 
 
 def run(
-    model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prover, budget: TimeBudget | None = None
+    model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prover, budget: GroupTime | None = None
 ) -> Outcome:
     """Run passes in order; `model` itself is never edited.
 
@@ -148,7 +147,7 @@ def run(
     return done
 
 
-def _in_time(before: ir.Model, group: Sequence[Pass], context: Context, prover: Prover, budget: TimeBudget) -> Outcome:
+def _in_time(before: ir.Model, group: Sequence[Pass], context: Context, prover: Prover, budget: GroupTime) -> Outcome:
     """Run a group; where the time is up first, prove the best that it had found until then."""
     best = BestSoFar()
 

@@ -21,7 +21,7 @@ from .. import pipeline
 from ..activations.calibration import CalibrationCache
 from ..base.versions import versions
 from ..core import Candidate, Change, Clock, Context, Trial, Workers
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, TimeUpError, UsageError
 from ..io import model_io
 from ..packing import archive as packing
 from ..quality import ablation, metrics
@@ -32,7 +32,7 @@ from ..recipe import Recipe
 from ..runtime import executors
 from ..runtime.loaded_model import LoadedModel, path_of
 from ..runtime.processes import peak_memory_bytes
-from ..runtime.time_limit import TimeUpError, within
+from ..runtime.time_limit import within
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
 from ..targets import facts as targets
@@ -135,7 +135,7 @@ def compress(source: ModelSource, options: RunOptions) -> Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """What is known before anything is run: the options that were checked, and the model."""
+    """The model and the checked options: all that is known before anything is run."""
 
     recipe: Recipe
     latency_limit: LatencyLimit | None

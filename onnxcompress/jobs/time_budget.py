@@ -51,7 +51,7 @@ class Finishing:
 
 
 class TimeBudget:
-    """Shares out what is left; see `pipeline.TimeBudget`. Without a limit everything is simply called.
+    """Shares out what is left; see `pipeline.GroupTime`. Without a limit everything is simply called.
 
     Args:
         clock: limit of the run.
@@ -89,7 +89,7 @@ class TimeBudget:
 
     @property
     def race_seconds(self) -> float | None:
-        """What a race may take, None where there is no time for one."""
+        """Seconds for a race, None where there is no time for one."""
         if not self._clock.is_limited:
             return RACE_SECONDS
         left = self.measuring.left_seconds / 2

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 from ..core import Clock
+from ..errors import TimeUpError
 
 T = TypeVar("T")
 
@@ -24,11 +25,7 @@ GRACE_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 """Time between two looks at the clock. Chosen by judgement."""
 _AGAIN_SECONDS = 0.2
-"""Time between two interrupts of work that goes on, because it took the first for something else. By judgement."""
-
-
-class TimeUpError(Exception):
-    """The work has not ended in its time."""
+"""Time between two interrupts of work that continues, because it took the first for something else. By judgement."""
 
 
 class WorkInterrupt(BaseException):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from onnxcompress.core import Clock
-from onnxcompress.errors import ModelError
+from onnxcompress.errors import ModelError, TimeUpError
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session, time_limit
 from onnxcompress.runtime.isolation import current, isolated
-from onnxcompress.runtime.time_limit import TimeUpError, WorkInterrupt, within
+from onnxcompress.runtime.time_limit import WorkInterrupt, within
 from tests.helpers import floats, with_constants
 
 
