@@ -237,7 +237,7 @@ class Candidate:
 
 
 class BestSoFar:
-    """Takes what a pass could hand over if it had to end now; thread-safe, since one reference is replaced."""
+    """Takes what a pass could return if it had to end now; thread-safe, since one reference is replaced."""
 
     def __init__(self) -> None:
         self.found: Built | None = None
