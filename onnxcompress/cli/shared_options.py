@@ -40,7 +40,7 @@ class SharedOptions:
     ] = "balanced"
     time_limit: Annotated[
         str | None,
-        typer.Option(help="When a search begins nothing new and returns its best: 10m, 90s.", show_default=False),
+        typer.Option(help="Time for all of it; then the best so far is the result: 10m, 90s.", show_default=False),
     ] = None
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")

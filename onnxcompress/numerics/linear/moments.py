@@ -72,6 +72,12 @@ class Moments:
         if self.outputs > 0 if y is None else y.shape != (*x.shape[:2], self.outputs):
             raise ValueError(f"{self.outputs} outputs, targets {None if y is None else list(y.shape)}")
         self.count += n
+        with np.errstate(over="ignore", invalid="ignore"):  # `require_finite` names it
+            self._add(x, y, chunk_rows)
+
+    def _add(self, x: np.ndarray, y: np.ndarray | None, chunk_rows: int) -> None:
+        """Add rows of the right shapes."""
+        n = x.shape[1]
         for start in range(0, n, chunk_rows):
             rows = x[:, start : start + chunk_rows].astype(np.float64)
             across = rows.transpose(0, 2, 1)
