@@ -140,6 +140,20 @@ class Clock:
         self._now = now
         self._end = math.inf if seconds is None else now() + seconds
 
+    def earlier(self, seconds: float) -> Clock:
+        """Return a clock that is over some seconds before this one."""
+        return Clock(None if not self.is_limited else self.left_seconds - seconds, now=self._now)
+
+    @property
+    def is_limited(self) -> bool:
+        """False where the clock is never over."""
+        return math.isfinite(self._end)
+
+    @property
+    def left_seconds(self) -> float:
+        """Seconds until it is over, negative after that, infinite without a limit."""
+        return self._end - self._now()
+
     @property
     def is_over(self) -> bool:
         """True when nothing more should be begun."""
@@ -220,6 +234,22 @@ class Candidate:
     model: ir.Model
     changes: tuple[Change, ...]
     trial: Trial
+
+
+class BestSoFar:
+    """Takes what a pass could return if it had to end now; thread-safe, since one reference is replaced."""
+
+    def __init__(self) -> None:
+        self.found: Built | None = None
+
+    def offer(self, model: ir.Model, changes: Sequence[Change]) -> None:
+        """Replace what was offered before.
+
+        Args:
+            model: complete, and not edited any more.
+            changes: what was done to get it, the summary included.
+        """
+        self.found = Built(model, tuple(changes))
 
 
 class DataFor:
@@ -324,6 +354,15 @@ class Context:
     """Returns by how much a candidate is over the user's limits of bytes and time, None within them."""
     progress: Progress = no_progress
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
+    best: BestSoFar = field(default_factory=BestSoFar)
+    """What a pass that searches has found: it becomes the model where the time is over before the pass ends."""
+
+    def while_time(self, title: str, items: Sequence[Any]) -> Iterator[Any]:
+        """Wrap a loop that may end before its last item: as `progress`, until the clock is over."""
+        for item in self.progress(title, items):
+            if self.clock.is_over:
+                return
+            yield item
 
 
 class LosslessPass:

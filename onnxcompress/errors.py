@@ -52,6 +52,10 @@ class LimitError(OnnxCompressError):
         self.report = report
 
 
+class TimeUpError(Exception):
+    """Work has not ended in its time; whoever limited it has another result."""
+
+
 class UsageError(OnnxCompressError):
     """An unknown recipe, pass or field, a value out of range, options that contradict each other."""
 

@@ -22,8 +22,8 @@ from typing import Protocol
 import onnx_ir as ir
 
 from .base.gate import Gate, Memo
-from .core import Action, Change, Context, Pass
-from .errors import OnnxCompressError, UsageError
+from .core import Action, BestSoFar, Change, Clock, Context, Pass
+from .errors import OnnxCompressError, TimeUpError, UsageError
 from .io import model_io
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ takes 12 attempts, each shorter than the first. Chosen by judgement; not measure
 _LEAST_BISECTION_SECONDS = 20.0
 """Least time for that search. Chosen by judgement; not measured."""
 
+TIME_UP = "the time limit was reached"
 _NOT_FOUND = "which rewrite is at fault was not found in the time for it"
 
 
@@ -62,6 +63,38 @@ Prover = Callable[[ir.Model, bool], Proof]
 """Makes the proof for a group: (model before it, whether its passes are lossless) -> proof."""
 
 
+class GroupTime(Protocol):
+    """Shares out the time that a user allows; see `jobs.time_budget`."""
+
+    def passes(self, work: Callable[[Clock], Outcome], *, lossless: bool) -> Outcome:
+        """Return what work on a group returns; it gets a clock to end by on its own account.
+
+        Raises:
+            TimeUpError: it has not ended in time, and was given up.
+        """
+        ...
+
+    def proof(self, work: Callable[[], Outcome]) -> Outcome:
+        """Return what the proof of a result that a group had found so far returns.
+
+        Raises:
+            TimeUpError: it has not ended in time, and was given up.
+        """
+        ...
+
+
+class _AllTheTime:
+    """No limit."""
+
+    def passes(self, work: Callable[[Clock], Outcome], *, lossless: bool) -> Outcome:  # noqa: ARG002 - the protocol's
+        """Return what the work returns."""
+        return work(Clock())
+
+    def proof(self, work: Callable[[], Outcome]) -> Outcome:
+        """Return what the work returns."""
+        return work()
+
+
 @dataclass(frozen=True)
 class InternalError:
     """A bug of ours that cost a pass its work."""
@@ -81,9 +114,15 @@ class Outcome:
     changes: list[Change]
     internal_errors: tuple[InternalError, ...] = ()
     """Of the passes that were taken back because of them."""
+    cut_short: tuple[str, ...] = ()
+    """Names of the passes that the end of the time has stopped, or that were not begun."""
+    lossless_model: ir.Model | None = None
+    """The model before the first lossy pass."""
 
 
-def run(model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prover) -> Outcome:
+def run(
+    model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prover, budget: GroupTime | None = None
+) -> Outcome:
     """Run passes in order; `model` itself is never edited.
 
     Args:
@@ -91,15 +130,52 @@ def run(model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prove
         passes: in the order of the recipe.
         context: its gate is replaced for every attempt.
         prover: makes the proof that a group of passes has to stand.
+        budget: the time for it; None for all that it takes.
     """
-    changes: list[Change] = []
-    errors: tuple[InternalError, ...] = ()
+    done = Outcome(model, [], lossless_model=model)
     for group in _groups(passes):
         log.info("running %s", ", ".join(p.name for p in group))
-        outcome = _Group(model, group, context, prover(model, group[0].lossless)).run()
-        model, changes = outcome.model, changes + outcome.changes
-        errors += outcome.internal_errors
-    return Outcome(model, changes, errors)
+        outcome = _in_time(done.model, group, context, prover, budget or _AllTheTime())
+        is_lossless = group[0].lossless and done.lossless_model is done.model
+        done = Outcome(
+            outcome.model,
+            done.changes + outcome.changes,
+            done.internal_errors + outcome.internal_errors,
+            done.cut_short + outcome.cut_short,
+            outcome.model if is_lossless else done.lossless_model,
+        )
+    return done
+
+
+def _in_time(before: ir.Model, group: Sequence[Pass], context: Context, prover: Prover, budget: GroupTime) -> Outcome:
+    """Run a group; where the time is up first, prove the best that it had found until then."""
+    best = BestSoFar()
+
+    names = tuple(p.name for p in group)
+
+    def work(clock: Clock) -> Outcome:
+        proof = prover(before, group[0].lossless)
+        found = _Group(before, group, replace(context, clock=clock, best=best), proof).run()
+        return replace(found, cut_short=names) if clock.is_over and not group[0].lossless else found
+
+    def proved() -> Outcome:
+        assert best.found is not None
+        proof = prover(before, group[0].lossless)
+        candidate = best.found.model
+        fault = proof.problem(candidate) or proof.excess(candidate)
+        if fault is not None:
+            return Outcome(before, [Change.skipped(p.name, f"{TIME_UP}; of what it had found, {fault}") for p in group])
+        return Outcome(candidate, list(best.found.changes))
+
+    nothing = Outcome(before, [Change.skipped(name, TIME_UP) for name in names], cut_short=names)
+    try:
+        return budget.passes(work, lossless=group[0].lossless)
+    except TimeUpError:
+        log.info("%s cut short", ", ".join(names))
+    try:
+        return nothing if best.found is None else replace(budget.proof(proved), cut_short=names)
+    except TimeUpError:
+        return nothing
 
 
 def _groups(passes: Iterable[Pass]) -> Iterator[list[Pass]]:

@@ -275,5 +275,5 @@ def _is_join(together: Any, apart: Sequence[Any]) -> bool:
         return False
     if expected.dtype.kind not in "fc":
         return bool((together == expected).all())
-    scale = float(np.abs(expected).max(initial=0.0))
+    scale = float(np.abs(expected).max(initial=0.0, where=np.isfinite(expected)))
     return bool(np.allclose(together, expected, rtol=1e-3, atol=1e-3 * scale, equal_nan=True))

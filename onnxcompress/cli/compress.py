@@ -89,7 +89,7 @@ def compress(
     try:
         result = job.compress(
             model,
-            **keywords,
+            **shared.within_limit(keywords),
             timings=timings,
             workers=workers,
             scheduler=scheduler,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from inspect import Parameter
 from typing import Annotated, Any, Literal, get_type_hints
@@ -40,7 +40,7 @@ class SharedOptions:
     ] = "balanced"
     time_limit: Annotated[
         str | None,
-        typer.Option(help="When a search begins nothing new and returns its best: 10m, 90s.", show_default=False),
+        typer.Option(help="Time for all of it; then the best so far is the result: 10m, 90s.", show_default=False),
     ] = None
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
@@ -86,6 +86,14 @@ class SharedOptions:
         found["max_bytes"] = None if self.max_bytes is None else parse_bytes(self.max_bytes)
         found["time_limit"] = None if self.time_limit is None else parse_seconds(self.time_limit)
         return found | {name: found[name] or () for name in ("settings", "only", "skip", "output_kinds")}
+
+    @staticmethod
+    def within_limit(keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keywords with what is left of the time limit: what this process needed to start counts."""
+        from ..runtime.processes import age_seconds
+
+        limit = keywords["time_limit"]
+        return {**keywords, "time_limit": None if limit is None else max(0.0, limit - age_seconds())}
 
 
 def with_shared_options(**after: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

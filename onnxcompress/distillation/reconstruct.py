@@ -24,6 +24,7 @@ from ..core import Feed
 from ..graph import edit
 from ..numerics.linear import ridge
 from ..numerics.linear.moments import MOST_COLUMNS, Moments
+from ..numerics.linear.positive_definite import NotFiniteError
 from ..numerics.threads import one_thread
 from ..ops.linear import LinearLayer, linear_layer
 from .targets import LayerMatch, RefitEffort, RefitSamples, TargetRows, TeacherTargets, targets_of
@@ -156,6 +157,11 @@ def _gather(
                 )
             moments = data.train if number < samples.train_count else data.held_out
             moments.update(layer.rows(x, chosen.at), wanted_rows)
+    try:
+        data.train.require_finite()
+        data.held_out.require_finite()
+    except NotFiniteError as error:
+        return fault or str(error)
     return fault or data
 
 
@@ -165,14 +171,17 @@ def _refit_layer(layer: LinearLayer, data: LayerData | str, names: edit.Names, f
     groups, out, _ = layer.shape
     matrix, bias = layer.matrix(), layer.bias()
     is_free = _is_free(layer)
-    found = ridge.fit(
-        data.train,
-        data.held_out,
-        matrix,
-        np.zeros((groups, out)) if bias is None else bias.reshape(groups, out),
-        has_bias=bias is not None or (layer.has_bias and not layer.is_fixed),
-        ratios=ridge.RATIOS if is_free else (),
-    )
+    try:
+        found = ridge.fit(
+            data.train,
+            data.held_out,
+            matrix,
+            np.zeros((groups, out)) if bias is None else bias.reshape(groups, out),
+            has_bias=bias is not None or (layer.has_bias and not layer.is_fixed),
+            ratios=ridge.RATIOS if is_free else (),
+        )
+    except NotFiniteError as error:  # of the layer's own weights
+        return RefitChange(layer=layer.label, is_applied=False, reason=str(error))
     is_better = found.after < found.before
     if is_better:
         matrix = found.weights.astype(np.float32)

@@ -14,6 +14,7 @@ import onnx
 
 from ..errors import ModelError
 from ..io import model_io
+from ..runtime.processes import age_seconds
 from .compress import compress
 from .options import CompressOptions
 
@@ -61,8 +62,9 @@ class BatchAnswer:
 
 
 def here(source: str, target: str, options: CompressOptions) -> BatchAnswer:
-    """Compress a model and write the result; for a process of this machine."""
-    result = compress(source, **vars(options))
+    """Compress a model and write the result; for a process of this machine, whose start counts for the time limit."""
+    limit = None if options.time_limit is None else max(0.0, options.time_limit - age_seconds())
+    result = compress(source, **vars(replace(options, time_limit=limit)))
     path = result.save(target, force=True)
     return BatchAnswer(report=result.report.located(path).as_json())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import time
 from dataclasses import dataclass, replace
@@ -20,50 +21,40 @@ from .. import pipeline
 from ..activations.calibration import CalibrationCache
 from ..base.versions import versions
 from ..core import Candidate, Change, Clock, Context, Trial, Workers
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, TimeUpError, UsageError
 from ..io import model_io
 from ..packing import archive as packing
 from ..quality import ablation, metrics
-from ..quality.ablation import LayerAblation
 from ..quality.compare_outputs import quality_notes
 from ..quality.output_kinds import parse_kinds
-from ..quality.result import Quality
 from ..quality.verdict import OutputPlan
 from ..recipe import Recipe
 from ..runtime import executors
-from ..runtime import latency as timing
-from ..runtime.latency import Latency
-from ..runtime.loaded_model import LoadedModel
+from ..runtime.loaded_model import LoadedModel, path_of
 from ..runtime.processes import peak_memory_bytes
+from ..runtime.time_limit import within
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
-from ..shapes import count as counting
-from ..shapes.count import ModelFacts, facts
 from ..targets import facts as targets
-from . import internal_errors, pareto, setup
+from . import internal_errors, pareto, setup, time_budget
 from .dropped_metadata import without_metadata
 from .judge import Races, Timings, Trials
 from .limits import LatencyLimit, check_limits, excess
+from .measure_result import RecipeResult, ResultFigures, measure_result, unmeasured, without_lossy
 from .node_selector import selector
 from .notes import measurement_notes, sample_notes
 from .options import RunOptions, takes_keywords
 from .prover import Prover
 from .report import Limits, Report, ResolvedRecipe, Verification
 from .setup import Run, RunSamples
+from .time_budget import TimeBudget
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
     from .options import ModelSource
 
-_TIMED_SHARE = 0.02
-"""Share of the time so far that lossless recipes, without a limit of latency, spend on timing the result.
-
-Where that is not enough for a figure that can be trusted, the result is not timed. Chosen by judgement.
-"""
-
-_LEAST_TIMED_SECONDS = 0.05
-"""They spend at least this: a small model is folded too fast for the share to time it. Chosen by judgement."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,11 +108,24 @@ def compress(source: ModelSource, options: RunOptions) -> Result:
         UsageError: recipe, pass, field or pattern are unknown or out of range.
         LimitError: a limit that was given is not met; its `report` says by how much.
     """
-    run = load(source, options)
+    started, clock = time.monotonic(), Clock(options.time_limit)
+    begun = begin(source, options)
+    try:
+        end = clock.earlier(time_budget.writing_seconds(model_io.model_bytes(begun.original)))
+        run = within(lambda: load(source, options, begun, started=started, clock=clock), end)
+        budget = TimeBudget(clock, within(lambda: time_budget.predicted(run), end))
+    except TimeUpError:
+        return _unstarted(source, options, begun, started)
     prover = Prover(run)
-    done = run_recipe(run, prepare(run), prover)
-    measured = measure_result(run, done, prover)
+    done = run_recipe(run, prepare(run), prover, budget)
+    try:
+        measured = within(lambda: measure_result(run, done, prover, budget), budget.measuring)
+    except TimeUpError:
+        done = without_lossy(run, done)
+        measured = unmeasured(run, done)
     report = make_report(run, done, measured)
+    for note in done.late:
+        log.warning("%s", note)
     if not options.plan:
         check_limits(report, run.latency_limit, confidence=options.confidence)
     if options.pareto_dir is not None:
@@ -129,9 +133,18 @@ def compress(source: ModelSource, options: RunOptions) -> Result:
     return Result(done.model, report)
 
 
-def load(source: ModelSource, options: RunOptions) -> Run:
-    """Check the options, read the model and the data, and choose how the result is proved."""
-    started, clock = time.monotonic(), Clock(options.time_limit)
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """The model and the checked options: all that is known before anything is run."""
+
+    recipe: Recipe
+    latency_limit: LatencyLimit | None
+    timings: Timings
+    original: ir.Model
+
+
+def begin(source: ModelSource, options: RunOptions) -> Begun:
+    """Check the options and read the model."""
     recipe = Recipe.load(options.recipe, options.settings)
     if recipe.needs_data and options.data is None:
         raise UsageError(f"recipe {recipe.name!r} needs data", hint="Give --data")
@@ -140,7 +153,12 @@ def load(source: ModelSource, options: RunOptions) -> Run:
         metrics.resolve_metric(options.metric)
     targets.check(options.target)
     timings = Timings() if options.timings is None else Timings.read(Path(options.timings))
-    original = model_io.load(source)
+    return Begun(recipe=recipe, latency_limit=latency_limit, timings=timings, original=model_io.load(source))
+
+
+def load(source: ModelSource, options: RunOptions, begun: Begun, *, started: float, clock: Clock) -> Run:
+    """Load the model in the runtime, read the data, and choose how the result is proved."""
+    original, recipe = begun.original, begun.recipe
     selects = selector(original, options.only, options.skip)
     base = LoadedModel(original, source, threads=options.threads)
     samples, proof = setup.read_inputs(base, setup.open_session(base, options), recipe, options)
@@ -151,8 +169,8 @@ def load(source: ModelSource, options: RunOptions) -> Run:
         recipe=recipe,
         started=started,
         clock=clock,
-        timings=timings,
-        latency_limit=latency_limit,
+        timings=begun.timings,
+        latency_limit=begun.latency_limit,
         base=base,
         selects=selects,
         start=start,
@@ -227,27 +245,18 @@ def _judge(run: Run) -> Trials | None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecipeResult:
-    """The model that the recipe has made, what was done, and the effect of zeroing each layer where that is wanted."""
-
-    model: ir.Model
-    changes: tuple[Change, ...]
-    ablations: tuple[LayerAblation, ...] = ()
-    notes: tuple[str, ...] = ()
-    internal_errors: tuple[pipeline.InternalError, ...] = ()
-
-
-def run_recipe(run: Run, context: Context, prover: Prover) -> RecipeResult:
+def run_recipe(run: Run, context: Context, prover: Prover, budget: TimeBudget) -> RecipeResult:
     """Run the passes of the recipe under their proof; all but lossless recipes leave their name in the model."""
     options = run.options
     with executors.wanted(workers=options.workers, scheduler=options.scheduler) as executor:
-        outcome = pipeline.run(run.start, run.recipe.active, replace(context, executor=executor), prover)
+        outcome = pipeline.run(run.start, run.recipe.active, replace(context, executor=executor), prover, budget)
         done = RecipeResult(
             model=outcome.model,
             changes=(*run.dropped, *outcome.changes),
             notes=(*map(str, outcome.internal_errors), *prover.notes()),
             internal_errors=outcome.internal_errors,
+            late=tuple([f"{pipeline.TIME_UP}: {', '.join(outcome.cut_short)} cut short"] if outcome.cut_short else []),
+            lossless_model=outcome.lossless_model,
         )
         if options.sensitivity and run.proof.is_whole and not options.plan:
             done = _with_ablations(run, done, executor)
@@ -266,51 +275,27 @@ def _with_ablations(run: Run, done: RecipeResult, executor: Workers | None) -> R
     return replace(done, ablations=found)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResultFigures:
-    """Figures of the original and the result; quality and latency are None where not measured."""
-
-    input: ModelFacts
-    output: ModelFacts
-    quality: Quality | None
-    latency: Latency | None
-    verification: Verification
-
-
-def measure_result(run: Run, done: RecipeResult, prover: Prover) -> ResultFigures:
-    """Score, time and count the original and the result."""
-    is_same = done.model is run.start and not run.dropped
-    result = prover.proved(done.model) or LoadedModel(done.model, threads=run.options.threads)
-    result = run.base if is_same else result
-    quality, latency, verification = None, None, Verification(mode="none")
-    if run.options.plan:
-        pass
-    elif not run.proof.is_whole:
-        quality, verification = prover.region_figures()
-    else:
-        quality, latency = _scored_and_timed(run, result)
-        verification = Verification(mode="full")
-    largest = run.samples.largest
-    counts = counting.count(run.original, largest)
-    before = facts(run.original, counts, run.base.path, size_bytes=run.base.size_bytes)
-    is_lossless = run.recipe.lossless
-    size_bytes = result.size_bytes if is_lossless else model_io.model_bytes(done.model)  # a recipe's name is in there
-    if is_same:
-        after = replace(before, path=None, bytes=size_bytes)
-    else:
-        known = counts.shapes if is_lossless else {}
-        after = facts(done.model, counting.count(done.model, largest, known=known), None, size_bytes=size_bytes)
-    return ResultFigures(input=before, output=after, quality=quality, latency=latency, verification=verification)
-
-
-def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency | None]:
-    """Compare and time original and result; lossless recipes without a limit of latency take little time for it."""
-    quality = run.quality(run.base, result, progress=run.options.progress)
-    largest = run.samples.largest
-    if not run.recipe.lossless or run.latency_limit is not None:
-        return quality, run.timings.race("result", lambda: timing.race(run.base.fast, result.fast, largest))
-    spare_seconds = max(_LEAST_TIMED_SECONDS, _TIMED_SHARE * (time.monotonic() - run.started))
-    return quality, timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
+def _unstarted(source: ModelSource, options: RunOptions, begun: Begun, started: float) -> Result:
+    """Return the model as it is, where there was no time for anything."""
+    note = f"{pipeline.TIME_UP} before the model and the data were loaded: the model is written as it is"
+    log.warning("%s", note)
+    figures = time_budget.unmeasured_facts(begun.original, path_of(source))
+    report = Report(
+        input=figures,
+        output=replace(figures, path=None),
+        recipe=ResolvedRecipe.model_validate(begun.recipe.as_json()),
+        limits=Limits(max_drop=options.max_drop, max_bytes=options.max_bytes, max_latency=options.max_latency),
+        quality=None,
+        latency=None,
+        seconds=round(time.monotonic() - started, 3),
+        peak_memory_bytes=peak_memory_bytes(),
+        changes=tuple(Change.skipped(p.name, pipeline.TIME_UP) for p in begun.recipe.active),
+        verification=Verification(mode="none"),
+        versions=versions(),
+        notes=(note,),
+    )
+    check_limits(report, begun.latency_limit, confidence=options.confidence)
+    return Result(begun.original, report)
 
 
 def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report:
@@ -344,7 +329,7 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
                 is_optimized=measured.verification.mode != "full" or run.base.fast.is_optimized,
             ),
             *(quality_notes(measured.quality, run.search_limit) if measured.quality is not None else ()),
-            *(["the time limit was reached: a longer search may find more"] if run.clock.is_over else []),
+            *done.late,
         ),
     )
 

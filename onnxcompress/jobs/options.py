@@ -51,7 +51,8 @@ class CompressOptions:
         target: device that the result is for: "cpu", this machine, or "arm", "tensorrt", "qnn", which are not timed.
         prefer: "balanced" is the least size ratio times latency ratio among candidates not slower than the original;
             "speed" the fastest; "size" the smallest, be it slower.
-        time_limit: seconds after which a search begins nothing new and the best so far is the result.
+        time_limit: seconds for all of it, figures included: passes end before, by themselves or interrupted; the best
+            that was found is proved, scored and returned; where even loading takes longer, the model as it is.
         seed: of the synthetic feeds.
         threads: of the runtime when it is timed.
         keep_node_metadata: keep the exporter's metadata of each node.

@@ -111,7 +111,7 @@ class Run:
         return None if drop <= limit else f"{quality.metric} falls by {drop:.4g}, more than {limit:g}"
 
     def quality(self, original: LoadedModel, other: LoadedModel, **options: Any) -> Quality:
-        """Compare two models on the samples that decide."""
+        """Compare two models on the samples that decide; bytes that were compared before are not run again."""
         before = self.plan.session(original)
         if other is original:
             return measure(before, before, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)

@@ -7,6 +7,7 @@ are many, the figure says more of the load than of the models.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,12 +63,16 @@ class Latency(ReportValue):
         return self.trusted and self.ratio_interval is not None and self.ratio_interval[0] > SLOWER_RATIO
 
 
+RACE_SECONDS = 4.0
+"""Time of a race between the original and the result; chosen by judgement, not measured."""
+
+
 def race(
     a: Session,
     b: Session,
     feed: Mapping[str, Any],
     *,
-    max_seconds: float = 4.0,
+    max_seconds: float = RACE_SECONDS,
     least_pairs: int = _LEAST_PAIRS,
     precision: float = PRECISION,
     warm_up_runs: int = 1,
@@ -106,6 +111,12 @@ def race(
             if is_over or a is b or _width(found) <= precision:
                 return found
             check = len(pairs) + 1 + len(pairs) // 4
+
+
+def least_seconds(a: Session, b: Session) -> float:
+    """Return how long a race takes at least, from runs before: warm-up and the least pairs; 0 without any."""
+    fastest = [s.fastest_seconds for s in (a, b) if math.isfinite(s.fastest_seconds)]
+    return (1 + _LEAST_PAIRS) * sum(fastest)
 
 
 def glance(

@@ -206,6 +206,18 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def age_seconds() -> float:
+    """Return how long ago this process began (0 where the system doesn't tell); a fork is as old as itself."""
+    try:
+        began = int(
+            Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+        )
+        uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return max(0.0, uptime - began / os.sysconf("SC_CLK_TCK"))
+
+
 def serve() -> None:
     """Make the object that the first request names and answer calls; the child's whole life."""
     outgoing = os.fdopen(os.dup(1), "wb")

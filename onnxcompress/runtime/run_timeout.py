@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .isolation import current
+from .time_limit import run_options
 
 GRACE_SECONDS = 1.0
 """What a run has to end in by itself once its time is up."""
 
 
 class RunTimeout:
-    """Ends a run whose time is up; without a limit it costs nothing.
+    """Ends a run whose time is up, be it its own or that of the work that it is a part of (`time_limit`).
 
     Args:
         max_seconds: the time, None for no limit.
@@ -22,10 +23,11 @@ class RunTimeout:
     """
 
     def __init__(self, max_seconds: float | None, options: Callable[[], Any]) -> None:
-        self.options: Any = None
+        self.options: Any = run_options(options)
         self.is_over = False
+        self._timer: threading.Timer | None = None
         if max_seconds is not None:
-            self.options = options()
+            self.options = self.options or options()
             self._is_expendable = current() == "expendable"
             self._timer = threading.Timer(max_seconds, self._end)
             self._timer.daemon = True
@@ -33,7 +35,7 @@ class RunTimeout:
 
     def stop(self) -> None:
         """Watch no longer."""
-        if self.options is not None:
+        if self._timer is not None:
             self._timer.cancel()
 
     def _end(self) -> None:

@@ -19,8 +19,8 @@ from ..core import Candidate, Clock, Judge, Prefer, Trial
 _SAMPLES = 8
 """Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
 _GROUPS = 8
-"""Groups of sites whose errors are measured at a time: one by one, a detector of 64 layers took 64 quantized models where
-groups of groups take at most 25. Chosen by judgement; not measured."""
+"""Groups of sites whose errors are measured at a time: one by one, a detector of 64 layers took 64 quantized models
+where groups of groups take at most 25. Chosen by judgement; not measured."""
 _LEVELS = 2
 """Times that groups are divided. Chosen by judgement; not measured."""
 _EQUAL = 1.05

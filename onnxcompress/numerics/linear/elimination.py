@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+
+from .positive_definite import factorized, require_finite
 
 _TINY = float(np.finfo(np.float64).tiny)
 _FLOOR = 1e-8
 """Least variance of a channel, as a part of the mean variance. Chosen by judgement; not measured."""
+_COVARIANCE = "the covariance of a layer's inputs"
 _RISE = 1e-4
 """Growth of a score below which it counts as unchanged, as a part. Chosen by judgement; not measured."""
 
@@ -34,7 +36,11 @@ def shrunk(covariance: np.ndarray, samples: int) -> np.ndarray:
     Args:
         covariance: float64 [n, n].
         samples: independent samples that it was estimated from.
+
+    Raises:
+        NotFiniteError: it has numbers that are not finite.
     """
+    require_finite(covariance, _COVARIANCE)
     n = len(covariance)
     variances = np.diag(covariance)
     scale = np.sqrt(np.maximum(variances, max(_FLOOR * float(variances.mean()), _TINY)))
@@ -54,11 +60,13 @@ def compensated(weights: np.ndarray, covariance: np.ndarray, kept: np.ndarray) -
         weights: float64 [channels, outputs].
         covariance: positive definite, float64 [channels, channels].
         kept: bool [channels].
+
+    Raises:
+        NotFiniteError: the covariance has numbers that are not finite.
     """
     found = np.zeros_like(weights)
     products = covariance[np.ix_(kept, ~kept)] @ weights[~kept]
-    factor = scipy.linalg.cho_factor(covariance[np.ix_(kept, kept)], lower=True, check_finite=False)
-    found[kept] = weights[kept] + scipy.linalg.cho_solve(factor, products, check_finite=False)
+    found[kept] = weights[kept] + factorized(covariance[np.ix_(kept, kept)], _COVARIANCE).solve(products)
     return found
 
 
@@ -69,12 +77,19 @@ class Consumer:
         weights: float [channels, outputs].
         covariance: float64 [channels, channels], positive definite where the others compensate.
         compensates: False where they can't, so that the cost is the variance of the removed part.
+
+    Raises:
+        NotFiniteError: weights or covariance have numbers that are not finite.
     """
 
     def __init__(self, weights: np.ndarray, covariance: np.ndarray, *, compensates: bool = True) -> None:
         self._weights = weights.astype(np.float64)
         self._covariance = covariance
-        self._inverse = _inverse(covariance) if compensates else None
+        require_finite(weights, "a layer's weights")
+        require_finite(covariance, _COVARIANCE)
+        self._inverse = factorized(covariance, _COVARIANCE).inverse() if compensates else None
+        self._least = 1 / np.maximum(np.diag(covariance), _TINY)
+        """What the diagonal of the inverse can't be below: the cost is at most that without compensation."""
         self._missing = np.zeros((1, self._weights.shape[1]))
         self._removed = np.zeros(len(covariance), bool)
         self.variance = max(
@@ -92,9 +107,9 @@ class Consumer:
             before = self._covariance[np.ix_(block, np.flatnonzero(self._removed))] @ self._weights[self._removed]
             found = np.sum(rows * (self._covariance[np.ix_(block, block)] @ rows + 2 * before))
         elif len(block) == 1:
-            found = np.sum(rows * rows) / max(self._inverse[block[0], block[0]], _TINY)
+            found = np.sum(rows * rows) / max(self._inverse[block[0], block[0]], self._least[block[0]])
         else:
-            found = np.sum(rows * np.linalg.solve(self._inverse[np.ix_(block, block)], rows))
+            found = np.sum(rows * factorized(self._inverse[np.ix_(block, block)]).solve(rows))
         return max(float(found), 0.0) / self.variance
 
     def remove(self, block: np.ndarray) -> None:
@@ -106,17 +121,12 @@ class Consumer:
         if self._inverse is None:
             return
         left = self._inverse[:, block]
-        solved = np.linalg.solve(left[block], np.concatenate([self._weights[block], left.T], axis=1))
+        solved = factorized(left[block]).solve(np.concatenate([self._weights[block], left.T], axis=1))
         outputs = self._weights.shape[1]
         self._weights -= left @ solved[:, :outputs]
         self._inverse -= left @ solved[:, outputs:]
         self._weights[block] = 0.0
         self._inverse[block] = self._inverse[:, block] = 0.0
-
-
-def _inverse(covariance: np.ndarray) -> np.ndarray:
-    factor = scipy.linalg.cho_factor(covariance, lower=True, check_finite=False)
-    return np.asarray(scipy.linalg.cho_solve(factor, np.eye(len(covariance)), check_finite=False))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ import numpy as np
 import scipy.linalg
 
 from ..threads import one_thread
+from .positive_definite import factorized, require_finite, svd
 
 _DAMPING = 1e-4
 """Part of the mean square that is added as if all inputs varied alike: what no sample showed is not zero. Chosen by
@@ -60,9 +61,14 @@ def output_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
     Args:
         weights: float [outputs, columns].
         moments: float64 [outputs, outputs], mean products of its outputs; need not have full rank.
+
+    Raises:
+        NotFiniteError: weights or moments have numbers that are not finite.
     """
     with one_thread():
         weights = weights.astype(np.float64)
+        require_finite(weights, "a weight")
+        require_finite(moments, "the moments of a matrix's outputs")
         values, basis = scipy.linalg.eigh(_damped(moments, weights @ weights.T), check_finite=False)
     basis = basis[:, ::-1]
     return Decomposition(basis, basis.T, np.maximum(values[::-1], 0.0))
@@ -74,11 +80,15 @@ def input_basis(weights: np.ndarray, moments: np.ndarray) -> Decomposition:
     Args:
         weights: float [outputs, columns].
         moments: float64 [columns, columns], mean products of its inputs; need not have full rank.
+
+    Raises:
+        NotFiniteError: weights or moments have numbers that are not finite.
     """
     with one_thread():
         weights = weights.astype(np.float64)
-        lower = scipy.linalg.cholesky(_damped(moments, np.eye(len(moments))), lower=True, check_finite=False)
-        left, values, _ = scipy.linalg.svd(lower.T @ weights.T, full_matrices=False, check_finite=False)
+        require_finite(weights, "a weight")
+        lower = factorized(_damped(moments, np.eye(len(moments))), "the moments of a matrix's inputs").root()
+        left, values, _ = svd(lower.T @ weights.T)
         dual = scipy.linalg.solve_triangular(lower, left, trans="T", lower=True, check_finite=False).T
     return Decomposition(lower @ left, dual, values**2)
 

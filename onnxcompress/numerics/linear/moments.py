@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .positive_definite import require_finite
+
 CHUNK_ROWS = 4096
 """Rows that are converted to float64 at a time, for memory. Chosen by judgement; not measured."""
 MOST_COLUMNS = 4608
@@ -70,6 +72,12 @@ class Moments:
         if self.outputs > 0 if y is None else y.shape != (*x.shape[:2], self.outputs):
             raise ValueError(f"{self.outputs} outputs, targets {None if y is None else list(y.shape)}")
         self.count += n
+        with np.errstate(over="ignore", invalid="ignore"):  # `require_finite` names it
+            self._add(x, y, chunk_rows)
+
+    def _add(self, x: np.ndarray, y: np.ndarray | None, chunk_rows: int) -> None:
+        """Add rows of the right shapes."""
+        n = x.shape[1]
         for start in range(0, n, chunk_rows):
             rows = x[:, start : start + chunk_rows].astype(np.float64)
             across = rows.transpose(0, 2, 1)
@@ -84,6 +92,15 @@ class Moments:
             self.yy += np.square(targets).sum(axis=1)
             if self.xy is not None:
                 self.xy += across @ targets
+
+    def require_finite(self) -> None:
+        """Refuse sums that are not finite.
+
+        Raises:
+            NotFiniteError: rows or targets had infinities or NaNs, or their sums overflow.
+        """
+        for name, sums in (("inputs", self.xx if self.xx is not None else self.x), ("targets", self.yy)):
+            require_finite(sums, f"the sum over a layer's {name}")
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both sets of rows.

@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from ..threads import one_thread
 from .moments import Moments
+from .positive_definite import factorized, require_finite
 
 RATIOS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Penalties that are tried, as parts of the mean diagonal of X'X: from the strongest on, until they don't help. Chosen
 by judgement; not measured."""
 _PATIENCE = 2
 """Penalties in a row without gain after which weaker ones are not tried. Chosen by judgement; not measured."""
+_MOMENTS = "the moments of a layer's inputs"
 EXACT = 1e-10
 """Error, as a part of the targets' variance, below which there is nothing to fit."""
 
@@ -70,21 +71,23 @@ def fit(
 
     Raises:
         ValueError: the held-out moments are not full, while those to solve from are.
+        NotFiniteError: weights, bias or moments have numbers that are not finite.
     """
     weights, bias = weights.astype(np.float64), bias.astype(np.float64)
+    require_finite(weights, "a layer's weights")
+    require_finite(bias, "a layer's bias")
+    for moments in (train, held_out):
+        moments.require_finite()
     if not train.is_full:
         return _fit_means(train, held_out, weights, bias, has_bias=has_bias)
     with one_thread():
         before = relative_error(held_out, weights, bias)
         best = RidgeFit(weights=weights, bias=bias, ratio=None, before=before, after=before)
         if not before > EXACT or train.count < 2:
-            return best  # also where it is not a number
+            return best
         failures = 0
         for ratio in (*((None,) if has_bias else ()), *ratios):
-            try:
-                found = solve(train, weights, bias, ratio=ratio, has_bias=has_bias)
-            except scipy.linalg.LinAlgError:
-                break  # the penalty is too small for these rows
+            found = solve(train, weights, bias, ratio=ratio, has_bias=has_bias)
             after = relative_error(held_out, *found)
             failures = 0 if after < best.after or ratio is None else failures + 1
             if after < best.after:
@@ -110,7 +113,7 @@ def solve(
         has_bias: False to keep the bias.
 
     Raises:
-        scipy.linalg.LinAlgError: the penalty is too small for rows that don't differ in all their columns.
+        NotFiniteError: the moments have numbers that are not finite.
     """
     if ratio is not None:
         if has_bias:
@@ -138,8 +141,7 @@ def _solve_one(squares: np.ndarray, residual: np.ndarray, ratio: float) -> np.nd
         return np.zeros(residual.T.shape)
     damped = squares.copy()
     damped[np.diag_indices(len(damped))] += penalty
-    factor = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
-    found: np.ndarray = scipy.linalg.cho_solve(factor, residual, check_finite=False).T
+    found: np.ndarray = factorized(damped, _MOMENTS).solve(residual).T
     return found
 
 

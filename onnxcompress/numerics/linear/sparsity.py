@@ -4,7 +4,7 @@
     use           |w| ||x||                  Wanda (Sun et al. 2023, eq. 1), per output
     elimination   w^2 / [H^-1]_jj            column by column, the later columns compensating
                                              (SparseGPT, Frantar & Alistarh 2023, algorithm 1);
-                                             then all that are kept, W_K + C_KK^-1 C_KS W_S, where affordable
+                                             then all that are kept, W_K + C_KK^-1 C_KS W_S, or towards it
 
 A norm budget ||W'|| <= T is met by the nearest weights: shrunk alike for the 2-norm, each by the same amount down to
 zero for the 1-norm (Duchi et al. 2008, figure 1).
@@ -16,13 +16,21 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
+
+from .positive_definite import factorized, inverse_root, require_finite
 
 _BLOCK = 16
 """Columns that are decided together in elimination; fewer take more account of earlier columns. Chosen by judgement;
 not measured."""
 MOST_WORK = 1e11
 """Most multiplications of the last solution for all kept weights together. Chosen by judgement; not measured."""
+_MANY_COLUMNS = 256
+"""Columns above which the last solution is found by iteration. Chosen by judgement; not measured."""
+_STEPS = 32
+"""Most steps of that iteration. Chosen by judgement; not measured."""
+_SETTLED = 1e-4
+"""Part of the first gradient's squared length at which it ends. Chosen by judgement; not measured."""
+_MOMENTS = "the second moments of a layer's inputs"
 _DAMPING = 1e-2
 """Part of the mean diagonal of H that is added to it: that of SparseGPT."""
 
@@ -100,36 +108,101 @@ def eliminated(
         ratio: share of zeros in every block of columns, for a free pattern.
         pattern: allowed zeros.
         most_work: most multiplications of the last solution for all kept weights together.
+
+    Raises:
+        NotFiniteError: weights or moments have numbers that are not finite.
     """
+    require_finite(weights, "a weight")
     left = weights.astype(np.float64)
     count = left.shape[1]
     damped = second + _DAMPING * max(float(np.trace(second)) / count, float(np.finfo(float).tiny)) * np.eye(count)
-    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(damped, lower=True), np.eye(count))
-    factor = scipy.linalg.cholesky(inverse, lower=False)  # row j: what is left of H^-1 once the columns before are done
+    factor = inverse_root(damped, _MOMENTS)  # row j: what is left of H^-1 once the columns before are done
     scale = np.diag(factor)
     size = _BLOCK if not pattern.of else max(1, _BLOCK // pattern.of) * pattern.of
     for start in range(0, count, size):
         stop = min(start + size, count)
-        removed = np.zeros((len(left), stop - start), bool)
-        if not pattern.of:
-            removed = smallest(np.square(left[:, start:stop] / scale[start:stop]), ratio, per_row=False)
-        for column in range(start, stop):
-            if pattern.of and (column - start) % pattern.of == 0 and column + pattern.of <= count:
-                part = slice(column, column + pattern.of)
-                removed[:, column - start : column - start + pattern.of] = patterned(
-                    np.square(left[:, part] / scale[part]), pattern
-                )
-            lost = np.where(removed[:, column - start], left[:, column], 0.0) / scale[column]
-            left[:, column + 1 :] -= np.outer(lost, factor[column, column + 1 :])
-            left[removed[:, column - start], column] = 0.0
-    if len(left) * (count * (left != 0).mean()) ** 3 / 3 > most_work:
+        lost = _eliminate_block(left[:, start:stop], factor[start:stop, start:stop], scale[start:stop], ratio, pattern)
+        left[:, stop:] -= lost @ factor[start:stop, stop:]
+    return _resolved(left, weights.astype(np.float64), damped, most_work)
+
+
+def _resolved(left: np.ndarray, weights: np.ndarray, second: np.ndarray, most_work: float) -> np.ndarray:
+    """Return the best weights with given zeros, or better ones, as far as the work allows.
+
+    Few columns are solved row by row. For many, all rows go down together by conjugate gradients with the diagonal as
+    preconditioner (Saad 2003, algorithm 9.1), each within its own zeros: a step is one product of matrices.
+
+    Args:
+        left: [outputs, columns] to start from, zeros included.
+        weights: [outputs, columns] before.
+        second: positive definite, float64 [columns, columns].
+        most_work: multiplications, at most.
+    """
+    kept = left != 0
+    outputs, columns = left.shape
+    if columns > _MANY_COLUMNS:
+        return _descended(left, weights, second, min(_STEPS, int(most_work / (outputs * columns**2))))
+    if outputs * (columns * kept.mean()) ** 3 / 3 > most_work:
         return left
-    for row, before in zip(left, weights.astype(np.float64), strict=True):
-        kept = row != 0
-        products = damped[np.ix_(kept, ~kept)] @ before[~kept]
-        solved = scipy.linalg.solve(damped[np.ix_(kept, kept)], products, assume_a="pos", overwrite_a=True)
-        row[kept] = before[kept] + solved
-    return left
+    found = np.zeros_like(left)
+    for row, mask, before in zip(found, kept, weights, strict=True):
+        products = second[np.ix_(mask, ~mask)] @ before[~mask]
+        row[mask] = before[mask] + factorized(second[np.ix_(mask, mask)], _MOMENTS).solve(products[:, None])[:, 0]
+    return found
+
+
+def _descended(left: np.ndarray, weights: np.ndarray, second: np.ndarray, steps: int) -> np.ndarray:
+    """Go down from given weights within their zeros; the error of no row rises. As `_resolved`."""
+    kept = left != 0
+    diagonal = np.maximum(np.diag(second), float(np.finfo(np.float64).tiny))
+    found = left.copy()
+    gradient = np.where(kept, (weights - left) @ second, 0.0)
+    step = gradient / diagonal
+    slope = np.einsum("oi,oi->o", gradient, step)
+    first = slope.sum()
+    for _ in range(steps):
+        if not slope.sum() > _SETTLED * first:
+            break
+        across = np.where(kept, step @ second, 0.0)
+        curvature = np.einsum("oi,oi->o", step, across)
+        length = np.divide(slope, curvature, out=np.zeros_like(slope), where=curvature > 0)[:, None]
+        found += length * step
+        gradient -= length * across
+        scaled = gradient / diagonal
+        after = np.einsum("oi,oi->o", gradient, scaled)
+        step = scaled + np.divide(after, slope, out=np.zeros_like(slope), where=slope > 0)[:, None] * step
+        slope = after
+    return found
+
+
+def _eliminate_block(
+    left: np.ndarray, factor: np.ndarray, scale: np.ndarray, ratio: float, pattern: SparsityPattern
+) -> np.ndarray:
+    """Remove weights of a block of columns, in place; return what the columns after it have to compensate.
+
+    Args:
+        left: [outputs, block], changed.
+        factor: upper triangular, [block, block].
+        scale: its diagonal.
+        ratio: share of zeros, for a free pattern.
+        pattern: allowed zeros.
+
+    Returns:
+        float64 [outputs, block], to be multiplied by the factor's rows of the block.
+    """
+    width = left.shape[1]
+    lost = np.zeros_like(left)
+    removed = np.zeros(left.shape, bool)
+    if not pattern.of:
+        removed = smallest(np.square(left / scale), ratio, per_row=False)
+    for column in range(width):
+        if pattern.of and column % pattern.of == 0 and column + pattern.of <= width:
+            part = slice(column, column + pattern.of)
+            removed[:, part] = patterned(np.square(left[:, part] / scale[part]), pattern)
+        lost[:, column] = np.where(removed[:, column], left[:, column], 0.0) / scale[column]
+        left[:, column + 1 :] -= np.outer(lost[:, column], factor[column, column + 1 :])
+        left[removed[:, column], column] = 0.0
+    return lost
 
 
 def within_l2(weights: np.ndarray, limit: float) -> np.ndarray:

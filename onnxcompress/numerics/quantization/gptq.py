@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.linalg
 
+from ..linear.positive_definite import inverse_root, require_finite
 from .blocks import BlockGrid, Blocks, round_nearest, spread
 
+_MOMENTS = "the moments of a layer's inputs"
 _BATCH = 128
 """Inputs whose corrections are gathered before the rest of the matrix is updated, as in GPTQ."""
 _SWEEPS = 2
@@ -51,12 +52,20 @@ def round_with_moments(
         grid: the integers.
         damping: part of the mean of the diagonal that is added to it.
         refine: also change single integers and scales afterwards.
+
+    Raises:
+        NotFiniteError: weight or moments have numbers that are not finite.
     """
+    require_finite(weight, "a weight")
+    require_finite(moments, _MOMENTS)
     size = len(moments)
     mean = float(np.trace(moments)) / size
+    if mean > 0:  # float32 holds no squares of 1e20; a power of two changes no digit
+        unit = 2.0 ** np.rint(np.log2(mean))
+        moments, mean = moments / unit, mean / unit
     damped = moments + np.eye(size) * (damping * mean if mean > 0 else 1.0)
     nearest = round_nearest(weight, grid, np.maximum(np.diag(damped), 0))
-    upper = _inverse_factor(damped).astype(np.float32)
+    upper = inverse_root(damped, _MOMENTS).astype(np.float32)
     damped = damped.astype(np.float32)
     step = max(1, _PART // max(1, size))
     integers, scale, zero = nearest.integers.copy(), nearest.scale.copy(), nearest.zero.copy()
@@ -93,13 +102,6 @@ def best_damping(
         return float(loss(some, found.floats(), held_out).sum())
 
     return min(dampings, key=error)
-
-
-def _inverse_factor(moments: np.ndarray) -> np.ndarray:
-    """Return the upper triangular U with U'U = moments^-1."""
-    lower = scipy.linalg.cholesky(moments, lower=True)
-    inverse = scipy.linalg.cho_solve((lower, True), np.eye(len(moments)))
-    return np.asarray(scipy.linalg.cholesky(inverse, lower=False))
 
 
 def _gptq(weight: np.ndarray, upper: np.ndarray, begun: Blocks) -> Blocks:

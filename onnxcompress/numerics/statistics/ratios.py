@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from .estimate import Estimate
 
@@ -32,7 +32,7 @@ def worst_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
     weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), _RESAMPLES).astype(np.float64)
     floor = denominators.sum(0) * 1e-3
     found = ((weights @ numerators) / np.maximum(weights @ denominators, floor)).max(1)
-    widening = float(t.ppf(1 - _TAIL, count - 1) / t.ppf(1 - _TAIL, 10**6)) * (count / (count - 1)) ** 0.5
+    widening = float(stdtrit(count - 1, 1 - _TAIL) / stdtrit(10**6, 1 - _TAIL)) * (count / (count - 1)) ** 0.5
     low, high = (float(end) for end in np.quantile(found, [_TAIL, 1 - _TAIL]))
     return Estimate(value, value - max(0.0, value - low) * widening, value + max(0.0, high - value) * widening)
 

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from ...base.gate import Gate, Memo
-from ...core import Built, Change, Context, Feed
+from ...core import BestSoFar, Built, Change, Context, Feed
 from ...data.augment import varied
 from ...errors import LostWorkerError
 from ...io import model_io
@@ -138,6 +138,8 @@ def _run(order: BuildOrder, model: ir.Model, context: Context) -> list[Change]:
     feeds = varied(context.feeds, seed=context.seed, state=context.state)
     for step in order.steps:
         gate = Gate()
-        inner = replace(context, feeds=feeds, gate=gate, memo=Memo(gate), judge=None, archive=None, executor=None)
+        inner = replace(
+            context, feeds=feeds, gate=gate, memo=Memo(gate), judge=None, archive=None, executor=None, best=BestSoFar()
+        )
         changes += build_pass(step.name, dict(step.options)).run(model, inner)
     return changes

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from ...base.gate import Gate, Memo
-from ...core import GRAPH, Action, Candidate, CandidateLog, Change, Context, Judge, Pass
+from ...core import GRAPH, Action, BestSoFar, Candidate, CandidateLog, Change, Context, Judge, Pass
 from ...errors import ModelError
 from ...io import model_io
 from ...search import candidates as search
@@ -130,7 +130,9 @@ class CandidateMaker:
         """Run a pass on a copy; it sees only the held-out samples."""
         gate = Gate()
         judge = ScopedJudge(self._judge, f"{self._place}/{label}")
-        return one.run(model, replace(self._context, gate=gate, memo=Memo(gate), judge=judge, archive=None))
+        best = self._context.best if label == WHOLE else BestSoFar()  # of another model, it is not judged as a whole
+        inner = replace(self._context, gate=gate, memo=Memo(gate), judge=judge, archive=None, best=best)
+        return one.run(model, inner)
 
     def _refuse(self, reason: str) -> None:
         self._refusals.append(Change.skipped(self._place, reason))

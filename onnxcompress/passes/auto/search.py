@@ -160,10 +160,12 @@ class _AutoSearch:
                 self.reducer.ahead(name, [PROBED.get(name, effort.first.keep)])
         found = list(self.maker.candidates(Start(WHOLE, Built(self.model, ())), None))
         best = next(iter(self._ranked(found)), None)
+        self._offer(found)
         for name in effort.reductions:
             if name == MAIN:
                 for start in self.reducer.ever_further(name, effort.first, effort.builds):
                     found += self.maker.candidates(start, best)
+                    self._offer(found)
             elif not self.context.clock.is_over:
                 self.reducer.reduced(name, PROBED[name])
         mixed = self.reducer.mixed()
@@ -220,16 +222,26 @@ class _AutoSearch:
         return sorted(ranked, key=lambda c: self.context.excess(c.trial) is not None)
 
     def _become(self, chosen: QuantizedCandidate) -> list[Change]:
-        before = model_io.model_bytes(self.model)
+        changes = self._changes(chosen)
         edit.become(self.model, chosen.model)
         self.archive.choose(chosen)
+        return changes
+
+    def _changes(self, chosen: QuantizedCandidate) -> list[Change]:
+        """Return what was done to get a candidate, with a summary."""
         summary = Change.applied(
             SearchBest.name,
             f"{chosen.label}: {search.figures(chosen.trial)}",
-            bytes_before=before,
+            bytes_before=model_io.model_bytes(self.model),
             bytes_after=chosen.trial.bytes,
         )
         return [summary, *chosen.changes]
+
+    def _offer(self, found: Sequence[QuantizedCandidate]) -> None:
+        """Offer the best so far, for the case that the time is over before the search ends."""
+        best = next(iter(self._ranked(found)), None)
+        if best is not None and self.context.clock.is_limited:
+            self.context.best.offer(model_io.clone(best.model), [*self._changes(best), *self.refusals])
 
     def _not_chosen(self, other: QuantizedCandidate) -> Change:
         """Report why a candidate is not the result."""

@@ -73,6 +73,7 @@ class PruneChannels(PruneOptions):
             selects=context.selects,
             seed=context.seed,
             progress=context.progress,
+            while_time=context.while_time,
         )
         if self.budgets:
             return self._on_budget(model, pruner, context)

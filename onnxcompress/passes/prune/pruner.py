@@ -7,16 +7,15 @@ end:    distillation, kept where the loss on samples held out falls
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ...channels import groups as channel_engine
 from ...channels.groups import Channels
-from ...core import Feed
+from ...core import Feed, Progress, no_progress
 from ...distillation.reconstruct import refit
 from ...distillation.targets import LayerMatch
 from ...distillation.train import Distilled, affordable, distill
@@ -101,6 +100,7 @@ class Pruner:
         selects: False for nodes to skip.
         seed: of all random choices.
         progress: wraps long loops.
+        while_time: wraps those that may end before their last item, where the time is up.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class Pruner:
         state: Mapping[str, str] | None = None,
         selects: Callable[[ir.Node], bool] = lambda _: True,
         seed: int = 0,
-        progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
+        progress: Progress = no_progress,
+        while_time: Progress = no_progress,
     ) -> None:
         self._original = original
         self._feeds = feeds
@@ -127,6 +128,7 @@ class Pruner:
         self._selects = selects
         self._seed = seed
         self._progress = progress
+        self._while_time = while_time
         channels = channel_engine.find_groups(model_io.clone(original), feed)
         self._budgeting = Budgeting(of, original, channels, feed if timed is None else timed)
         families = loss_curves.families(channels, selects)
@@ -184,7 +186,7 @@ class Pruner:
                 steps=steps,
                 batch=batch,
                 seed=self._seed,
-                progress=self._progress,
+                progress=self._while_time,
             )
             found.final = self._distance(found.model)
         return found
@@ -232,7 +234,7 @@ class Pruner:
                 LayerMatch(channels=kept),
                 selects=self._selects,
                 seed=self._seed,
-                progress=self._progress,
+                progress=self._while_time,
             )
             found.layers = sum(change.is_applied for change in changes)
             found.refitted = self._distance(student)

@@ -24,6 +24,8 @@ from ...numerics.linear import sparsity
 from ...numerics.linear.sparsity import SparsityPattern
 from ...ops.linear import LinearLayer, linear_layers
 
+_LATE = "the time limit was reached before it"
+
 
 def _checked(text: str) -> str:
     SparsityPattern.parse(text)
@@ -75,16 +77,34 @@ class Sparsify:
         ratios = self._ratios(layers)
         before = {layer.label: layer.matrix() for layer in layers}
         done: set[str] = set()
+        reasons: dict[str, str] = {}
         if self.criterion != "magnitude" and len(context.feeds) > 1 and not context.state:
-            done = self._with_data(model, ratios, context)
+            done, reasons = self._with_data(model, ratios, context)
         names = edit.Names(model)
+        late = {name for name, reason in reasons.items() if reason == _LATE}
         for layer in layers:
-            if layer.label not in done:
+            if layer.label not in done | late:
                 layer.with_weights(self._sparse(layer, layer.matrix(), None, ratios[layer.label]), None, names)
-        return [self._result(layer, before[layer.label], by_data=layer.label in done) for layer in layers] + refused
+        results = [
+            self._result(layer, before[layer.label], by_data=layer.label in done, why=reasons.get(layer.label))
+            for layer in layers
+            if layer.label not in late
+        ]
+        refused += [
+            Change.skipped(self.name, _LATE, target=layer.label, bytes_before=_stored(layer))
+            for layer in layers
+            if layer.label in late
+        ]
+        return results + refused
 
-    def _with_data(self, model: ir.Model, ratios: Mapping[str, float], context: Context) -> set[str]:
-        """Go through the layers of the main graph in order, each with what reaches it by then."""
+    def _with_data(
+        self, model: ir.Model, ratios: Mapping[str, float], context: Context
+    ) -> tuple[set[str], dict[str, str]]:
+        """Go through the layers of the main graph in order, each with what reaches it by then.
+
+        Returns:
+            the layers that were done, and why others could not be.
+        """
         done: set[str] = set()
 
         def finish(
@@ -102,16 +122,19 @@ class Sparsify:
             return sparse, bias
 
         step = max(1, -(-len(context.feeds) // self.samples))
-        refit(
+        changes = refit(
             model,
             model_io.clone(model),
             context.feeds[::step],
             selects=lambda node: query.label(node) in ratios,
             finish=finish,
             seed=context.seed,
-            progress=context.progress,
+            progress=context.while_time,
         )
-        return done
+        why = {change.layer: change.reason for change in changes if change.layer not in done}
+        if context.clock.is_over:
+            why |= {name: _LATE for name in ratios if name not in done and name not in why}
+        return done, why
 
     def _ratios(self, layers: Sequence[LinearLayer]) -> dict[str, float]:
         """Return the share of zeros of each layer, by label."""
@@ -165,11 +188,13 @@ class Sparsify:
         project = sparsity.within_l1 if self.norm == "l1" else sparsity.within_l2
         return project(wide, limit).astype(np.float32)
 
-    def _result(self, layer: LinearLayer, before: np.ndarray, *, by_data: bool) -> Change:
+    def _result(self, layer: LinearLayer, before: np.ndarray, *, by_data: bool, why: str | None) -> Change:
         after = layer.matrix()
         zeros = float((after == 0).mean())
         how = "least used first" if self.criterion == "use" else "the others compensate for them"
         reason = f"{zeros:.1%} zeros" + (f", {how}" if by_data else ", smallest first")
+        if why is not None:
+            reason += f", since without the samples: {why}"
         if self.limit is not None or self.limit_share is not None:
             reason = f"{self.norm} norm within its bound, {zeros:.1%} zeros"
         change = float(np.linalg.norm(after - before) / max(float(np.linalg.norm(before)), 1e-30))

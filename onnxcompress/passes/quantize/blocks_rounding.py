@@ -90,7 +90,7 @@ class Rounder:
                 selects=lambda node: node in fitted,
                 finish=self._finish,
                 seed=context.seed,
-                progress=context.progress,
+                progress=context.while_time,
             )
             for site in sites:  # what no sample reaches
                 if site.name not in self.blocks:

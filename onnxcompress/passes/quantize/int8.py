@@ -29,6 +29,7 @@ from ...core import GRAPH, Action, Candidate, Change, Context, Judge, Need, Tria
 from ...data import feeds as feed_facts
 from ...errors import ModelError
 from ...graph import edit, query
+from ...io import model_io
 from ...ops import table as ops
 from ...search import candidates as search
 from ...shapes import resolve
@@ -136,15 +137,13 @@ class _RouteSearch:
         edit.become(self.model, chosen.model)
         if self.context.archive is not None:
             self.context.archive.choose(chosen, place=QuantizeInt8.name)
-        summary = RouteChange(
-            pass_name=QuantizeInt8.name,
-            target=GRAPH,
-            action=Action.APPLIED,
-            reason=f"{chosen.label}: {search.figures(chosen.trial)}",
-            details={"route": chosen.label},
-            route=chosen.variant.route,
-        )
-        return [summary, *chosen.changes, *self.refusals]
+        return [*_route_changes(chosen), *self.refusals]
+
+    def _offer(self, found: Sequence[_TriedRoute]) -> None:
+        """Offer the best so far, for the case that the time is over before the search ends."""
+        best = next(iter(self._ranked(found)), None)
+        if best is not None and self.context.clock.is_limited:
+            self.context.best.offer(model_io.clone(best.model), [*_route_changes(best), *self.refusals])
 
     def _unscored(self, candidates: Sequence[_TriedRoute]) -> _TriedRoute | None:
         """Return the candidate with nothing but int8 weights, where no output can be scored."""
@@ -177,11 +176,13 @@ class _RouteSearch:
                 continue
             try:
                 found.append(self._measured(variant, built, changes))
+                self._offer(found)
             except ModelError as error:
                 self.refusals.append(_skipped(f"{route}: {error.message}"))
         for index, candidate in enumerate(found):
             if (candidate.layers or candidate.variant.route == "dynamic") and self._could_win(candidate, found):
                 found[index] = self._improved(candidate)
+                self._offer(found)
         return [*found, *self._with_small_tables(found)]
 
     def _with_small_tables(self, found: Sequence[_TriedRoute]) -> Iterator[_TriedRoute]:
@@ -295,6 +296,19 @@ class _RouteSearch:
 
     def _refuse(self, candidate: Candidate, why: str) -> None:
         self.refusals.append(_skipped(f"{candidate.label}: {search.figures(candidate.trial)}; {why}"))
+
+
+def _route_changes(chosen: _TriedRoute) -> list[Change]:
+    """Return what was done to get a candidate, with a summary."""
+    summary = RouteChange(
+        pass_name=QuantizeInt8.name,
+        target=GRAPH,
+        action=Action.APPLIED,
+        reason=f"{chosen.label}: {search.figures(chosen.trial)}",
+        details={"route": chosen.label},
+        route=chosen.variant.route,
+    )
+    return [summary, *chosen.changes]
 
 
 def _explained(changes: Iterable[Change], left_out: frozenset[str]) -> Iterator[Change]:

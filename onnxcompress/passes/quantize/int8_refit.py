@@ -58,7 +58,12 @@ def refitted(model: ir.Model, quantized: ir.Model, labels: Collection[str], cont
     if not free:
         return None
     changes = reconstruct.refit(
-        quantized, model, context.feeds, selects=lambda node: node in free, seed=context.seed, progress=context.progress
+        quantized,
+        model,
+        context.feeds,
+        selects=lambda node: node in free,
+        seed=context.seed,
+        progress=context.while_time,
     )
     gained = {change.layer for change in changes if change.is_applied}
     if not gained:

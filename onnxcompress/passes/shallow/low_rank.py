@@ -203,7 +203,7 @@ class LowRank:
                 held_out=held_out,
                 selects=lambda node: node in reached and context.selects(node),
                 seed=context.seed,
-                progress=context.progress,
+                progress=context.while_time,
             )
             refitted = judge.of(factored)
         distilled = recovery.train(factored, original, context, self.distill_steps)

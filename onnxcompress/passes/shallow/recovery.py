@@ -39,7 +39,7 @@ def train(student: ir.Model, teacher: ir.Model, context: Context, steps: int) ->
         batch=batch,
         seed=context.seed,
         selects=context.selects,
-        progress=context.progress,
+        progress=context.while_time,
     )
 
 

@@ -91,6 +91,24 @@ def test_without_the_last_solution_the_later_columns_compensate_alone():
     assert error(x, solved, w) < error(x, plain, w) < error(x, np.where(plain == 0, 0, w), w)
 
 
+@pytest.mark.parametrize("text", ["free", "2:4"])
+def test_many_columns_come_close_to_the_exact_solution_by_iteration(text, monkeypatch):
+    x, w, h = case(4, columns=320)
+    x += 3 * x[:, :1]  # correlated, as the inputs of layers are
+    h = x.T @ x / len(x)
+    pattern = SparsityPattern.parse(text)
+    found = sparsity.eliminated(w, h, 0.5, pattern)
+    few = sparsity.eliminated(w, h, 0.5, pattern, most_work=3 * 8 * 320**2)
+    plain = sparsity.eliminated(w, h, 0.5, pattern, most_work=0)
+    monkeypatch.setattr(sparsity, "_MANY_COLUMNS", 1000)
+    exact = sparsity.eliminated(w, h, 0.5, pattern)
+    np.testing.assert_array_equal(found == 0, exact == 0)
+    damped = h + 0.01 * np.trace(h) / 320 * np.eye(320)
+    losses = [float(np.einsum("oi,ij,oj->", e - w, damped, e - w)) for e in (exact, found, few, plain)]
+    assert losses[0] <= losses[1] <= 1.01 * losses[0]
+    assert losses[1] < losses[2] < losses[3]
+
+
 def test_use_is_size_times_what_it_multiplies():
     w, h = np.array([[1.0, -2.0]]), np.diag([16.0, 1.0])
     assert sparsity.by_use(w, h).tolist() == [[4.0, 2.0]]

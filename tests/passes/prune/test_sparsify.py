@@ -214,3 +214,37 @@ def test_clips_leave_shared_unselected_and_denied_weights():
     np.testing.assert_array_equal(weight(model, "a"), weight(net(), "a"))
     with pytest.raises(UsageError, match="alpha and bits are given"):
         passes.build("clip-weights", {"alpha": 1.0, "bits": 4})
+
+
+def grouped(scale):
+    """Return a net whose depthwise convolution has channels that are never active, and one that overflows later."""
+    text = """g (float[n, 8, 6, 6] x, float[16, 8, 1, 1] a, float[16] c, float[16, 1, 5, 5] b, float[8, 16, 4, 4] d)
+        => (float[n, 8, 3, 3] y) {
+        [wide] u = Conv(x, a, c) r = Relu(u) [deep] v = Conv<group = 16, pads = [2, 2, 2, 2]>(r, b)
+        [last] y = Conv(v, d) }"""
+    c = floats(16, seed=1)
+    c[[2, 7]] = -1e9  # Relu makes these channels zero on every sample
+    return with_constants(
+        text, a=floats(16, 8, 1, 1) * np.float32(scale), c=c, b=floats(16, 1, 5, 5, seed=2), d=floats(8, 16, 4, 4)
+    )
+
+
+def test_channels_that_are_never_active_do_not_stop_elimination():
+    copy, changes = sparsify(grouped(1.0))
+    assert {c.target: c.action for c in changes} == {"deep": Action.APPLIED, "last": Action.APPLIED}
+    assert all("the others compensate" in c.reason for c in changes)
+    assert (weight(copy, "b")[[2, 7]] == 0).mean() == pytest.approx(0.5, abs=0.03)
+    assert zeros(copy, "d") == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_layer_whose_inputs_overflow_is_made_sparse_by_magnitude_and_says_why():
+    model = grouped(1e38)
+    infinite = [{"x": 1e3 * feed["x"]} for feed in FEEDS]
+    copy, changes = sparsify(model, feeds=infinite)
+    reasons = {c.target: c.reason for c in changes}
+    assert {c.action for c in changes} == {Action.APPLIED}
+    assert "smallest first, since without the samples: the sum over a layer's inputs" in reasons["last"]
+    assert np.isfinite(weight(copy, "d")).all()
+    np.testing.assert_array_equal(
+        weight(copy, "d") == 0, np.abs(weight(model, "d")) <= np.quantile(np.abs(weight(model, "d")), 0.5)
+    )
