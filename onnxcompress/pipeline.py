@@ -21,6 +21,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from .accounting import unmentioned
 from .base.gate import Gate, Memo
 from .core import Action, Change, Context, Pass
 from .errors import OnnxCompressError, UsageError
@@ -97,7 +98,9 @@ def run(model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prove
     for group in _groups(passes):
         log.info("running %s", ", ".join(p.name for p in group))
         outcome = _Group(model, group, context, prover(model, group[0].lossless)).run()
-        model, changes = outcome.model, changes + outcome.changes
+        silent = unmentioned(group[0], model, outcome.model, outcome.changes, context)
+        changes += [*outcome.changes, *silent]
+        model = outcome.model
         errors += outcome.internal_errors
     return Outcome(model, changes, errors)
 

@@ -53,6 +53,7 @@ class SearchBest:
 
     name: ClassVar[str] = "search-best"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA_IF_GIVEN})
 
     reductions: tuple[Reduction, ...] = IN_ORDER

@@ -58,6 +58,7 @@ class ConvertFloat16:
 
     name: ClassVar[str] = "convert-float16"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     compute: Literal["auto", "float32", "float16"] = "auto"

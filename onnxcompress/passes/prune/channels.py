@@ -48,6 +48,7 @@ class PruneChannels(PruneOptions):
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = DataFor("criterion", "reconstruction", "activation")  # type: ignore[assignment]  # a descriptor
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:

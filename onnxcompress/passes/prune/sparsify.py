@@ -36,6 +36,7 @@ class Sparsify:
 
     name: ClassVar[str] = "sparsify"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = DataFor("criterion", "elimination", "use")  # type: ignore[assignment]  # a descriptor
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -79,6 +79,7 @@ class QuantizeInt8:
 
     name: ClassVar[str] = "quantize-int8"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     routes: Annotated[tuple[Route, ...], Field(min_length=1)] = ("static", "mixed", "dynamic", "weights")

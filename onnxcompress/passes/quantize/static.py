@@ -63,6 +63,7 @@ class QuantizeStatic:
 
     name: ClassVar[str] = "quantize-static"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     noise_ps: Annotated[float, Field(ge=0)] = 100.0

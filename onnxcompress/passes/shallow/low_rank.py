@@ -66,6 +66,7 @@ class LowRank:
 
     name: ClassVar[str] = "low-rank"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     keep_parameters: Share = None

@@ -1,0 +1,93 @@
+"""The account of a pass: each layer with weights that it said nothing about gets a reason, so that none is left silent.
+
+A pass that claims to treat the weights of a model (`covers_layers = True`) reports what it did and what it refused;
+what it never looked at (an operator that it has no form for, a weight in a local function) it can't report. After it
+has run, the layers of the model before it are gone through: one that no change names, by itself or by a weight, and
+whose weights take as many bytes as before, is reported as skipped. A pass may know better why: `why_left(layer)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import onnx_ir as ir
+
+from .core import GRAPH, Action, Change, Context, Pass
+from .graph import query
+from .ops.weight_layers import HeldWeight, WeightedLayer, weighted_layers
+
+
+def unmentioned(
+    one: Pass, before: ir.Model, after: ir.Model, changes: Sequence[Change], context: Context
+) -> Iterator[Change]:
+    """Yield a change, skipped and with the reason, for each layer that a pass neither changed nor mentioned.
+
+    Args:
+        one: the pass; nothing is yielded where it does not cover layers.
+        before: the model that it was given.
+        after: the model as it is now, the same object where nothing was changed.
+        changes: what the pass reported, and what was taken back.
+        context: whose `selects` says which nodes it was allowed to touch.
+    """
+    if not getattr(one, "covers_layers", False):
+        return
+    named = {change.target for change in changes}
+    left = None if after is before else _stored_bytes(after)
+    whole = _whole_reason(changes)
+    for layer in weighted_layers(before):
+        if layer.label in named or any(_is_named(weight, named) for weight in layer.weights):
+            continue
+        if left is not None and any(left.get(w.name, 0) < w.bytes for w in layer.main if not w.is_attribute):
+            continue
+        own: Callable[[WeightedLayer], str | None] = getattr(one, "why_left", lambda _: None)
+        why = _plain_reason(layer, context) or own(layer) or whole
+        why = why or f"{layer.node.op_type} is no operator whose constants it changes"
+        yield Change.skipped(one.name, why, target=layer.label, bytes_before=_bytes(layer))
+
+
+def _is_named(weight: HeldWeight, named: set[str]) -> bool:
+    return not weight.is_attribute and weight.name in named
+
+
+def _bytes(layer: WeightedLayer) -> int:
+    return sum(weight.bytes for weight in layer.main)
+
+
+def _stored_bytes(model: ir.Model) -> dict[str, int]:
+    """Return the bytes of every constant by name."""
+    found = {}
+    for body in query.graphs(model):
+        for value in body.initializers.values():
+            if value.name and value.const_value is not None:
+                found[value.name] = value.const_value.nbytes
+        for node in body:
+            tensor = query.constant_tensor(node.outputs[0]) if query.is_op(node, "Constant") else None
+            if tensor is not None:
+                found[node.outputs[0].name or ""] = tensor.nbytes
+    return found
+
+
+def _plain_reason(layer: WeightedLayer, context: Context) -> str | None:
+    """Return a reason that holds for every pass, None where there is none."""
+    if layer.form:
+        return f"its weights are {layer.form} already"
+    if not context.selects(layer.node):
+        return "left out by --only/--skip"
+    if layer.in_function:
+        return "it is in a local function, which can't hold weights of other types"
+    main = layer.main
+    if all(weight.is_attribute for weight in main):
+        return f"its numbers are attributes of {layer.node.op_type}, which takes them as floats only"
+    if all(weight.is_input for weight in main):
+        return "its weight is an input of the graph with a default, which callers may replace"
+    return None
+
+
+def _whole_reason(changes: Sequence[Change]) -> str | None:
+    """Return why a pass did nothing at all, None where it did something or did not say."""
+    if any(change.action is Action.APPLIED for change in changes):
+        return None
+    said = [change for change in changes if change.target == GRAPH]
+    taken_back = next((change for change in said if change.action is Action.ROLLED_BACK), None)
+    first = taken_back or next(iter(said), None)
+    return None if first is None else f"nothing was done: {first.reason}"
