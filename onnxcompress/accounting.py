@@ -3,7 +3,8 @@
 A pass that claims to treat the weights of a model (`covers_layers = True`) reports what it did and what it refused;
 what it never looked at (an operator that it has no form for, a weight in a local function) it can't report. After it
 has run, the layers of the model before it are gone through: one that no change names, by itself or by a weight, and
-whose weights take as many bytes as before, is reported as skipped. A pass may know better why: `why_left(layer)`.
+whose weights take as many bytes as before, is reported as skipped. A pass may know better why:
+`why_left(layer, changes)`.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ def unmentioned(
         return
     named = {change.target for change in changes}
     left = None if after is before else _stored_bytes(after)
-    whole = _whole_reason(changes)
+    lost = next((c for c in changes if c.target == GRAPH and c.action is Action.ROLLED_BACK), None)
+    own: Callable[[WeightedLayer, Sequence[Change]], str | None] = getattr(one, "why_left", lambda *_: None)
     for layer in weighted_layers(before):
         if layer.label in named or any(_is_named(weight, named) for weight in layer.weights):
             continue
         if left is not None and any(left.get(w.name, 0) < w.bytes for w in layer.main if not w.is_attribute):
             continue
-        own: Callable[[WeightedLayer], str | None] = getattr(one, "why_left", lambda _: None)
-        why = _plain_reason(layer, context) or own(layer) or whole
-        why = why or f"{layer.node.op_type} is no operator whose constants it changes"
+        why = None if lost is None else f"{one.name} was taken back: {lost.reason}"
+        why = why or _plain_reason(layer, context) or _small(layer, one) or own(layer, changes)
+        why = why or f"constants of {layer.node.op_type} are none that {one.name} changes"
         yield Change.skipped(one.name, why, target=layer.label, bytes_before=_bytes(layer))
 
 
@@ -83,11 +85,15 @@ def _plain_reason(layer: WeightedLayer, context: Context) -> str | None:
     return None
 
 
-def _whole_reason(changes: Sequence[Change]) -> str | None:
-    """Return why a pass did nothing at all, None where it did something or did not say."""
+def _small(layer: WeightedLayer, one: Pass) -> str | None:
+    """Return that a pass leaves such small weights alone, None where they are not small."""
+    least = getattr(one, "min_elements", 0)
+    return f"fewer than {least} elements" if all(weight.size < least for weight in layer.main) else None
+
+
+def why_nothing(changes: Sequence[Change]) -> str | None:
+    """Return why a pass that decides about the model as a whole did nothing, None where it did something."""
     if any(change.action is Action.APPLIED for change in changes):
         return None
-    said = [change for change in changes if change.target == GRAPH]
-    taken_back = next((change for change in said if change.action is Action.ROLLED_BACK), None)
-    first = taken_back or next(iter(said), None)
+    first = next((change for change in changes if change.target == GRAPH), None)
     return None if first is None else f"nothing was done: {first.reason}"

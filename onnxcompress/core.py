@@ -340,7 +340,8 @@ class Pass(Protocol):
     after a pass, not in between.
 
     A pass may have two more attributes, see `accounting`: `covers_layers`, a ClassVar that is True where every layer
-    with weights is its business, and `why_left(layer)`, which returns why it leaves a layer alone, None if unknown.
+    with weights is its business, and `why_left(layer, changes)`, which returns why it left a layer alone,
+    None where it knows no more than that.
     """
 
     name: ClassVar[str]

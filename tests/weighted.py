@@ -60,7 +60,9 @@ def _convolutions(m: ModelOfLayers) -> None:
     n = WIDTH
     y = m.node("Conv", "conv", ["picture", m.weight("conv_w", n, n, 3, 3), m.weight("conv_b", n)], pads=[1] * 4)
     y = m.node("Relu", "conv_relu", [y])
-    y = m.node("BatchNormalization", "batchnorm", [y, *(m.weight(f"bn_{k}", n) for k in "sbm"), _positive(m, "bn_v", n)])
+    y = m.node(
+        "BatchNormalization", "batchnorm", [y, *(m.weight(f"bn_{k}", n) for k in "sbm"), _positive(m, "bn_v", n)]
+    )
     y = m.node("Sigmoid", "conv_sigmoid", [y])
     y = m.node("Conv", "grouped", [y, m.weight("grouped_w", n, n // 4, 3, 3)], pads=[1] * 4, group=4)
     y = m.node("PRelu", "prelu", [y, m.weight("prelu_slope", n, SIDE, SIDE)])
@@ -70,7 +72,13 @@ def _convolutions(m: ModelOfLayers) -> None:
     y = m.node("InstanceNormalization", "instancenorm", [y, m.weight("in_s", n), m.weight("in_b", n)])
     m.out(m.node("ReduceMean", "picture_mean", [y], axes=[2, 3]))
     bias = m.weight("fused_b", n)
-    y = m.node("FusedConv", "fused_conv", ["picture", m.weight("fused_w", n, n, 1, 1), bias], domain=MICROSOFT, activation="Relu")
+    y = m.node(
+        "FusedConv",
+        "fused_conv",
+        ["picture", m.weight("fused_w", n, n, 1, 1), bias],
+        domain=MICROSOFT,
+        activation="Relu",
+    )
     m.out(m.node("ReduceMean", "fused_mean", [y], axes=[2, 3]))
 
 
@@ -94,9 +102,17 @@ def _products(m: ModelOfLayers) -> None:
     y = m.node("Einsum", "einsum_each", [split, m.weight("einsum_each_w", 4, n // 4, n)], equation="bthd,hde->bthe")
     m.out(y)
     m.out(m.node("Einsum", "einsum_left", [m.weight("einsum_left_w", 64, STEPS), "tokens"], equation="ut,btd->bud"))
-    y = m.node("FusedMatMul", "fused_matmul", ["tokens", m.weight("fm_w", 2 * n, n)], domain=MICROSOFT, transB=1, alpha=0.5)
+    y = m.node(
+        "FusedMatMul", "fused_matmul", ["tokens", m.weight("fm_w", 2 * n, n)], domain=MICROSOFT, transB=1, alpha=0.5
+    )
     m.out(y)
-    y = m.node("FusedGemm", "fused_gemm", [flat, m.weight("fg_w", n, n), m.weight("fg_b", n)], domain=MICROSOFT, activation="Relu")
+    y = m.node(
+        "FusedGemm",
+        "fused_gemm",
+        [flat, m.weight("fg_w", n, n), m.weight("fg_b", n)],
+        domain=MICROSOFT,
+        activation="Relu",
+    )
     m.out(y)
 
 
@@ -131,12 +147,16 @@ def _places(m: ModelOfLayers) -> None:
     n = WIDTH
     inner = helper.make_graph(
         [helper.make_node("MatMul", ["tokens", "then_w"], ["then_y"], name="in_then")],
-        "then", [], [helper.make_tensor_value_info("then_y", TensorProto.FLOAT, None)],
+        "then",
+        [],
+        [helper.make_tensor_value_info("then_y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(m.array(n, 64), "then_w")],
     )
     other = helper.make_graph(
         [helper.make_node("MatMul", ["tokens", "else_w"], ["else_y"], name="in_else")],
-        "else", [], [helper.make_tensor_value_info("else_y", TensorProto.FLOAT, None)],
+        "else",
+        [],
+        [helper.make_tensor_value_info("else_y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(m.array(n, 64), "else_w")],
     )
     mean = m.node("ReduceMean", "all_mean", ["tokens"], keepdims=0)
@@ -205,19 +225,33 @@ def _trees(m: ModelOfLayers) -> None:
     ids = [t for t in range(trees) for _ in range(3)]
     modes = ["BRANCH_LEQ", "LEAF", "LEAF"] * trees
     y = m.node(
-        "TreeEnsembleRegressor", "trees", [flat], domain="ai.onnx.ml", n_targets=1,
-        nodes_treeids=ids, nodes_nodeids=[0, 1, 2] * trees, nodes_featureids=[i % WIDTH for i in range(3 * trees)],
-        nodes_modes=modes, nodes_values=[0.05 * (i % 7) for i in range(3 * trees)],
-        nodes_truenodeids=[1, 0, 0] * trees, nodes_falsenodeids=[2, 0, 0] * trees,
-        target_treeids=[t for t in range(trees) for _ in range(2)], target_nodeids=[1, 2] * trees,
-        target_ids=[0] * 2 * trees, target_weights=[0.1 * (i % 5) for i in range(2 * trees)],
+        "TreeEnsembleRegressor",
+        "trees",
+        [flat],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=ids,
+        nodes_nodeids=[0, 1, 2] * trees,
+        nodes_featureids=[i % WIDTH for i in range(3 * trees)],
+        nodes_modes=modes,
+        nodes_values=[0.05 * (i % 7) for i in range(3 * trees)],
+        nodes_truenodeids=[1, 0, 0] * trees,
+        nodes_falsenodeids=[2, 0, 0] * trees,
+        target_treeids=[t for t in range(trees) for _ in range(2)],
+        target_nodeids=[1, 2] * trees,
+        target_ids=[0] * 2 * trees,
+        target_weights=[0.1 * (i % 5) for i in range(2 * trees)],
     )
     m.out(y)
 
 
 PARTS: dict[str, Callable[[ModelOfLayers], None]] = {
-    "convolutions": _convolutions, "products": _products, "sequences": _sequences,
-    "places": _places, "types": _types, "trees": _trees,
+    "convolutions": _convolutions,
+    "products": _products,
+    "sequences": _sequences,
+    "places": _places,
+    "types": _types,
+    "trees": _trees,
 }
 """Kinds of layers -> what adds them to a model."""
 

@@ -243,6 +243,14 @@ def linear_layer(node: ir.Node) -> LinearLayer | str | None:
     return fault
 
 
+def why_not_linear(node: ir.Node) -> str | None:
+    """Return why passes over linear layers leave a node with weights alone, None where it is such a layer."""
+    found = linear_layer(node)
+    if isinstance(found, LinearLayer):
+        return None
+    return found or f"{node.op_type} is no product of its input with a matrix"
+
+
 def _read_layer(node: ir.Node, facts: ops.Weight) -> LinearLayer | str:
     if facts.sums is None:
         return f"{node.op_type} is not one plain matrix product"

@@ -151,7 +151,8 @@ def _readers(value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[tuple[ir.No
                 pending += [each for each in following if each not in seen]
                 seen.update(following)
             elif is_float:
-                yield node, port, tensor.dtype.bitwidth
+                if not _scales_integers(node, port):
+                    yield node, port, tensor.dtype.bitwidth
             elif floats or port in ops.spec(node).integers or _looks_up(node, port):
                 yield node, port, _bits(node, port, tensor)
 
@@ -184,6 +185,32 @@ def _moves_weights(node: ir.Node) -> bool:
 
 def _looks_up(node: ir.Node, port: int) -> bool:
     return query.is_op(node, "Gather") and port == 0
+
+
+def _scales_integers(node: ir.Node, port: int) -> bool:
+    """Say whether a constant only scales stored integers: a factor, a row of factors, or a codebook."""
+    if query.is_op(node, "Mul"):
+        return _are_integers(node.inputs[1 - port])
+    if not _looks_up(node, port):
+        return False
+    if _are_integers(node.inputs[1]):
+        return True
+    consumer = query.sole_consumer(node.outputs[0])
+    return consumer is not None and query.is_op(consumer, "Mul") and any(map(_are_integers, consumer.inputs))
+
+
+def _are_integers(value: ir.Value | None) -> bool:
+    """Say whether a value is made of stored integers of 8 bits or fewer by Casts, shifts, moves and look-ups."""
+    while value is not None:
+        tensor = query.constant_tensor(value)
+        if tensor is not None:
+            return tensor.dtype.is_integer() and tensor.dtype.bitwidth <= 8
+        node = value.producer()
+        if not query.is_op(node, "Cast", "Sub", "Add", "Gather", *ops.REARRANGES):
+            return False
+        assert node is not None
+        value = node.inputs[0]
+    return False
 
 
 def _bits(node: ir.Node, port: int, tensor: ir.TensorProtocol) -> int:

@@ -20,10 +20,12 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ...accounting import why_nothing
 from ...core import GRAPH, Built, Change, Context, Judge, Need, Pass
 from ...data import feeds as feed_facts
 from ...graph import edit
 from ...io import model_io
+from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
 from ...search.archive import Archive
 from ...shapes import count as counting
@@ -86,6 +88,10 @@ class SearchBest:
         if not context.gate.admits(self.name, GRAPH):
             return []
         return _AutoSearch(model, context, context.judge, self).run()
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+        """Return why a layer that no change is about stays as it was."""
+        return why_nothing(changes)
 
 
 @plain_dataclass(frozen=True)

@@ -101,6 +101,9 @@ class Pruner:
         selects: False for nodes to skip.
         seed: of all random choices.
         progress: wraps long loops.
+
+    Attributes:
+        blocked: name -> reason of the original's constants of which nothing can be removed.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class Pruner:
         self._budgeting = Budgeting(of, original, channels, feed if timed is None else timed)
         families = loss_curves.families(channels, selects)
         self._has_families = bool(families)
+        self.blocked = channels.blocked()
         count = len(families) * options.rounds
         macs = (counting.count(original, feeds[0]).macs or 0) if feeds else 0
         probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))

@@ -22,7 +22,8 @@ from ...graph import edit, query
 from ...io import model_io
 from ...numerics.linear import sparsity
 from ...numerics.linear.sparsity import SparsityPattern
-from ...ops.linear import LinearLayer, linear_layers
+from ...ops.linear import LinearLayer, linear_layers, why_not_linear
+from ...ops.weight_layers import WeightedLayer
 
 
 def _checked(text: str) -> str:
@@ -83,6 +84,10 @@ class Sparsify:
             if layer.label not in done:
                 layer.with_weights(self._sparse(layer, layer.matrix(), None, ratios[layer.label]), None, names)
         return [self._result(layer, before[layer.label], by_data=layer.label in done) for layer in layers] + refused
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+        """Return why a layer that `run` did not look at keeps its weights as they are."""
+        return why_not_linear(layer.node)
 
     def _with_data(self, model: ir.Model, ratios: Mapping[str, float], context: Context) -> set[str]:
         """Go through the layers of the main graph in order, each with what reaches it by then."""

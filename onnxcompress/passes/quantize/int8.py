@@ -25,11 +25,13 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ...accounting import why_nothing
 from ...core import GRAPH, Action, Candidate, Change, Context, Judge, Need, Trial
 from ...data import feeds as feed_facts
 from ...errors import ModelError
 from ...graph import edit, query
 from ...ops import table as ops
+from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
 from ...shapes import resolve
 from .blocks import QuantizeBlocks
@@ -107,6 +109,10 @@ class QuantizeInt8:
             edit.become(model, found)
             return [_skipped(f"nothing was measured, the first route is taken: {route}"), *changes]
         return _RouteSearch(model, context, context.judge, self).run()
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+        """Return why a layer that no route mentions stays as it was."""
+        return why_nothing(changes)
 
     @property
     def passes(self) -> RoutePasses:
