@@ -36,23 +36,23 @@ def unmentioned(
     left = None if after is before else _stored_bytes(after)
     lost = next((c for c in changes if c.target == GRAPH and c.action is Action.ROLLED_BACK), None)
     own: Callable[[WeightedLayer, Sequence[Change]], str | None] = getattr(one, "why_left", lambda *_: None)
+    counted: set[str] = set()
     for layer in weighted_layers(before):
         if layer.label in named or any(_is_named(weight, named) for weight in layer.weights):
             continue
         if left is not None and any(left.get(w.name, 0) < w.bytes for w in layer.main if not w.is_attribute):
             continue
         why = None if lost is None else f"{one.name} was taken back: {lost.reason}"
-        why = why or _plain_reason(layer, context) or _small(layer, one) or own(layer, changes)
+        why = why or _plain_reason(layer, context) or own(layer, changes)
+        why = why or (f"its weights are {layer.form} already" if layer.form else _small(layer, one))
         why = why or f"constants of {layer.node.op_type} are none that {one.name} changes"
-        yield Change.skipped(one.name, why, target=layer.label, bytes_before=_bytes(layer))
+        size = sum(weight.bytes for weight in layer.main if weight.is_attribute or weight.name not in counted)
+        counted.update(weight.name for weight in layer.main)
+        yield Change.skipped(one.name, why, target=layer.label, bytes_before=size)
 
 
 def _is_named(weight: HeldWeight, named: set[str]) -> bool:
     return not weight.is_attribute and weight.name in named
-
-
-def _bytes(layer: WeightedLayer) -> int:
-    return sum(weight.bytes for weight in layer.main)
 
 
 def _stored_bytes(model: ir.Model) -> dict[str, int]:
@@ -71,8 +71,6 @@ def _stored_bytes(model: ir.Model) -> dict[str, int]:
 
 def _plain_reason(layer: WeightedLayer, context: Context) -> str | None:
     """Return a reason that holds for every pass, None where there is none."""
-    if layer.form:
-        return f"its weights are {layer.form} already"
     if not context.selects(layer.node):
         return "left out by --only/--skip"
     if layer.in_function:

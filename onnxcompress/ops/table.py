@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..graph import query
-from . import macs
+from . import equations, macs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -189,6 +189,15 @@ def _gather_row(node: ir.Node, rank: int) -> int:
     return int(query.attribute(node, "axis", 0)) % rank
 
 
+def _einsum(port: int) -> Weight:
+    return Weight(
+        port=port,
+        out_axis=lambda node, rank: equations.result_axis(node, port, rank),
+        in_axis=lambda node, rank: equations.summed_axis(node, port, rank),
+        data=1 - port,
+    )
+
+
 # Rows.
 
 _CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2, sums=Sums.WINDOWS)
@@ -230,7 +239,7 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
         ("", "LSTM"): _RECURRENT,
         ("", "GRU"): _RECURRENT,
         ("", "RNN"): _RECURRENT,
-        ("", "Einsum"): OpSpec(macs=macs.einsum_macs),
+        ("", "Einsum"): OpSpec(weights=(_einsum(1), _einsum(0)), macs=macs.einsum_macs),
         ("", "ConvInteger"): OpSpec(macs=macs.conv_macs, integers=(1,)),
         ("", "MatMulInteger"): OpSpec(macs=macs.matmul_macs, integers=(0, 1)),
         ("", "QLinearConv"): OpSpec(integers=(3,)),

@@ -88,9 +88,9 @@ class ConvertFloat16:
     def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
         """Return why a layer that `run` did not look at keeps its weights as they are."""
         kept = [weight for weight in layer.main if weight.dtype != ir.DataType.FLOAT]
-        if kept:
+        if kept and not layer.form:
             return f"its weights are {kept[0].dtype.name.lower()} already, not float32"
-        if all(weight.bytes // 2 <= _added_bytes(weight.name) for weight in layer.main):
+        if not kept and all(weight.bytes // 2 <= _added_bytes(weight.name) for weight in layer.main):
             return "its weights would not become smaller, a Cast for each counted"
         return None
 

@@ -87,10 +87,10 @@ class PruneChannels(PruneOptions):
         return why_nothing(changes) or "none of its channels is removed: others cost less for what they save"
 
     def _blocked(self, model: ir.Model, reasons: Mapping[str, str], context: Context) -> Iterator[Change]:
-        """Yield a refusal for each layer of which no channel can be removed; others may be cut with their neighbours."""
+        """Yield a refusal for each layer of which no channel can be removed."""
         for layer in weighted_layers(model):
             found = [reasons.get(weight.name) for weight in layer.main]
-            if context.selects(layer.node) and not layer.form and found and all(found):
+            if context.selects(layer.node) and found and all(found):
                 size = sum(weight.bytes for weight in layer.main)
                 why = f"no channel of it can be removed: {found[0]}"
                 yield Change.skipped(self.name, why, target=layer.label, bytes_before=size)

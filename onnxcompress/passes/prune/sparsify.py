@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, DataFor, Need
 from ...distillation.reconstruct import LayerData, refit
+from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...io import model_io
 from ...numerics.linear import sparsity
@@ -87,7 +88,8 @@ class Sparsify:
 
     def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
         """Return why a layer that `run` did not look at keeps its weights as they are."""
-        return why_not_linear(layer.node)
+        is_small = all(weight.size < self.min_elements for weight in layer.main)
+        return None if layer.form or is_small else why_not_linear(layer.node)
 
     def _with_data(self, model: ir.Model, ratios: Mapping[str, float], context: Context) -> set[str]:
         """Go through the layers of the main graph in order, each with what reaches it by then."""
@@ -194,4 +196,4 @@ def _by_channel(layer: LinearLayer) -> np.ndarray:
 
 
 def _stored(layer: LinearLayer) -> int:
-    return query.tensor_bytes([layer.weight])
+    return float_constants.stored_bytes(layer.weight)

@@ -136,6 +136,8 @@ class LowRank:
 
     def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
         """Return why a layer that `run` did not factorize keeps its weights."""
+        if layer.form:
+            return None
         why = why_not_linear(layer.node) or why_nothing(changes)
         return why or "its ranks stay full: lower ones would save less than they lose"
 
