@@ -2,7 +2,7 @@
 
 A pass that claims to treat the weights of a model (`covers_layers = True`) reports what it did and what it refused;
 what it never looked at (an operator that it has no form for, a weight in a local function) it can't report. After it
-has run, the layers of the model before it are gone through: one that no change names, by itself or by a weight, and
+has run, the layers of the model before it are checked: one that no change names, by itself or by a weight, and
 whose weights take as many bytes as before, is reported as skipped. A pass may know better why:
 `why_left(layer, changes)`.
 """
@@ -15,29 +15,32 @@ import onnx_ir as ir
 
 from .core import GRAPH, Action, Change, Context, Pass
 from .graph import query
-from .ops.weight_layers import HeldWeight, WeightedLayer, weighted_layers
+from .ops.weight_layers import HeldWeight, WeightedLayer
+
+
+def covers_layers(one: Pass) -> bool:
+    """Say whether a pass claims to treat the weights of every layer."""
+    return bool(getattr(one, "covers_layers", False))
 
 
 def unmentioned(
-    one: Pass, before: ir.Model, after: ir.Model, changes: Sequence[Change], context: Context
+    one: Pass, layers: Sequence[WeightedLayer], after: ir.Model | None, changes: Sequence[Change], context: Context
 ) -> Iterator[Change]:
     """Yield a change, skipped and with the reason, for each layer that a pass neither changed nor mentioned.
 
     Args:
-        one: the pass; nothing is yielded where it does not cover layers.
-        before: the model that it was given.
-        after: the model as it is now, the same object where nothing was changed.
+        one: a pass that covers layers.
+        layers: of the model that it was given.
+        after: the model as it is now; None where it is unchanged.
         changes: what the pass reported, and what was taken back.
         context: whose `selects` says which nodes it was allowed to touch.
     """
-    if not getattr(one, "covers_layers", False):
-        return
     named = {change.target for change in changes}
-    left = None if after is before else _stored_bytes(after)
+    left = None if after is None else _stored_bytes(after)
     lost = next((c for c in changes if c.target == GRAPH and c.action is Action.ROLLED_BACK), None)
     own: Callable[[WeightedLayer, Sequence[Change]], str | None] = getattr(one, "why_left", lambda *_: None)
     counted: set[str] = set()
-    for layer in weighted_layers(before):
+    for layer in layers:
         if layer.label in named or any(_is_named(weight, named) for weight in layer.weights):
             continue
         if left is not None and any(left.get(w.name, 0) < w.bytes for w in layer.main if not w.is_attribute):

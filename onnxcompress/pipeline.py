@@ -21,11 +21,12 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from .accounting import unmentioned
+from .accounting import covers_layers, unmentioned
 from .base.gate import Gate, Memo
 from .core import Action, Change, Context, Pass
 from .errors import OnnxCompressError, UsageError
 from .io import model_io
+from .ops.weight_layers import weighted_layers
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,10 @@ def run(model: ir.Model, passes: Sequence[Pass], context: Context, prover: Prove
     for group in _groups(passes):
         log.info("running %s", ", ".join(p.name for p in group))
         outcome = _Group(model, group, context, prover(model, group[0].lossless)).run()
-        silent = unmentioned(group[0], model, outcome.model, outcome.changes, context)
-        changes += [*outcome.changes, *silent]
+        changes += outcome.changes
+        if covers_layers(group[0]):
+            after = None if outcome.model is model else outcome.model
+            changes += unmentioned(group[0], weighted_layers(model), after, outcome.changes, context)
         model = outcome.model
         errors += outcome.internal_errors
     return Outcome(model, changes, errors)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 REST = "."
-"""Stands for the axes that an ellipsis covers."""
+"""Represents the axes that an ellipsis covers."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ A layer is that node. Weights of 8 bits and fewer are recognised in the forms th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -22,6 +23,8 @@ _LEAST_ELEMENTS = 256
 are smaller or have one axis. Chosen by judgement; not measured."""
 _LEAST_NUMBERS = 16
 """Numbers from which on an attribute counts as weights (trees, linear models). Chosen by judgement; not measured."""
+_EXAMPLES = 3
+"""Layers that a summary names; chosen by judgement."""
 _FLOAT_BITS = 16
 """Bits from which on floats count as not quantized."""
 
@@ -57,7 +60,7 @@ class HeldWeight:
 
     @property
     def is_quantized(self) -> bool:
-        """True where it holds numbers of 8 bits or fewer that stand for floats."""
+        """True where it holds numbers of 8 bits or fewer that represent floats."""
         return self.bits < _FLOAT_BITS
 
 
@@ -67,18 +70,15 @@ class WeightedLayer:
 
     Args:
         node: of the model that was looked at.
+        label: the name by which reports speak of it, as it was then.
         in_function: it is in a local function.
         weights: its constants, in the order in which they are found.
     """
 
     node: ir.Node
+    label: str
     in_function: bool
     weights: list[HeldWeight] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        """The name by which reports speak of it."""
-        return query.label(self.node)
 
     @property
     def main(self) -> list[HeldWeight]:
@@ -107,17 +107,21 @@ def weighted_layers(model: ir.Model) -> list[WeightedLayer]:
     for value, tensor in _stored(model):
         for node, port, bits in _readers(value, tensor):
             if _counts(node, port, tensor, bits):
-                layer = found.setdefault(node, WeightedLayer(node=node, in_function=id(node) in inside))
+                layer = found.setdefault(node, _empty(node, inside))
                 if all(weight.name != value.name for weight in layer.weights):
                     layer.weights.append(_held(value, tensor, node, port, bits))
     for node in query.nodes(model):
         attributes = list(_attributes(node))
         if attributes:
-            layer = found.setdefault(node, WeightedLayer(node=node, in_function=id(node) in inside))
+            layer = found.setdefault(node, _empty(node, inside))
             layer.weights += attributes
     order = {node: place for place, node in enumerate(query.nodes(model))}
     layers = (layer for layer in found.values() if any(not weight.is_bias for weight in layer.weights))
     return sorted(layers, key=lambda layer: order[layer.node])
+
+
+def _empty(node: ir.Node, inside: set[int]) -> WeightedLayer:
+    return WeightedLayer(node=node, label=query.label(node), in_function=id(node) in inside)
 
 
 def _stored(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
@@ -271,20 +275,34 @@ def _attributes(node: ir.Node) -> Iterator[HeldWeight]:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroup:
-    """Layers of one kind: how many, of which operators, the names of all, and the bytes of their weights."""
+    """Layers of one kind: how many, the bytes of their weights, operator -> how many of them, and the names of all."""
 
     layers: int
     bytes: int
-    operators: dict[str, int]
+    operators: Mapping[str, int]
     names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{name} {count}" for name, count in self.operators.items())
+        shown = ", ".join(self.names[:_EXAMPLES]) + (", ..." if len(self.names) > _EXAMPLES else "")
+        return f"{self.layers:,} layer{'s' * (self.layers != 1)} with {self.bytes:,} bytes ({kinds}: {shown})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedState:
-    """What of a model is stored in 8 bits or fewer already, by type, and what remains in floats."""
+    """Layers of a model that are stored in 8 bits or fewer, by type ("int8", "uint4"), and those in floats."""
 
-    quantized: dict[str, LayerGroup]
+    quantized: Mapping[str, LayerGroup]
     floats: LayerGroup
+
+    def __str__(self) -> str:
+        already = "; ".join(f"{form}: {group}" for form, group in self.quantized.items())
+        remaining = f"in float remain {self.floats}" if self.floats.layers else "no layer with weights remains in float"
+        return f"quantized already are {already}; {remaining}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report's `quantized_before` object."""
+        return asdict(self)
 
 
 def quantized_state(model: ir.Model) -> QuantizedState | None:

@@ -24,7 +24,6 @@ from ...accounting import why_nothing
 from ...core import GRAPH, Built, Change, Context, Judge, Need, Pass
 from ...data import feeds as feed_facts
 from ...graph import edit
-from ...io import model_io
 from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
 from ...search.archive import Archive
@@ -227,15 +226,10 @@ class _AutoSearch:
         return sorted(ranked, key=lambda c: self.context.excess(c.trial) is not None)
 
     def _become(self, chosen: QuantizedCandidate) -> list[Change]:
-        before = model_io.model_bytes(self.model)
         edit.become(self.model, chosen.model)
         self.archive.choose(chosen)
-        summary = Change.applied(
-            SearchBest.name,
-            f"{chosen.label}: {search.figures(chosen.trial)}",
-            bytes_before=before,
-            bytes_after=chosen.trial.bytes,
-        )
+        # no bytes: they stand with the changes that it is made of
+        summary = Change.applied(SearchBest.name, f"{chosen.label}: {search.figures(chosen.trial)}")
         return [summary, *chosen.changes]
 
     def _not_chosen(self, other: QuantizedCandidate) -> Change:
