@@ -15,7 +15,10 @@ import onnx_ir as ir
 
 from .core import GRAPH, Action, Change, Context, Pass
 from .graph import query
-from .ops.weight_layers import HeldWeight, WeightedLayer
+from .ops.weight_layers import WeightedLayer
+
+LEFT_BY_CHOICE = "the passes of the candidate that was chosen have no form for it that pays"
+"""Reason for a layer that a pass which chooses among candidates leaves, and of which none of their passes speaks."""
 
 
 def covers_layers(one: Pass) -> bool:
@@ -41,7 +44,7 @@ def unmentioned(
     own: Callable[[WeightedLayer, Sequence[Change]], str | None] = getattr(one, "why_left", lambda *_: None)
     counted: set[str] = set()
     for layer in layers:
-        if layer.label in named or any(_is_named(weight, named) for weight in layer.weights):
+        if layer.label in named or any(weight.names & named for weight in layer.weights):
             continue
         if left is not None and any(left.get(w.name, 0) < w.bytes for w in layer.main if not w.is_attribute):
             continue
@@ -52,10 +55,6 @@ def unmentioned(
         size = sum(weight.bytes for weight in layer.main if weight.is_attribute or weight.name not in counted)
         counted.update(weight.name for weight in layer.main)
         yield Change.skipped(one.name, why, target=layer.label, bytes_before=size)
-
-
-def _is_named(weight: HeldWeight, named: set[str]) -> bool:
-    return not weight.is_attribute and weight.name in named
 
 
 def _stored_bytes(model: ir.Model) -> dict[str, int]:

@@ -35,6 +35,7 @@ class HeldWeight:
 
     Args:
         name: the initializer's or Constant's; of an attribute its name.
+        aliases: the names of what Casts, Transposes and the like make of it on its way to the layer.
         dtype: the type in the file.
         dims: the shape in the file.
         bytes: what it takes there.
@@ -49,9 +50,15 @@ class HeldWeight:
     dims: tuple[int, ...]
     bytes: int
     bits: int
+    aliases: tuple[str, ...] = ()
     is_bias: bool = False
     is_input: bool = False
     is_attribute: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All names by which a report may speak of it."""
+        return frozenset() if self.is_attribute else frozenset((self.name, *self.aliases))
 
     @property
     def size(self) -> int:
@@ -105,11 +112,11 @@ def weighted_layers(model: ir.Model) -> list[WeightedLayer]:
     inside = {id(node) for graph in query.function_graphs(model) for node in graph}
     found: dict[ir.Node, WeightedLayer] = {}
     for value, tensor in _stored(model):
-        for node, port, bits in _readers(value, tensor):
+        for node, port, bits, aliases in _readers(value, tensor):
             if _counts(node, port, tensor, bits):
                 layer = found.setdefault(node, _empty(node, inside))
                 if all(weight.name != value.name for weight in layer.weights):
-                    layer.weights.append(_held(value, tensor, node, port, bits))
+                    layer.weights.append(_held(value, tensor, node, port, bits, aliases))
     for node in query.nodes(model):
         attributes = list(_attributes(node))
         if attributes:
@@ -141,24 +148,25 @@ def _is_numeric(tensor: ir.TensorProtocol) -> bool:
     return tensor.size > 1 and (tensor.dtype.is_floating_point() or is_integer)
 
 
-def _readers(value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[tuple[ir.Node, int, int]]:
-    """Yield (node, port, bits of a number) of the nodes that compute with a constant."""
+def _readers(value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[tuple[ir.Node, int, int, tuple[str, ...]]]:
+    """Yield (node, port, bits of a number, names of the values in between) of the nodes that compute with a constant."""
     is_float = tensor.dtype.is_floating_point() and tensor.dtype.bitwidth >= _FLOAT_BITS
-    pending, seen = [(value, is_float)], {(value, is_float)}
+    pending: list[tuple[ir.Value, bool, tuple[str, ...]]] = [(value, is_float, ())]
+    seen = {value}
     while pending:
-        read, floats = pending.pop()
+        read, floats, via = pending.pop()
         for use in read.uses():
             node, port = use.node, use.idx
             passed = _passes(node, port, floats=floats)
             if passed is not None:
-                following = [(output, passed) for output in node.outputs if output.uses()]
-                pending += [each for each in following if each not in seen]
+                following = [output for output in node.outputs if output.uses() and output not in seen]
+                pending += [(output, passed, (*via, output.name or "")) for output in following]
                 seen.update(following)
             elif is_float:
                 if not _scales_integers(node, port):
-                    yield node, port, tensor.dtype.bitwidth
+                    yield node, port, tensor.dtype.bitwidth, via
             elif floats or port in ops.spec(node).integers or _looks_up(node, port):
-                yield node, port, _bits(node, port, tensor)
+                yield node, port, _bits(node, port, tensor), via
 
 
 def _passes(node: ir.Node, port: int, *, floats: bool) -> bool | None:
@@ -242,13 +250,16 @@ def _is_bias(node: ir.Node, port: int) -> bool:
     return any(weight.bias == port for weight in row.weights) or bool(row.weights and row.weight(port) is None)
 
 
-def _held(value: ir.Value, tensor: ir.TensorProtocol, node: ir.Node, port: int, bits: int) -> HeldWeight:
+def _held(
+    value: ir.Value, tensor: ir.TensorProtocol, node: ir.Node, port: int, bits: int, aliases: tuple[str, ...]
+) -> HeldWeight:
     return HeldWeight(
         name=value.name or "?",
         dtype=tensor.dtype,
         dims=query.dims(tensor),
         bytes=tensor.nbytes,
         bits=bits,
+        aliases=aliases,
         is_bias=bits >= _FLOAT_BITS and _is_bias(node, port),
         is_input=value.is_graph_input(),
     )

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...accounting import why_nothing
+from ...accounting import LEFT_BY_CHOICE, why_nothing
 from ...core import GRAPH, Built, Change, Context, Judge, Need, Pass
 from ...data import feeds as feed_facts
 from ...graph import edit
@@ -88,9 +88,10 @@ class SearchBest:
             return []
         return _AutoSearch(model, context, context.judge, self).run()
 
-    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
         """Return why a layer that no change is about stays as it was."""
-        return why_nothing(changes)
+        why = why_nothing(changes)
+        return why or (None if layer.form else LEFT_BY_CHOICE)
 
 
 @plain_dataclass(frozen=True)

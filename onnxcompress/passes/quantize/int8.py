@@ -25,7 +25,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...accounting import why_nothing
+from ...accounting import LEFT_BY_CHOICE, why_nothing
 from ...core import GRAPH, Action, Candidate, Change, Context, Judge, Need, Trial
 from ...data import feeds as feed_facts
 from ...errors import ModelError
@@ -110,9 +110,10 @@ class QuantizeInt8:
             return [_skipped(f"nothing was measured, the first route is taken: {route}"), *changes]
         return _RouteSearch(model, context, context.judge, self).run()
 
-    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
         """Return why a layer that no route mentions stays as it was."""
-        return why_nothing(changes)
+        why = why_nothing(changes)
+        return why or (None if layer.form else LEFT_BY_CHOICE)
 
     @property
     def passes(self) -> RoutePasses:

@@ -138,7 +138,7 @@ class LowRank:
         """Return why a layer that `run` did not factorize keeps its weights."""
         if layer.form:
             return None
-        why = why_not_linear(layer.node) or why_nothing(changes)
+        why = why_not_linear(layer.node) or why_nothing(changes[::-1])
         return why or "its ranks stay full: lower ones would save less than they lose"
 
     def _chosen(self, possible: Sequence[Factorization], slopes: Sequence[float]) -> list[_RankChoice] | None:
