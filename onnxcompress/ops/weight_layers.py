@@ -149,7 +149,7 @@ def _is_numeric(tensor: ir.TensorProtocol) -> bool:
 
 
 def _readers(value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[tuple[ir.Node, int, int, tuple[str, ...]]]:
-    """Yield (node, port, bits of a number, names of the values in between) of the nodes that compute with a constant."""
+    """Yield (node, port, bits of a number, names of values in between) of the nodes that compute with a constant."""
     is_float = tensor.dtype.is_floating_point() and tensor.dtype.bitwidth >= _FLOAT_BITS
     pending: list[tuple[ir.Value, bool, tuple[str, ...]]] = [(value, is_float, ())]
     seen = {value}

@@ -23,7 +23,7 @@ from ..rewriting import Rewrite, RewriteContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Product:
+class _EinsumProduct:
     """A product of matrices in place of an Einsum.
 
     Args:
@@ -75,7 +75,7 @@ def as_product(node: ir.Node, ctx: RewriteContext) -> Rewrite | None:
     )
 
 
-def _agree(found: _Product, dims: tuple[int, ...], data: Sequence[int | str | None] | None) -> bool:
+def _agree(found: _EinsumProduct, dims: tuple[int, ...], data: Sequence[int | str | None] | None) -> bool:
     """Say whether both operands are known to have as many indices to sum over: an Einsum would repeat a single one."""
     if data is None:
         return False
@@ -85,7 +85,7 @@ def _agree(found: _Product, dims: tuple[int, ...], data: Sequence[int | str | No
     return list(data[len(data) - found.summed :]) == wanted
 
 
-def _product(node: ir.Node, port: int) -> _Product | None:
+def _product(node: ir.Node, port: int) -> _EinsumProduct | None:
     """Return the product that an Einsum is, None where it is none or needs its activation transposed."""
     found = equation(node)
     if found is None:
@@ -105,15 +105,15 @@ def _product(node: ir.Node, port: int) -> _Product | None:
         is_plain = len(summed) == len(made) == 1
         if REST in kept and not is_plain:
             return None
-        return _Product(is_left=False, perm=perm, kept=len(kept), summed=len(summed), made=len(made))
+        return _EinsumProduct(is_left=False, perm=perm, kept=len(kept), summed=len(summed), made=len(made))
     is_matrix = len(summed) == len(made) == 1 and len(data) > 1
     if not is_matrix or data[-2] != summed[0] or data[-1] == REST or result != data.replace(summed[0], made[0]):
         return None
     perm = tuple(weight.index(letter) for letter in (made[0], summed[0]))
-    return _Product(is_left=True, perm=perm, kept=0, summed=1, made=1)
+    return _EinsumProduct(is_left=True, perm=perm, kept=0, summed=1, made=1)
 
 
-def _write(node: ir.Node, data: ir.Value, weight: ir.Value, found: _Product, ctx: RewriteContext) -> None:
+def _write(node: ir.Node, data: ir.Value, weight: ir.Value, found: _EinsumProduct, ctx: RewriteContext) -> None:
     tensor = query.constant_tensor(weight)
     assert tensor is not None
     dims = [query.dims(tensor)[axis] for axis in found.perm]

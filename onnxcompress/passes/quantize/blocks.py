@@ -38,7 +38,7 @@ from .blocks_bits import WidthChoice, Widths, grids_of, own_bits, survey
 from .blocks_rounding import Method, Rounder, has_enough
 from .blocks_writer import OPSETS, BlockWriter, Form, kernel_fits, shape_of, stored_bytes
 from .equalize import Equalize
-from .weight_storage import NODE_BYTES, StoredWeight, WeightContext, sites
+from .weight_storage import StoredWeight, WeightContext, sites
 
 _SPARE = 1.08
 """What is spent beyond the scheme's bits on the weights that hurt most, unless there is a budget."""
@@ -238,12 +238,6 @@ def _copy(model: ir.Model, context: Context) -> tuple[ir.Model, Context]:
     return model_io.clone(model), replace(context, gate=gate, memo=Memo(gate))
 
 
-def _node_bytes(site: StoredWeight, form: Form) -> int:
-    """Return about what the names and nodes take that are written beside a weight."""
-    new = 3 if form in ("kernel", "integer") else 4
-    return new * (NODE_BYTES + len(site.name))
-
-
 def _applied(name: str, site: StoredWeight, choice: WidthChoice, form: Form, how: str) -> Change:
     grid = choice.grid
     details: dict[str, Any] = {
@@ -256,6 +250,6 @@ def _applied(name: str, site: StoredWeight, choice: WidthChoice, form: Form, how
         f"{grid.bits} bits in blocks of {grid.block}, {how}",
         target=site.name,
         bytes_before=site.stored_bytes,
-        bytes_after=stored_bytes(*shape_of(site), grid.stored, is_padded=kernel_fits(site)) + _node_bytes(site, form),
+        bytes_after=stored_bytes(*shape_of(site), grid.stored, is_padded=kernel_fits(site)),
         details=details,
     )

@@ -80,7 +80,7 @@ class Cluster:
         scene = WeightContext(model)
         for site, clustered in sorted(found, key=lambda each: each[1].noise):
             if context.gate.admits(self.name, site.name):
-                stored = _bytes_after(site, len(clustered.codebooks), clustered.codebooks.shape[1], is_half=is_half)
+                stored = clustered.codebooks.nbytes + -(-site.tensor.size // (2 if is_half else 1))
                 values = clustered.codebooks.shape[1]
                 whose = "" if not self.rows else f" for every {self.rows} output channels"
                 change = Change.applied(
@@ -103,7 +103,7 @@ class Cluster:
             return f"{site.tensor.dtype.name.lower()} weights are not clustered"
         outputs = query.dims(site.tensor)[site.axis or 0]
         books = -(-outputs // self.rows) if self.rows else 1
-        after = _bytes_after(site, books, 2**self.bits, is_half=self.bits <= 4)
+        after = site.tensor.size // (2 if self.bits <= 4 else 1) + books * 4 * 2**self.bits + 4 * NODE_BYTES
         if after >= site.stored_bytes:
             return f"would take {after} bytes with its codebooks and nodes instead of {site.stored_bytes}"
         return None if np.isfinite(site.tensor.numpy()).all() else "can't be clustered: it has NaN or infinite elements"
@@ -122,12 +122,6 @@ class Cluster:
             books.append(np.pad(values, (0, count - len(values)), mode="edge"))
         signal = max(snr.energy(weight), float(np.finfo(float).tiny))
         return Clustered(indices=indices, codebooks=np.stack(books), rows=rows, noise=noise / signal)
-
-
-def _bytes_after(site: StoredWeight, books: int, values: int, *, is_half: bool) -> int:
-    """Return the bytes of a clustered weight: indices, codebooks, their nodes and names."""
-    new = 4 + 2 * (books > 1)
-    return -(-site.tensor.size // (2 if is_half else 1)) + books * 4 * values + new * (NODE_BYTES + len(site.name))
 
 
 class ClusterWriter(SiteWriter):
