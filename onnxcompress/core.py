@@ -379,6 +379,10 @@ class Pass(Protocol):
     `run` edits the model in place and returns what it did and what it refused. Before each rewrite it asks
     `context.gate.admits(self.name, target)` and leaves the target alone on a no. A model is valid before and
     after a pass, not in between.
+
+    A pass may have two more attributes, see `accounting`: `covers_layers`, a ClassVar that is True where every layer
+    with weights is its business, and `why_left(layer, changes)`, which returns why it left a layer alone,
+    None where it knows no more than that.
     """
 
     name: ClassVar[str]

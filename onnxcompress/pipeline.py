@@ -21,10 +21,12 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from .accounting import covers_layers, unmentioned
 from .base.gate import Gate, Memo
 from .core import Action, BestSoFar, Change, Clock, Context, Pass
 from .errors import OnnxCompressError, TimeUpError, UsageError
 from .io import model_io
+from .ops.weight_layers import weighted_layers
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +138,9 @@ def run(
     for group in _groups(passes):
         log.info("running %s", ", ".join(p.name for p in group))
         outcome = _in_time(done.model, group, context, prover, budget or _AllTheTime())
+        if covers_layers(group[0]) and not outcome.cut_short:
+            after = None if outcome.model is done.model else outcome.model
+            outcome.changes.extend(unmentioned(group[0], weighted_layers(done.model), after, outcome.changes, context))
         is_lossless = group[0].lossless and done.lossless_model is done.model
         done = Outcome(
             outcome.model,

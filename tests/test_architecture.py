@@ -24,6 +24,7 @@ COLUMN = (
     "shapes",
     "data",
     "runtime search packing pipeline",
+    "accounting",
     "io ops core",
     "graph base targets",
     "numerics errors",

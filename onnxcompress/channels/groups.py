@@ -304,6 +304,11 @@ class Channels:
             kept=tuple(sorted(reasons, key=lambda k: (-k.parameters, -k.macs, k.reason))),
         )
 
+    def blocked(self) -> dict[str, str]:
+        """Return name -> reason of the constants of which nothing can be removed."""
+        some = self.removed_classes(range(len(self)))
+        return {each.where: self._why(each) for each in self._sizes if self._kept(each, some) >= each.number}
+
     def _kept(self, amount: Amount, lost: np.ndarray) -> float:
         """Return what would be left of an amount if every index went that can."""
         shares = [float((~lost[self._solved.classes[ids]]).mean()) for ids in amount.free]

@@ -56,27 +56,31 @@ def stored_bytes(value: ir.Value) -> int:
 
 def is_float(value: ir.Value | None) -> bool:
     """Say whether a value is a constant that can be read as floats."""
-    tensor = query.constant_tensor(value)
-    if tensor is not None:
-        return tensor.dtype in _FLOATS
+    stored = tensor(value)
+    if stored is not None:
+        return stored.dtype in _FLOATS
     return value is not None and _quantized(value) is not None
 
 
 def dims(value: ir.Value) -> tuple[int, ...]:
     """Return the shape of such a constant."""
-    tensor = query.constant_tensor(value)
-    if tensor is None:
+    stored = tensor(value)
+    if stored is None:
         node = _quantized(value)
         assert node is not None
-        tensor = query.constant_tensor(node.inputs[0])
-    assert tensor is not None
-    return query.dims(tensor)
+        stored = query.constant_tensor(node.inputs[0])
+    assert stored is not None
+    return query.dims(stored)
 
 
 def read(value: ir.Value) -> np.ndarray:
-    """Return the numbers of a constant, or of a DequantizeLinear of constants: float32 for all but float64."""
-    array = query.constant(value)
-    if array is not None:
+    """Return the numbers of a constant, or of a Cast or a DequantizeLinear of constants.
+
+    They are float32 for all but float64.
+    """
+    stored = tensor(value)
+    if stored is not None:
+        array = stored.numpy()
         return array if array.dtype == np.float64 else array.astype(np.float32)
     integers, scale, zero = _quantization(value)
     return np.asarray((integers.astype(np.float32) - zero) * scale, np.float32)
@@ -119,13 +123,21 @@ def cast(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 def write(node: ir.Node, port: int, array: np.ndarray, names: edit.Names) -> None:
     """Replace the constant that a node reads through a port, for this reader alone, stored as it was.
 
-    Integers behind a DequantizeLinear keep their scale and zero point.
+    Integers behind a DequantizeLinear keep their scale and zero point, what is behind a Cast its type.
 
     Raises:
         ValueError: the stored type can't hold a number of it.
     """
     value = node.inputs[port]
     assert value is not None
+    if is_cast(value):
+        converts = value.producer()
+        assert converts is not None
+        if len(value.uses()) > 1 or value.is_graph_output():
+            converts = edit.copy_before(converts, names)
+            node.replace_input_with(port, converts.outputs[0])
+        write(converts, 0, array, names)
+        return
     if query.constant_tensor(value) is None:
         dequantize = _quantized(value)
         assert dequantize is not None

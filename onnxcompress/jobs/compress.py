@@ -23,6 +23,7 @@ from ..base.versions import versions
 from ..core import Candidate, Change, Clock, Context, Trial, Workers
 from ..errors import ModelError, TimeUpError, UsageError
 from ..io import model_io
+from ..ops.weight_layers import quantized_state
 from ..packing import archive as packing
 from ..quality import ablation, metrics
 from ..quality.compare_outputs import quality_notes
@@ -42,7 +43,7 @@ from .judge import Races, Timings, Trials
 from .limits import LatencyLimit, check_limits, excess
 from .measure_result import RecipeResult, ResultFigures, measure_result, unmeasured, without_lossy
 from .node_selector import selector
-from .notes import measurement_notes, sample_notes
+from .notes import measurement_notes, quantized_notes, sample_notes
 from .options import RunOptions, takes_keywords
 from .prover import Prover
 from .report import Limits, Report, ResolvedRecipe, Verification
@@ -146,6 +147,11 @@ class Begun:
 def begin(source: ModelSource, options: RunOptions) -> Begun:
     """Check the options and read the model."""
     recipe = Recipe.load(options.recipe, options.settings)
+    if recipe.lossless and (options.only or options.skip):
+        raise UsageError(
+            f"--only and --skip limit lossy passes, and recipe {recipe.name!r} has none",
+            hint="Leave them out: every pass of this recipe keeps what the model computes",
+        )
     if recipe.needs_data and options.data is None:
         raise UsageError(f"recipe {recipe.name!r} needs data", hint="Give --data")
     latency_limit = None if options.max_latency is None else LatencyLimit.parse(options.max_latency)
@@ -301,6 +307,7 @@ def _unstarted(source: ModelSource, options: RunOptions, begun: Begun, started: 
 def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report:
     """Return the report of a run."""
     options = run.options
+    quantized = quantized_state(run.original)
     return Report(
         input=measured.input,
         output=measured.output,
@@ -317,10 +324,12 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
         versions=versions(),
         sensitivity=done.ablations,
         internal_errors=tuple(map(str, done.internal_errors)),
+        quantized_before=quantized,
         is_lost=internal_errors.all_was_lost(done.internal_errors, done.changes, run.recipe.active),
         notes=(
             *run.proof.notes,
             *done.notes,
+            *quantized_notes(quantized, done.changes, run.recipe.active),
             *sample_notes(run.original, run.samples),
             *measurement_notes(
                 run.samples,

@@ -26,6 +26,7 @@ from ..graph import query
 from ..io import model_io
 from ..ops import table as ops
 from ..ops.optional_inputs import optional_inputs
+from ..ops.weight_layers import QuantizedState, quantized_state
 from ..partition import value_sizes
 from ..runtime import isolation
 from ..runtime import session as runtime
@@ -107,6 +108,7 @@ class Inspection:
     dtypes: Mapping[str, StoredBytes]
     operators: tuple[Share, ...]
     layers: tuple[Share, ...]
+    quantized: QuantizedState | None = None
     ms: float | None = None
     time_by_type: tuple[Share, ...] = ()
     slowest: tuple[Share, ...] = ()
@@ -196,6 +198,7 @@ def _counted(model: ir.Model, size_bytes: int, feed: Feed, notes: list[str]) -> 
         dtypes=shares.dtypes(),
         operators=shares.operators(),
         layers=shares.layers(),
+        quantized=quantized_state(model),
     )
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import passes
+from ..accounting import covers_layers, unmentioned
 from ..base.gate import Gate
 from ..channels import groups as channel_groups
 from ..core import Action, Change, Context, Feed, Need, Pass
 from ..errors import OnnxCompressError
 from ..graph import query
 from ..io import model_io
+from ..ops.weight_layers import weighted_layers
 from ..recipe import Recipe
 from ..runtime import isolation
 
@@ -92,7 +94,10 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
             continue
         candidate, spare = spare or start.copy(), None
         try:
-            changes = passes.build(name, {}).run(candidate, replace(context, gate=type(context.gate)()))
+            built = passes.build(name, {})
+            layers = weighted_layers(candidate) if covers_layers(built) else []
+            changes = built.run(candidate, replace(context, gate=type(context.gate)()))
+            changes += unmentioned(built, layers, candidate, changes, context)
         except Exception as error:  # a pass that fails here fails in `compress` too, and is named there as well
             log.info("%s failed", name, exc_info=error)
             notes.append(f"{name} could not be tried: {_told(error)}")
@@ -105,7 +110,7 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
         found.append(_reach(name, changes, size_bytes - left_bytes))
         if _prepares(kind):
             start, size_bytes = Still(candidate), left_bytes
-        del candidate, changes
+        del candidate, changes, layers
     if untried:
         notes.append(f"weights of this size take too much memory to try {', '.join(untried)}")
     return tuple(found)

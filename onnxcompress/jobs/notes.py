@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from ..core import Action, Change, Pass
 from ..data.lint import oddities
+from ..ops.weight_layers import QuantizedState
+from ..passes import walk
 from ..runtime.latency import Latency
 from .report import Verification
 from .setup import RunSamples
@@ -19,6 +22,22 @@ def sample_notes(original: ir.Model, samples: RunSamples) -> list[str]:
         return samples.judged.notes()
     odd = oddities(original, given.feeds, state=given.state)
     return list(dict.fromkeys((*given.notes(), *odd, *samples.judged.notes())))
+
+
+def quantized_notes(state: QuantizedState | None, changes: Sequence[Change], passes: Sequence[Pass]) -> Iterator[str]:
+    """Yield a line about a model that was quantized before: what is, what is not, and whether nothing was done for it.
+
+    Args:
+        state: of the model as it was given.
+        changes: of the run.
+        passes: of the recipe.
+    """
+    if state is None:
+        return
+    lossy = {held.name for one in passes if not one.lossless for held in walk(one)}
+    is_done = any(change.action is Action.APPLIED and change.pass_name in lossy for change in changes)
+    why = "" if is_done or not lossy else ": this is why the recipe did nothing more"
+    yield f"{state}{why}"
 
 
 def measurement_notes(

@@ -11,6 +11,7 @@ import pydantic
 
 from ..base.report_value import Count, NotNegative, ReportValue
 from ..core import Action, Change, Trial
+from ..ops.weight_layers import QuantizedState
 from ..packing.archive import Packed
 from ..quality.ablation import LayerAblation
 from ..quality.result import Quality
@@ -119,6 +120,8 @@ class Report:
     """Every time that was measured, by label; --timings replays it."""
     changes: tuple[Annotated[Change, _WrittenAs(ChangeEntry)], ...]
     notes: tuple[str, ...] = ()
+    quantized_before: QuantizedState | None = None
+    """Layers whose weights the model held in 8 bits or fewer as it was given, and those in floats; null where none."""
     candidates: tuple[Annotated[TriedCandidate, _WrittenAs(CandidateEntry)], ...] = ()
     """All candidates that were measured before one of them was chosen."""
     sensitivity: tuple[LayerAblation, ...] = ()

@@ -56,7 +56,7 @@ class LinearLayer:
 
     @property
     def weight(self) -> ir.Value:
-        """The constant that holds the matrix, as float: where `is_fixed`, the output of a DequantizeLinear."""
+        """The constant that holds the matrix as float, or the output of a Cast or (`is_fixed`) a DequantizeLinear."""
         return _present(self.node.inputs[self.facts.port])
 
     @property
@@ -70,7 +70,7 @@ class LinearLayer:
     @property
     def is_fixed(self) -> bool:
         """True where the matrix is stored as integers, so that only the bias can be written."""
-        return query.constant_tensor(self.weight) is None
+        return float_constants.tensor(self.weight) is None
 
     @property
     def has_bias(self) -> bool:
@@ -187,7 +187,7 @@ class LinearLayer:
             fits = math.prod(dims) == bias.size
             float_constants.write(holder, port, bias.reshape(dims if fits else self._bias_shape(bias)), names)
             return self
-        tensor = query.constant_tensor(self.weight)
+        tensor = float_constants.tensor(self.weight)
         dtype = np.dtype(np.float32) if tensor is None else tensor.dtype.numpy()
         made = edit.add_initializer(
             query.home(self.node),
@@ -241,6 +241,14 @@ def linear_layer(node: ir.Node) -> LinearLayer | str | None:
             return found
         fault = fault or found
     return fault
+
+
+def why_not_linear(node: ir.Node) -> str | None:
+    """Return why passes over linear layers leave a node with weights alone, None where it is such a layer."""
+    found = linear_layer(node)
+    if isinstance(found, LinearLayer):
+        return None
+    return found or f"{node.op_type} is no product of its input with a matrix"
 
 
 def _read_layer(node: ir.Node, facts: ops.Weight) -> LinearLayer | str:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..graph import query
-from . import macs
+from . import equations, macs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -74,11 +74,15 @@ class Weight:
 class OpSpec:
     """A row of the table: one operator.
 
-    `macs` is None for operators that multiply nothing worth counting: they cost 0.
+    `macs` is None for operators that multiply nothing worth counting: they cost 0. `integers` are the ports that take
+    weights of 8 bits or fewer as they are stored; `packed_bits` is the usual number of bits of one, where several are
+    packed in a byte and an attribute `bits` may say another (0: they are not).
     """
 
     weights: tuple[Weight, ...] = ()
     macs: MacsOf | None = None
+    integers: tuple[int, ...] = ()
+    packed_bits: int = 0
 
     def weight(self, port: int) -> Weight | None:
         """Return the weight that is read through `port`, None where that is not a weight port."""
@@ -185,6 +189,15 @@ def _gather_row(node: ir.Node, rank: int) -> int:
     return int(query.attribute(node, "axis", 0)) % rank
 
 
+def _einsum(port: int) -> Weight:
+    return Weight(
+        port=port,
+        out_axis=lambda node, rank: equations.result_axis(node, port, rank),
+        in_axis=lambda node, rank: equations.summed_axis(node, port, rank),
+        data=1 - port,
+    )
+
+
 # Rows.
 
 _CONV = Weight(port=1, out_axis=_axis(0), in_axis=_axis(1), bias=2, sums=Sums.WINDOWS)
@@ -226,19 +239,27 @@ OPS: Mapping[tuple[str, str], OpSpec] = MappingProxyType(
         ("", "LSTM"): _RECURRENT,
         ("", "GRU"): _RECURRENT,
         ("", "RNN"): _RECURRENT,
-        ("", "Einsum"): OpSpec(macs=macs.einsum_macs),
-        ("", "ConvInteger"): OpSpec(macs=macs.conv_macs),
-        ("", "MatMulInteger"): OpSpec(macs=macs.matmul_macs),
+        ("", "Einsum"): OpSpec(weights=(_einsum(1), _einsum(0)), macs=macs.einsum_macs),
+        ("", "ConvInteger"): OpSpec(macs=macs.conv_macs, integers=(1,)),
+        ("", "MatMulInteger"): OpSpec(macs=macs.matmul_macs, integers=(0, 1)),
+        ("", "QLinearConv"): OpSpec(integers=(3,)),
+        ("", "QLinearMatMul"): OpSpec(integers=(0, 3)),
         (MICROSOFT, "FusedConv"): OpSpec(weights=(_CONV,), macs=macs.conv_macs),
         (MICROSOFT, "FusedGemm"): OpSpec(weights=(_GEMM,), macs=macs.gemm_macs),
         (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
         (MICROSOFT, "Attention"): OpSpec(
             weights=(Weight(port=1, out_axis=_axis(1), in_axis=_axis(0), bias=2),), macs=macs.attention_macs
         ),
-        (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=macs.recurrent_macs),
-        (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=macs.matmul_macs),
-        (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=macs.matmul_macs),
-        (MICROSOFT, "MatMulNBits"): OpSpec(macs=macs.matmul_nbits_macs),
+        (MICROSOFT, "DynamicQuantizeLSTM"): OpSpec(macs=macs.recurrent_macs, integers=(1, 2)),
+        (MICROSOFT, "DynamicQuantizeMatMul"): OpSpec(macs=macs.matmul_macs, integers=(1,)),
+        (MICROSOFT, "MatMulIntegerToFloat"): OpSpec(macs=macs.matmul_macs, integers=(0, 1)),
+        (MICROSOFT, "MatMulNBits"): OpSpec(macs=macs.matmul_nbits_macs, integers=(1,), packed_bits=4),
+        (MICROSOFT, "MatMulBnb4"): OpSpec(integers=(1,), packed_bits=4),
+        (MICROSOFT, "GatherBlockQuantized"): OpSpec(integers=(0,), packed_bits=4),
+        (MICROSOFT, "QGemm"): OpSpec(integers=(3,)),
+        (MICROSOFT, "QAttention"): OpSpec(integers=(1,)),
+        (MICROSOFT, "QLinearConv"): OpSpec(integers=(3,)),
+        (MICROSOFT, "QEmbedLayerNormalization"): OpSpec(integers=(2, 3, 4)),
     }
 )
 """(domain, operator) -> row; the standard domain is ""."""
@@ -286,6 +307,12 @@ BROADCASTING = frozenset(
     | {*("Or", "Pow", "Sub", "Sum", "Where", "Xor")}
 )
 """Operators that join elements at the same place of all their inputs, which broadcast."""
+PARAMETRIC = frozenset(
+    {*("BatchNormalization", "BiasGelu", "EmbedLayerNormalization", "GroupNormalization", "InstanceNormalization")}
+    | {*("LayerNormalization", "PRelu", "RMSNormalization", "SimplifiedLayerNormalization")}
+    | {*("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")}
+)
+"""Operators, of any domain, whose constants of one number per channel are learnt: scales, shifts and slopes."""
 NON_NEGATIVE = frozenset({"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"})
 """Operators whose results are never below zero."""
 SELECT = DATA_MOVEMENT | KEEPS_FILL | {"Cast", "Gather", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}

@@ -72,11 +72,21 @@ def _overview(found: Inspection) -> Table:
             "float weights of layers, bytes",
             f"{number(found.weight_port_bytes)}{_share(found.weight_port_bytes, found.bytes)}",
         ),
+        *_quantized(found),
     ]
     for title, text in rows:
         if text:
             table.add_row(title, cell(text))
     return table
+
+
+def _quantized(found: Inspection) -> list[tuple[str, str]]:
+    """Return a row for each type that weights are quantized to already, and one for what remains in floats."""
+    if found.quantized is None:
+        return []
+    rows = [(f"{form} already", str(group)) for form, group in found.quantized.quantized.items()]
+    floats = found.quantized.floats
+    return [*rows, ("in float remain", str(floats) if floats.layers else "no layers with weights")]
 
 
 def _types(found: Inspection) -> Table:

@@ -20,10 +20,12 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ...accounting import LEFT_BY_CHOICE, why_nothing
 from ...core import GRAPH, Built, Change, Context, Judge, Need, Pass
 from ...data import feeds as feed_facts
 from ...graph import edit
 from ...io import model_io
+from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
 from ...search.archive import Archive
 from ...shapes import count as counting
@@ -53,6 +55,7 @@ class SearchBest:
 
     name: ClassVar[str] = "search-best"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA_IF_GIVEN})
 
     reductions: tuple[Reduction, ...] = IN_ORDER
@@ -85,6 +88,11 @@ class SearchBest:
         if not context.gate.admits(self.name, GRAPH):
             return []
         return _AutoSearch(model, context, context.judge, self).run()
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
+        """Return why a layer that no change is about stays as it was."""
+        why = why_nothing(changes)
+        return why or (None if layer.form else LEFT_BY_CHOICE)
 
 
 @plain_dataclass(frozen=True)
@@ -229,12 +237,8 @@ class _AutoSearch:
 
     def _changes(self, chosen: QuantizedCandidate) -> list[Change]:
         """Return what was done to get a candidate, with a summary."""
-        summary = Change.applied(
-            SearchBest.name,
-            f"{chosen.label}: {search.figures(chosen.trial)}",
-            bytes_before=model_io.model_bytes(self.model),
-            bytes_after=chosen.trial.bytes,
-        )
+        # no bytes: they stand with the changes that it is made of
+        summary = Change.applied(SearchBest.name, f"{chosen.label}: {search.figures(chosen.trial)}")
         return [summary, *chosen.changes]
 
     def _offer(self, found: Sequence[QuantizedCandidate]) -> None:

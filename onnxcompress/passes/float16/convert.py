@@ -11,7 +11,7 @@ float16 form, keep float32, with Casts around them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, Need
 from ...graph import edit, query
+from ...ops.weight_layers import WeightedLayer
 from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from . import weights as float16_weights
@@ -58,6 +59,7 @@ class ConvertFloat16:
 
     name: ClassVar[str] = "convert-float16"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     compute: Literal["auto", "float32", "float16"] = "auto"
@@ -82,6 +84,15 @@ class ConvertFloat16:
             conversion = Conversion(model, context, pass_name=self.name, headroom=self.headroom)
             changes += conversion.run(least_sqnr_db=self.least_sqnr_db)
         return changes + self._store(model, context, _TYPES[storage])
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+        """Return why a layer that `run` did not look at keeps its weights as they are."""
+        kept = [weight for weight in layer.main if weight.dtype != ir.DataType.FLOAT]
+        if kept and not layer.form:
+            return f"its weights are {kept[0].dtype.name.lower()} already, not float32"
+        if not kept and all(weight.bytes // 2 <= _added_bytes(weight.name) for weight in layer.main):
+            return "its weights would not become smaller, a Cast for each counted"
+        return None
 
     def decide(self, model: ir.Model, context: Context) -> list[Float16Decision]:
         """Return the decision about each float32 weight in the file, the least harmful first, refusals last."""

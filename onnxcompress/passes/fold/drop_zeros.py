@@ -44,7 +44,8 @@ class DropZeros(LosslessPass):
                 if value is None or not _is_zero(value) or not context.gate.admits(self.name, target):
                     continue
                 reason = f"{value.name} is all zeros, which is what {node.op_type} takes without it"
-                size_bytes = query.tensor_bytes([value])
+                is_last = len(value.uses()) == 1 and not value.is_graph_output()
+                size_bytes = query.tensor_bytes([value]) if is_last else 0  # others read it still
                 _drop_input(node, port)
                 changes.append(Change.applied(self.name, reason, target=target, bytes_before=size_bytes))
         return changes

@@ -39,7 +39,11 @@ def inline_functions(model: ir.Model, context: Context, pass_name: str) -> list[
             chosen.add(identifier)
             for domain, version in function.opset_imports.items():
                 imports.setdefault(domain, version)
-            changes.append(Change.applied(pass_name, "local function inlined", target=target))
+            size, copies = _constant_bytes(function), _calls(model, identifier)
+            reason = "local function inlined"
+            changes.append(
+                Change.applied(pass_name, reason, target=target, bytes_before=size, bytes_after=size * copies)
+            )
         elif refusal is not None:
             changes.append(Change.skipped(pass_name, f"local function not inlined: it {refusal}", target=target))
     if chosen:
@@ -65,6 +69,23 @@ def _inline(model: ir.Model, chosen: set[Identifier], imports: Mapping[str, int]
             for output in node.outputs:
                 output.name = output.name or names.fresh(f"{query.label(node)}_out")
     InlinePass(criteria=lambda function: function.identifier() in chosen)(model)
+
+
+def _constant_bytes(function: ir.Function) -> int:
+    """Return the bytes of the constants in a function, which each of its calls gets when it is inlined."""
+    nodes = (*function, *query.inner_nodes(function))
+    return query.tensor_bytes(node.outputs[0] for node in nodes if query.is_op(node, "Constant"))
+
+
+def _calls(model: ir.Model, identifier: Identifier) -> int:
+    """Return how often a function is called, once all that call it are inlined; none calls itself."""
+    found = 0
+    for body in query.graphs_outside_functions(model):
+        found += sum(node.op_identifier() == identifier for node in body)
+    for other, function in model.functions.items():
+        own = sum(node.op_identifier() == identifier for node in (*function, *query.inner_nodes(function)))
+        found += own * _calls(model, other) if own else 0
+    return found
 
 
 def _separate_outputs(function: ir.Function, names: edit.Names) -> None:

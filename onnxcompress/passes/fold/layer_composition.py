@@ -56,7 +56,7 @@ class Merged:
 def free_layer(node: ir.Node | None) -> LinearLayer | None:
     """Return a node as a linear layer of plain floats that are never computed, None for all others."""
     layer = None if node is None else linear_layer(node)
-    if not isinstance(layer, LinearLayer) or layer.is_fixed:
+    if not isinstance(layer, LinearLayer) or query.constant_tensor(layer.weight) is None:
         return None
     tensors = [query.constant_tensor(v) for v in (layer.weight, layer.bias_value) if v is not None]
     return layer if all(tensor is not None and tensor.dtype in _TYPES for tensor in tensors) else None

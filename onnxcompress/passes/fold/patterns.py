@@ -34,6 +34,7 @@ from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
 from ..rewriting import Refusal, Rewrite, RewriteContext, Rule, rewrite
 from .clips import merge_clips
+from .einsum import as_product
 from .pads import absorb_pad
 from .pattern_language import Any, Clip, Match, Num, Op, Pattern, Var, close, maybe_cast, over, search, squared, times
 
@@ -58,6 +59,7 @@ class FusePatterns(LosslessPass):
         for kind in ("Conv", "ConvTranspose", "AveragePool", "MaxPool"):
             rules.setdefault(kind, []).append(absorb_pad)
         rules.setdefault("ReduceMean", []).append(_global_average)
+        rules.setdefault("Einsum", []).append(as_product)
         return rewrite(model, context, self.name, rules)
 
 

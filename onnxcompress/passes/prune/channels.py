@@ -8,13 +8,14 @@ to what the original gives there, and at last all are trained together on the or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
+from ...accounting import why_nothing
 from ...activations import observe
 from ...core import GRAPH, Change, Context, DataFor, Feed, Judge, Need
 from ...data import feeds as feed_facts
@@ -23,6 +24,7 @@ from ...data.feeds import Lazy
 from ...errors import ModelError
 from ...graph import edit
 from ...io import model_io
+from ...ops.weight_layers import WeightedLayer, weighted_layers
 from ...runtime import session as runtime
 from ...targets import facts as targets
 from .budgets import Of
@@ -48,6 +50,7 @@ class PruneChannels(PruneOptions):
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = DataFor("criterion", "reconstruction", "activation")  # type: ignore[assignment]  # a descriptor
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
@@ -75,9 +78,23 @@ class PruneChannels(PruneOptions):
             progress=context.progress,
             while_time=context.while_time,
         )
+        blocked = list(self._blocked(model, pruner.blocked, context))
         if self.budgets:
-            return self._on_budget(model, pruner, context)
-        return self._within_limit(model, pruner, context)
+            return [*self._on_budget(model, pruner, context), *blocked]
+        return [*self._within_limit(model, pruner, context), *blocked]
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+        """Return why a layer with channels that could be removed keeps all of them."""
+        return why_nothing(changes) or "none of its channels is removed: others cost less for what they save"
+
+    def _blocked(self, model: ir.Model, reasons: Mapping[str, str], context: Context) -> Iterator[Change]:
+        """Yield a refusal for each layer of which no channel can be removed."""
+        for layer in weighted_layers(model):
+            found = [reasons.get(weight.name) for weight in layer.main]
+            if context.selects(layer.node) and found and all(found):
+                size = sum(weight.bytes for weight in layer.main)
+                why = f"no channel of it can be removed: {found[0]}"
+                yield Change.skipped(self.name, why, target=layer.label, bytes_before=size)
 
     def _on_budget(self, model: ir.Model, pruner: Pruner, context: Context) -> list[Change]:
         """Meet the budget that is given, whatever the score."""

@@ -101,6 +101,9 @@ class Pruner:
         seed: of all random choices.
         progress: wraps long loops.
         while_time: wraps those that may end before their last item, where the time is up.
+
+    Attributes:
+        blocked: name -> reason of the original's constants of which nothing can be removed.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class Pruner:
         self._budgeting = Budgeting(of, original, channels, feed if timed is None else timed)
         families = loss_curves.families(channels, selects)
         self._has_families = bool(families)
+        self.blocked = channels.blocked()
         count = len(families) * options.rounds
         macs = (counting.count(original, feeds[0]).macs or 0) if feeds else 0
         probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))

@@ -18,11 +18,13 @@ from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, DataFor, Need
 from ...distillation.reconstruct import LayerData, refit
+from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...io import model_io
 from ...numerics.linear import sparsity
 from ...numerics.linear.sparsity import SparsityPattern
-from ...ops.linear import LinearLayer, linear_layers
+from ...ops.linear import LinearLayer, linear_layers, why_not_linear
+from ...ops.weight_layers import WeightedLayer
 
 _LATE = "the time limit was reached before it"
 
@@ -38,6 +40,7 @@ class Sparsify:
 
     name: ClassVar[str] = "sparsify"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = DataFor("criterion", "elimination", "use")  # type: ignore[assignment]  # a descriptor
 
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -96,6 +99,11 @@ class Sparsify:
             if layer.label in late
         ]
         return results + refused
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
+        """Return why a layer that `run` did not look at keeps its weights as they are."""
+        is_small = all(weight.size < self.min_elements for weight in layer.main)
+        return None if layer.form or is_small else why_not_linear(layer.node)
 
     def _with_data(
         self, model: ir.Model, ratios: Mapping[str, float], context: Context
@@ -213,4 +221,4 @@ def _by_channel(layer: LinearLayer) -> np.ndarray:
 
 
 def _stored(layer: LinearLayer) -> int:
-    return query.tensor_bytes([layer.weight])
+    return float_constants.stored_bytes(layer.weight)

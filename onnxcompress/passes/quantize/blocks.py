@@ -58,6 +58,7 @@ class QuantizeBlocks:
 
     name: ClassVar[str] = "quantize-blocks"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA_IF_GIVEN})
 
     scheme: Annotated[str, AfterValidator(schemes.checked_blocks)] = "int4/block32/sym"

@@ -53,6 +53,7 @@ class Cluster:
 
     name: ClassVar[str] = "cluster"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     bits: Annotated[int, Field(ge=1, le=8)] = 4

@@ -74,6 +74,7 @@ class QuantizeDynamic:
 
     name: ClassVar[str] = "quantize-dynamic"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     scheme: Annotated[str, AfterValidator(schemes.checked)] = "int8/channel/sym"

@@ -25,12 +25,14 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ...accounting import LEFT_BY_CHOICE, why_nothing
 from ...core import GRAPH, Action, Candidate, Change, Context, Judge, Need, Trial
 from ...data import feeds as feed_facts
 from ...errors import ModelError
 from ...graph import edit, query
 from ...io import model_io
 from ...ops import table as ops
+from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
 from ...shapes import resolve
 from .blocks import QuantizeBlocks
@@ -80,6 +82,7 @@ class QuantizeInt8:
 
     name: ClassVar[str] = "quantize-int8"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     routes: Annotated[tuple[Route, ...], Field(min_length=1)] = ("static", "mixed", "dynamic", "weights")
@@ -107,6 +110,11 @@ class QuantizeInt8:
             edit.become(model, found)
             return [_skipped(f"nothing was measured, the first route is taken: {route}"), *changes]
         return _RouteSearch(model, context, context.judge, self).run()
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
+        """Return why a layer that no route mentions stays as it was."""
+        why = why_nothing(changes)
+        return why or (None if layer.form else LEFT_BY_CHOICE)
 
     @property
     def passes(self) -> RoutePasses:

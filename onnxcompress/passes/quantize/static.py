@@ -25,6 +25,7 @@ from ...base import host
 from ...core import Change, Context, Need
 from ...data import feeds as feed_facts
 from ...errors import ModelError
+from ...graph import constants as float_constants
 from ...graph import query
 from ...io import model_io
 from ...numerics.quantization.affine_activations import affine_for, quantize
@@ -63,6 +64,7 @@ class QuantizeStatic:
 
     name: ClassVar[str] = "quantize-static"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     noise_ps: Annotated[float, Field(ge=0)] = 100.0
@@ -207,9 +209,10 @@ class StaticRun:
     def write(self, settled: Settled, pass_name: str) -> list[Change]:
         """Write a placement into the model and report the result for each layer."""
         placement, kernels = settled.placement, settled.kernels.of_layer
-        sizes = {unit.label: query.tensor_bytes([unit.node.inputs[unit.weight or 0]]) for unit in placement.products}
+        sizes = _freed_bytes(placement)
         layers = {w.unit.label: w for w in self._writer(self.model, placement).write()} if placement.units else {}
         changes = []
+        stored: set[str] = set()
         for unit in placement.products:
             layer = layers.get(unit.label)
             if layer is None:
@@ -223,10 +226,11 @@ class StaticRun:
                     f"int8: {kernel}{_SEVEN if unit.label in self.seven_bits else ''}",
                     target=unit.label,
                     bytes_before=sizes[unit.label],
-                    bytes_after=rounding.tensor.size + rounding.scale.nbytes,
+                    bytes_after=(0 if layer.integers in stored else rounding.tensor.size) + rounding.scale.nbytes,
                     details={"sqnr_db": round(min(rounding.sqnr_db, _MOST_DB), 2)},
                 )
             )
+            stored.add(layer.integers)
         others = Counter(unit.node.op_type for unit in placement.units if not unit.multiplies)
         if others:
             listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
@@ -281,6 +285,20 @@ class StaticRun:
             for value in (*unit.inputs, *unit.outputs):
                 if value.name in why:
                     self.refused.setdefault(unit.label, f"the range of {value.name} is not known: {why[value.name]}")
+
+
+def _freed_bytes(placement: Placement) -> dict[str, int]:
+    """Return label -> bytes of the float weight that is no longer stored: a shared one with its first layer."""
+    found: dict[str, int] = {}
+    taken = {unit.node for unit in placement.products}
+    seen: set[ir.Value] = set()
+    for unit in placement.products:
+        value = None if unit.weight is None else unit.node.inputs[unit.weight]
+        goes = value is not None and value not in seen and all(use.node in taken for use in value.uses())
+        found[unit.label] = float_constants.stored_bytes(value) if value is not None and goes else 0
+        if value is not None:
+            seen.add(value)
+    return found
 
 
 def _problem(histogram: Histogram) -> str | None:

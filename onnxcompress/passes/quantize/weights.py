@@ -63,6 +63,7 @@ class QuantizeWeights:
 
     name: ClassVar[str] = "quantize-weights"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     scheme: Annotated[str, AfterValidator(schemes.checked)] = "int8/channel/sym"

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ...accounting import why_nothing
 from ...core import GRAPH, Change, Context, Need
 from ...data import feeds as feed_facts
 from ...distillation import reconstruct
@@ -29,7 +30,8 @@ from ...graph import edit, query
 from ...io import model_io
 from ...numerics.optimization.allocation import allocate
 from ...ops import table as ops
-from ...ops.linear import linear_layers
+from ...ops.linear import linear_layers, why_not_linear
+from ...ops.weight_layers import WeightedLayer
 from ...quality.divergence import Divergence
 from ...shapes import resolve
 from ...targets import facts as targets
@@ -66,6 +68,7 @@ class LowRank:
 
     name: ClassVar[str] = "low-rank"
     lossless: ClassVar[bool] = False
+    covers_layers: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     keep_parameters: Share = None
@@ -130,6 +133,13 @@ class LowRank:
         if chosen is None:
             return [Change.skipped(self.name, "even the lowest ranks are over the budget")]
         return self._built(model, chosen, judge, context)
+
+    def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
+        """Return why a layer that `run` did not factorize keeps its weights."""
+        if layer.form:
+            return None
+        why = why_not_linear(layer.node) or why_nothing(changes[::-1])
+        return why or "its ranks stay full: lower ones would save less than they lose"
 
     def _chosen(self, possible: Sequence[Factorization], slopes: Sequence[float]) -> list[_RankChoice] | None:
         """Choose options within the budget; None where it can't be met."""

@@ -327,7 +327,8 @@ def test_a_model_of_which_nothing_can_go_stays_as_it_is():
     model = with_constants("g (float[n, 4] x, float[4, 3] w) => (float[n, 3] y) { y = MatMul(x, w) }", w=floats(4, 3))
     feeds = [{"x": floats(1, 4, seed=i)} for i in range(8)]
     _, changes = prune(model, feeds)
-    assert [c.action for c in changes] == [Action.SKIPPED]
+    assert [(c.action, c.target) for c in changes[:1]] == [(Action.SKIPPED, "graph")]
+    assert [(c.action, c.target) for c in changes[1:]] == [(Action.SKIPPED, query.label(model.graph[0]))]
     assert "no channel can go" in changes[0].reason
 
 

@@ -1,6 +1,7 @@
 """Weights become zero by share, pattern or bound; samples make them do less harm; what is shared or fixed stays."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
@@ -248,3 +249,16 @@ def test_a_layer_whose_inputs_overflow_is_made_sparse_by_magnitude_and_says_why(
     np.testing.assert_array_equal(
         weight(copy, "d") == 0, np.abs(weight(model, "d")) <= np.quantile(np.abs(weight(model, "d")), 0.5)
     )
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_a_weight_behind_a_cast_becomes_sparse_in_its_own_type(stored):
+    text = f"""g (float[n, 32] x, {stored}[32, 16] w) => (float[n, 16] y) {{
+        f = Cast<to = 1>(w) [one] y = MatMul(x, f) }}"""
+    dtype = ir.DataType.FLOAT16 if stored == "float16" else ir.DataType.BFLOAT16
+    model = with_constants(text, w=floats(32, 16).astype(dtype.numpy()))
+    (change,) = Sparsify(ratio=0.75).run(model, Context())
+    assert (change.action, change.target) == (Action.APPLIED, "one")
+    tensor = model.graph.initializers["w"].const_value
+    assert tensor.dtype == dtype
+    assert (tensor.numpy() == 0).mean() == 0.75
