@@ -67,6 +67,7 @@ class Source:
         values: names of float values that decide an output which is no float.
         axis: of the classes in the first of `values`, where a choice is made along one.
         pieces: names and sources of the values that a final Concat joins, where it joins different ones.
+        sized_by: names of the amounts that an output's length follows from, see `shapes.sized_by`.
     """
 
     ending: Ending
@@ -74,6 +75,7 @@ class Source:
     values: tuple[str, ...] = ()
     axis: int | None = None
     pieces: tuple[tuple[str, Source], ...] = ()
+    sized_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

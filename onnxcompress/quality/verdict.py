@@ -19,6 +19,8 @@ from ..errors import UsageError
 from ..numerics.statistics.estimate import Estimate
 from ..numerics.statistics.optimism import optimism
 from ..runtime.loaded_model import LoadedModel
+from ..runtime.session import Session
+from ..shapes.fixed_values import FixedSession, FixedValues
 from . import estimated_value_loss as value_loss
 from . import output_kinds, pairing
 from .loss_meters import Loss, LossMeter, meter
@@ -110,11 +112,13 @@ class OutputPlan:
         sources: output -> the computation behind it, in the original.
         overrides: output -> kind, as the user says.
         states: outputs that are fed back, which are not scored.
+        fixed: random numbers and amounts, which both models are given.
     """
 
     sources: Mapping[str, Source]
     overrides: Mapping[str, OutputKind] = field(default_factory=dict)
     states: frozenset[str] = frozenset()
+    fixed: FixedValues | None = None
     values: dict[str, tuple[JudgedValue, ...]] | None = None
 
     @classmethod
@@ -126,20 +130,30 @@ class OutputPlan:
         Raises:
             UsageError: a kind is given for an output that there is not.
         """
-        found = sources(model)
+        fixed = FixedValues.of(model)
+        found = {name: replace(each, sized_by=fixed.amounts(name)) for name, each in sources(model).items()}
         for name in overrides or {}:
             if name not in found:
                 raise UsageError(
                     f"--output-kind names {name!r}, which is no output", hint=f"Outputs: {', '.join(found)}"
                 )
-        return cls(found, dict(overrides or {}), frozenset(states))
+        return cls(found, dict(overrides or {}), frozenset(states), fixed or None)
 
     def session(self, loaded: LoadedModel) -> Runs:
-        """Return what runs a model and gives the sources that it has in common with the original."""
+        """Return what runs a model and gives the sources that it has in common with the original.
+
+        Nothing is random in it, and its amounts are the original's.
+        """
         shown = show(loaded.model, sources(loaded.model), self.sources)
+        if self.fixed is not None:
+            return _ShownSession(self.fixed.session(loaded, shown.model), shown.names)
         if shown.model is loaded.model:
             return loaded.fast
         return _ShownSession(loaded.showing(shown.model), shown.names)
+
+    def timed(self, loaded: LoadedModel) -> Session | FixedSession:
+        """Return what runs a model to be timed: with the draws and amounts of the original, so that lengths are equal."""
+        return loaded.fast if self.fixed is None else self.fixed.session(loaded)
 
     def decide(self, runs: Sequence[Mapping[str, Any]], feeds: Sequence[Feed]) -> dict[str, tuple[JudgedValue, ...]]:
         """Decide what every output is.
@@ -172,6 +186,7 @@ class OutputPlan:
                 raise UsageError(f"{name!r} can't be {kind}: {problem}", where="--output-kind")
             found = replace(output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind")
             yield JudgedValue(name, found, source)
+            yield from self._amounts(source, runs)
             return
         if name in self.states:
             yield JudgedValue(name, KindDecision(OutputKind.STATE, None, "fed back as an input"), source)
@@ -188,6 +203,14 @@ class OutputPlan:
         probes = [self._probe(v, source, runs, batches, inputs) for v in behind]
         yield JudgedValue(name, decision, source)
         yield from probes
+        yield from self._amounts(source, runs)
+
+    def _amounts(self, source: Source, runs: Sequence[Mapping[str, Any]]) -> Iterator[JudgedValue]:
+        """Yield the amounts that size an output: both models are given those of the original, so each has its own."""
+        for amount in source.sized_by:
+            if all(isinstance(run.get(amount), np.ndarray) for run in runs):
+                decision = KindDecision(OutputKind.DURATIONS, None, "amounts that an output's length follows from")
+                yield JudgedValue(amount, decision, Source(Ending.OTHER, ""))
 
     def _probe(
         self,
