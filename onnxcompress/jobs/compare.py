@@ -124,7 +124,7 @@ def compare(
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=timing.race(first.fast, second.fast, largest),
+        latency=timing.race(plan.timed(first), plan.timed(second), largest),
         limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *quality_notes(quality, max_drop)),
     )

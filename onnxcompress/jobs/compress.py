@@ -186,7 +186,7 @@ def prepare(run: Run) -> Context:
     options, working = run.options, run.samples.working
     race = None
     if run.proof.session is not None and options.target == targets.HERE and not options.plan:
-        race = Races(run.base, run.samples.largest, timings=run.timings, threads=options.threads)
+        race = Races(run.base, run.samples.largest, plan=run.plan, timings=run.timings, threads=options.threads)
     return Context(
         feeds=working.feeds if working else (),
         state=working.state if working else {},
@@ -306,10 +306,11 @@ def _scored_and_timed(run: Run, result: LoadedModel) -> tuple[Quality, Latency |
     """Compare and time original and result; lossless recipes without a limit of latency take little time for it."""
     quality = run.quality(run.base, result, progress=run.options.progress)
     largest = run.samples.largest
+    sessions = run.plan.timed(run.base), run.plan.timed(result)
     if not run.recipe.lossless or run.latency_limit is not None:
-        return quality, run.timings.race("result", lambda: timing.race(run.base.fast, result.fast, largest))
+        return quality, run.timings.race("result", lambda: timing.race(*sessions, largest))
     spare_seconds = max(_LEAST_TIMED_SECONDS, _TIMED_SHARE * (time.monotonic() - run.started))
-    return quality, timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
+    return quality, timing.glance(*sessions, largest, max_seconds=spare_seconds)
 
 
 def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report:

@@ -59,14 +59,14 @@ TINY = 1e-30
 _MOST_COLUMNS = 1 << 14
 """Columns whose variances are kept apart: a bound of memory. Chosen by judgement; not measured."""
 SIGNAL_POINT = 1.0
-"""Distance of levels in dB that is one point: the mean distortion up to which coded speech counts as transparent (Paliwal
-and Atal 1993). A voice (VITS) with weights of 8, 6, 5, 4 and 3 bits has .53, 1.1, 1.8, 3.5 and 7.4 dB, and two draws of
+"""Distance of levels in dB that is one point: the mean distortion up to which coded speech counts as transparent
+(Paliwal and Atal 1993). A voice (VITS) with weights of 8, 6, 5, 4 and 3 bits has .53, 1.1, 1.8, 3.5 and 7.4 dB, and two draws of
 its noise with the same durations are 1.5 dB apart."""
 WARPED_POINT = 2.0
 """The same where lengths differ: two free draws of that voice are 1.9 dB apart after alignment, another sentence 8."""
 DURATION_POINT = 0.1
-"""Part of its size by which a duration differs, on average, that is one point: half of what a listener just notices of a
-speech sound (some 20%, Klatt 1976). That voice has .011, .042, .094, .20 and .38, two draws .35."""
+"""Part of its size by which a duration differs, on average, that is one point: half of what a listener just notices of
+a speech sound (some 20%, Klatt 1976). That voice has .011, .042, .094, .20 and .38, two draws .35."""
 _FEW_CHANNELS = 2
 """Channels of sound; more are features of frames."""
 
@@ -192,8 +192,8 @@ def selection_error(pairs: Pairs, factors: Factors = 1.0) -> Estimate:
 def signal_distance(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Return the distance of two signals: as measured, and in points.
 
-    Sound (up to two channels along the last axis) is compared by levels in dB. Frames of features, of which there are more
-    or fewer, are aligned: half of the squared error over the variance is a point of .01 then, as of numbers.
+    Sound (up to two channels along the last axis) is compared by levels in dB. Frames of features, of which there are
+    more or fewer, are aligned: half of the squared error over the variance is a point of .01 then, as of numbers.
     """
     if one.ndim != other.ndim or one.ndim == 0:
         return np.inf, np.inf

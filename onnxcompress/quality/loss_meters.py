@@ -232,7 +232,5 @@ _METERS: Mapping[OutputKind, Callable[[KindDecision], LossMeter]] = {
     ),
     OutputKind.SELECTION: lambda _: _PairsMeter("unshared", value_loss.selection_error, value_loss.DETECTION_POINT),
     OutputKind.SIGNAL: _SignalMeter,
-    OutputKind.DURATIONS: lambda _: _PairsMeter(
-        "duration_error", value_loss.duration_error, value_loss.DURATION_POINT
-    ),
+    OutputKind.DURATIONS: lambda _: _PairsMeter("duration_error", value_loss.duration_error, value_loss.DURATION_POINT),
 }

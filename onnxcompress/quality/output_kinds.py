@@ -64,7 +64,7 @@ _FEW_CHANNELS = 2
 _LEAST_SOUND = 256
 """Values of sound from which on its spectrum says something: a frame of most vocoders. Chosen by judgement."""
 _BALANCED = 0.1
-"""Mean over standard deviation up to which numbers vibrate about 0. Chosen by judgement; of a voice (VITS) it is .00."""
+"""Mean over standard deviation up to which numbers vibrate about 0. Chosen by judgement; a voice (VITS) has .00."""
 _LEAST_DETECTIONS = 5
 """Rows from which on a falling column is no chance: five fall by chance in 1 of 120. Chosen by judgement."""
 
@@ -178,9 +178,7 @@ def _floats(
     return KindDecision(OutputKind.NUMBERS, _column_axis(arrays), "floats without a special meaning")
 
 
-def _sound(
-    source: Source, arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]
-) -> str | None:
+def _sound(source: Source, arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> str | None:
     """Return what shows that an output is sound, None where it seems to be something else."""
     if not all(a.ndim and a.size and a.size <= _FEW_CHANNELS * a.shape[-1] for a in arrays):
         return None

@@ -119,6 +119,7 @@ class OutputPlan:
     overrides: Mapping[str, OutputKind] = field(default_factory=dict)
     states: frozenset[str] = frozenset()
     fixed: FixedValues | None = None
+    _timed: FixedSession | None = None
     values: dict[str, tuple[JudgedValue, ...]] | None = None
 
     @classmethod
@@ -152,8 +153,14 @@ class OutputPlan:
         return _ShownSession(loaded.showing(shown.model), shown.names)
 
     def timed(self, loaded: LoadedModel) -> Session | FixedSession:
-        """Return what runs a model to be timed: with the draws and amounts of the original, so that lengths are equal."""
-        return loaded.fast if self.fixed is None else self.fixed.session(loaded)
+        """Return what runs a model to be timed: with draws and amounts of the original, so that lengths are equal."""
+        if self.fixed is None:
+            return loaded.fast
+        if loaded.model is not self.fixed.model:
+            return self.fixed.session(loaded)
+        if self._timed is None:
+            self._timed = self.fixed.session(loaded)
+        return self._timed
 
     def decide(self, runs: Sequence[Mapping[str, Any]], feeds: Sequence[Feed]) -> dict[str, tuple[JudgedValue, ...]]:
         """Decide what every output is.

@@ -7,15 +7,16 @@ are many, the figure says more of the load than of the models.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..base.report_value import NotNegative, Positive, ReportValue
-from .session import RunTime, Session
+from .session import RunTime
 
 SLOWER_RATIO = 1.05
 """A result counts as slower where the low end of the interval of its ratio is above this. Chosen by judgement."""
@@ -37,6 +38,22 @@ _RESAMPLES = 400
 """Bootstrap samples behind an interval. Chosen by judgement; not measured."""
 _QUARTILE, _LOW, _HIGH = 25, 5, 95
 """Percentiles: of the times of a model, and of the ends of a 90% interval."""
+
+
+class TimedSession(Protocol):
+    """Protocol of a session that can be timed."""
+
+    threads: int
+    provider: str
+
+    @property
+    def fastest_seconds(self) -> float:
+        """Wall seconds of the shortest run so far, infinite before the first."""
+        ...
+
+    def run_time(self, feed: Mapping[str, Any]) -> RunTime:
+        """Run the model once and return its time."""
+        ...
 
 
 class Latency(ReportValue):
@@ -63,8 +80,8 @@ class Latency(ReportValue):
 
 
 def race(
-    a: Session,
-    b: Session,
+    a: TimedSession,
+    b: TimedSession,
     feed: Mapping[str, Any],
     *,
     max_seconds: float = 4.0,
@@ -109,22 +126,30 @@ def race(
 
 
 def glance(
-    a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float, clock: Callable[[], float] = time.monotonic
+    a: TimedSession,
+    b: TimedSession,
+    feed: Mapping[str, Any],
+    *,
+    max_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Latency | None:
-    """Time two sessions, warm from runs before, within a short time.
+    """Time two sessions within a short time; those that have run before are warm.
 
     None where that is not enough for a figure that can be trusted.
 
     Raises:
         ModelError: one of the two can't run the feed.
     """
+    for session in (a, b):
+        if session.fastest_seconds == math.inf:
+            session.run_time(feed)
     if _GLANCE_PAIRS * (a.fastest_seconds + b.fastest_seconds) > max_seconds:
         return None
     found = race(a, b, feed, max_seconds=max_seconds, least_pairs=_GLANCE_PAIRS, warm_up_runs=0, clock=clock)
     return found if found.trusted else None
 
 
-def _pair(a: Session, b: Session, feed: Mapping[str, Any], order: random.Random) -> tuple[RunTime, RunTime]:
+def _pair(a: TimedSession, b: TimedSession, feed: Mapping[str, Any], order: random.Random) -> tuple[RunTime, RunTime]:
     if a is b:
         alone = a.run_time(feed)
         return alone, alone
@@ -135,7 +160,7 @@ def _pair(a: Session, b: Session, feed: Mapping[str, Any], order: random.Random)
     return a.run_time(feed), second
 
 
-def _latency(pairs: Sequence[tuple[RunTime, RunTime]], session: Session, *, seed: int) -> Latency:
+def _latency(pairs: Sequence[tuple[RunTime, RunTime]], session: TimedSession, *, seed: int) -> Latency:
     seconds = np.maximum([[run.seconds for run in pair] for pair in pairs], 1e-9)
     first, second = np.percentile(seconds, _QUARTILE, axis=0)
     ratio = float(second / first)

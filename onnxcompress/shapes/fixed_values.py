@@ -3,9 +3,9 @@
     original  --same draws, up to the amounts-->  amounts of a feed
     a model   --same draws, amounts are inputs->  outputs, and its own amounts
 
-A voice synthesizer draws noise, and rounds the durations that it predicts to whole frames. From the first
-frame that two models count otherwise on, nothing in their signals meets its counterpart, and two runs of one model differ
-as much as two models. So durations are given to both (as in duration-aligned evaluation of speech synthesis) and each
+A voice synthesizer draws noise, and rounds the durations that it predicts to whole frames. From the first frame that two
+models count otherwise on, nothing in their signals meets its counterpart, and two runs of one model differ as much as
+two models. So durations are given to both (as in duration-aligned evaluation of speech synthesis) and each
 model's own are an output more, which is compared by itself.
 """
 
@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..graph import edit, query
-from ..io import model_io
+from ..graph import edit
 from ..runtime.loaded_model import LoadedModel
 from ..runtime.session import RunTime, Session
 from . import infer as shapes

@@ -3,7 +3,7 @@
     durations -> Ceil -> ReduceSum -> Cast -> Range -> ... -> y      y is sized by the amounts that Ceil rounds
     scores -> Greater -> NonZero -> Gather -> y                      y is sized by a decision, without an amount
 
-The walk goes back from each output, by shapes until a value becomes a size, and by values from there on.
+The walk is backwards from each output, by shapes until a value becomes a size, and by values from there on.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _OF_SHAPES = frozenset({"Shape", "Size"})
 
 @dataclass(frozen=True)
 class Sizing:
-    """What an output's shape depends on beside the shapes of inputs.
+    """Origin of an output's shape, beside the shapes of inputs.
 
     Args:
         amounts: rounded numbers of the main graph, by name, in order from the output.

@@ -3,8 +3,8 @@
     signal --frames of 1,024, Hann, every 256--> power in 40 mel bands --> dB --> root mean square over the bands
     frames of equal signals meet in place, those of signals of other lengths by dynamic time warping
 
-This is the log-spectral distortion of speech coding (Gray and Markel 1976), by mel bands. Phases are left out on purpose:
-a vocoder trained against a discriminator chooses them freely, and no one hears them.
+This is the log-spectral distortion of speech coding (Gray and Markel 1976), by mel bands. Phases are left out: a vocoder
+trained against a discriminator chooses them freely, and no one hears them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ _BANDS = 40
 _RATE = 22_050
 """Assumed values per second, which models don't say. At 16 or 48 kHz the same bands are somewhat wider or narrower."""
 _RANGE_DB = 50.0
-"""Levels further below the loudest band of loud frames count as silence: they are masked."""
+"""Levels further below the loudest band of loud frames count as this far below: they are masked."""
 _LOUD = 95
-"""Percentile over frames of their loudest band that stands for the loudness of a signal."""
+"""Percentile over frames of their loudest band taken for the loudness of a signal."""
 _TINY = 1e-30
+"""Least power, against the logarithm of zero."""
 
 
 def distance_db(one: np.ndarray, other: np.ndarray) -> float:
     """Return the mean over frames of the rms difference of two signals' levels, dB.
 
     Args:
-        one: of the original, float [channels, values] or [values]; silence is judged by its loudness.
+        one: of the original, float [channels, values] or [values]; levels are limited below by its loudness.
         other: as many channels, of any length.
     """
     pairs = zip(_channels(one), _channels(other), strict=True)
@@ -44,8 +45,8 @@ def distance_db(one: np.ndarray, other: np.ndarray) -> float:
 def _channel_distance(one: np.ndarray, other: np.ndarray) -> float:
     hop = max(_HOP, -(-max(len(one), len(other)) // _MOST_FRAMES))
     a, b = _powers(one, hop), _powers(other, hop)
-    silence = max(float(np.percentile(a.max(1), _LOUD)) * 10 ** (-_RANGE_DB / 10), _TINY)
-    x, y = (10 * np.log10(np.maximum(each, silence)) for each in (a, b))
+    lowest = max(float(np.percentile(a.max(1), _LOUD)) * 10 ** (-_RANGE_DB / 10), _TINY)
+    x, y = (10 * np.log10(np.maximum(each, lowest)) for each in (a, b))
     if len(one) == len(other):
         return float(np.sqrt(np.square(x - y).mean(1)).mean())
     return warped_distance(x, y)
