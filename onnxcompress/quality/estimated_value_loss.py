@@ -60,8 +60,8 @@ _MOST_COLUMNS = 1 << 14
 """Columns whose variances are kept apart: a bound of memory. Chosen by judgement; not measured."""
 SIGNAL_POINT = 1.0
 """Distance of levels in dB that is one point: the mean distortion up to which coded speech counts as transparent
-(Paliwal and Atal 1993). A voice (VITS) with weights of 8, 6, 5, 4 and 3 bits has .53, 1.1, 1.8, 3.5 and 7.4 dB, and two draws of
-its noise with the same durations are 1.5 dB apart."""
+(Paliwal and Atal 1993). A voice (VITS) with weights of 8, 6, 5, 4 and 3 bits has .53, 1.1, 1.8, 3.5 and 7.4 dB, and
+two draws of its noise with the same durations are 1.5 dB apart."""
 WARPED_POINT = 2.0
 """The same where lengths differ: two free draws of that voice are 1.9 dB apart after alignment, another sentence 8."""
 DURATION_POINT = 0.1

@@ -3,8 +3,8 @@
     original  --same draws, up to the amounts-->  amounts of a feed
     a model   --same draws, amounts are inputs->  outputs, and its own amounts
 
-A voice synthesizer draws noise, and rounds the durations that it predicts to whole frames. From the first frame that two
-models count otherwise on, nothing in their signals meets its counterpart, and two runs of one model differ as much as
+A voice synthesizer draws noise, and rounds the durations that it predicts to whole frames. From the first frame that
+two models count otherwise on, nothing in their signals meets its counterpart, and two runs of one model differ as much as
 two models. So durations are given to both (as in duration-aligned evaluation of speech synthesis) and each
 model's own are an output more, which is compared by itself.
 """
@@ -185,18 +185,21 @@ def _fed(
     """Let all readers of amounts read inputs, in place; return amount of the original -> input, and -> output."""
     names = edit.Names(model)
     values = {value.name: value for node in model.graph for value in node.outputs}
+    known = shapes.infer(model) if pairs else None
     fed, shown = {}, {}
     for amount, own in pairs.items():
         value = values.get(own)
         if value is None:
             continue
-        given = ir.Value(name=names.fresh(f"{own}_given"), type=ir.TensorType(types[amount]))
+        dtype = value.dtype or (known.dtype(value) if known else None) or types[amount]
+        given = ir.Value(name=names.fresh(f"{own}_given"), type=ir.TensorType(dtype))
         model.graph.inputs.append(given)
-        value.replace_all_uses_with(given, replace_graph_outputs=False)
+        for use in tuple(value.uses()):
+            use.node.replace_input_with(use.idx, given)
         if not value.is_graph_output():
             model.graph.outputs.append(value)
         if value.type is None:
-            value.type = ir.TensorType(types[amount])
+            value.type = ir.TensorType(dtype)
         fed[amount], shown[amount] = given.name or "", own
     return fed, shown
 

@@ -3,8 +3,8 @@
     signal --frames of 1,024, Hann, every 256--> power in 40 mel bands --> dB --> root mean square over the bands
     frames of equal signals meet in place, those of signals of other lengths by dynamic time warping
 
-This is the log-spectral distortion of speech coding (Gray and Markel 1976), by mel bands. Phases are left out: a vocoder
-trained against a discriminator chooses them freely, and no one hears them.
+This is the log-spectral distortion of speech coding (Gray and Markel 1976), by mel bands. Phases are left out: a
+vocoder trained against a discriminator chooses them freely, and no one hears them.
 """
 
 from __future__ import annotations
