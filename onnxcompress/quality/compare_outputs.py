@@ -181,7 +181,12 @@ def quality_notes(quality: Quality, limit: float | None) -> Iterator[str]:
 
 def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:
     """Return the first output over all samples; for a function of the user's all outputs, where there are several."""
-    joined = {name: np.concatenate([np.atleast_1d(run[name]) for run in runs]) for name in runs[0]}
+    found = {name: [np.atleast_1d(run[name]) for run in runs] for name in runs[0]}
+    uneven = next((name for name, arrays in found.items() if len({array.shape[1:] for array in arrays}) > 1), None)
+    if uneven is not None:
+        hint = "Leave --metric out: the loss is then estimated"
+        raise DataError(f"output {uneven!r} has another shape in each sample, which no metric joins", hint=hint)
+    joined = {name: np.concatenate(arrays) for name, arrays in found.items()}
     return joined if whole and len(joined) > 1 else next(iter(joined.values()))
 
 

@@ -171,9 +171,10 @@ def _floats(
     if source.ending is Ending.SIGMOID:
         return KindDecision(OutputKind.MASK, _column_axis(arrays), f"behind {source.operator or 'a sigmoid'}")
     width = arrays[0].shape[-1] if rank else 1
-    if (rank == 1 and width >= _EMBEDDING_WIDTH) or (rank == 2 and _is_token_vector(arrays)):
+    are_alike = len({a.shape for a in arrays}) == 1
+    if (rank == 1 and width >= _EMBEDDING_WIDTH and are_alike) or (rank == 2 and _is_token_vector(arrays)):
         return KindDecision(OutputKind.EMBEDDING, rank - 1, f"vectors of {width} numbers without a winner in each")
-    if rank == 1 and width >= _VECTOR_WIDTH and source.ending is Ending.PRODUCT and len({a.shape for a in arrays}) == 1:
+    if rank == 1 and width >= _VECTOR_WIDTH and source.ending is Ending.PRODUCT and are_alike:
         return KindDecision(OutputKind.VECTOR, 0, f"{width} numbers behind a last {source.operator}")
     return KindDecision(OutputKind.NUMBERS, _column_axis(arrays), "floats without a special meaning")
 

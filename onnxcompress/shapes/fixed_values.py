@@ -15,7 +15,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from ..graph import edit
 from ..runtime.loaded_model import LoadedModel
-from ..runtime.session import RunTime, Session
+from ..runtime.session import RunTime, Session, TensorSpec
 from . import infer as shapes
 from .expose import expose
 from .same_draws import Draw, counterparts, draws, with_same_draws
@@ -65,9 +65,18 @@ class FixedSession:
         """Wall seconds of the shortest run so far."""
         return self._session.fastest_seconds
 
-    def run(self, feed: Mapping[str, Any], *, max_seconds: float | None = None) -> dict[str, Any]:
-        """Run the model once; its own amounts are given by the names that they have in the original."""
-        found = self._session.run(self._complete(feed), max_seconds=max_seconds)
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, the model's own amounts behind the others."""
+        names = {output: name for name, output in self._shown.items()}
+        return tuple(replace(spec, name=names.get(spec.name, spec.name)) for spec in self._session.outputs)
+
+    def run(
+        self, feed: Mapping[str, Any], names: Sequence[str] | None = None, *, max_seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Run the model once; its own amounts have the names that they have in the original."""
+        wanted = None if names is None else [self._shown.get(name, name) for name in names]
+        found = self._session.run(self._complete(feed), wanted, max_seconds=max_seconds)
         own = {name: found.pop(output) for name, output in self._shown.items() if output in found}
         return {**found, **own}
 
@@ -153,10 +162,11 @@ class FixedValues:
         Raises:
             ModelError: the original can't run it.
         """
-        key = _digest(feed)
+        wanted = {spec.name for spec in self._recorder[0].inputs}
+        read = {name: value for name, value in feed.items() if name in wanted}
+        key = _digest(read)
         if key not in self._kept:
-            wanted = {spec.name for spec in self._recorder[0].inputs}
-            outputs = self._recorder[0].run({name: value for name, value in feed.items() if name in wanted})
+            outputs = self._recorder[0].run(read)
             while len(self._kept) >= _MOST_KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[key] = {name: outputs[output] for name, output in self._recorder[1].items()}
@@ -168,6 +178,16 @@ class FixedValues:
         shown = expose(self.model, self.types)
         copy = with_same_draws(shown.model, {name: name for _, name in self.draws})
         return LoadedModel(copy).fast, shown.outputs
+
+
+def opened(model: ir.Model, changed: ir.Model, *, threads: int = 1) -> Session | FixedSession:
+    """Load a changed copy of a model, with random numbers and amounts of the model where it has any.
+
+    Raises:
+        ModelError: the runtime can't load it.
+    """
+    fixed, loaded = FixedValues.of(model), LoadedModel(model, threads=threads)
+    return fixed.session(loaded, changed) if fixed else loaded.showing(changed)
 
 
 def _amounts(found: Mapping[str, Sizing]) -> list[str]:

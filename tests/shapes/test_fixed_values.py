@@ -69,8 +69,11 @@ def test_amounts_and_draws_of_other_names_are_found_by_their_place():
 
 
 def test_a_model_without_a_counterpart_runs_by_itself():
-    other = voice.model(frames="Identity(rounded)", de="Exp(ds) half = Constant<value = float {0.5}>() "
-                        "moved = Add(de, half) far = Cast<to = 7>(moved) rounded = Cast<to = 1>(far)")
+    other = voice.model(
+        frames="Identity(rounded)",
+        de="Exp(ds) half = Constant<value = float {0.5}>() "
+        "moved = Add(de, half) far = Cast<to = 7>(moved) rounded = Cast<to = 1>(far)",
+    )
     fixed, _, another = _both(other)
     assert fixed.counterparts(other) == {}
     assert list(another.run(FEEDS[0])) == ["y"]

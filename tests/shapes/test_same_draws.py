@@ -34,7 +34,10 @@ def _drawn(line, dtype="float", feed=X, opset=17):
     return first
 
 
-@pytest.mark.parametrize("line", ["RandomNormalLike<mean = 2.0, scale = 3.0>(x)", "RandomNormal<mean = 2.0, scale = 3.0, shape = [200, 50]>()"])
+@pytest.mark.parametrize(
+    "line",
+    ["RandomNormalLike<mean = 2.0, scale = 3.0>(x)", "RandomNormal<mean = 2.0, scale = 3.0, shape = [200, 50]>()"],
+)
 def test_normal_numbers(line):
     found = _drawn(f"y = {line}")
     assert found.mean() == pytest.approx(2, abs=4 * ALMOST)
@@ -42,7 +45,9 @@ def test_normal_numbers(line):
     assert len(np.unique(found)) > 9000
 
 
-@pytest.mark.parametrize("line", ["RandomUniformLike<low = 2.0, high = 6.0>(x)", "RandomUniform<low = 2.0, high = 6.0, shape = [200, 50]>()"])
+@pytest.mark.parametrize(
+    "line", ["RandomUniformLike<low = 2.0, high = 6.0>(x)", "RandomUniform<low = 2.0, high = 6.0, shape = [200, 50]>()"]
+)
 def test_uniform_numbers(line):
     found = _drawn(f"y = {line}")
     assert 2 <= found.min() < 2.01 < 5.99 < found.max() <= 6
@@ -137,7 +142,15 @@ def test_counterparts_are_found_by_name_then_by_type():
 
 
 def test_every_random_operator_is_replaced():
-    known = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+    known = {
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
     assert table.STOCHASTIC == known  # each has a test above
 
 
