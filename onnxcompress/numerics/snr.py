@@ -17,7 +17,7 @@ def energy(array: np.ndarray) -> float:
 
 
 def error_energy(reference: np.ndarray, other: np.ndarray) -> float:
-    """Return the sum of squared differences; of arrays of different shapes, the energy of the reference: all is lost."""
+    """Return the sum of squared differences; where shapes differ, the energy of the reference: all is lost."""
     if reference.shape != other.shape:
         return energy(reference)
     return energy(np.subtract(other, reference, dtype=np.float64))

@@ -3,10 +3,10 @@
     original  --same draws, up to the amounts-->  amounts of a feed
     a model   --same draws, amounts are inputs->  outputs, and its own amounts
 
-A voice synthesizer draws noise, and rounds the durations that it predicts to whole frames. From the first frame that
-two models count otherwise on, nothing in their signals meets its counterpart, and two runs of one model differ as much as
-two models. So durations are given to both (as in duration-aligned evaluation of speech synthesis) and each
-model's own are an output more, which is compared by itself.
+A voice synthesizer draws noise, and rounds the durations that it predicts to whole frames. From the first frame
+that two models count otherwise on, nothing in their signals meets its counterpart, and two runs of one model differ
+as much as two models. So durations are given to both (as in duration-aligned evaluation of speech synthesis) and
+each model's own are an output more, which is compared by itself.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def test_durations_are_judged_where_the_sound_is_the_same():
 
 def test_signals_without_a_counterpart_of_their_durations_are_aligned():
     cast = "Identity(rounded)"
-    moved = "Exp(ds) half = Constant<value = float {0.5}>() up = Add(de, half) i = Cast<to = 7>(up) rounded = Cast<to = 1>(i)"
+    moved = "Exp(ds) half = Constant<value = float {0.5}>() up = Add(de, half) "
+    moved += "i = Cast<to = 7>(up) rounded = Cast<to = 1>(i)"
     feeds = voice.feeds(noise=0)
     same = _quality(voice.model(), voice.model(frames=cast, de=moved), feeds)
     lengths = same.outputs["y"].figures
@@ -66,7 +67,8 @@ def test_signals_without_a_counterpart_of_their_durations_are_aligned():
 
 
 def test_a_signal_of_noise_alone_is_the_same_noise():
-    text = "g (float[n, m] x) => (float[n, m] y) <float s = {SCALE}> { r = RandomNormalLike(x) z = Mul(r, s) y = Add(x, z) }"
+    text = """g (float[n, m] x) => (float[n, m] y) <float s = {SCALE}> {
+        r = RandomNormalLike(x) z = Mul(r, s) y = Add(x, z) }"""
     feeds = [{"x": floats(4, 6, seed=seed)} for seed in range(16)]
     one, same, other = (from_text(text.replace("SCALE", scale)) for scale in ("0.5", "0.5", "0.8"))
     assert _quality(one, same, feeds).drop == 0

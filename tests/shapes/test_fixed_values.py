@@ -63,7 +63,8 @@ def test_amounts_and_draws_of_other_names_are_found_by_their_place():
     _, one, another = _both(model_io.clone(other))
     a, b = one.run(FEEDS[0]), another.run(FEEDS[0])
     assert list(b) == ["y", "frames"]
-    assert (a["y"] == b["y"]).all() and (a["frames"] == b["frames"]).all()
+    assert (a["y"] == b["y"]).all()
+    assert (a["frames"] == b["frames"]).all()
     (ceil,) = (node for node in other.graph if node.op_type == "Ceil")
     assert FixedValues.of(voice.model()).counterparts(other) == {"frames": ceil.outputs[0].name}
 
@@ -94,7 +95,8 @@ def test_an_amount_that_is_an_output_stays_one():
     _, one, other = _both(voice.with_constants(text.replace("Exp(ds)", "Exp(zn)"), **voice.weights()), model)
     a, b = one.run(FEEDS[0]), other.run(FEEDS[0])
     assert list(a) == list(b) == ["y", "frames"]
-    assert (a["y"] == b["y"]).all() and (a["frames"] != b["frames"]).any()
+    assert (a["y"] == b["y"]).all()
+    assert (a["frames"] != b["frames"]).any()
 
 
 def test_a_race_runs_equal_lengths():

@@ -57,7 +57,8 @@ def test_uniform_numbers(line):
 def test_coins_have_their_chances():
     chance = np.repeat([0.0, 0.3, 1.0], [50, 100, 50]).astype(np.float32)[:, None] * np.ones((1, 50), np.float32)
     found = _drawn("y = Bernoulli(x)", feed={"x": chance})
-    assert (found[:50] == 0).all() and (found[150:] == 1).all()
+    assert (found[:50] == 0).all()
+    assert (found[150:] == 1).all()
     assert found[50:150].mean() == pytest.approx(0.3, abs=ALMOST)
     assert _drawn("y = Bernoulli<dtype = 9>(x)", "bool", {"x": chance}).dtype == bool
 
@@ -78,7 +79,8 @@ def test_dropout_that_trains_drops_its_share_and_scales_the_rest():
     assert found["kept"].mean() == pytest.approx(0.75, abs=ALMOST)
     assert found["y"] == pytest.approx(np.where(found["kept"], 1 / 0.75, 0))
     still = run(_same(model), {"x": ones, "on": np.array(False)})
-    assert (still["y"] == 1).all() and still["kept"].all()
+    assert (still["y"] == 1).all()
+    assert still["kept"].all()
 
 
 def test_types_stay():
@@ -124,7 +126,8 @@ def test_two_operators_draw_different_numbers_and_names_make_them_the_same():
     found = run(_same(model), X)
     assert abs(np.corrcoef(found["y"].ravel(), found["z"].ravel())[0, 1]) < 0.05
     swapped = run(_same(model, {"y": "z", "z": "y"}), X)
-    assert (swapped["y"] == found["z"]).all() and (swapped["z"] == found["y"]).all()
+    assert (swapped["y"] == found["z"]).all()
+    assert (swapped["z"] == found["y"]).all()
 
 
 def test_numbers_of_a_place_do_not_depend_on_the_runs_before():
@@ -151,7 +154,7 @@ def test_every_random_operator_is_replaced():
         "RandomUniform",
         "RandomUniformLike",
     }
-    assert table.STOCHASTIC == known  # each has a test above
+    assert known == table.STOCHASTIC  # each has a test above
 
 
 def test_a_model_without_draws_is_only_copied():

@@ -11,7 +11,8 @@ DECISION = Sizing((), is_computed=True)
 
 
 def _of(lines, start="", result="float[t] y"):
-    text = f"g (float[n] x) => ({result}) <int64 zero = {{0}}, int64 one = {{1}}, float half = {{0.5}}{start}> {{ {lines} }}"
+    constants = f"int64 zero = {{0}}, int64 one = {{1}}, float half = {{0.5}}{start}"
+    text = f"g (float[n] x) => ({result}) <{constants}> {{ {lines} }}"
     return sizing(from_text(text))["y"]
 
 
