@@ -7,7 +7,6 @@ are many, the figure says more of the load than of the models.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -133,16 +132,13 @@ def glance(
     max_seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Latency | None:
-    """Time two sessions within a short time; those that have run before are warm.
+    """Time two sessions, warm from runs before, within a short time.
 
     None where that is not enough for a figure that can be trusted.
 
     Raises:
         ModelError: one of the two can't run the feed.
     """
-    for session in (a, b):
-        if session.fastest_seconds == math.inf:
-            session.run_time(feed)
     if _GLANCE_PAIRS * (a.fastest_seconds + b.fastest_seconds) > max_seconds:
         return None
     found = race(a, b, feed, max_seconds=max_seconds, least_pairs=_GLANCE_PAIRS, warm_up_runs=0, clock=clock)
