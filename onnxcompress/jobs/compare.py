@@ -15,9 +15,9 @@ from ..data.evaluation_set import DataOptions, Evaluation
 from ..errors import ModelError
 from ..io import model_io
 from ..quality.compare_outputs import measure, quality_notes
-from ..quality.output_kinds import parse_kinds
+from ..quality.kind_overrides import parse_kinds
+from ..quality.output_plan import OutputPlan
 from ..quality.result import Quality
-from ..quality.verdict import OutputPlan
 from ..runtime import latency as timing
 from ..runtime import session as runtime
 from ..runtime.latency import Latency
@@ -124,7 +124,7 @@ def compare(
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=timing.race(first.fast, second.fast, largest),
+        latency=timing.race(plan.timed(first), plan.timed(second), largest),
         limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *quality_notes(quality, max_drop)),
     )

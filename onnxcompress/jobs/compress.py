@@ -27,8 +27,8 @@ from ..ops.weight_layers import quantized_state
 from ..packing import archive as packing
 from ..quality import ablation, metrics
 from ..quality.compare_outputs import quality_notes
-from ..quality.output_kinds import parse_kinds
-from ..quality.verdict import OutputPlan
+from ..quality.kind_overrides import parse_kinds
+from ..quality.output_plan import OutputPlan
 from ..recipe import Recipe
 from ..runtime import executors
 from ..runtime.loaded_model import LoadedModel, path_of
@@ -210,7 +210,7 @@ def prepare(run: Run) -> Context:
     options, working = run.options, run.samples.working
     race = None
     if run.proof.is_whole and options.target == targets.HERE and not options.plan:
-        race = Races(run.base, run.samples.largest, timings=run.timings, threads=options.threads)
+        race = Races(run.base, run.samples.largest, plan=run.plan, timings=run.timings, threads=options.threads)
     return Context(
         feeds=working.feeds if working else (),
         state=working.state if working else {},

@@ -26,7 +26,7 @@ from ..errors import UsageError
 from ..numerics.statistics.estimate import Estimate
 from ..numerics.threads import one_thread
 from ..quality.compare_outputs import measure
-from ..quality.verdict import OutputPlan, Runs
+from ..quality.output_plan import OutputPlan, Runs
 from ..runtime import latency as timing
 from ..runtime.latency import Latency
 from ..runtime.loaded_model import LoadedModel
@@ -87,8 +87,9 @@ class Timings:
 class Races:
     """Times candidates against the original, by a label; see `core.Context.race`."""
 
-    def __init__(self, base: LoadedModel, feed: Feed, *, timings: Timings, threads: int) -> None:
+    def __init__(self, base: LoadedModel, feed: Feed, *, plan: OutputPlan, timings: Timings, threads: int) -> None:
         self._base = base
+        self._plan = plan
         self._feed = feed
         self._timings = timings
         self._threads = threads
@@ -97,8 +98,8 @@ class Races:
         """Return the time of a candidate as a part of the original's."""
 
         def raced() -> Latency:
-            candidate = LoadedModel(model, threads=self._threads)
-            return timing.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+            candidate = self._plan.timed(LoadedModel(model, threads=self._threads))
+            return timing.race(self._plan.timed(self._base), candidate, self._feed, max_seconds=_RACE_SECONDS)
 
         return self._timings.race(label, raced).ratio
 
@@ -207,7 +208,8 @@ class Trials:
         )
 
     def _race(self, candidate: LoadedModel) -> Latency:
-        return timing.race(self._base.fast, candidate.fast, self._feed, max_seconds=_RACE_SECONDS)
+        first, second = self._plan.timed(self._base), self._plan.timed(candidate)
+        return timing.race(first, second, self._feed, max_seconds=_RACE_SECONDS)
 
 
 def decisive_drop(drop: float | None, interval: tuple[float, float] | None, confidence: float | None) -> float | None:

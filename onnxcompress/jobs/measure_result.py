@@ -90,14 +90,17 @@ def _scored_and_timed(run: Run, result: LoadedModel, budget: TimeBudget) -> tupl
     """Compare and time original and result; lossless recipes without a limit of latency take little time for it."""
     quality = run.quality(run.base, result, progress=run.options.progress)
     largest = run.samples.largest
+    sessions = run.plan.timed(run.base), run.plan.timed(result)
     if not run.recipe.lossless or run.latency_limit is not None:
         seconds = budget.race_seconds
-        if seconds is None or (run.clock.is_limited and seconds < timing.least_seconds(run.base.fast, result.fast)):
+        if seconds is None or (run.clock.is_limited and seconds < timing.least_seconds(*sessions)):
             return quality, None
-        raced = functools.partial(timing.race, run.base.fast, result.fast, largest, max_seconds=seconds)
+        raced = functools.partial(timing.race, *sessions, largest, max_seconds=seconds)
         return quality, run.timings.race("result", raced)
+    for session in sessions if run.plan.fixed is not None else ():
+        session.run_time(largest)  # they were made for this, and a glance is at warm sessions
     spare_seconds = max(_LEAST_TIMED_SECONDS, _TIMED_SHARE * (time.monotonic() - run.started))
-    return quality, timing.glance(run.base.fast, result.fast, largest, max_seconds=spare_seconds)
+    return quality, timing.glance(*sessions, largest, max_seconds=spare_seconds)
 
 
 def without_lossy(run: Run, done: RecipeResult) -> RecipeResult:

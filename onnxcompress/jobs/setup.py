@@ -17,8 +17,8 @@ from ..graph import query
 from ..io.wire import MAX_MESSAGE_BYTES
 from ..ops.optional_inputs import listed_by_habit, optional_inputs
 from ..quality.compare_outputs import measure
+from ..quality.output_plan import OutputPlan
 from ..quality.result import Quality
-from ..quality.verdict import OutputPlan
 from ..recipe import Recipe
 from ..runtime import session as runtime
 from ..runtime.loaded_model import LoadedModel

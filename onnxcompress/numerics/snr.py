@@ -16,6 +16,13 @@ def energy(array: np.ndarray) -> float:
     return sum(float(np.square(flat[i : i + CHUNK_VALUES]).sum(dtype=np.float64)) for i in starts)
 
 
+def error_energy(reference: np.ndarray, other: np.ndarray) -> float:
+    """Return the sum of squared differences; where shapes differ, the energy of the reference: all is lost."""
+    if reference.shape != other.shape:
+        return energy(reference)
+    return energy(np.subtract(other, reference, dtype=np.float64))
+
+
 def db(signal: float, noise: float) -> float:
     """Return a ratio of energies in decibels: infinity without noise."""
     if noise <= 0:

@@ -23,8 +23,8 @@ from ..graph import edit
 from ..io import model_io
 from ..numerics import snr
 from ..ops.linear import linear_layers
-from ..runtime import session as runtime
 from ..shapes import count as counting
+from ..shapes import fixed_values
 from .output_sources import with_sources
 
 _PARTS = 8
@@ -98,7 +98,8 @@ def ablations(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> di
         axes: name of a value -> its axis of channels; names that the model does not have are left out.
         feeds: complete feeds.
     """
-    model = with_sources(model_io.load(onnx.load_model_from_string(data)))
+    plain = model_io.load(onnx.load_model_from_string(data))
+    model = with_sources(plain)
     made = {value.name or "": value for node in model.graph for value in node.outputs}
     macs = counting.count(model, feeds[0]).macs or _UNKNOWN_MACS
     runs = int(max(1.0, _MACS / macs))
@@ -110,7 +111,7 @@ def ablations(data: bytes, axes: Mapping[str, int], feeds: Sequence[Feed]) -> di
     joined = list(observe.batched(model, feeds[:count], count))
     fresh = edit.Names(model)
     switches = {name: _switched(model, made[name], axes[name], shapes[name], fresh) for name in found}
-    session = runtime.open_session(model_io.to_bytes(model), optimize=True)
+    session = fixed_values.opened(plain, model)
     names = [spec.name for spec in session.outputs if spec.dtype is not None and spec.dtype.kind == "f"]
     expected = [session.run(feed, names) for feed in joined]
 
@@ -153,7 +154,7 @@ def _change(names: Sequence[str], expected: Sequence[Mapping[str, Any]], got: Se
     worst = 0.0
     pairs = list(zip(expected, got, strict=True))
     for name in names:
-        error = sum(snr.energy(np.subtract(now[name], was[name], dtype=float)) for was, now in pairs)
+        error = sum(snr.error_energy(was[name], now[name]) for was, now in pairs)
         power = sum(snr.energy(was[name]) for was in expected)
         worst = max(worst, math.sqrt(error / max(power, _TINY)))
     return worst

@@ -13,9 +13,10 @@ from ..data.evaluation_set import Evaluation
 from ..errors import DataError, UsageError
 from . import metrics
 from .output_error import Difference
+from .output_plan import OutputPlan, Runs
 from .output_sources import Ending
 from .result import OutputDifference, Quality
-from .verdict import OutputLoss, OutputPlan, Runs, Verdict, VerdictMeter, samples_needed, unsure
+from .verdict import OutputLoss, Verdict, VerdictMeter, samples_needed, unsure
 
 ESTIMATED = "estimated"
 """Name of the metric without labels: the loss of the output that loses most, in points of its kind."""
@@ -181,7 +182,12 @@ def quality_notes(quality: Quality, limit: float | None) -> Iterator[str]:
 
 def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:
     """Return the first output over all samples; for a function of the user's all outputs, where there are several."""
-    joined = {name: np.concatenate([np.atleast_1d(run[name]) for run in runs]) for name in runs[0]}
+    found = {name: [np.atleast_1d(run[name]) for run in runs] for name in runs[0]}
+    uneven = next((name for name, arrays in found.items() if len({array.shape[1:] for array in arrays}) > 1), None)
+    if uneven is not None:
+        hint = "Leave --metric out: the loss is then estimated"
+        raise DataError(f"output {uneven!r} has another shape in each sample, which no metric joins", hint=hint)
+    joined = {name: np.concatenate(arrays) for name, arrays in found.items()}
     return joined if whole and len(joined) > 1 else next(iter(joined.values()))
 
 

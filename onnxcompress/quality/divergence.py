@@ -20,8 +20,9 @@ from ..core import Feed
 from ..runtime.loaded_model import LoadedModel
 from . import output_kinds
 from .output_kinds import OutputKind
+from .output_plan import OutputPlan
 from .output_sources import sources
-from .verdict import OutputPlan, VerdictMeter
+from .verdict import VerdictMeter
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ..numerics.statistics.estimate import Estimate
+from ..numerics.statistics.ratios import mean_interval
 from . import estimated_class_loss as class_loss
 from . import estimated_value_loss as value_loss
 from .output_kinds import KindDecision, OutputKind
@@ -18,6 +19,8 @@ _POINT = 0.01
 """Loss that is one point, in the unit of `drop`."""
 _ALL = Estimate.exact(1.0)
 """Loss of an output that can't be compared: its shape or type is another, or it is not finite."""
+_MOST_DISTANCE = 100.0
+"""Distance of signals that can't be compared, in points (all is lost at that), and in dB."""
 _MOST_VECTORS = 256
 """Vectors of one sample of which embeddings are compared."""
 
@@ -181,6 +184,24 @@ class _PairsMeter:
         return Loss(error.scaled(_POINT / self._point), error.value, {self._figure: error.value, "elements": elements})
 
 
+class _SignalMeter:
+    """Keeps distances only: signals are long."""
+
+    def __init__(self, _: KindDecision) -> None:
+        self._found: list[tuple[float, float]] = []
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:  # noqa: ARG002
+        self._found.append(value_loss.signal_distance(one, other))
+
+    def errors(self) -> np.ndarray:
+        return np.array([points for _, points in self._found])
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        distances, points = (np.minimum(np.array(part), _MOST_DISTANCE) for part in zip(*self._found, strict=True))
+        error = mean_interval(points * factors)
+        return Loss(error.scaled(_POINT), error.value, {"level_distance": float(distances.mean())})
+
+
 class _EmbeddingMeter(_PairsMeter):
     def __init__(self, decision: KindDecision) -> None:
         super().__init__("centred_cosine_distance", value_loss.embedding_error, value_loss.EMBEDDING_POINT)
@@ -216,5 +237,6 @@ _METERS: Mapping[OutputKind, Callable[[KindDecision], LossMeter]] = {
     **dict.fromkeys((OutputKind.LABELS, OutputKind.BOOLEANS, OutputKind.STRINGS), _share),
     OutputKind.DETECTION_ROWS: lambda _: _DetectionMeter(),
     OutputKind.SELECTION: lambda _: _PairsMeter("unshared", value_loss.selection_error, value_loss.DETECTION_POINT),
-    OutputKind.SIGNAL: lambda _: _PairsMeter("level_distance", value_loss.signal_error, value_loss.SIGNAL_POINT),
+    OutputKind.SIGNAL: _SignalMeter,
+    OutputKind.DURATIONS: lambda _: _PairsMeter("duration_error", value_loss.duration_error, value_loss.DURATION_POINT),
 }

@@ -10,7 +10,10 @@ integers behind ArgMax, TopK, a classifier                        labels
 integers behind NonMaxSuppression, NonZero                        selection
 8-bit integers, or integers behind Round, Clip, Cast              image-8bit
 other integers                                                    labels
-length differs between samples' runs of both models               signal (or detection-rows: rows in any order)
+length differs between runs of both models                        signal (or detection-rows: rows in any order)
+floats whose length follows from rounded amounts                  signal
+floats about 0, whose length is no input's and varies             signal
+amounts that size an output                                       durations
 rows sum to 1, or log-probabilities                               class-scores, position-scores, text-scores
 behind a last product, rows with a winner                         the same
 rows with a column that never rises (sorted detections)           detection-rows
@@ -26,13 +29,13 @@ other floats                                                      numbers
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
 
-from ..errors import UsageError
+from ..numerics.statistics.spectral_distance import FRAME
 from .output_sources import Ending, Source
 
 _SUM_TOLERANCE = 1e-3
@@ -57,6 +60,12 @@ _MOST_ROWS = 4000
 """Rows that are looked at to tell kinds apart."""
 _GAUSSIAN_ROWS = 2000
 """Gaussian rows that the winner statistic is compared with: a standard error of about 1%."""
+_FEW_CHANNELS = 2
+"""Channels of sound."""
+_LEAST_SOUND = 256
+"""Values of sound from which on its spectrum says something: a frame of most vocoders. Chosen by judgement."""
+_BALANCED = 0.1
+"""Mean over standard deviation up to which numbers vibrate about 0. Chosen by judgement; a voice (VITS) has .00."""
 _LEAST_DETECTIONS = 5
 """Rows from which on a falling column is no chance: five fall by chance in 1 of 120. Chosen by judgement."""
 
@@ -84,6 +93,7 @@ class OutputKind(enum.StrEnum):
     DETECTION_ROWS = "detection-rows"
     SELECTION = "selection"
     SIGNAL = "signal"
+    DURATIONS = "durations"
     SEQUENCE = "sequence"
     STATE = "state"
 
@@ -148,6 +158,9 @@ def _floats(
     if len({array.ndim for array in arrays}) > 1:
         return KindDecision(OutputKind.NUMBERS, None, "floats of several ranks")
     rank = arrays[0].ndim
+    sound = _sound(source, arrays, inputs)
+    if sound is not None:
+        return KindDecision(OutputKind.SIGNAL, None, sound)
     axis = -1 if classes_last else class_axis(rank)
     if rank and all(a.size for a in arrays):
         found = _scores(source, arrays, axis) or (_scores(source, arrays, -1) if axis != -1 else None)
@@ -165,11 +178,32 @@ def _floats(
     if source.ending is Ending.SIGMOID:
         return KindDecision(OutputKind.MASK, _column_axis(arrays), f"behind {source.operator or 'a sigmoid'}")
     width = arrays[0].shape[-1] if rank else 1
-    if (rank == 1 and width >= _EMBEDDING_WIDTH) or (rank == 2 and _is_token_vector(arrays)):
+    are_alike = len({a.shape for a in arrays}) == 1
+    if (rank == 1 and width >= _EMBEDDING_WIDTH and are_alike) or (rank == 2 and _is_token_vector(arrays)):
         return KindDecision(OutputKind.EMBEDDING, rank - 1, f"vectors of {width} numbers without a winner in each")
-    if rank == 1 and width >= _VECTOR_WIDTH and source.ending is Ending.PRODUCT and len({a.shape for a in arrays}) == 1:
+    if rank == 1 and width >= _VECTOR_WIDTH and source.ending is Ending.PRODUCT and are_alike:
         return KindDecision(OutputKind.VECTOR, 0, f"{width} numbers behind a last {source.operator}")
     return KindDecision(OutputKind.NUMBERS, _column_axis(arrays), "floats without a special meaning")
+
+
+def _sound(source: Source, arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> str | None:
+    """Return what shows that an output is sound, None where it seems to be something else."""
+    if not all(a.ndim and a.size and a.size <= _FEW_CHANNELS * a.shape[-1] for a in arrays):
+        return None
+    if source.ending in (Ending.SOFTMAX, Ending.SIGMOID):
+        return None
+    lengths = [a.shape[-1] for a in arrays]
+    if source.sized_by:
+        is_long = max(lengths) >= _LEAST_SOUND
+        return f"its length follows from amounts that are rounded, {source.sized_by[0]!r}" if is_long else None
+    if min(lengths) < FRAME or len(set(lengths)) == 1 or len(inputs) != len(arrays):
+        return None
+    known = [{size for value in each.values() for size in value.shape} for each in inputs]
+    if any(length in sizes for length, sizes in zip(lengths, known, strict=True)):
+        return None
+    values = np.concatenate([a.ravel() for a in arrays]).astype(np.float64)
+    is_about_zero = bool(np.isfinite(values).all()) and abs(values.mean()) <= _BALANCED * values.std() > 0
+    return "numbers about 0, of a length that varies and is no input's" if is_about_zero else None
 
 
 def class_axis(rank: int) -> int:
@@ -331,43 +365,3 @@ def _column_axis(arrays: Sequence[np.ndarray]) -> int | None:
         return 0 if len({a.shape[0] for a in arrays}) == 1 else None
     fixed = [axis for axis in (1, 0) if len({a.shape[axis] for a in arrays}) == 1]
     return min(fixed, key=lambda axis: arrays[0].shape[axis]) if fixed else None
-
-
-def misfit(kind: OutputKind, values: Sequence[object]) -> str | None:
-    """Return why an output can't be measured as a kind that the user gave, None where it can.
-
-    Args:
-        kind: the kind.
-        values: what the original gives, one array a sample without its batch axis.
-    """
-    arrays = [value for value in values if isinstance(value, np.ndarray)]
-    are_texts = any(array.dtype.kind in "OUS" for array in arrays)
-    if are_texts and kind not in (OutputKind.STRINGS, OutputKind.LABELS, OutputKind.STATE):
-        return "it holds strings"
-    ranks = {array.ndim for array in arrays}
-    if kind in (OutputKind.DETECTION_ROWS, OutputKind.SELECTION) and (len(arrays) < len(values) or ranks != {2}):
-        return "a sample is no table of rows"
-    is_of_rows = kind in (
-        *(OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES, OutputKind.VECTOR),
-    )
-    if (is_of_rows or kind is OutputKind.EMBEDDING) and (0 in ranks or any(not array.size for array in arrays)):
-        return "a sample is a single number or empty"
-    if kind in (OutputKind.BINARY_SCORE, OutputKind.IMAGE_8BIT) and any(not array.size for array in arrays):
-        return "a sample is empty"
-    return None
-
-
-def parse_kinds(texts: Iterable[str]) -> dict[str, OutputKind]:
-    """Read `NAME=KIND` texts.
-
-    Raises:
-        UsageError: a text has another form, or there is no such kind.
-    """
-    found = {}
-    for text in texts:
-        name, sign, kind = text.rpartition("=")
-        if not sign or kind not in list(OutputKind):
-            known = ", ".join(OutputKind)
-            raise UsageError(f"{text!r} is no NAME=KIND", where="--output-kind", hint=f"Kinds: {known}")
-        found[name] = OutputKind(kind)
-    return found

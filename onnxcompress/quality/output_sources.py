@@ -68,6 +68,7 @@ class Source:
         axis: of the classes in the first of `values`, where a choice is made along one.
         pieces: names and sources of the values that a final Concat joins, where it joins different ones.
         counts_rows: axis 0 is no batch: it is open, and the inputs' are not.
+        sized_by: names of the amounts that an output's length follows from, see `shapes.sized_by`.
     """
 
     ending: Ending
@@ -76,6 +77,7 @@ class Source:
     axis: int | None = None
     pieces: tuple[tuple[str, Source], ...] = ()
     counts_rows: bool = False
+    sized_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core import Feed
-from . import estimated_value_loss as value_loss
+from ..numerics.statistics.spectral_distance import FRAME
 from .output_kinds import KindDecision, OutputKind
 
 
@@ -104,7 +104,7 @@ def incomparable(one: Any, other: Any, kind: OutputKind) -> str | None:
     if one.shape == other.shape or (kind in free and not is_other_table):
         return None
     is_rows = one.ndim == other.ndim == 2 and one.shape[1] == other.shape[1]
-    is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) >= value_loss.FRAME and one.ndim == other.ndim
+    is_signal = one.dtype.kind in "fiu" and min(one.size, other.size) >= FRAME and one.ndim == other.ndim
     return None if is_rows or is_signal else f"{list(one.shape)} of the original and {list(other.shape)} of the result"
 
 

@@ -16,9 +16,10 @@ from ..activations import observe
 from ..core import Feed
 from ..graph import constants as float_constants
 from ..graph import edit, query
-from ..io import model_io
 from ..numerics import snr
-from ..runtime import session as runtime
+from ..runtime.session import Session
+from ..shapes import fixed_values
+from ..shapes.fixed_values import FixedSession
 from .output_sources import with_sources
 
 _TOGETHER = 8
@@ -52,7 +53,7 @@ def noises(
     joined = feeds if state else list(observe.batched(model, feeds, _TOGETHER))
     copy = with_sources(model)
     inputs = _opened(copy, changed)
-    session = runtime.open_session(model_io.to_bytes(copy), optimize=True, threads=threads)
+    session = fixed_values.opened(model, copy, threads=threads)
     names = [spec.name for spec in session.outputs if spec.name not in state and spec.dtype is not None]
     wanted = [name for name in names if _is_float(session, name)]
     if not wanted:
@@ -82,7 +83,7 @@ def _opened(model: ir.Model, names: Collection[str]) -> dict[str, str]:
     return found
 
 
-def _is_float(session: runtime.Session, name: str) -> bool:
+def _is_float(session: Session | FixedSession, name: str) -> bool:
     return any(spec.name == name and spec.dtype is not None and spec.dtype.kind == "f" for spec in session.outputs)
 
 
@@ -90,7 +91,7 @@ def _worst(names: Iterable[str], expected: Sequence[Mapping[str, Any]], got: Ite
     error, signal = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for was, now in zip(expected, got, strict=True):
         for name in error:
-            error[name] += snr.energy(np.subtract(now[name], was[name], dtype=np.float64))
+            error[name] += snr.error_energy(was[name], now[name])
             signal[name] += snr.energy(was[name])
     tiny = float(np.finfo(float).tiny)
     ratios = [error[name] / max(signal[name], tiny) for name in error if np.isfinite(error[name])]

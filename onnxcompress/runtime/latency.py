@@ -11,12 +11,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..base.report_value import NotNegative, Positive, ReportValue
-from .session import RunTime, Session
+from .session import RunTime
 
 SLOWER_RATIO = 1.05
 """A result counts as slower where the low end of the interval of its ratio is above this. Chosen by judgement."""
@@ -38,6 +38,22 @@ _RESAMPLES = 400
 """Bootstrap samples behind an interval. Chosen by judgement; not measured."""
 _QUARTILE, _LOW, _HIGH = 25, 5, 95
 """Percentiles: of the times of a model, and of the ends of a 90% interval."""
+
+
+class TimedSession(Protocol):
+    """Protocol of a session that can be timed."""
+
+    threads: int
+    provider: str
+
+    @property
+    def fastest_seconds(self) -> float:
+        """Wall seconds of the shortest run so far, infinite before the first."""
+        ...
+
+    def run_time(self, feed: Mapping[str, Any]) -> RunTime:
+        """Run the model once and return its time."""
+        ...
 
 
 class Latency(ReportValue):
@@ -68,8 +84,8 @@ RACE_SECONDS = 4.0
 
 
 def race(
-    a: Session,
-    b: Session,
+    a: TimedSession,
+    b: TimedSession,
     feed: Mapping[str, Any],
     *,
     max_seconds: float = RACE_SECONDS,
@@ -113,14 +129,19 @@ def race(
             check = len(pairs) + 1 + len(pairs) // 4
 
 
-def least_seconds(a: Session, b: Session) -> float:
+def least_seconds(a: TimedSession, b: TimedSession) -> float:
     """Return how long a race takes at least, from runs before: warm-up and the least pairs; 0 without any."""
     fastest = [s.fastest_seconds for s in (a, b) if math.isfinite(s.fastest_seconds)]
     return (1 + _LEAST_PAIRS) * sum(fastest)
 
 
 def glance(
-    a: Session, b: Session, feed: Mapping[str, Any], *, max_seconds: float, clock: Callable[[], float] = time.monotonic
+    a: TimedSession,
+    b: TimedSession,
+    feed: Mapping[str, Any],
+    *,
+    max_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Latency | None:
     """Time two sessions, warm from runs before, within a short time.
 
@@ -135,7 +156,7 @@ def glance(
     return found if found.trusted else None
 
 
-def _pair(a: Session, b: Session, feed: Mapping[str, Any], order: random.Random) -> tuple[RunTime, RunTime]:
+def _pair(a: TimedSession, b: TimedSession, feed: Mapping[str, Any], order: random.Random) -> tuple[RunTime, RunTime]:
     if a is b:
         alone = a.run_time(feed)
         return alone, alone
@@ -146,7 +167,7 @@ def _pair(a: Session, b: Session, feed: Mapping[str, Any], order: random.Random)
     return a.run_time(feed), second
 
 
-def _latency(pairs: Sequence[tuple[RunTime, RunTime]], session: Session, *, seed: int) -> Latency:
+def _latency(pairs: Sequence[tuple[RunTime, RunTime]], session: TimedSession, *, seed: int) -> Latency:
     seconds = np.maximum([[run.seconds for run in pair] for pair in pairs], 1e-9)
     first, second = np.percentile(seconds, _QUARTILE, axis=0)
     ratio = float(second / first)

@@ -78,9 +78,10 @@ class LoadedModel:
         """A session as a user has it, optimizations on, for quality and speed."""
         return self._open(optimize=True, threads=self._threads)
 
-    def showing(self, shown: ir.Model) -> runtime.Session:
-        """Return an optimized session of a copy of the model that has more outputs."""
-        return LoadedModel(shown, threads=self._threads).fast
+    def showing(self, shown: ir.Model, *, optimize: bool = True) -> runtime.Session:
+        """Return a session of a changed copy of the model, that has more outputs or other inputs."""
+        other = LoadedModel(shown, threads=self._threads)
+        return other.fast if optimize else other.plain
 
     def _open(self, *, optimize: bool, threads: int) -> runtime.Session:
         with isolation.roomy(query.node_count(self.model)):

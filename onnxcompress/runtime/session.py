@@ -76,6 +76,11 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 
 
+_SEED = 1
+"""Of random operators without a seed of their own: a fresh session draws the same again."""
+ort.set_seed(_SEED)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, type and shape that a model declares for one of its inputs or outputs.

@@ -26,6 +26,7 @@ from ..runtime import session as runtime
 from ..runtime.run_timeout import run_seconds
 from . import expose, infer, symbolic
 from .facts import Facts
+from .same_draws import draws, with_same_draws
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ def _run(
     shown = expose.expose(model, names) if names else None
     if shown is None or not shown.outputs:
         return {}
-    session = runtime.open_session(model_io.to_bytes(shown.model), optimize=False)
+    found = draws(shown.model)
+    stable = with_same_draws(shown.model, {name: name for _, name in found}) if found else shown.model
+    session = runtime.open_session(model_io.to_bytes(stable), optimize=False)
     values = session.run(feed, list(dict.fromkeys(shown.outputs.values())), max_seconds=max_seconds)
     arrays = {name: (values[output], output) for name, output in shown.outputs.items()}
     return {

@@ -14,7 +14,9 @@ from ..core import Feed
 from ..errors import ModelError
 from ..io import model_io
 from ..quality import equality
+from ..runtime import session as runtime
 from ..runtime.loaded_model import LoadedModel
+from ..shapes.fixed_values import FixedSession, FixedValues
 from ..shapes.infer import all_graphs
 from .equal_outputs import EqualOutputs, most_seconds
 
@@ -112,8 +114,20 @@ class WholeProof:
         return EqualOutputs(self._before, self._feeds, self._expected)
 
     @functools.cached_property
-    def _reference(self) -> Sequence[Mapping[str, Any]]:
-        return self._expected or [self._before.plain.run(feed) for feed in self._feeds]
+    def _fixed(self) -> FixedValues:
+        """Random numbers and amounts of the model before, which a lossy candidate is given."""
+        return FixedValues.of(self._before.model)
+
+    def _plain(self, loaded: LoadedModel) -> runtime.Session | FixedSession:
+        return self._fixed.session(loaded, optimize=False) if self._fixed else loaded.plain
+
+    @functools.cached_property
+    def _reference(self) -> tuple[Sequence[Mapping[str, Any]], float]:
+        """The outputs of the model before, and the seconds of its longest run."""
+        session = self._plain(self._before)
+        known = None if self._fixed else self._expected
+        found = known or [session.run(feed) for feed in self._feeds]
+        return [{name: each[name] for name in self._fixed.sizing} for each in found], session.slowest_seconds
 
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
@@ -141,17 +155,13 @@ class WholeProof:
     def _degenerate(self, candidate: LoadedModel) -> str | None:
         """Return what makes a lossy candidate's outputs unusable.
 
-        What comes out otherwise when the model before is run again on a feed can't be held against the candidate.
+        Nothing is random; sizes that follow from numbers that the model computes may differ.
         """
-        reference, before = self._reference, self._before.plain
-        limit = most_seconds(before.slowest_seconds)
+        reference, slowest_seconds = self._reference
+        session = self._plain(candidate)
         for feed, expected in zip(self._feeds, reference, strict=True):
-            got = candidate.plain.run(feed, max_seconds=limit)
-            if equality.degenerate(expected, got) is None:
-                continue
-            again = before.run(feed)
-            stable = {n: expected[n] for n in expected if equality.degenerate({n: expected[n]}, {n: again[n]}) is None}
-            if fault := equality.degenerate(stable, got):
+            got = session.run(feed, max_seconds=most_seconds(slowest_seconds))
+            if fault := equality.degenerate(expected, got, sized=self._fixed.sized):
                 return fault
         return None
 

@@ -8,7 +8,7 @@ import pytest
 import onnxcompress as oc
 from onnxcompress.data.evaluation_set import Evaluation
 from onnxcompress.jobs.judge import Races, Timings, Trials, decisive_drop
-from onnxcompress.quality.verdict import OutputPlan
+from onnxcompress.quality.output_plan import OutputPlan
 from onnxcompress.runtime.latency import Latency
 from onnxcompress.runtime.loaded_model import LoadedModel
 from tests.helpers import floats, from_text
@@ -136,7 +136,8 @@ def test_samples_that_cannot_be_divided_serve_for_both(whole):
 def test_races_time_candidates_without_scoring_them():
     timings = Timings({"known": LATENCY})
     feed = {"x": floats(2, 4)}
-    race = Races(LoadedModel(_model()), feed, timings=timings, threads=1)
+    base = LoadedModel(_model())
+    race = Races(base, feed, plan=OutputPlan.of(base.model), timings=timings, threads=1)
     assert race(_model("1, 2, 3, 9"), "known") == 0.5
     assert 0 < race(_model("1, 2, 3, 9"), "new") < 100
     assert set(timings.used) == {"known", "new"}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from onnxcompress.quality.output_kinds import OutputKind
+from onnxcompress.quality.output_plan import OutputPlan
 from onnxcompress.quality.output_sources import Ending, Source, sources
 from onnxcompress.quality.row_tables import find, joined
-from onnxcompress.quality.verdict import OutputPlan, VerdictMeter
+from onnxcompress.quality.verdict import VerdictMeter
 from tests.helpers import from_text
 
 COUNT = 24

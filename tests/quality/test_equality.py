@@ -126,3 +126,11 @@ def test_what_makes_a_lossy_output_unusable():
     good = {"y": _f32(1)}
     assert equality.degenerate(good, {"y": _f32(7)}) is None
     assert equality.degenerate(good, {"y": _f32(np.nan)}) is not None
+
+
+def test_sizes_that_a_model_computes_may_differ_and_their_number_may_not():
+    one, other = {"y": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 4), np.float32)}
+    assert equality.degenerate(one, other) is not None
+    assert equality.degenerate(one, other, sized={"y"}) is None
+    assert equality.degenerate(one, {"y": np.ones(3, np.float32)}, sized={"y"}) is not None
+    assert "NaN" in equality.degenerate(one, {"y": np.full((1, 4), np.nan, np.float32)}, sized={"y"})

@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcompress.quality.estimated_value_loss import (
-    FRAME,
     MASK_SPREAD,
     ErrorMoments,
     detection_error,
     differing_share,
+    duration_error,
     embedding_error,
     selection_error,
     share,
-    signal_error,
+    signal_distance,
 )
 
 RANDOM = np.random.default_rng(0)
@@ -175,12 +175,34 @@ def test_indices_are_compared_as_sets_of_rows():
     assert selection_error([(np.array([1, 2]), np.array([1, 3]))]).value == 1
 
 
-def test_signals_are_compared_by_their_levels_whatever_their_length():
-    time = np.arange(16 * FRAME)
+def test_sound_is_compared_by_levels_and_length():
+    time = np.arange(16_384)
     voice = np.sin(time / 5) + 0.1 * RANDOM.standard_normal(len(time))
-    assert signal_error([(voice, voice)]).value == 0
-    longer = np.concatenate([voice, voice[: 2 * FRAME]])
-    assert signal_error([(voice, longer)]).value < 1
-    assert signal_error([(voice, 2 * voice)]).value == pytest.approx(20 * np.log10(2), rel=1e-6)
-    assert signal_error([(voice, RANDOM.standard_normal(len(voice)))]).value > 6
-    assert signal_error([(voice, np.zeros(0))]).value > 6
+    assert signal_distance(voice, voice) == (0, 0)
+    decibels, points = signal_distance(voice, 2 * voice)
+    assert decibels == pytest.approx(20 * np.log10(2), abs=0.05)
+    assert points == decibels
+    longer = np.concatenate([voice, voice[:2048]])
+    decibels, points = signal_distance(voice, longer)
+    assert decibels < 2
+    assert points == pytest.approx(0.125 / 0.1)
+    assert signal_distance(voice, np.zeros(0)) == (np.inf, np.inf)
+    assert signal_distance(voice[:0], voice[:0]) == (0, 0)
+    assert signal_distance(voice[None], voice[None, None]) == (np.inf, np.inf)
+
+
+def test_frames_of_another_number_are_aligned():
+    frames = RANDOM.standard_normal((80, 50))
+    twice = np.concatenate([frames[:, :25], frames[:, 24:]], 1)
+    error, points = signal_distance(frames, twice)
+    assert error == pytest.approx(0, abs=1e-9)
+    assert points == pytest.approx((1 / 50) / 0.1)
+    assert signal_distance(frames.T, twice.T) == pytest.approx((error, points), abs=1e-9)
+    assert signal_distance(frames, RANDOM.standard_normal((80, 51)))[1] > 10
+
+
+def test_durations_differ_by_their_sum():
+    pairs = [(np.array([2.0, 3, 5]), np.array([2.0, 4, 4])), (np.array([10.0]), np.array([10.0]))]
+    assert duration_error(pairs).value == pytest.approx(2 / 20)
+    assert duration_error([(np.array([2.0, 3]), np.array([2.0]))]).value == 1
+    assert duration_error([(np.zeros(3), np.zeros(3))]).value == 0

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
 from onnxcompress.errors import UsageError
+from onnxcompress.quality.kind_overrides import parse_kinds
 from onnxcompress.quality.output_kinds import (
     KindDecision,
     OutputKind,
     decide,
     like_an_input,
-    parse_kinds,
     sorted_column,
     winner_statistic,
 )
@@ -202,5 +202,5 @@ def test_other_texts_are_refused(text):
     assert (caught.value.message, caught.value.where) == (f"{text!r} is no NAME=KIND", "--output-kind")
     assert caught.value.hint == (
         "Kinds: class-scores, position-scores, text-scores, binary-score, embedding, numbers, vector, residual, "
-        "image-8bit, mask, labels, booleans, strings, detection-rows, selection, signal, sequence, state"
+        "image-8bit, mask, labels, booleans, strings, detection-rows, selection, signal, durations, sequence, state"
     )

@@ -17,8 +17,8 @@ from bench.tables import Table
 from bench.verdict_bank import SUBJECTS, Case, cases
 from onnxcompress.data.evaluation_set import Evaluation
 from onnxcompress.quality import compare_outputs
+from onnxcompress.quality.output_plan import OutputPlan
 from onnxcompress.quality.output_sources import Ending, Source
-from onnxcompress.quality.verdict import OutputPlan
 
 COUNTS = (16, 32, 64, 128, 256)
 """Samples to judge by."""

@@ -9,7 +9,7 @@ from onnxcompress.core import Context
 from onnxcompress.data.evaluation_set import Evaluation
 from onnxcompress.passes.quantize.static import QuantizeStatic
 from onnxcompress.quality.compare_outputs import measure
-from onnxcompress.quality.verdict import OutputPlan
+from onnxcompress.quality.output_plan import OutputPlan
 from onnxcompress.runtime.loaded_model import LoadedModel
 from tests import detectors
 from tests.helpers import run
