@@ -40,11 +40,16 @@ def list_models(*, only: Only = None) -> None:
 
 @app.command()
 def fetch(*, only: Only = None, cache: Cache = CACHE) -> None:
-    """Fetch the models; what is there with the right hash is not fetched again. Exit 3 where one can't be had."""
+    """Fetch the models and make their samples; what is there with the right hash is not fetched again.
+
+    Exit 3 where one can't be had.
+    """
     failed = 0
     for model in chosen(only):
         try:
             path = model.fetch(cache)
+            for which in ("work", "judge"):
+                model.write_feeds(path, cache / "feeds" / model.name, which)
         except Exception as error:  # noqa: BLE001 - said in one line; the others are fetched nevertheless
             failed += 1
             sys.stderr.write(f"error: {model.name}: {error}\n")

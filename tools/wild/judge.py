@@ -8,6 +8,7 @@ Uses nothing of the project. The request:
     kinds              name of an output -> kind, where rules would be mistaken
     told               name of an output -> kind by the report: its points are told, too
     seconds            CPU time after which no further sample is run
+    pair_seconds       CPU time after which no further pair of runs is timed
 """
 
 from __future__ import annotations
@@ -33,8 +34,6 @@ _MOST_BYTES = 1 << 30
 """Outputs of both models that are held, together; after that no further sample is run."""
 _LEAST_PAIRS, _MOST_PAIRS = 7, 301
 """Pairs of runs that are timed."""
-_PAIR_SECONDS = 6.0
-"""CPU time after which no further pair is timed."""
 _DETECTIONS = ("boxes", "scores", "classes")
 """Kinds of outputs that make one table."""
 
@@ -61,7 +60,7 @@ def main(request: Mapping[str, Any]) -> dict[str, Any]:
     answer["samples"] = len(pairs)
     answer["outputs"] = _losses(pairs, request)
     if isinstance(second, io.Run):
-        answer["latency"] = _race(original, result, Path(request["work"]), state)
+        answer["latency"] = _race(original, result, Path(request["work"]), state, request.get("pair_seconds", 6.0))
     return answer
 
 
@@ -155,7 +154,7 @@ def _joined(outputs: Mapping[str, np.ndarray], table: Mapping[str, str]) -> np.n
     return joined(outputs[table["boxes"]], outputs[table["scores"]], classes)
 
 
-def _race(original: Path, result: Path, work: Path, state: io.State) -> dict[str, Any] | None:
+def _race(original: Path, result: Path, work: Path, state: io.State, seconds: float) -> dict[str, Any]:
     """Time both models in turns, A B A B, on the largest feed, by the CPU clock of this thread."""
     runs = [io.Run(original, state), io.Run(result, state)]
     feed = max(io.read(work, runs[0].inputs, state), key=io.bytes_of)
@@ -163,7 +162,7 @@ def _race(original: Path, result: Path, work: Path, state: io.State) -> dict[str
     for run, each in zip(runs, full, strict=True):
         run.session.run(None, each)
     times: list[tuple[float, float]] = []
-    deadline = time.thread_time() + _PAIR_SECONDS
+    deadline = time.thread_time() + seconds
     while len(times) < _MOST_PAIRS and (len(times) < _LEAST_PAIRS or time.thread_time() < deadline):
         pair = []
         for run, each in zip(runs, full, strict=True):
@@ -171,17 +170,17 @@ def _race(original: Path, result: Path, work: Path, state: io.State) -> dict[str
             run.session.run(None, each)
             pair.append(time.thread_time() - start)
         times.append((pair[0], pair[1]))
-    seconds = np.maximum(np.array(times), 1e-9)
-    drawn = seconds[np.random.default_rng(0).integers(0, len(seconds), (400, len(seconds)))]
+    taken = np.maximum(np.array(times), 1e-9)
+    drawn = taken[np.random.default_rng(0).integers(0, len(taken), (400, len(taken)))]
     medians = np.median(drawn, axis=1)
     low, high = np.percentile(medians[:, 1] / medians[:, 0], (2.5, 97.5))
-    first, second = (statistics.median(column) for column in seconds.T)
+    first, second = (statistics.median(column) for column in taken.T)
     return {
         "original_ms": 1e3 * first,
         "result_ms": 1e3 * second,
         "ratio": second / first,
         "ratio_interval": [float(low), float(high)],
-        "pairs": len(seconds),
+        "pairs": len(taken),
     }
 
 

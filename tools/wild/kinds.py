@@ -43,7 +43,7 @@ def decide(values: Sequence[np.ndarray]) -> str:
     first = values[0]
     if first.dtype.kind not in "f":
         return "labels"
-    if len({value.shape for value in values}) > 1 and first.ndim <= 3 and 1 in (first.ndim, *first.shape[1:-1]):
+    if len({value.shape for value in values}) > 1 and all(value.shape[-1:] == (value.size,) for value in values):
         return "signal"
     rows = [value.reshape(-1, value.shape[-1]) for value in values if value.ndim and value.shape[-1] > 1 and value.size]
     if rows and _are_probabilities(rows):

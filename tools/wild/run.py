@@ -55,6 +55,7 @@ class Trial:
         limits: of each command.
         keep: results are not deleted.
         judge_seconds: CPU time for the outputs of both models in one comparison.
+        pair_seconds: CPU time for timing both models in one comparison.
         settings: of onnxruntime's quantizers.
     """
 
@@ -63,6 +64,7 @@ class Trial:
     limits: watched.Limits
     keep: bool = False
     judge_seconds: float = 60.0
+    pair_seconds: float = 6.0
     settings: Sequence[str] = runtime_best.SETTINGS
 
     def run(self, model: Model, steps: Sequence[Step], *, again: bool = False) -> Iterator[dict[str, Any]]:
@@ -163,6 +165,7 @@ class Trial:
             "kinds": dict(model.outputs),
             "told": {name: each["kind"] for name, each in told["outputs"].items()} if told else {},
             "seconds": self.judge_seconds,
+            "pair_seconds": self.pair_seconds,
         }
         stem = files.folder / f"judge-{result.stem}"
         stem.with_suffix(".json").write_text(json.dumps(request))
