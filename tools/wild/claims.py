@@ -11,6 +11,8 @@ _POINT_SLACK = 0.0025
 """Quarter of a point: below this nobody minds, whatever the intervals say."""
 _RELATIVE_SLACK = 0.25
 """Samples to work with and to judge are of other sources: a loss may differ by this part beyond both intervals."""
+_SHIFTED = ("relative_rms", "cosine_distance")
+"""Figures that the power of an error decides, for which a factor between two sources of samples can be measured."""
 _HARMLESS, _GROSS = 0.01, 0.1
 """Where units differ: told as at most the first, measured as at least the second."""
 _SMALLER = 0.98
@@ -22,7 +24,9 @@ MOST_MODEL_SIZES, MORE_BYTES = 4, 1_000_000_000
 """Memory that a recipe may take: so many times the model, and so much more."""
 
 
-def wrong_claims(told: Mapping[str, Any] | None, measured: Mapping[str, Any] | None) -> list[str]:
+def wrong_claims(
+    told: Mapping[str, Any] | None, measured: Mapping[str, Any] | None, shifts: Mapping[str, float] | None = None
+) -> list[str]:
     """Return what the report told and the measurement contradicts, each as one line.
 
     A told interval is wrong where it and the measured one, both with their slack, have no value in common. Where our
@@ -31,6 +35,7 @@ def wrong_claims(told: Mapping[str, Any] | None, measured: Mapping[str, Any] | N
     Args:
         told: see `run.told_by`.
         measured: what `wild.judge` answered.
+        shifts: output -> by which factor any error costs more on the samples that were judged (`shift.factors`).
     """
     if not told or not measured or measured["error"]:
         return []
@@ -38,7 +43,7 @@ def wrong_claims(told: Mapping[str, Any] | None, measured: Mapping[str, Any] | N
         line
         for name, output in told["outputs"].items()
         if output["drop"] is not None and name in measured["outputs"]
-        for line in _wrong_loss(name, output, measured["outputs"][name])
+        for line in _wrong_loss(name, output, measured["outputs"][name], (shifts or {}).get(name, 1.0))
     ]
     latency, own = told["latency"], measured["latency"]
     if latency is not None and latency["trusted"] and own is not None:
@@ -49,10 +54,12 @@ def wrong_claims(told: Mapping[str, Any] | None, measured: Mapping[str, Any] | N
     return found
 
 
-def _wrong_loss(name: str, output: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def _wrong_loss(name: str, output: Mapping[str, Any], own: Mapping[str, Any], shift: float) -> list[str]:
     entry = own if own["kind"] == output["kind"] else own.get("as_told")
     low, high = output["interval"] or (output["drop"], output["drop"])
     if entry and entry["same_unit"]:
+        if entry["figure"] in _SHIFTED:
+            low, high = low * min(shift, 1.0), high * max(shift, 1.0)
         slack = max(_POINT_SLACK, _RELATIVE_SLACK * max(abs(low), abs(high)))
         first, last = entry["points_interval"]
         if first > high + slack:

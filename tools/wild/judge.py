@@ -8,7 +8,8 @@ Uses nothing of the project. The request:
     kinds              name of an output -> kind, where rules would be mistaken
     told               name of an output -> kind by the report: its points are told, too
     seconds            CPU time after which no further sample is run
-    pair_seconds       CPU time after which no further pair of runs is timed
+    pair_seconds       CPU time after which no further pair of runs is timed; 0: nothing is timed
+    as_numbers         every output of floats is measured as numbers
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def main(request: Mapping[str, Any]) -> dict[str, Any]:
         return answer | {"error": str(error)}
     answer["samples"] = len(pairs)
     answer["outputs"] = _losses(pairs, request)
-    if isinstance(second, io.Run):
-        answer["latency"] = _race(original, result, Path(request["work"]), state, request.get("pair_seconds", 6.0))
+    seconds = request.get("pair_seconds", 6.0)
+    if isinstance(second, io.Run) and seconds:
+        answer["latency"] = _race(original, result, Path(request["work"]), state, seconds)
     return answer
 
 
@@ -127,6 +129,8 @@ def _losses(
     for name in pairs[0][0]:
         values = [(one[name], other[name]) for one, other in pairs]
         kind = declared.get(name) or decide([one for one, _ in values])
+        if request.get("as_numbers") and values[0][0].dtype.kind == "f":
+            kind = "numbers"
         told = request.get("told", {}).get(name)
         is_own = kind in loss.KINDS
         entry = loss.measure(kind, values) if is_own else {"kind": kind, "points": None}

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import onnxruntime
 from bench.process import ROOT, TOOLS_FOLDER
 
-from wild import claims, feeds, runtime_best, watched
+from wild import claims, feeds, runtime_best, shift, watched
 from wild.steps import ORT, Files, Step
 
 _JUDGE_LIMITS = watched.Limits(cpu_seconds=600, memory_bytes=12_000_000_000)
@@ -94,13 +94,13 @@ class Trial:
                 "version": version_of(step),
                 "model_bytes": bytes_of(path),
             }
-            row |= self._ort(model, files) if step.name == ORT else self._ours(model, step, files)
+            row |= self._ort(model, files) if step.name == ORT else self._ours(model, step, files, sha256)
             write_row(target, row)
             if not self.keep:
                 _delete_results(files)
             yield row
 
-    def _ours(self, model: Model, step: Step, files: Files) -> dict[str, Any]:
+    def _ours(self, model: Model, step: Step, files: Files, sha256: str) -> dict[str, Any]:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         went = [
             watched.run(
@@ -127,7 +127,9 @@ class Trial:
         row["size_ratio"] = bytes_of(files.result, "result*") / bytes_of(files.model) if files.result.exists() else None
         row["measured"] = self._judge(model, files, made, row["told"]) if made and last.exit_code == 0 else None
         row["runs"] = self._runs(model, files) if last.exit_code == 3 else None
-        row["claims"] = claims.wrong_claims(row["told"], row["measured"])
+        is_lossy = bool(row["measured"] and not row["measured"]["error"] and row["told"] and not step.lossless)
+        row["shifts"] = self._shifts(model, files, sha256) if is_lossy else {}
+        row["claims"] = claims.wrong_claims(row["told"], row["measured"], row["shifts"])
         row["over"] = claims.broken_limits(row | {"model_bytes": bytes_of(files.model)})
         row["outcome"] = claims.outcome(row)
         return row
@@ -149,13 +151,43 @@ class Trial:
             shutil.rmtree(samples, ignore_errors=True)
         return {"outcome": "done" if any(not each["error"] for each in found) else "refused", "settings": found}
 
+    def _shifts(self, model: Model, files: Files, sha256: str) -> dict[str, float]:
+        """Return `shift.factors` of a model, measured once."""
+        target = self.results / model.name / "samples" / "shift.json"
+        if target.exists():
+            known = json.loads(target.read_text())
+            if known["model_sha256"] == sha256:
+                return dict(known["factors"])
+        target.parent.mkdir(exist_ok=True)
+        copy = files.folder / "copy.onnx"
+        command = [sys.executable, "-P", "-m", "wild.shift", str(files.model), str(copy)]
+        logs = [target.with_suffix(f".{stream}") for stream in _RAW_STREAMS]
+        watched.run(command, limits=_JUDGE_LIMITS, stdout=logs[0], stderr=logs[1], environment=_tools_environment())
+        found = {}
+        if copy.exists():
+            more = {"as_numbers": True, "pair_seconds": 0}
+            answers = [
+                self._judge(model, files, copy, None, more | {"judge": str(p)}) for p in (files.judge, files.work)
+            ]
+            found = shift.factors(*answers)
+            copy.unlink()
+        write_row(target, {"model_sha256": sha256, "factors": found})
+        return found
+
     def _runs(self, model: Model, files: Files) -> bool:
         """Say whether onnxruntime runs the original on samples that were refused."""
         answer = self._judge(model, files, files.model, None)
         return not answer["error"]
 
-    def _judge(self, model: Model, files: Files, result: Path, told: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Ask the judge, in a process of its own."""
+    def _judge(
+        self,
+        model: Model,
+        files: Files,
+        result: Path,
+        told: Mapping[str, Any] | None,
+        more: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Ask the judge, in a process of its own; `more` are further entries of its request."""
         request = {
             "original": str(files.model),
             "result": str(result),
@@ -166,18 +198,13 @@ class Trial:
             "told": {name: each["kind"] for name, each in told["outputs"].items()} if told else {},
             "seconds": self.judge_seconds,
             "pair_seconds": self.pair_seconds,
+            **(more or {}),
         }
         stem = files.folder / f"judge-{result.stem}"
         stem.with_suffix(".json").write_text(json.dumps(request))
         out, err = (stem.with_suffix(f".{stream}") for stream in _RAW_STREAMS)
         command = [sys.executable, "-P", "-m", "wild.judge", str(stem.with_suffix(".json"))]
-        went = watched.run(
-            command,
-            limits=_JUDGE_LIMITS,
-            stdout=out,
-            stderr=err,
-            environment=os.environ | {"PYTHONPATH": str(TOOLS_FOLDER)},
-        )
+        went = watched.run(command, limits=_JUDGE_LIMITS, stdout=out, stderr=err, environment=_tools_environment())
         if went.exit_code == 0:
             answer: dict[str, Any] = json.loads(out.read_text())
             return answer
@@ -185,6 +212,10 @@ class Trial:
         why = went.limit or (lines[-1][:300] if lines else f"exit {went.exit_code}")
         side = "result" if went.exit_code and went.exit_code < 0 else "judge"
         return {"error": f"{side}: {why}", "outputs": {}, "latency": None}
+
+
+def _tools_environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(TOOLS_FOLDER)}
 
 
 def _while_well(commands: Sequence[Sequence[str]], folder: Path) -> Iterator[tuple[int, Sequence[str]]]:

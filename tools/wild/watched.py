@@ -15,6 +15,8 @@ from pathlib import Path
 
 POLL_SECONDS = 0.05
 """Time between two looks at the processes."""
+_KILL_SECONDS = 10.0
+"""Time for processes to be gone after they were killed."""
 _WALL_PER_CPU = 4
 """Wall time that a command may take, as a multiple of its CPU time: the machine may be busy, a hang is still ended."""
 _PR_SET_CHILD_SUBREAPER = 36
@@ -80,16 +82,18 @@ def run(
             cwd=folder,
             start_new_session=True,
         )
+        seen = {process.pid}
         try:
-            return _watch(process, limits, start)
+            return _watch(process, seen, limits, start)
         finally:
-            _kill(process)
+            _kill(process, seen)
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, start: float) -> Watched:
+def _watch(process: subprocess.Popen[bytes], seen: set[int], limits: Limits, start: float) -> Watched:
     cpu, peak, limit = 0.0, 0, ""
     while True:
-        alive = _tree(process.pid)
+        alive = _trees(seen)
+        seen |= set(alive)
         cpu = max(cpu, sum(map(_cpu_seconds, alive)))
         peak = max(peak, _memory_bytes(alive))
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -114,19 +118,27 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, start: float) -> Wa
     )
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a command, its orphans included."""
-    for pid in _tree(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pid in _children(os.getpid()):
-        if _session(pid) == process.pid:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+def _kill(process: subprocess.Popen[bytes], seen: set[int]) -> None:
+    """Kill what is left of a command, orphans and processes of other sessions included; wait until they are gone."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < deadline:
+        seen |= set(_trees(seen))
+        alive = [pid for pid in seen if _is_alive(pid)]
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+        if not alive:
+            break
+        time.sleep(POLL_SECONDS / 10)
+    process.wait()
+    for pid in seen - {process.pid}:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _is_alive(pid: int) -> bool:
+    fields = _fields(pid)
+    return bool(fields) and fields[0] != "Z"
 
 
 def _adopt_orphans() -> None:
@@ -134,10 +146,10 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _tree(root: int) -> list[int]:
-    """Return a process, all below it, and orphans of its session."""
-    found = [root] if Path(f"/proc/{root}").exists() else []
-    found += [pid for pid in _children(os.getpid()) if pid != root and _session(pid) == root]
+def _trees(roots: set[int]) -> list[int]:
+    """Return processes that live, all below them, and orphans of their sessions."""
+    found = [pid for pid in roots if _is_alive(pid)]
+    found += [pid for pid in _children(os.getpid()) if pid not in roots and _session(pid) in roots]
     for pid in found:
         found += [child for child in _children(pid) if child not in found]
     return found
