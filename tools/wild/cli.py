@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -86,6 +87,7 @@ def run(
     trial = Trial(
         results=folder, cache=cache, limits=Limits(cpu_seconds=timeout, memory_bytes=int(memory * 1e9)), keep=keep
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs below is ended, too
     wanted = [step for name, step in STEPS.items() if name in names]
     failed = 0
     for model in chosen(only):

@@ -7,6 +7,7 @@ Uses nothing of the project. The request:
     state              name of an input -> name of the output that it gets one feed later
     kinds              name of an output -> kind, where rules would be mistaken
     told               name of an output -> kind by the report: its points are told, too
+    samples            most samples that are run
     seconds            CPU time after which no further sample is run
     pair_seconds       CPU time after which no further pair of runs is timed; 0: nothing is timed
     as_numbers         every output of floats is measured as numbers
@@ -29,12 +30,16 @@ from wild import loss
 from wild.boxes import joined
 from wild.kinds import decide, plain
 
-LEAST_SAMPLES = 8
-MOST_SAMPLES = 128
+_LEAST_SAMPLES = 8
+_MOST_SAMPLES = 128
 _MOST_BYTES = 1 << 30
 """Outputs of both models that are held, together; after that no further sample is run."""
 _LEAST_PAIRS, _MOST_PAIRS = 7, 301
 """Pairs of runs that are timed."""
+_FIRST_CHECK = 21
+"""Pairs after which the race may end by precision; then after twice as many each."""
+_PRECISION = 0.02
+"""Width of the interval, as a part of the ratio, at which no more pairs are run."""
 _DETECTIONS = ("boxes", "scores", "classes")
 """Kinds of outputs that make one table."""
 
@@ -55,7 +60,8 @@ def main(request: Mapping[str, Any]) -> dict[str, Any]:
     if second.outputs != first.outputs:
         return answer | {"error": f"outputs {first.outputs} became {second.outputs}"}
     try:
-        pairs = list(_pairs(first, second, Path(request["judge"]), state, request.get("seconds", 60.0)))
+        most = request.get("samples", _MOST_SAMPLES), request.get("seconds", 60.0)
+        pairs = list(_pairs(first, second, Path(request["judge"]), state, *most))
     except _RunError as error:
         return answer | {"error": str(error)}
     answer["samples"] = len(pairs)
@@ -96,13 +102,13 @@ class Recorded:
 
 
 def _pairs(
-    first: io.Run, second: io.Run | Recorded, judge: Path, state: io.State, seconds: float
+    first: io.Run, second: io.Run | Recorded, judge: Path, state: io.State, samples: int, seconds: float
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
     """Yield the outputs of both for one sample after another, without carried states."""
     deadline, held = time.process_time() + seconds, 0
     for index, feed in enumerate(io.read(judge, first.inputs, state)):
         is_over = time.process_time() > deadline or held > _MOST_BYTES
-        if index >= MOST_SAMPLES or (index >= LEAST_SAMPLES and is_over):
+        if index >= samples or (index >= _LEAST_SAMPLES and is_over):
             return
         try:
             one = first.step(feed)
@@ -166,7 +172,7 @@ def _race(original: Path, result: Path, work: Path, state: io.State, seconds: fl
     for run, each in zip(runs, full, strict=True):
         run.session.run(None, each)
     times: list[tuple[float, float]] = []
-    deadline = time.thread_time() + seconds
+    deadline, check = time.thread_time() + seconds, _FIRST_CHECK
     while len(times) < _MOST_PAIRS and (len(times) < _LEAST_PAIRS or time.thread_time() < deadline):
         pair = []
         for run, each in zip(runs, full, strict=True):
@@ -174,18 +180,27 @@ def _race(original: Path, result: Path, work: Path, state: io.State, seconds: fl
             run.session.run(None, each)
             pair.append(time.thread_time() - start)
         times.append((pair[0], pair[1]))
-    taken = np.maximum(np.array(times), 1e-9)
-    drawn = taken[np.random.default_rng(0).integers(0, len(taken), (400, len(taken)))]
-    medians = np.median(drawn, axis=1)
-    low, high = np.percentile(medians[:, 1] / medians[:, 0], (2.5, 97.5))
-    first, second = (statistics.median(column) for column in taken.T)
+        if len(times) == check:
+            low, high = _interval(np.array(times))
+            if high - low <= _PRECISION * low:
+                break
+            check = 2 * check
+    first, second = (statistics.median(column) for column in zip(*times, strict=True))
     return {
         "original_ms": 1e3 * first,
         "result_ms": 1e3 * second,
         "ratio": second / first,
-        "ratio_interval": [float(low), float(high)],
-        "pairs": len(taken),
+        "ratio_interval": list(_interval(np.array(times))),
+        "pairs": len(times),
     }
+
+
+def _interval(times: np.ndarray) -> tuple[float, float]:
+    """Return the 95% interval of the ratio of medians, of float64 [pairs, 2] seconds, by resampling the pairs."""
+    drawn = np.maximum(times, 1e-9)[np.random.default_rng(0).integers(0, len(times), (400, len(times)))]
+    medians = np.median(drawn, axis=1)
+    low, high = np.percentile(medians[:, 1] / medians[:, 0], (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _line(error: BaseException) -> str:

@@ -26,9 +26,18 @@ Row = Mapping[str, Any]
 
 def read_rows(results: Path) -> list[Row]:
     """Return all rows of a folder, models in alphabetical order, steps as they are run."""
-    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*/*.json"))]
+    rows = [judged(json.loads(path.read_text())) for path in sorted(results.glob("*/*.json"))]
     order = list(STEPS)
     return sorted(rows, key=lambda row: (row["model"], order.index(row["step"]) if row["step"] in order else 99))
+
+
+def judged(row: dict[str, Any]) -> Row:
+    """Return a row with its claims and its outcome by the present rules."""
+    if row["step"] == ORT:
+        return row
+    row["claims"] = claims.wrong_claims(row["told"], row["measured"], row.get("shifts"))
+    row["over"] = claims.broken_limits(row)
+    return row | {"outcome": claims.outcome(row)}
 
 
 def by_row(rows: Sequence[Row]) -> Table:
