@@ -21,6 +21,8 @@ from wild.watched import Limits
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 CACHE = ROOT / "models" / "wild"
+SMALL = ("mtcnn_pnet", "mtcnn_onet", "magika", "attacut_thai", "chars2vec")
+"""Models under 5 MB out of one registry, of five kinds, that the tests try."""
 RESULTS = Path(tempfile.gettempdir()) / "onnxcompress-wild"
 
 Only = Annotated[list[str] | None, typer.Option(help="name or kind of a model; repeatable. All without.")]
@@ -40,13 +42,18 @@ def list_models(*, only: Only = None) -> None:
 
 
 @app.command()
-def fetch(*, only: Only = None, cache: Cache = CACHE) -> None:
+def fetch(
+    *,
+    only: Only = None,
+    cache: Cache = CACHE,
+    small: Annotated[bool, typer.Option("--small", help="only the five that the tests try")] = False,
+) -> None:
     """Fetch the models and make their samples; what is there with the right hash is not fetched again.
 
     Exit 3 where one can't be had.
     """
     failed = 0
-    for model in chosen(only):
+    for model in chosen(list(SMALL) if small else only):
         try:
             path = model.fetch(cache)
             for which in ("work", "judge"):
@@ -69,6 +76,7 @@ def run(
     cache: Cache = CACHE,
     timeout: Annotated[float, typer.Option(min=1, help="CPU seconds that a command may take")] = 600,
     memory: Annotated[float, typer.Option(min=0.1, help="GB that it may take")] = 8.0,
+    judge_seconds: Annotated[float, typer.Option(min=1, help="CPU seconds for judging a result; a tenth: timing")] = 60,
     again: Annotated[bool, typer.Option("--again", help="run also what has been run")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="keep the models that are made")] = False,
 ) -> None:
@@ -85,7 +93,12 @@ def run(
         sys.stderr.write(f"error: no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}\n")
         raise typer.Exit(2)
     trial = Trial(
-        results=folder, cache=cache, limits=Limits(cpu_seconds=timeout, memory_bytes=int(memory * 1e9)), keep=keep
+        results=folder,
+        cache=cache,
+        limits=Limits(cpu_seconds=timeout, memory_bytes=int(memory * 1e9)),
+        keep=keep,
+        judge_seconds=judge_seconds,
+        pair_seconds=judge_seconds / 10,
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs below is ended, too
     wanted = [step for name, step in STEPS.items() if name in names]
