@@ -313,6 +313,8 @@ class Context:
     """Builds candidates ahead of time; None: they are built here, when they are asked for."""
     selects: Callable[[ir.Node], bool] = any_node
     """False for nodes that `--only`/`--skip` keep away from the lossy passes."""
+    frozen_inputs: frozenset[str] | None = None
+    """Optional inputs that become constants; None: those that are inputs by an exporter's habit only."""
     race: Callable[[ir.Model, str], float] | None = None
     """Returns the latency ratio of a candidate to the original, on synthetic inputs where the user gave none; times are
     recorded and replayed under the label. None where nothing is to be timed."""

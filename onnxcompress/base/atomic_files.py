@@ -34,6 +34,7 @@ class Pending:
         self.target = target
         self.path = target.with_name(_temporary_name(target))
         try:
+            make_parents(target)
             with _explained(target, size), self.path.open("xb") as file:
                 _keep_mode(file.fileno(), target)
                 for chunk in chunks:
@@ -69,6 +70,7 @@ class PendingFolder:
         """
         self.target = target
         self.path = target.with_name(_temporary_name(target))
+        make_parents(target)
         with _explained(target, 0):
             self.path.mkdir()
 
@@ -124,7 +126,7 @@ def check_target(target: Path, *, force: bool) -> None:
     """Raise unless `target` can be written, before any work is done for it.
 
     Raises:
-        UsageError: when it exists and `force` is off, is a folder or a device, or its folder does not exist.
+        UsageError: when it exists and `force` is off, is a folder or a device, or its folder can't be made.
         ModelError: when its folder is not writable.
 
     """
@@ -133,12 +135,39 @@ def check_target(target: Path, *, force: bool) -> None:
         raise UsageError("is a folder", where=where, hint="Give the name of the file to write")
     if target.exists() and not target.is_file():
         raise UsageError("is a device or a pipe, not a file", where=where, hint="Give the name of a file")
-    if not target.parent.is_dir():
-        raise UsageError("its folder does not exist", where=where, hint=f"Create {target.parent} first")
     if not force and os.path.lexists(target):
         raise UsageError("exists already", where=where, hint="Give --force to replace it")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
+    check_parents(target)
+
+
+def check_parents(target: Path) -> None:
+    """Raise unless the folders that a file or folder is to be in are there or can be made.
+
+    Raises:
+        UsageError: one of them is a file.
+        ModelError: there is no permission to write.
+    """
+    where = os.fspath(target)
+    nearest = nearest_parent(target)
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} is no folder", where=where, hint="Give another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise ModelError("no permission to write into its folder", where=where)
+
+
+def nearest_parent(target: Path) -> Path:
+    """Return the innermost folder above a path that is there (or what is there in its place)."""
+    return next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+
+
+def make_parents(target: Path) -> None:
+    """Make the folders that a file or folder is to be in.
+
+    Raises:
+        ModelError: they can't be made.
+    """
+    with _explained(target, 0):
+        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def check_folder(target: Path, *, force: bool) -> None:
@@ -146,17 +175,14 @@ def check_folder(target: Path, *, force: bool) -> None:
 
     Raises:
         UsageError: there is something else, it is not empty and `force` is off, it has folders in it (which ours
-            never have), or its own folder does not exist.
+            never have), or its own folder can't be made.
         ModelError: its folder is not writable.
 
     """
     where = os.fspath(target)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UsageError("is there and is no folder", where=where, hint="Give the name of a new folder")
-    if not target.parent.is_dir():
-        raise UsageError("its folder does not exist", where=where, hint=f"Create {target.parent} first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise ModelError("no permission to write into its folder", where=where)
+    check_parents(target)
     content = list(target.iterdir()) if target.is_dir() else []
     if content and not force:
         raise UsageError("is not empty", where=where, hint="Give --force to replace it")
@@ -167,7 +193,7 @@ def check_folder(target: Path, *, force: bool) -> None:
 def remove_stale(target: Path) -> None:
     """Remove temporary files and folders of `target` whose process has ended."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.[0-9a-f]{{12}}\.tmp")
-    for path in target.parent.iterdir():
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
         match = pattern.fullmatch(path.name)
         if match and not _is_alive(int(match[1])):
             with contextlib.suppress(OSError):

@@ -68,7 +68,7 @@ def check_file(path: Path | None, *, force: bool) -> None:
     """Find out before the work starts that a result can't be written after it.
 
     Raises:
-        UsageError: it exists and `force` is off, or its folder does not exist.
+        UsageError: it exists and `force` is off, or its folder can't be made.
         ModelError: its folder is not writable.
     """
     if path is not None:

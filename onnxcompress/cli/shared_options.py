@@ -62,6 +62,9 @@ class SharedOptions:
     keep_node_metadata: Annotated[
         bool, typer.Option("--keep-node-metadata", help="Keep what the exporter wrote beside nodes.")
     ] = False
+    freeze_inputs: Annotated[
+        bool, typer.Option("--freeze-inputs", help="Make constants of inputs that have a default.")
+    ] = False
     verify: Annotated[
         Literal["auto", "full", "regions"],
         typer.Option("--verify", help="Run the whole model, or only the regions that changed; auto: by size."),

@@ -46,6 +46,15 @@ _POSITIVE_PORTS: Mapping[str, frozenset[int]] = {
     "Sqrt": frozenset({0}),
 }
 
+_FEW_NUMBERS = 16
+"""Elements: a larger constant holds data, no sizes. Chosen by judgement; not measured."""
+
+_LEAST_NAMED, _MOST_NAMED = 1, 20_000
+"""Sizes between these are tried as those of an input. Chosen by judgement; not measured."""
+
+_MOST_SIZES = 60
+"""Sizes that are tried. Chosen by judgement; not measured."""
+
 _LARGE = np.iinfo(np.int32).max
 
 
@@ -74,6 +83,21 @@ class Role:
 def roles(model: ir.Model) -> dict[str, Role]:
     """Return what each graph input is used for, by its name."""
     return {value.name or "": _role(model, value) for value in model.graph.inputs}
+
+
+def named_sizes(model: ir.Model) -> list[int]:
+    """Return sizes that the model's own whole numbers name, smallest first.
+
+    A constant length of a recurrent layer, the target of a Reshape, an index that is picked (its axis has one more).
+    """
+    found: set[int] = set()
+    for node in query.nodes(model):
+        for value in node.inputs:
+            array = query.small_constant(value, most=_FEW_NUMBERS)
+            if array is not None and array.dtype.kind in "iu":
+                step = 1 if node.op_type in _INDEX_PORTS else 0
+                found.update(int(n) + step for n in array.reshape(-1) if _LEAST_NAMED < n < _MOST_NAMED)
+    return sorted(found)[:_MOST_SIZES]
 
 
 def _role(model: ir.Model, value: ir.Value) -> Role:

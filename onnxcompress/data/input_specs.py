@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..graph import query
 from ..runtime import session as runtime
 
 _TEXTS = {
@@ -18,18 +19,19 @@ _DTYPES = {text: dtype for dtype, text in _TEXTS.items()}
 
 
 def input_specs(model: ir.Model) -> list[runtime.TensorSpec]:
-    """Return the inputs that a feed must hold, as a session of the whole model would give them, without loading it.
+    """Return the inputs that a feed may hold, as a session of the whole model would give them, without loading it.
 
-    An initializer that callers may override is left out.
+    First those that it must hold, then initializers that callers may override.
     """
     found = []
-    for value in model.graph.inputs:
-        if not value.is_initializer():
-            text = _full_text(value.type)
-            dtype = None if text == "tensor(string)" else runtime.array_type(text)
-            dims = value.shape if isinstance(value.type, ir.TensorType) and value.shape is not None else ()
-            shape = tuple(d if isinstance(d, int) else d.value for d in dims)
-            found.append(runtime.TensorSpec(value.name or "", dtype, shape, text))
+    for value in sorted(model.graph.inputs, key=ir.Value.is_initializer):
+        if value.is_initializer() and not query.has_optional_inputs(model):
+            continue
+        text = _full_text(value.type)
+        dtype = None if text == "tensor(string)" else runtime.array_type(text)
+        dims = value.shape if isinstance(value.type, ir.TensorType) and value.shape is not None else ()
+        shape = tuple(d if isinstance(d, int) else d.value for d in dims)
+        found.append(runtime.TensorSpec(value.name or "", dtype, shape, text, is_optional=value.is_initializer()))
     return found
 
 

@@ -20,7 +20,7 @@ from ..errors import DataError, UsageError
 from .feeds import Lazy
 from .fit import Scaling, fit, non_finite, zeros
 from .read_files import Layout, image_samples, layout_of, read_arrays, read_npy, sample_of_test_data
-from .samples import ANY, LABEL_NAMES, Sample, by_input, cut_stack, inputs_hint
+from .samples import ANY, LABEL_NAMES, Sample, by_input, cut_stack, inputs_hint, required
 
 if TYPE_CHECKING:
     from ..runtime.session import TensorSpec
@@ -58,7 +58,7 @@ def load_data(
     Args:
         spec: a path to a `.npz` or `.npy` or to a folder of `.npz`, `.npy`, `test_data_set_*` or images;
             "module:function"; an array for the only input; a dict of arrays; a sequence of feeds.
-        specs: the model's required inputs.
+        specs: the model's inputs; those that have a default are fed where the data holds them.
         layout: of images: "nchw" or "nhwc"; by default read from the model's input.
         size: pixels; of images where the model leaves it open.
         scale: float inputs become x*scale - mean: one value, or one per channel. Of several float inputs those
@@ -130,7 +130,7 @@ class _DataReader:
             if spec.name in raw:
                 feed[spec.name] = self._fitted(raw[spec.name], spec, sample.name)
         for spec in self.specs:
-            if spec.name not in feed:
+            if spec.name not in feed and not spec.is_optional:
                 feed[spec.name] = zeros(spec, feed, self.specs)
         return feed, label
 
@@ -178,7 +178,7 @@ def _scaling(
     """Return the scaling of each input that has one: of the float inputs those with the most axes."""
     if scale is None and mean is None:
         return {}
-    floats = [spec for spec in specs if spec.dtype is not None and spec.dtype.kind == "f"]
+    floats = [spec for spec in required(specs) if spec.dtype is not None and spec.dtype.kind == "f"]
     if not floats:
         raise DataError("scale and mean need an input of floats", hint=inputs_hint(specs))
     rank = max(len(spec.shape) for spec in floats)
@@ -246,7 +246,7 @@ def _folder_samples(
         return [Sample(name=str(path), load=partial(read_arrays, path)) for path in files]
     if files := sorted(folder.glob("*.npy")):
         by_input = {path.stem: path for path in files}
-        if len(specs) > 1 or specs[0].name in by_input:
+        if len(required(specs)) != 1 or specs[0].name in by_input:
             arrays = {name: read_npy(path) for name, path in by_input.items()}
             return cut_stack(arrays, specs, source=str(folder), optional=optional)
         return [Sample(name=str(path), load=partial(read_arrays, path)) for path in files]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import DataError
-from .samples import ANY, Raw, Sample, inputs_hint
+from .samples import ANY, Raw, Sample, inputs_hint, required
 
 if TYPE_CHECKING:
     from ..runtime.session import TensorSpec
@@ -39,11 +39,12 @@ def _read_test_data(folder: Path, specs: Sequence[TensorSpec]) -> Raw:
             values.append((proto.name, read(proto)))
         except Exception as error:  # numpy's, protobuf's and onnx's own
             raise DataError(f"not a readable ONNX tensor ({_first_line(error)})", where=str(path)) from error
-    if len(values) < len(specs):
-        raise DataError(f"{len(files)} inputs in it, the model has {len(specs)}", where=str(folder))
-    if {name for name, _ in values} == {spec.name for spec in specs}:
+    needed = {spec.name for spec in required(specs)}
+    if len(values) < len(needed):
+        raise DataError(f"{len(files)} inputs in it, the model has {len(needed)}", where=str(folder))
+    if needed <= {name for name, _ in values} <= {spec.name for spec in specs}:
         return dict(values)
-    return {spec.name: value for spec, (_, value) in zip(specs, values, strict=True)}
+    return {spec.name: value for spec, (_, value) in zip(specs, values, strict=False)}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -114,7 +115,7 @@ def image_samples(
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError("no .npz, .npy, test_data_set_* or image files in it", where=str(folder))
-    if len(specs) != 1 or len(specs[0].shape) != 4:
+    if len(required(specs)) != 1 or len(specs[0].shape) != 4:
         raise DataError("images need a model with one input of four axes", where=str(folder), hint=inputs_hint(specs))
     spec = specs[0]
     layout = layout or layout_of(spec)

@@ -39,11 +39,17 @@ class Sample:
 def by_input(raw: Raw, specs: Sequence[TensorSpec], where: str, *, optional: frozenset[str]) -> dict[str, Any]:
     """Return the arrays by the names of the inputs; a single-input model accepts any one array.
 
+    Args:
+        raw: array name -> array.
+        specs: the model's inputs; those that have a default need no array.
+        where: names the sample in errors.
+        optional: further inputs that need none.
+
     Raises:
         DataError: an input has no array.
 
     """
-    needed = [spec.name for spec in specs if spec.name not in optional]
+    needed = [spec.name for spec in required(specs) if spec.name not in optional]
     if len(raw) == 1 and len(needed) == 1 and not set(raw) <= {spec.name for spec in specs}:
         return {needed[0]: next(iter(raw.values()))}
     missing = [name for name in needed if name not in raw]
@@ -53,6 +59,11 @@ def by_input(raw: Raw, specs: Sequence[TensorSpec], where: str, *, optional: fro
             f"no array for input {missing[0]!r}; the data has {found}", where=where, hint=inputs_hint(specs)
         )
     return {spec.name: raw[spec.name] for spec in specs if spec.name in raw}
+
+
+def required(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return the inputs that have no default."""
+    return [spec for spec in specs if not spec.is_optional]
 
 
 def inputs_hint(specs: Sequence[TensorSpec]) -> str:

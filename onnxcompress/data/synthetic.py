@@ -21,6 +21,7 @@ from ..errors import ModelError, StuckError
 from ..runtime.run_timeout import run_seconds
 from ..runtime.session import Session
 from .fill_inputs import SHAPES_OF_UNKNOWN_RANK, FreeInput, InputPlan, PlanKey, WholeNumbers, filled, free_inputs
+from .input_semantics import named_sizes
 
 _BATCH_SIZES = (2, 1, 3, 4)
 """Sizes that are tried for a batch, likeliest first. Chosen on the zoo models, as are the three below."""
@@ -36,6 +37,9 @@ _WIDTHS = (96, 64, 32, 224, 28, 128, 256, 299, 416, 640, 320, 16, 8)
 
 _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
 """Size combinations that are tried for each kind of whole numbers. Chosen on the zoo models."""
+
+_CHOICES_BEFORE_HINTS = 20
+"""Size combinations that are tried before the sizes that the model's own constants name. Chosen by judgement."""
 
 _MANY_ELEMENTS = 10_000
 """One feed of so many floats is enough for each combination of sizes. Chosen by judgement; not measured."""
@@ -118,6 +122,7 @@ class _InputSearch:
     def __init__(self, model: ir.Model, session: Session, *, seed: int, max_seconds: float) -> None:
         self._inputs = free_inputs(model)
         self._keys = _dynamic_keys(self._inputs)
+        self._named_sizes = named_sizes(model)
         self._session = session
         stored = (value.const_value for value in model.graph.initializers.values())
         self._weight_bytes = sum(tensor.nbytes for tensor in stored if tensor is not None)
@@ -164,12 +169,22 @@ class _InputSearch:
     def _candidates(self) -> Iterator[InputPlan]:
         rank_unknown = any(item.dims is None for item in self._inputs)
         for numbers, most in _MOST_ATTEMPTS.items():
-            sizes = itertools.islice(_size_choices(self._keys, self._inputs), most)
+            sizes = itertools.islice(self._sizes(), most)
             shapes = SHAPES_OF_UNKNOWN_RANK if rank_unknown else SHAPES_OF_UNKNOWN_RANK[:1]
             for chosen, shape in itertools.product(sizes, shapes):
                 yield InputPlan(
                     sizes=chosen, seed=self._seed, numbers=cast("WholeNumbers", numbers), unknown_rank=shape
                 )
+
+    def _sizes(self) -> Iterator[dict[str, int]]:
+        """Yield the likeliest sizes, then those that the model's own constants name, then less likely ones."""
+        choices = _size_choices(self._keys, self._inputs)
+        first = list(itertools.islice(choices, _CHOICES_BEFORE_HINTS))
+        yield from first
+        for size in self._named_sizes:
+            yield dict.fromkeys(self._keys, size)
+            yield from ({**first[0], key: size} for key in self._keys if len(self._keys) > 1)
+        yield from choices
 
     def _resized(self, base: InputPlan) -> list[InputPlan]:
         """Return plans with a second size for each dynamic dimension: one plan for all, or one each."""

@@ -124,6 +124,15 @@ def reads(node: ir.Node) -> list[ir.Value]:
     return found
 
 
+FIRST_IR_WITH_OPTIONAL_INPUTS = 4
+"""IR version: before it every initializer had to be an input too, and runtimes take none of them from a feed."""
+
+
+def has_optional_inputs(model: ir.Model) -> bool:
+    """Say whether a caller may override initializers that are inputs too; in older files they are plain constants."""
+    return model.ir_version is None or model.ir_version >= FIRST_IR_WITH_OPTIONAL_INPUTS
+
+
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     """Return the tensor behind a value that no run can change, None for all others.
 

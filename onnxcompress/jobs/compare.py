@@ -113,7 +113,7 @@ def compare(
         feeds = synthetic.runnable_feeds(a, first.plain, seed=seed, count=_SYNTHETIC_FEEDS)
         judged = Evaluation(feeds=feeds, source="synthetic")
     else:
-        judged = evaluation_set.read(source, first.plain.inputs, data_options)
+        judged = evaluation_set.read(source, first.plain.feedable, data_options)
     difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
     plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=tuple(judged.state.values()))
     sessions = plan.session(first), plan.session(second)

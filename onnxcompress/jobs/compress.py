@@ -199,6 +199,7 @@ def prepare(run: Run) -> Context:
         clock=run.clock,
         race=race,
         selects=run.selects,
+        frozen_inputs=setup.frozen_inputs(run),
         max_bytes=options.max_bytes,
         excess=functools.partial(excess, max_bytes=options.max_bytes, latency=run.latency_limit),
         progress=options.progress,

@@ -168,7 +168,7 @@ def distill(
 def _samples(student: ir.Model, data: Any, data_options: DataOptions) -> tuple[Evaluation, Evaluation]:
     """Return samples to learn from, and others to judge by."""
     session = runtime.open_session(model_io.to_bytes(student), optimize=False)
-    given = evaluation_set.read(data, session.inputs, data_options)
+    given = evaluation_set.read(data, session.feedable, data_options)
     if given.state:
         raise UsageError("samples that carry a state can't be learnt from", hint="Leave --state away")
     return given.divided()

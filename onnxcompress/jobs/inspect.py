@@ -25,6 +25,7 @@ from ..errors import ModelError
 from ..graph import query
 from ..io import model_io
 from ..ops import table as ops
+from ..ops.optional_inputs import optional_inputs
 from ..partition import value_sizes
 from ..runtime import isolation
 from ..runtime import session as runtime
@@ -92,6 +93,7 @@ class Inspection:
     functions: int
     subgraphs: int
     inputs: tuple[str, ...]
+    optional_inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dynamic: tuple[str, ...]
     node_records: int
@@ -144,7 +146,7 @@ def inspect(
         session = None if runnable is None else _session(runnable, threads, notes)
         judged = None
         if data is not None and session is not None:
-            judged = evaluation_set.read(data, session.inputs, data_options)
+            judged = evaluation_set.read(data, session.feedable, data_options)
         feed, runs = (judged.largest(), True) if judged else _synthetic_feed(model, session, seed, notes)
         if runnable is not None and session is not None and runs:
             times = _timed(model, runnable, session, feed, threads, notes)
@@ -178,6 +180,9 @@ def _counted(model: ir.Model, size_bytes: int, feed: Feed, notes: list[str]) -> 
         functions=len(model.functions),
         subgraphs=sum(1 for _ in query.graphs(model)) - 1 - len(model.functions),
         inputs=tuple(_described(v) for v in model.graph.inputs if not v.is_initializer()),
+        optional_inputs=tuple(_described(v) for v in optional_inputs(model))
+        if query.has_optional_inputs(model)
+        else (),
         outputs=tuple(_described(v) for v in model.graph.outputs),
         dynamic=tuple(_dynamic(model)),
         node_records=dropped.count,

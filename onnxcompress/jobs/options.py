@@ -55,6 +55,7 @@ class CompressOptions:
         seed: of the synthetic feeds.
         threads: of the runtime when it is timed.
         keep_node_metadata: keep the exporter's metadata of each node.
+        freeze_inputs: make constants of inputs that have a default; else they stay inputs.
         data_options: how `data` and `eval_data` are read.
         verify: "full" runs the whole model, "regions" only what changed, for models that don't fit or that have
             operators the runtime doesn't know; "auto" chooses by size.
@@ -78,6 +79,7 @@ class CompressOptions:
     seed: int = 0
     threads: int = 1
     keep_node_metadata: bool = False
+    freeze_inputs: bool = False
     data_options: DataOptions = field(default_factory=DataOptions)
     verify: Verify = "auto"
 

@@ -24,7 +24,7 @@ def check_front_folder(folder: Path, *, force: bool) -> None:
     """Raise, before any work is done, where the front can't be written to a folder.
 
     Raises:
-        UsageError: it is there and not empty and `force` is off, or its own folder does not exist.
+        UsageError: it is there and not empty and `force` is off, or its own folder can't be made.
         ModelError: its folder is not writable.
     """
     atomic_files.check_folder(folder, force=force)

@@ -31,8 +31,8 @@ class Runnable(Protocol):
     """Something that runs feeds: a session, or a split model."""
 
     @property
-    def inputs(self) -> Sequence[runtime.TensorSpec]:
-        """Specs of the inputs."""
+    def feedable(self) -> Sequence[runtime.TensorSpec]:
+        """Specs of the inputs, then of those that have a default."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class _PartsModel:
 
     def __init__(self, model: PartitionedModel) -> None:
         self._model = model
-        self.inputs, self.outputs = model.inputs, model.outputs
+        self.feedable, self.outputs = (*model.inputs, *model.optional_inputs), model.outputs
 
     def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
         names = [spec.name for spec in self.outputs]

@@ -15,6 +15,7 @@ from ..data.evaluation_set import Evaluation
 from ..errors import ModelError, UsageError
 from ..graph import query
 from ..io.wire import MAX_MESSAGE_BYTES
+from ..ops.optional_inputs import listed_by_habit, optional_inputs
 from ..quality.compare_outputs import measure
 from ..quality.result import Quality
 from ..quality.verdict import OutputPlan
@@ -140,7 +141,7 @@ def read_inputs(
         DataError: the data can't be read or does not fit.
         ModelError: no feed is found that the model runs, and the whole model has to be run.
     """
-    specs = input_specs.input_specs(base.model) if session is None else session.inputs
+    specs = input_specs.input_specs(base.model) if session is None else session.feedable
     given = None if options.data is None else evaluation_set.read(options.data, specs, options.data_options)
     working, held_out = (given, given) if given is None or not recipe.uses_data else given.divided()
     judged = held_out
@@ -154,6 +155,25 @@ def read_inputs(
         proof = proof_inputs(base.model, None, judged, seed=options.seed, notes=(str(error),))
     judged = judged or Evaluation(feeds=proof.feeds, source="synthetic")
     return RunSamples(given=given, working=working, held_out=held_out, judged=judged), proof
+
+
+def frozen_inputs(run: Run) -> frozenset[str]:
+    """Return which optional inputs become constants: those that the data feeds never do.
+
+    Raises:
+        UsageError: all are to become constants, and the data feeds one.
+    """
+    found = frozenset(value.name or "" for value in optional_inputs(run.original))
+    if not found:
+        return found
+    sets = [each for each in (run.samples.given, run.samples.judged) if each is not None]
+    fed = found & {name for each in sets for feed in each.feeds for name in feed}
+    if run.options.freeze_inputs and fed:
+        raise UsageError(
+            f"--freeze-inputs would make a constant of {min(fed)!r}, which the data feeds",
+            hint="Leave the array out of the data, or --freeze-inputs",
+        )
+    return found if run.options.freeze_inputs else listed_by_habit(run.original) - fed
 
 
 def by_regions(model: LoadedModel, verify: Verify) -> bool:

@@ -158,11 +158,11 @@ def _restore(header: Header, cursor: Cursor, target: Path, *, archive_bytes: int
     places = [target, *(target.parent / file.name for file in header.files[1:])]
     if target.name in [file.name for file in header.files[1:]]:
         raise UsageError("is also the name of the model's data file", where=os.fspath(target), hint="Give another -o")
-    if not target.parent.is_dir():
-        atomic_files.check_target(target, force=force)
+    atomic_files.check_target(target, force=force)
     decoder = Decoder()
     pending: list[atomic_files.Pending] = []
     with ExitStack() as undo:
+        _make_folders(target, atomic_files.nearest_parent(target), undo)
         for place in places:
             _make_folders(place, target.parent, undo)
             atomic_files.check_target(place, force=force)

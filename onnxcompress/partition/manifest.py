@@ -98,6 +98,7 @@ class Manifest:
         values: what flows from part to part.
         parts: in the order in which they run.
         files: every file but this one.
+        optional_inputs: of the whole model, those that have a default.
     """
 
     schema: Literal[1] = 1
@@ -110,6 +111,7 @@ class Manifest:
     values: list[Tensor]
     parts: Annotated[list[Part], Field(min_length=1)]
     files: dict[FileName, StoredFile]
+    optional_inputs: list[Tensor] = dataclasses.field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of the file."""

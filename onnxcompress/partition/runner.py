@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,6 +85,8 @@ class PartitionedModel:
         """Times that the thread loaded one, while another part ran."""
         self.inputs = tuple(_spec(tensor) for tensor in self.manifest.inputs)
         """Specs of what a feed must hold."""
+        self.optional_inputs = tuple(replace(_spec(t), is_optional=True) for t in self.manifest.optional_inputs)
+        """Specs of the inputs that have a default, which a feed may override."""
         self.outputs = tuple(_spec(tensor) for tensor in self.manifest.outputs)
 
     @property

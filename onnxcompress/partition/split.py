@@ -226,6 +226,7 @@ class _Writing:
             values=[self._tensor(inner[name]) for name in names if name not in outputs],
             parts=parts,
             files=stored,
+            optional_inputs=[self._tensor(v) for v in self._model.graph.inputs if v.is_initializer()],
         )
 
     def _part(self, index: int, model: ir.Model, files: PartFiles, table: numeric.Table) -> Part:

@@ -32,6 +32,7 @@ SHIPPED: Mapping[str, str] = {
     "share-duplicates": "fold.duplicates:ShareDuplicates",
     "share-nodes": "fold.common_subexpressions:ShareNodes",
     "remove-dead": "fold.dead_code:RemoveDead",
+    "shorten-names": "fold.shorten_names:ShortenNames",
     "low-rank": "shallow.low_rank:LowRank",
     "drop-blocks": "shallow.drop_blocks:DropBlocks",
     "linearize": "shallow.linearize:Linearize",

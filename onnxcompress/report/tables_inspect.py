@@ -55,6 +55,7 @@ def _overview(found: Inspection) -> Table:
         ("MACs", number(found.macs) + (f" at {at}" if at else "")),
         ("time, ms", "" if found.ms is None else f"{found.ms:.3f}"),
         ("inputs", "; ".join(found.inputs)),
+        ("inputs with a default", "; ".join(found.optional_inputs)),
         ("outputs", "; ".join(found.outputs)),
         ("dynamic dimensions", "; ".join(found.dynamic) or "none"),
         ("opset", ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items())),

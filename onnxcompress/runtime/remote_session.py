@@ -20,13 +20,14 @@ class RemoteSession:
     """A session in a process of its own.
 
     Args:
-        held: makes what answers there: `specs()`, inputs and outputs as `Node`s, and `run(feed, names, max_seconds=)`.
+        held: makes what answers there: `specs()`, inputs, optional inputs and outputs as `Node`s, and
+            `run(feed, names, max_seconds=)`.
         args: its arguments.
     """
 
     def __init__(self, held: Callable[..., Any], *args: Any) -> None:
         self._remote = RemoteObject(held, *args, timeout_seconds=LOAD_SECONDS, memory_bytes=host.spare_memory_bytes())
-        self.inputs, self.outputs = self._remote.call("specs", timeout_seconds=LOAD_SECONDS)
+        self.inputs, self.optional_inputs, self.outputs = self._remote.call("specs", timeout_seconds=LOAD_SECONDS)
 
     def is_optimized(self) -> bool:
         """Return whether the runtime's optimizations are on there."""
@@ -35,6 +36,10 @@ class RemoteSession:
     def get_inputs(self) -> list[Any]:
         """Describe the inputs as the runtime's own session does."""
         return list(self.inputs)
+
+    def get_overridable_initializers(self) -> list[Any]:
+        """Describe the inputs that have a default as the runtime's own session does."""
+        return list(self.optional_inputs)
 
     def get_outputs(self) -> list[Any]:
         """Describe the outputs as the runtime's own session does."""

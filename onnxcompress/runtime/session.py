@@ -11,7 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,14 @@ class TensorSpec:
     `dtype` is None for what the runtime's Python interface has no number array for: strings, sequences,
     optionals, maps, bfloat16, float8 and 4-bit integers; `type` is the runtime's name for it in every case
     ("tensor(float)"). A dimension is a size, a symbol, or None where nothing is known. A tensor of unknown
-    rank can't be told from a scalar here.
+    rank can't be told from a scalar here. An input that `is_optional` has a default, which a feed may override.
     """
 
     name: str
     dtype: np.dtype[Any] | None
     shape: tuple[int | str | None, ...]
     type: str
+    is_optional: bool = False
 
     def __str__(self) -> str:
         dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
@@ -112,10 +113,18 @@ class Session:
         """Whether the runtime's optimizations are on."""
         self.provider = PROVIDER
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
-        """The inputs that a feed must hold: weights that are declared as inputs have a value already."""
+        """The inputs that a feed must hold."""
+        overridable = session.get_overridable_initializers()
+        self.optional_inputs = tuple(replace(_spec(node), is_optional=True) for node in overridable)
+        """Those that have a default: initializers that are inputs too (a threshold, an initial state)."""
         self.slowest_seconds, self.fastest_seconds = 0.0, math.inf
         """Wall seconds of the longest and the shortest run so far."""
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
+
+    @property
+    def feedable(self) -> tuple[TensorSpec, ...]:
+        """Everything that a feed may hold: the inputs, then those that have a default."""
+        return self.inputs + self.optional_inputs
 
     def run(
         self, feed: Mapping[str, Any], names: Sequence[str] | None = None, *, max_seconds: float | None = None
@@ -179,11 +188,11 @@ class _Held:
     def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
         self._session = opens(model, **options)
 
-    def specs(self) -> tuple[list[Any], list[Any]]:
-        """Return name, type and shape of the inputs and outputs, as the runtime's own objects do."""
-        sides = (self._session.inputs, self._session.outputs)
-        inputs, outputs = ([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)
-        return inputs, outputs
+    def specs(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Return name, type and shape of inputs, optional inputs and outputs, as the runtime's own objects do."""
+        sides = (self._session.inputs, self._session.optional_inputs, self._session.outputs)
+        inputs, optional, outputs = ([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)
+        return inputs, optional, outputs
 
     def is_optimized(self) -> bool:
         """Return whether the runtime's optimizations are on."""

@@ -43,7 +43,7 @@ class Checkpoint:
     def __init__(self, folder: Path, key: str) -> None:
         self._folder = folder
         check(folder)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         known = _read(folder / _RUN)
         if known is None:
             if any(folder.iterdir()):
@@ -97,8 +97,7 @@ def check(folder: Path) -> None:
     """Raise UsageError, before any work is done, where a folder can't be one of ours."""
     if folder.exists() and not folder.is_dir():
         raise UsageError("is there and is no folder", where=str(folder), hint="Give the name of a new folder")
-    if not folder.parent.is_dir():
-        raise UsageError("its folder does not exist", where=str(folder), hint=f"Create {folder.parent} first")
+    atomic_files.check_parents(folder)
 
 
 def digest(parts: Iterable[bytes | str | np.ndarray]) -> str:

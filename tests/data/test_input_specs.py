@@ -30,7 +30,9 @@ def test_a_model_says_of_its_inputs_what_a_session_does(kind):
 def test_inputs_with_a_default_need_not_be_fed():
     model = _model(TensorProto.FLOAT, TensorProto.FLOAT)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((2, 3), np.float32), "x1"))
-    assert [spec.name for spec in input_specs(model_io.load(model))] == ["x0"]
+    specs = input_specs(model_io.load(model))
+    assert [(spec.name, spec.is_optional) for spec in specs] == [("x0", False), ("x1", True)]
+    assert specs == list(runtime.open_session(model.SerializeToString(), optimize=False).feedable)
 
 
 def test_sequences_have_the_name_of_their_elements():

@@ -108,6 +108,25 @@ def test_sizes_are_searched_until_the_model_runs():
     assert all(feed["x"].size % 40 == 0 for feed in _feeds(model))
 
 
+def test_sizes_that_constants_of_the_model_name_are_tried():
+    reshaped = from_text(
+        "g (float[n, t] x) => (float[k, 37] y) <int64[2] shape = {-1, 37}> { y = Reshape(x, shape) }", opset=13
+    )
+    assert _feeds(reshaped)[0]["x"].size % 37 == 0
+    picked = from_text("g (float[n, t, 2] x) => (float[n, 2] y) <int64 i = {431}> { y = Gather<axis=1>(x, i) }")
+    assert _feeds(picked)[0]["x"].shape[1] > 431
+
+
+def test_the_constant_length_of_a_recurrent_layer_fits_the_input():
+    text = (
+        "g (float[t, 1, 2] x) => (float[t, 1, 1, 3] y) <int32[1] length = {7}> "
+        "{ y = RNN<hidden_size=3>(x, w, r, b, length) }"
+    )
+    weights = "float[1, 3, 2] w, float[1, 3, 3] r, float[1, 6] b"
+    model = from_text(text.replace("(float[t, 1, 2] x)", f"(float[t, 1, 2] x, {weights})"), opset=14)
+    assert _feeds(model)[0]["x"].shape[0] >= 7
+
+
 def test_inputs_of_a_logarithm_are_above_zero():
     model = from_text("g (float[n, 4] x) => (float[n, 4] y) { y = Log(x) }")
     assert all((feed["x"] > 0).all() for feed in _feeds(model))

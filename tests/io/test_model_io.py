@@ -630,8 +630,13 @@ def test_places_that_are_no_file_are_refused(tmp_path):
     model = changed()
     with pytest.raises(UsageError, match="is a folder"):
         model_io.save(model, tmp_path, force=True)
-    with pytest.raises(UsageError, match="does not exist"):
-        model_io.save(model, tmp_path / "none" / "m.onnx")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is no folder"):
+        model_io.save(model, tmp_path / "file" / "new" / "m.onnx")
+
+
+def test_the_folder_of_a_file_is_made(tmp_path):
+    assert model_io.save(changed(), tmp_path / "new" / "in it" / "m.onnx").path.is_file()
 
 
 def test_a_replaced_model_takes_its_data_file_along(target):

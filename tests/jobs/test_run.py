@@ -19,7 +19,7 @@ FAILS = "g (int64[1] i) => (float[1] y) <float[3] t = {1, 2, 3}> { y = Gather(t,
 
 def _run(text, data, **options):
     session = runtime.open_session(model_io.to_bytes(from_text(text)), optimize=True)
-    return run_model(session, evaluation_set.read(data, session.inputs, DataOptions(**options)))
+    return run_model(session, evaluation_set.read(data, session.feedable, DataOptions(**options)))
 
 
 def test_samples_are_joined_along_axis_0_and_scalars_stacked():

@@ -121,7 +121,12 @@ def carry_out(material: BuildInput, order: BuildOrder) -> tuple[bytes, tuple[Cha
     """Run a pass on a model that was sent, and return the model and what was done to it; for another process."""
     model = model_io.load(onnx.load_model_from_string(material.model))
     context = Context(
-        feeds=material.feeds, state=material.state, seed=material.seed, target=material.target, selects=material.selects
+        feeds=material.feeds,
+        state=material.state,
+        seed=material.seed,
+        target=material.target,
+        selects=material.selects,
+        frozen_inputs=frozenset(),
     )
     changes = _run(order, model, context)
     return model_io.to_bytes(model), tuple(changes)

@@ -15,11 +15,9 @@ from pydantic.dataclasses import dataclass
 
 from ...core import Change, Context, LosslessPass
 from ...graph import edit, query
+from ...ops.optional_inputs import listed_by_habit, optional_inputs
 from ...shapes import infer as shapes
 from .inline_functions import inline_functions
-
-_FIRST_IR_WITH_SEALED_WEIGHTS = 4
-"""First IR version in which initializers need not be inputs too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,7 @@ class Normalize(LosslessPass):
         steps: tuple[Callable[[ir.Model, Context], list[Change]], ...] = (
             lambda m, c: inline_functions(m, c, self.name),
             _sort,
-            _seal,
+            _freeze_inputs,
             _make_names_unique,
             _store_constants,
             _remove_copies,
@@ -80,26 +78,27 @@ def _unsorted(body: ir.Graph) -> bool:
     return False
 
 
-def _seal(model: ir.Model, context: Context) -> list[Change]:
-    """Remove weights from the inputs: all in old files, which had no other way, else the float ones."""
-    old = model.ir_version is not None and model.ir_version < _FIRST_IR_WITH_SEALED_WEIGHTS
+def _freeze_inputs(model: ir.Model, context: Context) -> list[Change]:
+    """Make optional inputs constants: those that the user wants frozen, or that are inputs by an exporter's habit."""
+    frozen = listed_by_habit(model) if context.frozen_inputs is None else context.frozen_inputs
     changes: list[Change] = []
-    sealed: set[ir.Value] = set()
-    for value in model.graph.inputs:
-        tensor = value.const_value if value.is_initializer() else None
-        if tensor is None or not (old or tensor.dtype.is_floating_point()) or not _admits(context, value.name or ""):
-            continue
-        sealed.add(value)
-        changes.append(
-            _applied(value.name or "", "weight was also an input; it can no longer be overridden at run time")
-        )
-    if sealed:
-        kept = [value for value in model.graph.inputs if value not in sealed]
+    removed: set[ir.Value] = set()
+    for value in optional_inputs(model):
+        name = value.name or ""
+        if name not in frozen:
+            changes.append(
+                _skipped(name, "an input with a default stays an input; --freeze-inputs makes it a constant")
+            )
+        elif _admits(context, name):
+            removed.add(value)
+            changes.append(_applied(name, "was an input with a default; it can no longer be overridden at run time"))
+    if removed:
+        kept = [value for value in model.graph.inputs if value not in removed]
         model.graph.inputs.clear()
         model.graph.inputs.extend(kept)
-    if old and (sealed or _admits(context, "ir_version")):
+    if not query.has_optional_inputs(model) and (removed or _admits(context, "ir_version")):
         changes.append(_applied("ir_version", f"raised from {model.ir_version}, which knows weights as inputs only"))
-        model.ir_version = _FIRST_IR_WITH_SEALED_WEIGHTS
+        model.ir_version = query.FIRST_IR_WITH_OPTIONAL_INPUTS
     return changes
 
 

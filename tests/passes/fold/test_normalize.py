@@ -156,12 +156,18 @@ def test_old_files_are_sealed_and_raised() -> None:
     assert _reasons(changes).count("can no longer be overridden") == 2
 
 
-def test_newer_files_keep_numbers_that_callers_may_override() -> None:
+def test_newer_files_keep_what_callers_may_override() -> None:
     model = from_text(_DECLARED, ir_version=8)
     changes = _normalize(model, {"x": floats(2)})
-    assert [v.name for v in model.graph.inputs] == ["x", "s"]
+    assert [v.name for v in model.graph.inputs] == ["x", "w", "s"]
     assert model.ir_version == 8
-    assert _reasons(changes).count("can no longer be overridden") == 1
+    assert [c.target for c in changes if "stays an input" in c.reason] == ["w", "s"]
+
+
+def test_inputs_with_a_default_are_frozen_where_that_is_asked_for() -> None:
+    model = from_text(_DECLARED, ir_version=8)
+    Normalize().run(model, Context(frozen_inputs=frozenset({"s"})))
+    assert [v.name for v in model.graph.inputs] == ["x", "w"]
 
 
 def test_an_old_file_without_weights_may_hold_constants_afterwards() -> None:
