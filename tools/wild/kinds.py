@@ -17,6 +17,8 @@ _COMMON_BLANK = 0.4
 _TEXT_CLASSES = 11
 """Ten digits and a blank."""
 _EMBEDDING_WIDTH = 32
+_SIGNAL_LENGTH = 1000
+"""Values of the shortest signal: an eighth of a second at 8 kHz. Texts have fewer letters. Chosen by judgement."""
 _PEAK = 1.25
 """Largest entry of a row, in standard deviations from its mean, as a multiple of what Gaussian rows have: class scores
 have more. Embeddings and regressions of four real models had at most 1.1."""
@@ -43,7 +45,7 @@ def decide(values: Sequence[np.ndarray]) -> str:
     first = values[0]
     if first.dtype.kind not in "f":
         return "labels"
-    if len({value.shape for value in values}) > 1 and all(value.shape[-1:] == (value.size,) for value in values):
+    if len({value.shape for value in values}) > 1 and all(_is_signal(value) for value in values):
         return "signal"
     rows = [value.reshape(-1, value.shape[-1]) for value in values if value.ndim and value.shape[-1] > 1 and value.size]
     if rows and _are_probabilities(rows):
@@ -59,9 +61,13 @@ def decide(values: Sequence[np.ndarray]) -> str:
             return _scores(first, rows)
         if first.ndim == 2 and rows[0].shape[1] >= _EMBEDDING_WIDTH:
             return "embedding"
-    if first.ndim >= 3 and all(((value >= 0) & (value <= 1)).all() for value in values):
+    if first.size > 1 and all(((value >= 0) & (value <= 1)).all() for value in values):
         return "mask"
     return "numbers"
+
+
+def _is_signal(array: np.ndarray) -> bool:
+    return array.shape[-1:] == (array.size,) and array.size >= _SIGNAL_LENGTH
 
 
 def _scores(first: np.ndarray, rows: Sequence[np.ndarray]) -> str:
