@@ -85,7 +85,7 @@ def run(
     Rows are one JSON file each, FOLDER/MODEL/STEP.json; what the commands printed, and the report, are in
     FOLDER/MODEL/STEP/. A row is current while the model and the project's code are the same.
 
-    Example: python tools/wild.py run --only silero-vad --steps fold,int8 --folder results
+    Example: python tools/wild.py run --only basic_pitch --steps fold,int8 --folder results
     """
     names = steps.split(",") if steps else list(STEPS)
     unknown = sorted(set(names) - set(STEPS))

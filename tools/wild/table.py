@@ -73,9 +73,9 @@ def _add_best(out: Table, row: Row, rows: Sequence[Row]) -> None:
     ours = next((each for each in rows if each["model"] == row["model"] and each["step"] == "int8"), None)
     best = best_setting(row, ours)
     if best is None:
-        errors = Counter(each["error"][:80] for each in row["settings"])
-        why = row.get("message") or "; ".join(errors) or "none"
-        out.add(row["model"], ORT, None, row["outcome"], *[None] * 7, why[:120])
+        errors = Counter(each["error"][:80] or "loses more than our int8" for each in row["settings"])
+        why = row.get("message") or "; ".join(f"{count} x {text}" for text, count in errors.most_common())
+        out.add(row["model"], ORT, None, "no setting", *[None] * 7, why[:160])
         return
     measured = best["measured"]
     out.add(
@@ -141,8 +141,9 @@ def best_setting(row: Row, ours: Row | None) -> Mapping[str, Any] | None:
 def is_not_worse(row: Row, rows: Sequence[Row]) -> bool | None:
     """Say whether our int8 is at least as good as onnxruntime's best at equal quality; None where nothing is known.
 
-    The original itself counts as a result of onnxruntime of cost 1 where ours lost more than int8 may by default. A
-    step without a result is worse than any result.
+    It is worse, too, where it lost more than int8 may by default (by a factor where any error costs more on the
+    samples to judge by, see `shift`) and onnxruntime has a result that loses no more than ours, and where it has no
+    result and onnxruntime has one.
     """
     other = next((each for each in rows if each["model"] == row["model"] and each["step"] == ORT), None)
     if other is None:
@@ -155,7 +156,8 @@ def is_not_worse(row: Row, rows: Sequence[Row]) -> bool | None:
     best = best_setting(other, row)
     if best is not None and cost > (1 + _EQUAL_COST) * _cost(best):
         return False
-    return found[1] <= _DEFAULT_DROP + _EQUAL_POINTS or best is None
+    harder = max([1.0, *row.get("shifts", {}).values()])
+    return best is None or found[1] <= harder * _DEFAULT_DROP + _EQUAL_POINTS
 
 
 def _limit(ours: Row | None) -> float | None:
