@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gzip
 import importlib
 import shutil
 import tempfile
@@ -45,7 +46,7 @@ class WildModel:
     `files[0]` is the model, others hold weights beside it. `inputs` names a function of `wild.inputs` as
     "module:function", `options` are its arguments. `outputs` gives the kind of an output (a value of
     `--output-kind`, or boxes, scores, classes) where values alone don't tell. `state` maps an input to the
-    output that fills it one run later.
+    output that fills it one run later. `samples` is fewer than 64 where a run takes seconds.
     """
 
     name: str
@@ -57,6 +58,7 @@ class WildModel:
     outputs: Mapping[str, str] = field(default_factory=dict)
     state: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
+    samples: int = SAMPLES
     data: Mapping[str, Archive] = field(default_factory=dict, repr=False)
     download: Download | None = field(default=None, repr=False)
 
@@ -97,7 +99,7 @@ class WildModel:
             scratch = Path(scratch_name) / self.name
             scratch.mkdir()
             for member in self.files:
-                (scratch / member.file).write_bytes(b"".join(content[part] for part in member.parts))
+                (scratch / member.file).write_bytes(_joined(content, member.parts))
                 found = sha256_of(scratch / member.file)
                 if found != member.sha256:
                     raise HashMismatchError(
@@ -131,10 +133,15 @@ class WildModel:
         sources = Sources(self.data, model_path.parent.parent / "archives", self.archive.key, which)
         module, _, function = self.inputs.partition(":")
         draw = getattr(importlib.import_module(f"wild.inputs.{module}"), function)
-        feeds = [dict(feed) for feed, _ in zip(draw(sources, **self.options), range(SAMPLES), strict=False)]
-        if len(feeds) < SAMPLES:
-            raise FetchError(f"{self.name}: {self.inputs} gave {len(feeds)} of {SAMPLES} feeds")
+        feeds = [dict(feed) for feed, _ in zip(draw(sources, **self.options), range(self.samples), strict=False)]
+        if len(feeds) < self.samples:
+            raise FetchError(f"{self.name}: {self.inputs} gave {len(feeds)} of {self.samples} feeds")
         return _save(feeds, folder, which)
+
+
+def _joined(content: Mapping[str, bytes], parts: Sequence[str]) -> bytes:
+    """Return the parts one behind the other; a part whose name ends in .gz is unpacked."""
+    return b"".join(gzip.decompress(content[part]) if part.endswith(".gz") else content[part] for part in parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +173,8 @@ class Sources:
 
 
 def _save(feeds: Sequence[dict[str, np.ndarray]], folder: Path, which: str) -> Path:
-    same = all({k: v.shape for k, v in feed.items()} == {k: v.shape for k, v in feeds[0].items()} for feed in feeds)
+    shapes = [{name: array.shape for name, array in feed.items()} for feed in feeds]
+    same = all(each == shapes[0] for each in shapes) and () not in shapes[0].values()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch_name:
         if same:
             target, made = folder / f"{which}.npz", Path(scratch_name) / "all.npz"

