@@ -57,6 +57,8 @@ def test_classes_of_pictures_lie_along_channels():
     other = one.copy()
     other[0, :, 0, 0] = 0.3, 0.7
     assert loss.measure("position-scores", [(one, other)])["value"] == pytest.approx(1 / 9)
+    last = [np.moveaxis(each, 1, -1) for each in (one, other)]
+    assert loss.measure("position-scores", [tuple(last)])["value"] == pytest.approx(1 / 9)
 
 
 def test_texts_differ_by_edits():

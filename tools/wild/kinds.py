@@ -36,8 +36,13 @@ def plain(value: Any) -> np.ndarray:
 
 
 def class_axis(array: np.ndarray, kind: str) -> int:
-    """Return the axis of the classes of an output with batch axis: channels of pictures, else the last one."""
-    return 1 if kind == "position-scores" and array.ndim >= 4 else -1
+    """Return the axis of the classes of an output with batch axis: channels of pictures, first or last, else the last.
+
+    Channels are last where they sum to 1.
+    """
+    if kind != "position-scores" or array.ndim < 4 or _are_probabilities([array.reshape(-1, array.shape[-1])]):
+        return -1
+    return 1
 
 
 def decide(values: Sequence[np.ndarray]) -> str:
