@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 
@@ -27,15 +34,18 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
+EXPERT: dict[str, Any] = {
+    "per_channel": True,
+    "activation_type": QuantType.QUInt8,
+    "weight_type": QuantType.QInt8,
+    "op_types_to_quantize": ["Conv", "MatMul", "Gemm"],
+}
 STATIC: dict[str, dict[str, Any]] = {
     "static": {},
     "static, per channel": {"per_channel": True},
-    "static, expert": {
-        "per_channel": True,
-        "activation_type": QuantType.QUInt8,
-        "weight_type": QuantType.QInt8,
-        "op_types_to_quantize": ["Conv", "MatMul", "Gemm"],
-    },
+    "static, expert": EXPERT,
+    "static, expert, entropy": EXPERT | {"calibrate_method": CalibrationMethod.Entropy},
+    "static, expert, percentile": EXPERT | {"calibrate_method": CalibrationMethod.Percentile},
 }
 DYNAMIC: dict[str, dict[str, Any]] = {
     "dynamic": {},
