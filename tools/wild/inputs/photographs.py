@@ -57,7 +57,7 @@ def views(sources: Sources) -> tuple[Image.Image, ...]:
 def cut(
     random: np.random.Generator, photograph: Image.Image, size: tuple[int, int], *, least: float = 0.6
 ) -> Image.Image:
-    """Return a random cut of `size` (width, height): of a share `least` to 1 of it, perhaps mirrored, lighter or darker.
+    """Return a random cut of `size` (width, height): a share `least` to 1 of it, perhaps mirrored, lighter or darker.
 
     Shapes are kept: the cut has the proportions of `size`.
     """
