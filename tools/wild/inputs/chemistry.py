@@ -36,7 +36,7 @@ RESIDUES = {
         "CC(=O)C",
     ),
 }
-"""Half -> what acids, amines, alcohols and halides are made of; the last atom written in the chain is where they bind."""
+"""Half -> what acids, amines, alcohols and halides are made of; they bind with their first atom or their last one."""
 NUMBERS = {"C": 6, "N": 7, "O": 8, "F": 9, "S": 16, "Cl": 17, "Br": 35}
 """Symbol -> atomic number."""
 VALENCES = {"C": 4, "N": 3, "O": 2, "F": 1, "S": 2, "Cl": 1, "Br": 1}

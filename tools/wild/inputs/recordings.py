@@ -1,4 +1,4 @@
-"""Recorded speech out of Debian's Asterisk prompts, mixed with noise; work and judge have different speakers' prompts."""
+"""Recorded speech out of Debian's Asterisk prompts, mixed with noise; work and judge share no prompt."""
 
 from __future__ import annotations
 

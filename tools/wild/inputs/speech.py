@@ -69,7 +69,7 @@ def wake_word(sources: Sources, *, name: str, frames: int, phrase: str) -> Itera
                 phrase, rate=16_000, voice=synthesis.voice(sources, index // 3), speed=140 + 10 * (index // 3 % 7)
             )
             spoken = spoken[: len(stretch) - 1_600]
-            stretch = 0.05 * stretch  # noqa: PLW2901
+            stretch = 0.05 * stretch
             stretch[len(stretch) - 800 - len(spoken) : len(stretch) - 800] += spoken
         spectra = mel(stretch)
         windows = np.stack([spectra[start : start + 76] for start in range(0, 8 * frames, 8)])[..., None]

@@ -47,7 +47,13 @@ def stress(sources: Sources) -> Iterator[Feed]:
     """
     module = texts.module(sources.one("own", "luscinia/featurizer.py"), "luscinia_featurizer")
     names = json.loads(sources.one("own", "luscinia/data/manifest.json"))["feature_names"]
-    words = sorted({w for s in texts.sentences(sources, "uk") for w in re.findall(r"[а-щьюяґєії]{5,}", s.lower())})
+    words = sorted(
+        {
+            w
+            for s in texts.sentences(sources, "uk")
+            for w in re.findall(r"[\u0430-\u044f\u0454\u0456\u0457\u0491]{5,}", s.lower())
+        }
+    )
     for word in texts.repeat(tuple(texts.shuffled(words))):
         features = module.build_features_universal(word, "X", None)
         yield {"float_input": np.array([[features[name] for name in names]], np.float32)}

@@ -91,7 +91,9 @@ def slovorez(sources: Sources) -> Iterator[Feed]:
     """
     config = json.loads(sources.one("own", "slovorez/models/slovorez-test/config.json"))
     numbers = config["mapping"]["tokenizer_vocab"]
-    words = sorted({w for s in texts.sentences(sources, "ru") for w in re.findall(r"[а-яё]{4,}", s.lower())})
+    words = sorted(
+        {w for s in texts.sentences(sources, "ru") for w in re.findall(r"[\u0430-\u044f\u0451]{4,}", s.lower())}
+    )
     for word in texts.repeat(tuple(texts.shuffled(words))):
         yield {"input_layer": np.array([[numbers.get(c, numbers["<UNK>"]) for c in word[:64]]], np.int32)}
 

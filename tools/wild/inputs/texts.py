@@ -34,12 +34,12 @@ def sentences(sources: Sources, language: str, *, least: int = 6) -> tuple[str, 
 
 
 @lru_cache(maxsize=4)
-def english(sources: Sources, *, least: int = 30) -> tuple[str, ...]:
+def english(sources: Sources, *, least: int = 30, most: int = 300) -> tuple[str, ...]:
     """Return this half's sentences out of scikit-learn's descriptions of its data sets, in a random order."""
     found = set()
     for content in sources.read("scikit_learn", "sklearn/datasets/descr/*.rst").values():
         plain = re.sub(r"\s+", " ", re.sub(r"[`*:|_=~^-]{2,}|``?|\.\. \w+::", " ", content.decode()))
-        found |= {sentence.strip() for sentence in re.split(r"(?<=[.?!]) ", plain) if len(sentence) >= least}
+        found |= {sentence.strip() for sentence in re.split(r"(?<=[.?!]) ", plain) if least <= len(sentence) <= most}
     return tuple(sources.half(shuffled(sorted(found))))
 
 
