@@ -9,6 +9,7 @@ import pytest
 import onnxcompress as oc
 from onnxcompress.passes.fold.normalize import Normalize
 from onnxcompress.passes.quantize.weights import QuantizeWeights
+from tests.helpers import from_text
 
 MODELS = Path(__file__).parents[2] / "models"
 
