@@ -252,7 +252,7 @@ def _judge(run: Run) -> Trials | None:
 
 
 def run_recipe(run: Run, context: Context, prover: Prover, budget: TimeBudget) -> RecipeResult:
-    """Run the passes of the recipe under their proof; all but lossless recipes leave their name in the model."""
+    """Run the passes of the recipe under their proof; a lossy one leaves its name in a model that it changes."""
     options = run.options
     with executors.wanted(workers=options.workers, scheduler=options.scheduler) as executor:
         outcome = pipeline.run(run.start, run.recipe.active, replace(context, executor=executor), prover, budget)
@@ -266,7 +266,7 @@ def run_recipe(run: Run, context: Context, prover: Prover, budget: TimeBudget) -
         )
         if options.sensitivity and run.proof.is_whole and not options.plan:
             done = _with_ablations(run, done, executor)
-    if not run.recipe.lossless:
+    if not run.recipe.lossless and done.model is not run.start:
         done.model.metadata_props["onnxcompress.recipe"] = run.recipe.name
     return done
 

@@ -48,6 +48,9 @@ _CORRELATED = 0.8
 _VECTOR_WIDTH = 5
 """Numbers from which on the largest of a vector may decide for a class; fewer are coordinates, angles and the like.
 Chosen by judgement; not measured."""
+_OWN_MEANS = 1.0
+"""Variance of the columns' means in times of the variance within, from which on a vector holds quantities: 3.9 for the
+landmarks of a face, .010 to .018 for logits of the three classifiers in models/."""
 _EMBEDDING_WIDTH = 32
 """Numbers from which on a vector is taken for an embedding rather than for a set of measured quantities."""
 _TOKEN_WIDTH = 64
@@ -181,9 +184,16 @@ def _floats(
     are_alike = len({a.shape for a in arrays}) == 1
     if (rank == 1 and width >= _EMBEDDING_WIDTH and are_alike) or (rank == 2 and _is_token_vector(arrays)):
         return KindDecision(OutputKind.EMBEDDING, rank - 1, f"vectors of {width} numbers without a winner in each")
-    if rank == 1 and width >= _VECTOR_WIDTH and source.ending is Ending.PRODUCT and are_alike:
+    is_vector = rank == 1 and width >= _VECTOR_WIDTH and source.ending is Ending.PRODUCT and are_alike
+    if is_vector and not _are_quantities(arrays):
         return KindDecision(OutputKind.VECTOR, 0, f"{width} numbers behind a last {source.operator}")
     return KindDecision(OutputKind.NUMBERS, _column_axis(arrays), "floats without a special meaning")
+
+
+def _are_quantities(arrays: Sequence[np.ndarray]) -> bool:
+    """Say whether columns differ more than samples do: coordinates, say, each with its own mean, and no scores."""
+    rows = np.stack(arrays).astype(np.float64)
+    return bool(rows.mean(0).var() > _OWN_MEANS * rows.var(0).mean())
 
 
 def _sound(source: Source, arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]]) -> str | None:

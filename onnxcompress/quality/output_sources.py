@@ -37,6 +37,8 @@ _COMPARING = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqu
 _CLASSIFIERS = frozenset({"LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier"})
 """Operators of ai.onnx.ml with labels as output 0 and scores as output 1."""
 _SCALING = frozenset({"Add", "Div", "Mul", "Sub"})
+_AVERAGING = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean"})
+"""Operators behind which scores are still scores: of a whole picture or utterance instead of its parts."""
 _PRODUCTS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulInteger"})
 """Operators that sum products with a weight; fused forms end in the name of one of them."""
 _MOST_PIECES = 32
@@ -177,12 +179,16 @@ def _behind(value: ir.Value) -> tuple[ir.Value, str]:
 
 
 def _ending(value: ir.Value) -> Ending:
+    """Return the last operator that computes a float; of an If the one that all its branches end with."""
     for _ in range(_MOST_DEPTH):
         value, operator = _behind(value)
         node = value.producer()
         if node is None:
             return Ending.OTHER
         operator = operator.removeprefix("QLinear")
+        if operator == "If":
+            endings = {_ending(body.outputs[value.index() or 0]) for body in query.bodies(node)}
+            return endings.pop() if len(endings) == 1 else Ending.OTHER
         if operator in ("Sigmoid", "HardSigmoid"):
             return Ending.SIGMOID
         if operator in ("LogSoftmax", "Softmax"):
@@ -198,7 +204,7 @@ def _ending(value: ir.Value) -> Ending:
             operator == "Mul" and len(computed) == 2
         ):  # an integer product, scaled by what its inputs were quantized with
             computed = [v for v in computed if "Integer" in _behind(v)[1]]
-        if operator not in _SCALING or len(computed) != 1:
+        if operator not in _SCALING | _AVERAGING or len(computed) != 1:
             return Ending.OTHER
         value = computed[0]
     return Ending.OTHER

@@ -97,6 +97,7 @@ TABLE = {
     "embedding": (PRODUCT, _normal(32), OutputKind.EMBEDDING, 0, "vectors of 32 numbers without a winner in each"),
     "tokens": (PRODUCT, _normal(7, 64), OutputKind.EMBEDDING, 1, "vectors of 64 numbers without a winner in each"),
     "vector": (PRODUCT, _normal(31), OutputKind.VECTOR, 0, "31 numbers behind a last Gemm"),
+    "landmarks": (PRODUCT, np.arange(10) + 0.5 * _normal(10), OutputKind.NUMBERS, 0, PLAIN),
     "coordinates": (PRODUCT, _normal(4), OutputKind.NUMBERS, 0, PLAIN),
     "numbers": (OTHER, _normal(31), OutputKind.NUMBERS, 0, PLAIN),
     "boxes": (OTHER, _normal(40, 4), OutputKind.NUMBERS, 1, PLAIN),

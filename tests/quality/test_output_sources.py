@@ -31,6 +31,8 @@ def _source(body, kind="float[n, d] y", inputs="float[n, 4] x, float[4, 3] w"):
         ("m = MatMul(x, w) y = LogSoftmax(m)", Ending.SOFTMAX, "LogSoftmax"),
         ("m = MatMul(x, w) y = Sigmoid(m)", Ending.SIGMOID, "Sigmoid"),
         ("m = HardSigmoid(x) y = Mul(m, half)", Ending.SIGMOID, "Mul"),
+        ("m = Sigmoid(x) y = ReduceMean<axes = [1]>(m)", Ending.SIGMOID, "ReduceMean"),
+        ("m = Tanh(x) y = ReduceMean<axes = [1]>(m)", Ending.OTHER, "ReduceMean"),
         ("y = Tanh(x)", Ending.OTHER, "Tanh"),
         ("m = MatMul(x, w) y = Mul(m, m)", Ending.OTHER, "Mul"),
         ("y = Concat<axis = 1>(x, x)", Ending.STATE, "Concat"),
@@ -39,6 +41,13 @@ def _source(body, kind="float[n, d] y", inputs="float[n, 4] x, float[4, 3] w"):
 )
 def test_the_last_operator_of_a_float_output(body, ending, operator):
     assert _source(body) == Source(ending, operator)
+
+
+@pytest.mark.parametrize(("other", "ending"), [("Sigmoid", Ending.SIGMOID), ("Tanh", Ending.OTHER)])
+def test_the_branches_of_an_if_have_to_end_alike(other, ending):
+    branch = "= g () => (float[n, 4] {0}) {{ s{0} = {1}(x) {0} = Identity(s{0}) }}"
+    body = f"y = If(c) <then_branch {branch.format('a', 'Sigmoid')}, else_branch {branch.format('b', other)}>"
+    assert _source(body, inputs="float[n, 4] x, bool c") == Source(ending, "If")
 
 
 def test_states_of_recurrent_operators():
