@@ -29,7 +29,7 @@ from ...accounting import LEFT_BY_CHOICE, why_nothing
 from ...core import GRAPH, Action, Candidate, Change, Context, Judge, Need, Trial
 from ...data import feeds as feed_facts
 from ...errors import ModelError
-from ...graph import edit, query
+from ...graph import constants, edit, query
 from ...io import model_io
 from ...ops import table as ops
 from ...ops.weight_layers import WeightedLayer
@@ -50,6 +50,9 @@ judgement; not measured."""
 _MOST_HALVINGS = 3
 """Times that the limit is halved for a candidate that the user's own samples refuse. Chosen by judgement; not
 measured."""
+
+
+_HURTS_MOST = "float: it hurts the output most for what it saves"
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -188,7 +191,7 @@ class _RouteSearch:
             except ModelError as error:
                 self.refusals.append(_skipped(f"{route}: {error.message}"))
         for index, candidate in enumerate(found):
-            if (candidate.layers or candidate.variant.route == "dynamic") and self._could_win(candidate, found):
+            if (candidate.layers or not candidate.variant.has_ranges) and self._could_win(candidate, found):
                 found[index] = self._improved(candidate)
                 self._offer(found)
         return [*found, *self._with_small_tables(found)]
@@ -204,9 +207,9 @@ class _RouteSearch:
         limit = self.judge.limit
         if limit is None or self.context.clock.is_over:
             return candidate
-        if self.options.recover and candidate.drop > limit * _WORTH_RECOVERING:
+        if self.options.recover and candidate.drop > limit * _WORTH_RECOVERING and candidate.variant.route != "weights":
             candidate = self._recovered(candidate)
-        if candidate.drop <= limit or not candidate.layers:
+        if candidate.drop <= limit:
             return candidate
         relaxed = self._relaxed(candidate, limit)
         if relaxed is None:
@@ -234,16 +237,20 @@ class _RouteSearch:
     def _relaxed(self, candidate: _TriedRoute, limit: float) -> _TriedRoute | None:
         """Return the candidate within the limit, with fewer nodes on integers, or None where that can't be.
 
-        First those that save little time are left out, then layer by layer those that hurt the output most.
+        First those that save little time are left out, then layer by layer those that hurt the output most. Of routes
+        without ranges from the data it is the weights that stay float.
         """
-        if not candidate.variant.careful:
+        has_ranges = candidate.variant.has_ranges
+        if has_ranges and not candidate.layers:
+            return None
+        if has_ranges and not candidate.variant.careful:
             careful = self._tried(replace(candidate.variant, careful=True))
             if careful.drop <= limit and careful.layers:
                 return careful
         plain = replace(candidate.variant, refit=False)
         left_out = search.least_left_out(
-            lambda names: self.builder.build(replace(plain, left_out=names), weights=False)[0],
-            self._costs(candidate.layers),
+            lambda names: self.builder.build(replace(plain, left_out=names), weights=not has_ranges)[0],
+            self._costs(candidate.layers) if has_ranges else self._stored_bytes(),
             self.judge,
             limit,
             clock=self.context.clock,
@@ -260,7 +267,7 @@ class _RouteSearch:
                 return candidate
             self._refuse(candidate, fault)
             limit /= 2
-            relaxed = self._relaxed(candidate, limit) if limit > 0 and candidate.layers else None
+            relaxed = self._relaxed(candidate, limit) if limit > 0 else None
             if relaxed is None or self._objection(relaxed.trial):
                 return None
             candidate = relaxed
@@ -271,7 +278,7 @@ class _RouteSearch:
 
     def _measured(self, variant: RouteVariant, built: ir.Model, changes: list[Change]) -> _TriedRoute:
         trial = self.judge(built, f"{QuantizeInt8.name}/{variant.label}")
-        explained = tuple(_explained(changes, variant.left_out))
+        explained = (*_explained(changes, variant.left_out), *_left_float(variant))
         tried = _TriedRoute(label=variant.label, model=built, changes=explained, trial=trial, variant=variant)
         if self.context.archive is not None:
             prefer, limit = self.judge.prefer, self.judge.limit
@@ -296,6 +303,15 @@ class _RouteSearch:
         macs = {query.label(node): count for node, count in counted}
         return {name: float(macs.get(name) or 1) for name in layers}
 
+    def _stored_bytes(self) -> dict[str, float]:
+        """Return node -> bytes of the float weights that it reads."""
+        found: dict[str, float] = {}
+        for node, _, value in ops.weight_reads(self.model):
+            tensor = constants.tensor(value)
+            if tensor is not None and self.context.selects(node):
+                found[query.label(node)] = found.get(query.label(node), 0.0) + tensor.nbytes
+        return found
+
     def _ranked(self, candidates: Sequence[_TriedRoute]) -> list[_TriedRoute]:
         return search.ranked(candidates, self.judge.prefer, self.judge.limit)
 
@@ -319,11 +335,17 @@ def _route_changes(chosen: _TriedRoute) -> list[Change]:
     return [summary, *chosen.changes]
 
 
+def _left_float(variant: RouteVariant) -> Iterator[Change]:
+    """Yield why weights stay float on a route without ranges from the data."""
+    for name in () if variant.has_ranges else sorted(variant.left_out):
+        yield Change.skipped(QuantizeInt8.name, _HURTS_MOST, target=name)
+
+
 def _explained(changes: Iterable[Change], left_out: frozenset[str]) -> Iterator[Change]:
     """Yield changes, those about layers that were left out with the true reason."""
     for change in changes:
         if change.pass_name == QuantizeStatic.name and change.target in left_out:
-            yield replace(change, reason="float: it hurts the output most for what it saves")
+            yield replace(change, reason=_HURTS_MOST)
         else:
             yield change
 

@@ -73,6 +73,11 @@ class RouteVariant:
     left_out: frozenset[str] = frozenset()
 
     @property
+    def has_ranges(self) -> bool:
+        """True where activations are rounded with ranges from the data."""
+        return self.route in ("static", "mixed")
+
+    @property
     def label(self) -> str:
         """Name in reports and timings."""
         measures = {
@@ -115,7 +120,8 @@ class RouteBuilder:
         """Return the quantized model and the changes made to it.
 
         Args:
-            variant: layers that it leaves out have at most their weights stored as int8.
+            variant: layers that it leaves out have at most their weights stored as int8; on routes without ranges from
+                the data, where that is what is lost by, these stay float too.
             weights: whether weights that stay float are stored as int8.
         """
         model = self._model
@@ -140,7 +146,8 @@ class RouteBuilder:
             few = replace(inner, selects=lambda n: query.label(n) in tables, judge=None, race=None, max_bytes=None)
             changes += self._passes.tables.run(copy, few)
         if weights:
-            changes += self._passes.weights.run(copy, self._inner())
+            stored = self._inner() if variant.has_ranges else _with_gate(kept)
+            changes += self._passes.weights.run(copy, stored)
         return copy, changes
 
     def _static(self, variant: RouteVariant) -> QuantizeStatic:

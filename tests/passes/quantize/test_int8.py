@@ -154,6 +154,21 @@ def test_the_layer_that_hurts_stays_float(net):
     assert [(c.action, c.reason) for c in second] == [("skipped", "float: it hurts the output most for what it saves")]
 
 
+def test_weights_that_hurt_stay_float_where_nothing_runs_on_integers(net):
+    def drop(model):
+        stored = {node.name for node in model.graph if node.name in ("first", "second", "product")}
+        float_names = {n.name for n in model.graph if n.name in stored and n.inputs[1].is_initializer()}
+        return 0.0 if "second" in float_names else 0.05
+
+    copy, changes = _run(net, _Judge(drop=drop), routes=("weights",))
+    reasons = {c.target: c.reason for c in changes if c.pass_name == "quantize-int8" and c.action == "skipped"}
+    assert "hurts the output most" in reasons["second"]
+    assert set(reasons) & {"first", "product"} == set()
+    by_name = {node.name: node for node in copy.graph}
+    assert by_name["second"].inputs[1].is_initializer()
+    assert not by_name["product"].inputs[1].is_initializer()
+
+
 def test_before_layers_are_left_out_what_saves_little_is(net):
     trials = {"static": {"drop": 0.02}, "static, carefully": {"drop": 0.001, "latency_ratio": 0.45}}
     trials["weights"] = {"latency_ratio": 1.0}
