@@ -9,7 +9,7 @@ widened with the graph around them; only whole models are, so no node is left be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
-from ...core import GRAPH, Change, Context, Need
+from ...core import GRAPH, Action, Change, Context, Need
 from ...errors import ModelError
 from ...graph import edit, query
 from ...io import model_io
@@ -60,6 +60,10 @@ class Widened:
     changes: list[Change]
     refusals: list[Change]
 
+    def undone(self, why: str) -> list[Change]:
+        """Return what was done as undone, and why."""
+        return [Change.skipped(c.pass_name, f"{c.reason}; undone: {why}") for c in self.changes]
+
 
 def widened_for(model: ir.Model, context: Context, *, for_integers: bool = False) -> Widened:
     """Return a copy of a model that computes in float32, where it computes in 16 bits and the target gains by it.
@@ -83,8 +87,31 @@ def widened_for(model: ir.Model, context: Context, *, for_integers: bool = False
     return Widened(found, [Change.applied(name, f"computes in float32 instead of {kind}: {why}")], [])
 
 
+def run_widened(model: ir.Model, context: Context, run: Callable[[ir.Model], list[Change]]) -> list[Change]:
+    """Run a pass that makes stored weights smaller, on a widened copy where the model computes in 16 bits.
+
+    The copy becomes the model where the pass changes something; else the model stays as it is. Where integers are
+    stored, onnxruntime's CPU would turn them back into float16 in each run, and into float32 after that.
+
+    Args:
+        model: edited in place.
+        context: its gate is asked.
+        run: edits the model that it gets, and returns what it did.
+    """
+    wide = widened_for(model, context)
+    if wide.model is None or not context.gate.admits(WidenFloat16.name, GRAPH):
+        return [*wide.refusals, *run(model)]
+    changes = run(wide.model)
+    if not any(change.action is Action.APPLIED for change in changes):
+        return [*wide.undone("no weight would become smaller"), *changes]
+    edit.become(model, wide.model)
+    return [*wide.changes, *changes]
+
+
 def computed_types(model: ir.Model) -> set[ir.DataType]:
     """Return the 16-bit float types that nodes compute in; none where such types are only stored or cast."""
+    if not _mentions_half(model):
+        return set()
     known = shapes.infer(model)
     found: set[ir.DataType] = set()
     for node in query.nodes(model):
@@ -291,6 +318,20 @@ def _wide(kind: ir.TypeProtocol | None) -> ir.TypeProtocol | None:
 
 def _is_half(kind: ir.TypeProtocol | None) -> bool:
     return kind is not None and kind.dtype in _HALVES
+
+
+def _mentions_half(model: ir.Model) -> bool:
+    """Say whether anything in a model that decides a type is of a 16-bit float type; inference takes longer."""
+    if any(_is_half(v.type) for body in query.graphs(model) for v in (*body.inputs, *body.initializers.values())):
+        return True
+    return any(
+        (attribute.type == ir.AttributeType.INT and attribute.value in _HALVES)
+        or (attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in _HALVES)
+        or (attribute.type == ir.AttributeType.TYPE_PROTO and _is_half(attribute.value.type))
+        for node in query.nodes(model)
+        for attribute in node.attributes.values()
+        if not attribute.is_ref()
+    )
 
 
 def _dtype(value: ir.Value | None, known: shapes.Shapes) -> ir.DataType | None:
