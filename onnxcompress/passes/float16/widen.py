@@ -37,7 +37,7 @@ _KNOWN_DOMAINS = frozenset({*query.STANDARD_DOMAINS, "com.microsoft", "ai.onnx.m
 
 @dataclass(frozen=True, kw_only=True)
 class WidenFloat16:
-    """Compute in float32 instead of float16 or bfloat16 where the target is faster so; weights stay stored as they are."""
+    """Compute in float32 what is float16 or bfloat16, where the target is faster so; weights stay as stored."""
 
     name: ClassVar[str] = "widen-float16"
     lossless: ClassVar[bool] = False
@@ -77,6 +77,10 @@ def widened_for(model: ir.Model, context: Context, *, for_integers: bool = False
     if not (kinds := computed_types(model)):
         return Widened(None, [], [])
     kind = " and ".join(sorted(dtype.name.lower() for dtype in kinds))
+    unfed = [value.name for value in model.graph.inputs if value.dtype is ir.DataType.BFLOAT16]
+    if for_integers and unfed:
+        why = f"stays {kind}: onnxruntime takes no bfloat16 from samples, as {unfed[0]} wants it"
+        return Widened(None, [], [Change.skipped(name, why)])
     if not for_integers and targets.half_compute(context.target):
         return Widened(None, [], [Change.skipped(name, f"computes in {kind}, which is fast on {context.target}")])
     try:
@@ -103,7 +107,7 @@ def run_widened(model: ir.Model, context: Context, run: Callable[[ir.Model], lis
         return [*wide.refusals, *run(model)]
     changes = run(wide.model)
     if not any(change.action is Action.APPLIED for change in changes):
-        return [*wide.undone("no weight would become smaller"), *changes]
+        return [*changes, *wide.undone("no weight would become smaller")]
     edit.become(model, wide.model)
     return [*wide.changes, *changes]
 
@@ -282,7 +286,8 @@ def _type_parameters(model: ir.Model) -> dict[ir.OperatorIdentifier, frozenset[s
         before = dict(found)
         for identifier, function in model.functions.items():
             for node in (*function, *query.inner_nodes(function)):
-                names = _TYPE_ATTRIBUTES if node.domain in _KNOWN_DOMAINS else found.get(node.op_identifier(), set())
+                own = found.get(node.op_identifier(), frozenset())
+                names = _TYPE_ATTRIBUTES if node.domain in _KNOWN_DOMAINS else own
                 refs = {a.ref_attr_name for a in node.attributes.values() if a.is_ref() and a.name in names}
                 found[identifier] |= {name for name in refs if name is not None}
         if found == before:

@@ -8,8 +8,8 @@ Up to four routes are built, scored on held-out samples and timed against the or
     weights   weights are stored as int8, the arithmetic stays float
 
 A model that computes in float16 is widened to float32 beforehand, which integer kernels read; its floats are stored as
-they were. On each route what stays float has its weights stored as int8; tables that make up much of the file are tried in 4
-bits on the best one. A route that loses too much gets other tries: what saves little time stays float, ranges are
+they were. On each route what stays float has its weights stored as int8; tables that make up much of the file are tried
+in 4 bits on the best one. A route that loses too much gets other tries: what saves little time stays float, ranges are
 clipped, channels equalized, layers refitted, and at last layers that hurt most are left out. One that still loses too
 much, or is slower than the original, is refused with its figures. Where no route remains the model is kept as it is.
 """
