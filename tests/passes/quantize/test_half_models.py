@@ -31,7 +31,8 @@ CONVS = """g ({t}[n, 3, 32, 32] x, {t}[64, 3, 3, 3] k, {t}[64] kb, {t}[64, 64, 3
 PRODUCTS = """g ({t}[n, 256] x, {t}[256, 512] w, {t}[512] b, {t}[512, 256] v) => ({t}[n, 256] y)
 {{ h = Gemm(x, w, b) r = Relu(h) y = MatMul(r, v) }}"""
 STORED = """g (float[n, 256] x, float16[256, 512] w, float16[512] b, float16[512, 256] v) => (float[n, 256] y)
-{{ w2 = Cast<to = 1>(w) b2 = Cast<to = 1>(b) v2 = Cast<to = 1>(v) h = Gemm(x, w2, b2) r = Relu(h) y = MatMul(r, v2) }}"""
+{{ w2 = Cast<to = 1>(w) b2 = Cast<to = 1>(b) v2 = Cast<to = 1>(v)
+   h = Gemm(x, w2, b2) r = Relu(h) y = MatMul(r, v2) }}"""
 MIXED = """g (float[n, 256] x, float16[256, 512] w, float16[512] b, float[512, 256] v) => (float[n, 256] y)
 {{ xh = Cast<to = 10>(x) h = Gemm(xh, w, b) r = Relu(h) f = Cast<to = 1>(r) y = MatMul(f, v) }}"""
 LSTM = """g ({t}[s, 1, 128] x, {t}[1, 512, 128] w, {t}[1, 512, 128] r) => ({t}[s, 1, 1, 128] y)
