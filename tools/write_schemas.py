@@ -1,4 +1,4 @@
-"""Write the JSON schema of the report anew, from the types that it is made of.
+"""Write the JSON schemas of the report and of the manifest of split models anew, from the types they are made of.
 
     python tools/write_schemas.py
 
@@ -9,12 +9,14 @@ import json
 from pathlib import Path
 
 from onnxcompress.jobs import report
+from onnxcompress.partition import manifest
 
 
 def main() -> None:
-    """Write the schema beside the module that defines the report."""
-    path = Path(report.__file__).with_name("report-schema.json")
-    path.write_text(json.dumps(report.json_schema(), indent=2) + "\n", encoding="utf-8")
+    """Write each schema beside the module that defines the values."""
+    for module, name in ((report, "report-schema.json"), (manifest, "manifest-schema.json")):
+        path = Path(module.__file__).with_name(name)
+        path.write_text(json.dumps(module.json_schema(), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import platform
 import sys
@@ -55,3 +56,12 @@ def touched_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt * mmap.PAGESIZE
+
+
+def waited_seconds() -> float:
+    """Return how long threads of this process, added up, were ready to run and had no processor (0 but on Linux)."""
+    waited = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            waited += int(path.read_text(encoding="ascii").split()[1])
+    return waited / 1e9

@@ -4,11 +4,12 @@
     StoredList --to_proto--> the same --wire.plan--> the bytes of the attribute as they were
 
 As Python objects, or as a repeated field of protobuf, such a list takes several times its bytes in the file. Only the
-lists of operators whose types and shapes don't follow from them are treated so: see `NAMES`.
+lists of operators whose types and shapes don't follow from them are treated so: see `_names`.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -38,7 +39,9 @@ _LABELS = "classlabels"
 """Begin of the names of lists that decide the type of a result."""
 
 
-def _list_names() -> frozenset[str]:
+@functools.cache
+def _names() -> frozenset[str]:
+    """Return the names of the attributes that may stay in the file; onnx's schemas take 7 MB, so not at once."""
     found = set()
     for operator in _OPERATORS:
         for name, attribute in onnx.defs.get_schema(operator, domain="ai.onnx.ml").attributes.items():
@@ -48,11 +51,8 @@ def _list_names() -> frozenset[str]:
     return frozenset(found)
 
 
-NAMES = _list_names()
-"""Names of the attributes that may stay in the file: lists of ensembles of trees, support vectors and linear models."""
-_ENCODED_NAMES = frozenset(name.encode() for name in NAMES)
 _NAME_BYTES = 64
-"""Read to see an attribute's name: a tag, a length of one byte, and more than the longest of `NAMES`."""
+"""Read to see an attribute's name: a tag, a length of one byte, and more than the longest of the names."""
 
 
 class StoredList(ir.Attr):
@@ -109,8 +109,8 @@ class Lists:
 
 
 def _begins_with_a_name(data: bytes) -> bool:
-    """Say whether the first field of an attribute is one of `NAMES`; where it is another, the attribute is kept."""
-    return data[0] == header(1, 0)[0] and data[2 : 2 + data[1]] in _ENCODED_NAMES
+    """Say whether the first field of an attribute is one of the names; where it is another, the attribute is kept."""
+    return data[0] == header(1, 0)[0] and data[2 : 2 + data[1]] in {name.encode() for name in _names()}
 
 
 def _stand_in(data: bytes, offset: int) -> bytes | None:
@@ -120,7 +120,7 @@ def _stand_in(data: bytes, offset: int) -> bytes | None:
         return None
     filled = {field.name for field, _ in proto.ListFields()} - {"name", "type", "doc_string"}
     kind = next((kind for kind, field in _FIELDS.items() if filled == {field}), None)
-    if kind is None or proto.name not in NAMES or proto.type not in (kind.value, 0):
+    if kind is None or proto.name not in _names() or proto.type not in (kind.value, 0):
         return None
     tensor = onnx.TensorProto(name=kind.name, data_type=onnx.TensorProto.UINT8, dims=[len(data)])
     refer(tensor, LIST_LOCATION, offset, len(data))

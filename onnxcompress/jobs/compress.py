@@ -43,7 +43,7 @@ from .judge import Races, Timings, Trials
 from .limits import LatencyLimit, check_limits, excess
 from .measure_result import RecipeResult, ResultFigures, measure_result, unmeasured, without_lossy
 from .node_selector import selector
-from .notes import measurement_notes, quantized_notes, sample_notes
+from .notes import measurement_notes, nothing_notes, quantized_notes, sample_notes
 from .options import RunOptions, takes_keywords
 from .prover import Prover
 from .report import Limits, Report, ResolvedRecipe, Verification
@@ -329,6 +329,7 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
         notes=(
             *run.proof.notes,
             *done.notes,
+            *nothing_notes(done.changes),
             *quantized_notes(quantized, done.changes, run.recipe.active),
             *sample_notes(run.original, run.samples),
             *measurement_notes(

@@ -40,6 +40,12 @@ def quantized_notes(state: QuantizedState | None, changes: Sequence[Change], pas
     yield f"{state}{why}"
 
 
+def nothing_notes(changes: Sequence[Change]) -> Iterator[str]:
+    """Yield a line where nothing at all was done or refused, so that an unchanged result is no mystery."""
+    if not changes:
+        yield "the passes found nothing to do: the graph has its smallest form already"
+
+
 def measurement_notes(
     samples: RunSamples, latency: Latency | None, verification: Verification, *, is_optimized: bool
 ) -> Iterator[str]:

@@ -182,6 +182,7 @@ def _ending(value: ir.Value) -> Ending:
         node = value.producer()
         if node is None:
             return Ending.OTHER
+        operator = operator.removeprefix("QLinear")
         if operator in ("Sigmoid", "HardSigmoid"):
             return Ending.SIGMOID
         if operator in ("LogSoftmax", "Softmax"):
@@ -193,6 +194,10 @@ def _ending(value: ir.Value) -> Ending:
         if operator == "Concat" and any(v is not None and v.is_graph_input() for v in node.inputs):
             return Ending.STATE
         computed = [v for v in node.inputs if v is not None and query.constant_tensor(v) is None]
+        if (
+            operator == "Mul" and len(computed) == 2
+        ):  # an integer product, scaled by what its inputs were quantized with
+            computed = [v for v in computed if "Integer" in _behind(v)[1]]
         if operator not in _SCALING or len(computed) != 1:
             return Ending.OTHER
         value = computed[0]

@@ -119,9 +119,14 @@ class Session:
     """A model loaded in onnxruntime on the CPU; made by `open_session`."""
 
     def __init__(
-        self, session: ort.InferenceSession | RemoteSession, *, threads: int, is_optimized: bool = False
+        self,
+        session: ort.InferenceSession | RemoteSession,
+        *,
+        threads: int,
+        is_optimized: bool = False,
+        has_arena: bool = True,
     ) -> None:
-        self._session = session
+        self._session, self._has_arena = session, has_arena
         self.threads = threads
         self.is_optimized = is_optimized
         """Whether the runtime's optimizations are on."""
@@ -172,7 +177,7 @@ class Session:
             if isinstance(self._session, RemoteSession):
                 return self._session.run(dict(feed), wanted, max_seconds)
             options = watch.options or ort.RunOptions()
-            if not keeps_memory or self._is_large:
+            if self._has_arena and (self._is_large or not keeps_memory):
                 options.add_run_config_entry(*_SHRINK)
             values = self._session.run(wanted, dict(feed), options)
         except _RUNTIME_ERRORS as error:
@@ -197,10 +202,10 @@ class Session:
             found: RunTime = self._session.run_time(dict(feed))
             return found
         clock = time.thread_time if self.threads == 1 else time.perf_counter
-        waited, started = _waited_seconds(), clock()
+        waited, started = host.waited_seconds(), clock()
         self._run(feed, None, max_seconds=None, keeps_memory=True)
-        seconds = clock() - started
-        return RunTime(seconds, is_disturbed=self.threads > 1 and _waited_seconds() - waited > _MOST_WAITED * seconds)
+        seconds, waited = clock() - started, host.waited_seconds() - waited
+        return RunTime(seconds, is_disturbed=self.threads > 1 and waited > _MOST_WAITED * seconds)
 
     def end_profile(self) -> Path:
         """Stop profiling and return the file that the runtime wrote; for sessions of `open_profiled`."""
@@ -217,8 +222,7 @@ class _Held:
     def specs(self) -> tuple[list[Any], list[Any], list[Any]]:
         """Return name, type and shape of inputs, optional inputs and outputs, as the runtime's own objects do."""
         sides = (self._session.inputs, self._session.optional_inputs, self._session.outputs)
-        inputs, optional, outputs = ([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)
-        return inputs, optional, outputs
+        return tuple([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)  # type: ignore[return-value]
 
     def is_optimized(self) -> bool:
         """Return whether the runtime's optimizations are on."""
@@ -286,7 +290,7 @@ def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Sessio
     options.enable_mem_pattern = False
     if not pack:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    return Session(_load(path, options), threads=threads)
+    return Session(_load(path, options), threads=threads, has_arena=False)
 
 
 def open_profiled(model: bytes | Path, *, threads: int, prefix: Path) -> Session:
@@ -381,15 +385,6 @@ def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
     # Two sessions take turns in a race: the idle one must not keep the processor busy.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
-
-
-def _waited_seconds() -> float:
-    """Return how long threads of this process, added up, were ready to run and had no processor (0 but on Linux)."""
-    waited = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has ended
-            waited += int(path.read_text(encoding="ascii").split()[1])
-    return waited / 1e9
 
 
 def _spec(node: Any) -> TensorSpec:

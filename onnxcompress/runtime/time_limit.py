@@ -13,10 +13,12 @@ import contextvars
 import ctypes
 import threading
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from ..core import Clock
 from ..errors import TimeUpError
+
+if TYPE_CHECKING:
+    from ..core import Clock
 
 T = TypeVar("T")
 

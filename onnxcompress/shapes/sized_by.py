@@ -93,7 +93,7 @@ def sizing(model: ir.Model) -> dict[str, Sizing]:
 def _sizing(model: ir.Model, output: ir.Value) -> Sizing:
     amounts: dict[str, None] = {}
     is_computed = False
-    for kind, value in _Walk(output):
+    for kind, value in _AmountSearch(output):
         is_computed = True
         node = value.producer()
         if kind == "amount" and node is not None and node.graph is model.graph and value.name:
@@ -101,7 +101,7 @@ def _sizing(model: ir.Model, output: ir.Value) -> Sizing:
     return Sizing(tuple(amounts), is_computed)
 
 
-class _Walk:
+class _AmountSearch:
     """Walk back from an output; yields ("amount" | "decision", value)."""
 
     def __init__(self, output: ir.Value) -> None:

@@ -353,6 +353,14 @@ NOT_FOLLOWED = {
     ("com.microsoft", "DynamicQuantizeMatMul"): "weights in integers are not cut",
     ("com.microsoft", "MatMulIntegerToFloat"): "weights in integers are not cut",
     ("com.microsoft", "MatMulNBits"): "weights in integers are not cut",
+    ("com.microsoft", "MatMulBnb4"): "weights in 4 bits are not cut",
+    ("com.microsoft", "GatherBlockQuantized"): "tables in integers are not cut",
+    ("", "QLinearMatMul"): "weights in integers are not cut",
+    ("", "QLinearConv"): "weights in integers are not cut",
+    ("com.microsoft", "QLinearConv"): "weights in integers are not cut",
+    ("com.microsoft", "QGemm"): "weights in integers are not cut",
+    ("com.microsoft", "QAttention"): "weights in integers are not cut",
+    ("com.microsoft", "QEmbedLayerNormalization"): "tables in integers are not cut",
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import onnxcompress as oc
 from onnxcompress.passes.fold.normalize import Normalize
 from onnxcompress.passes.quantize.weights import QuantizeWeights
+from tests.helpers import from_text
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -78,3 +79,10 @@ def test_a_function_that_calls_itself_is_refused_with_the_reason():
     with pytest.raises(oc.ModelError, match="must not be recursive"):
         oc.compress(model, recipe="fold")
     assert oc.inspect(model).as_json()
+
+
+def test_a_model_that_is_as_small_as_it_gets_says_so():
+    model = from_text("g (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }")
+    report = oc.compress(model, recipe="fold").report
+    assert report.changes == ()
+    assert "nothing to do" in report.notes[0]

@@ -21,6 +21,12 @@ def _source(body, kind="float[n, d] y", inputs="float[n, 4] x, float[4, 3] w"):
         ("y = MatMul(x, w)", Ending.PRODUCT, "MatMul"),
         ("m = MatMul(x, w) y = Div(m, half)", Ending.PRODUCT, "Div"),
         ("m = Gemm(x, w) r = Transpose(m) y = Identity(r)", Ending.PRODUCT, "Gemm"),
+        (
+            "i, c, z = DynamicQuantizeLinear(x) j, e, o = DynamicQuantizeLinear(w) t = Mul(c, e) "
+            "p = MatMulInteger(i, j, z, o) f = Cast<to = 1>(p) y = Mul(f, t)",
+            Ending.PRODUCT,
+            "Mul",
+        ),
         ("m = MatMul(x, w) y = Softmax(m)", Ending.SOFTMAX, "Softmax"),
         ("m = MatMul(x, w) y = LogSoftmax(m)", Ending.SOFTMAX, "LogSoftmax"),
         ("m = MatMul(x, w) y = Sigmoid(m)", Ending.SIGMOID, "Sigmoid"),
