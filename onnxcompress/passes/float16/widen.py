@@ -88,7 +88,14 @@ def widened_for(model: ir.Model, context: Context, *, for_integers: bool = False
     except ModelError as error:
         return Widened(None, [], [Change.skipped(name, f"stays {kind}: {error.message}")])
     why = "integer kernels read float32" if for_integers else "the target has hardly any kernel for it"
-    return Widened(found, [Change.applied(name, f"computes in float32 instead of {kind}: {why}")], [])
+    added = model_io.model_bytes(found) - model_io.model_bytes(model)
+    change = Change.applied(
+        name,
+        f"computes in float32 instead of {kind}: {why}",
+        bytes_before=max(0, -added),
+        bytes_after=max(0, added),
+    )
+    return Widened(found, [change], [])
 
 
 def run_widened(model: ir.Model, context: Context, run: Callable[[ir.Model], list[Change]]) -> list[Change]:
