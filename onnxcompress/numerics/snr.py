@@ -10,10 +10,11 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 def energy(array: np.ndarray) -> float:
-    """Return the sum of squares, accumulated in float64 over pieces of float32."""
+    """Return the sum of squares, accumulated in float64 over pieces of float32; squares of float16 would overflow."""
     flat = array.reshape(-1)
+    wide = np.result_type(flat.dtype, np.float32)
     starts = range(0, flat.size, CHUNK_VALUES)
-    return sum(float(np.square(flat[i : i + CHUNK_VALUES]).sum(dtype=np.float64)) for i in starts)
+    return sum(float(np.square(flat[i : i + CHUNK_VALUES], dtype=wide).sum(dtype=np.float64)) for i in starts)
 
 
 def error_energy(reference: np.ndarray, other: np.ndarray) -> float:

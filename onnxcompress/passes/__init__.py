@@ -41,6 +41,7 @@ SHIPPED: Mapping[str, str] = {
     "equalize": "quantize.equalize:Equalize",
     "quantize-weights": "quantize.weights:QuantizeWeights",
     "convert-float16": "float16.convert:ConvertFloat16",
+    "widen-float16": "float16.widen:WidenFloat16",
     "quantize-int8": "quantize.int8:QuantizeInt8",
     "quantize-blocks": "quantize.blocks:QuantizeBlocks",
     "cluster": "quantize.cluster:Cluster",

@@ -27,8 +27,6 @@ from ..raise_opset import raise_opset
 from . import weights as float16_weights
 from .compute import Conversion
 
-_NODE_BYTES = 100
-"""Bytes of a Cast in the file besides its names, at least. Estimated; not measured."""
 _OPSETS = {"float16": 6, "bfloat16": 13}
 """Storage type -> the first opset whose Cast has it."""
 _TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
@@ -90,7 +88,7 @@ class ConvertFloat16:
         kept = [weight for weight in layer.main if weight.dtype != ir.DataType.FLOAT]
         if kept and not layer.form:
             return f"its weights are {kept[0].dtype.name.lower()} already, not float32"
-        if not kept and all(weight.bytes // 2 <= _added_bytes(weight.name) for weight in layer.main):
+        if not kept and all(weight.bytes // 2 <= float16_weights.cast_bytes(weight.name) for weight in layer.main):
             return "its weights would not become smaller, a Cast for each counted"
         return None
 
@@ -136,7 +134,7 @@ class ConvertFloat16:
         if decision.keep:
             return Change.skipped(self.name, decision.reason, target=target, bytes_before=before)
         _narrow(names, decision.value, decision.tensor, dtype)
-        after = before // 2 + _added_bytes(target)
+        after = before // 2 + float16_weights.cast_bytes(target)
         return Change.applied(self.name, decision.reason, target=target, bytes_before=before, bytes_after=after)
 
 
@@ -148,12 +146,8 @@ def _weights(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
             tensor = query.constant_tensor(value)
             if tensor is None or tensor.dtype != ir.DataType.FLOAT or not value.uses():
                 continue
-            if tensor.nbytes // 2 > _added_bytes(value.name or ""):
+            if tensor.nbytes // 2 > float16_weights.cast_bytes(value.name or ""):
                 yield value, tensor
-
-
-def _added_bytes(name: str) -> int:
-    return _NODE_BYTES + 3 * len(name)
 
 
 def _obstacle(value: ir.Value, context: Context) -> str:

@@ -15,6 +15,13 @@ PIECE_BYTES = 8 << 20
 """Bytes of a weight that are read at a time. Chosen by judgement, for memory; not measured."""
 LAZY_BYTES = 16 << 20
 """Least size of weights that are rounded only when the result is read. Chosen by judgement; not measured."""
+_NODE_BYTES = 100
+"""Bytes of a Cast in the file besides its names, at least. Estimated; not measured."""
+
+
+def cast_bytes(name: str) -> int:
+    """Return the bytes that a Cast of a weight of this name takes in the file."""
+    return _NODE_BYTES + 3 * len(name)
 
 
 def loss_db(tensor: ir.TensorProtocol, dtype: ir.DataType) -> float:

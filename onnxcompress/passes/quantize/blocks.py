@@ -33,6 +33,7 @@ from ...graph import query
 from ...io import model_io
 from ...search import candidates as search
 from ...targets import facts as targets
+from ..float16.widen import run_widened
 from ..raise_opset import raise_opset
 from .blocks_bits import WidthChoice, Widths, grids_of, own_bits, survey
 from .blocks_rounding import Method, Rounder, has_enough
@@ -80,6 +81,9 @@ class QuantizeBlocks:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Quantize the weights of every graph of `model`, the least harmful first."""
+        return run_widened(model, context, lambda base: self._run(base, context))
+
+    def _run(self, model: ir.Model, context: Context) -> list[Change]:
         scheme = schemes.parse(self.scheme)
         scales = replace(self.equalize, scheme=self.scheme)
         scaled = scales.run(model, context) if self._uses_data(context) else []

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from ...base import schemes
 from ...core import Context
-from ...graph import constants as float_constants
 from ...numerics import snr
 from ...numerics.optimization.allocation import allocate
 from ...numerics.quantization.blocks import BlockGrid, round_nearest
@@ -138,8 +137,6 @@ def _measured(
 def _objection(site: StoredWeight, grid: BlockGrid) -> str | None:
     if site.tensor.dtype != ir.DataType.FLOAT:
         return f"{site.tensor.dtype.name.lower()} weights are not cut into blocks"
-    if float_constants.is_cast(site.value):
-        return "weights stored in another float type than they compute in are not cut into blocks"
     after = stored_bytes(*shape_of(site), grid, is_padded=kernel_fits(site)) + 8 * (NODE_BYTES + len(site.name))
     if after >= site.stored_bytes:
         return f"would take {after} bytes with its scales and nodes instead of {site.stored_bytes}"

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ...activations import observe
 from ...core import Context, Feed
 from ...distillation import reconstruct
+from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...io import model_io
 from ...numerics.linear.moments import MOST_COLUMNS
@@ -97,9 +98,12 @@ class Rounder:
                     self._replace(site)
 
     def _replace(self, site: StoredWeight) -> None:
-        floats = self.alone(site)
-        if site.value.is_initializer():
-            edit.set_weight(site.value, array_of(site, floats))
+        floats = array_of(site, self.alone(site))
+        cast = site.value.producer() if float_constants.is_cast(site.value) else None
+        value = site.value if cast is None else cast.inputs[0]
+        if value is not None and value.is_initializer():
+            assert value.dtype is not None
+            edit.set_weight(value, float_constants.cast(floats, value.dtype.numpy()))
 
     def _takes(self, layer: LinearLayer, model: ir.Model) -> bool:
         """Say whether a layer can be rounded as it is refitted: its moments fit into memory, its weight is its own."""

@@ -27,6 +27,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...numerics.quantization.blocks import BlockGrid, Blocks
 from ...ops.table import MICROSOFT
@@ -97,7 +98,7 @@ class BlockWriter(SiteWriter):
         bytes_per_block = grid.block * grid.bits // 8
         matrix = self._shaped(node, packed, [outputs, count, bytes_per_block])
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        takes_bias = bias is not None and query.constant_tensor(bias) is not None and _size(bias) == outputs
+        takes_bias = bias is not None and float_constants.tensor(bias) is not None and _size(bias) == outputs
         operands: list[ir.Value | None] = [node.inputs[0], matrix, scale, zero]
         if takes_bias and bias is not None:
             operands += [None, self._shaped(node, bias, [outputs])]
@@ -198,7 +199,7 @@ class BlockWriter(SiteWriter):
         return self._cast(anchor, self.store("scale", scale.astype(np.float16)))
 
     def _shaped(self, anchor: ir.Node, value: ir.Value, dims: list[int]) -> ir.Value:
-        tensor = query.constant_tensor(value)
+        tensor = float_constants.tensor(value)
         if tensor is not None and list(query.dims(tensor)) == dims:
             return value
         return self.insert(anchor, "Reshape", [value, self.store("shape", np.array(dims, np.int64))])
@@ -263,5 +264,5 @@ def _tensor(values: np.ndarray, dtype: ir.DataType) -> ir.TensorProtocol:
 
 
 def _size(value: ir.Value) -> int:
-    tensor = query.constant_tensor(value)
+    tensor = float_constants.tensor(value)
     return 0 if tensor is None else tensor.size

@@ -200,7 +200,7 @@ class ProductWriter(WeightWriter):
         beta = float(query.attribute(node, "beta", 1.0))
         if value is None or beta == 0:
             return None
-        tensor = query.constant_tensor(value)
+        tensor = float_constants.tensor(value)
         dims = None if tensor is None else query.dims(tensor)
         if dims == (columns,) and beta == 1:
             return value

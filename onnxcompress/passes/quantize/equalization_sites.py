@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ...graph import constants as float_constants
 from ...graph import edit, query
+from ...numerics.quantization import float16
 from ...ops import linear as layers
 from ...ops import table as ops
 
@@ -49,6 +50,15 @@ class ScalingSite:
         """The name by which reports speak of the place: its maker's."""
         node = self.value.producer()
         return self.value.name or "?" if node is None else query.label(node)
+
+    def holds(self, scale: np.ndarray) -> bool:
+        """Say whether what is stored in 16 bits, behind a Cast, can hold its numbers once they are scaled."""
+        spread, by = scale.max(), scale.min()
+        made = [] if self.maker is None else [self.maker.weight, self.maker.bias_value]
+        made += [node.inputs[port] for node, port in self.parts]
+        return all(_holds(value, 1 / spread, 1 / by) for value in made) and all(
+            _holds(layer.weight, by, spread) for layer in self.readers
+        )
 
     def apply(self, scale: np.ndarray, names: edit.Names) -> None:
         """Divide the channels by `scale`, float32 [channels], and multiply what the layers read with by it."""
@@ -83,6 +93,21 @@ class ScalingSite:
             layer.node.replace_input_with(layer.facts.data, made.outputs[0])
 
 
+def _holds(value: ir.Value | None, least: float, most: float) -> bool:
+    """Say whether a constant behind a Cast keeps its numbers if all of them are scaled by both factors."""
+    if value is None or not float_constants.is_cast(value):
+        return True
+    cast = value.producer()
+    stored = None if cast is None else query.constant_tensor(cast.inputs[0])
+    assert stored is not None
+    rows = float_constants.read(value).astype(np.float32).reshape(1, -1)
+    for factor in (least, most):
+        signal, noise = float16.row_losses(rows * np.float32(factor), stored.dtype.numpy())
+        if np.isfinite(float16.worst_db(signal, noise)):
+            return False
+    return True
+
+
 def find_unmade(model: ir.Model, made: Sequence[ScalingSite]) -> list[ScalingSite]:
     """Return the places before matrix products that none of the sites `made` is about, where a Mul can divide channels.
 
@@ -112,7 +137,7 @@ def find(model: ir.Model) -> list[ScalingSite]:
 
 
 def _is_plain(layer: layers.LinearLayer) -> bool:
-    tensor = query.constant_tensor(layer.weight)
+    tensor = float_constants.tensor(layer.weight)
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT
 
 
@@ -187,7 +212,7 @@ def _scaled(node: ir.Node) -> tuple[tuple[tuple[ir.Node, int], ...], int, _Scale
 
 def _channels(value: ir.Value | None) -> int | None:
     """Return the size of a constant vector of more than one float32, whose other axes are 1; None for all else."""
-    tensor = query.constant_tensor(value)
+    tensor = float_constants.tensor(value)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
     dims = query.dims(tensor)

@@ -117,7 +117,7 @@ class Equalize:
         chance = min(0.5, 3 / math.sqrt(max(1, sum(reader.outputs.size for reader in readers))))
         gain = max(self.least_gain, _WORTH_A_NODE) if site.takes_node else self.least_gain
         is_clear = after <= before * (1 - gain) * (1 - chance) and (before > _LOUD or not site.takes_node)
-        return ScalingDecision(site, scale, how, before, after) if is_clear else None
+        return ScalingDecision(site, scale, how, before, after) if is_clear and site.holds(scale) else None
 
     def _change(self, decision: ScalingDecision) -> Change:
         readers = ", ".join(layer.label for layer in decision.site.readers[:3])

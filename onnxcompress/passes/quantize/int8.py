@@ -7,8 +7,9 @@ Up to four routes are built, scored on held-out samples and timed against the or
     dynamic   matrix products and LSTMs with the range of each run, everything else in floats
     weights   weights are stored as int8, the arithmetic stays float
 
-On each of them what stays float has its weights stored as int8; tables that make up much of the file are tried in 4
-bits on the best one. A route that loses too much gets other tries: what saves little time stays float, ranges are
+A model that computes in float16 is widened to float32 beforehand, which integer kernels read; its floats are stored as
+they were. On each route what stays float has its weights stored as int8; tables that make up much of the file are tried
+in 4 bits on the best one. A route that loses too much gets other tries: what saves little time stays float, ranges are
 clipped, channels equalized, layers refitted, and at last layers that hurt most are left out. One that still loses too
 much, or is slower than the original, is refused with its figures. Where no route remains the model is kept as it is.
 """
@@ -35,6 +36,7 @@ from ...ops import table as ops
 from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
 from ...shapes import resolve
+from ..float16.widen import widened_for
 from .blocks import QuantizeBlocks
 from .dynamic import QuantizeDynamic
 from .equalize import Equalize
@@ -109,9 +111,12 @@ class QuantizeInt8:
             return []
         if context.judge is None:
             route = self.routes[0]
-            found, changes = RouteBuilder(model, context, self.passes).build(RouteVariant(route=route))
+            wide = widened_for(model, context, for_integers=True)
+            builder = RouteBuilder(wide.model or model, context, self.passes)
+            found, changes = builder.build(RouteVariant(route=route))
             edit.become(model, found)
-            return [_skipped(f"nothing was measured, the first route is taken: {route}"), *changes]
+            why = f"nothing was measured, the first route is taken: {route}"
+            return [_skipped(why), *wide.changes, *wide.refusals, *changes]
         return _RouteSearch(model, context, context.judge, self).run()
 
     def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
@@ -132,8 +137,9 @@ class _RouteSearch:
 
     def __init__(self, model: ir.Model, context: Context, judge: Judge, options: QuantizeInt8) -> None:
         self.model, self.context, self.judge, self.options = model, context, judge, options
-        self.builder = RouteBuilder(model, context, options.passes)
-        self.refusals: list[Change] = []
+        self.wide = widened_for(model, context, for_integers=True)
+        self.builder = RouteBuilder(self.wide.model or model, context, options.passes)
+        self.refusals = list(self.wide.refusals)
 
     def run(self) -> list[Change]:
         """Turn the model into the best candidate and report what was done and what was not."""
@@ -144,7 +150,7 @@ class _RouteSearch:
             if chosen is None or candidate.variant.route != chosen.variant.route:
                 self._refuse(candidate, self._objection(candidate.trial) or "another route is better")
         if chosen is None:
-            return [*self._advice(candidates), *self.refusals]
+            return [*self._advice(candidates), *self.refusals, *self.wide.undone("no route was taken")]
         edit.become(self.model, chosen.model)
         if self.context.archive is not None:
             self.context.archive.choose(chosen, place=QuantizeInt8.name)
@@ -278,7 +284,7 @@ class _RouteSearch:
 
     def _measured(self, variant: RouteVariant, built: ir.Model, changes: list[Change]) -> _TriedRoute:
         trial = self.judge(built, f"{QuantizeInt8.name}/{variant.label}")
-        explained = (*_explained(changes, variant.left_out), *_left_float(variant))
+        explained = (*self.wide.changes, *_explained(changes, variant.left_out), *_left_float(variant))
         tried = _TriedRoute(label=variant.label, model=built, changes=explained, trial=trial, variant=variant)
         if self.context.archive is not None:
             prefer, limit = self.judge.prefer, self.judge.limit

@@ -29,6 +29,7 @@ from ...base import schemes
 from ...core import Action, Change, Context, Need
 from ...graph import query
 from ...targets import facts as targets
+from ..float16.widen import run_widened
 from ..raise_opset import raise_opset
 from .weight_rounding import Rounding, round_weight
 from .weight_storage import NODE_BYTES, StoredWeight, WeightContext, WeightWriter, sites
@@ -78,6 +79,9 @@ class QuantizeWeights:
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Quantize the weights of every graph of `model`, the least harmful first."""
+        return run_widened(model, context, lambda base: self._run(base, context))
+
+    def _run(self, model: ir.Model, context: Context) -> list[Change]:
         changes = self._raise_opset(model, context)
         decisions = self._decide(model, context, query.opset(model))
         scene = WeightContext(model)
