@@ -100,6 +100,14 @@ class Run:
         """Most that the metric may fall where the recipe backs off; None for recipes that don't."""
         return None if self.recipe.max_drop is None else self.search_limit
 
+    @property
+    def is_scored_plain(self) -> bool:
+        """Whether models are scored with the runtime's optimizations off: lossless recipes, where runs are heavy.
+
+        With them on a run takes half as much memory again, and the outputs differ in rounding alone.
+        """
+        return self.recipe.lossless and self.base.is_heavy
+
     def excess_drop(self, candidate: LoadedModel, limit: float | None) -> str | None:
         """Return by how much the metric falls more than a limit on the samples that decide, None within it."""
         if limit is None:
@@ -112,13 +120,14 @@ class Run:
 
     def quality(self, original: LoadedModel, other: LoadedModel, **options: Any) -> Quality:
         """Compare two models on the samples that decide; bytes that were compared before are not run again."""
-        before = self.plan.session(original)
+        optimize = not self.is_scored_plain
+        before = self.plan.session(original, optimize=optimize)
         if other is original:
             return measure(before, before, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
         key = "" if original is not self.base or other.size_bytes > APART_BYTES else digest([other.data])
         known = self.measured.get(key)
         if known is None:
-            after = self.plan.session(other)
+            after = self.plan.session(other, optimize=optimize)
             known = measure(before, after, self.samples.judged, metric=self.options.metric, plan=self.plan, **options)
         if key:
             self.measured[key] = known

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..base import host
 from .processes import RemoteObject
 from .run_timeout import GRACE_SECONDS
+
+if TYPE_CHECKING:
+    from .session import RunTime, Session
 
 LOAD_SECONDS = 600.0
 """Most time for loading a model. Chosen by judgement; not measured."""
@@ -65,3 +69,27 @@ class Node:
     name: str
     type: str
     shape: list[Any]
+
+
+class SessionHost:
+    """Other end of a `RemoteSession`."""
+
+    def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
+        self._session = opens(model, **options)
+
+    def specs(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Return name, type and shape of inputs, optional inputs and outputs, as the runtime's own objects do."""
+        sides = (self._session.inputs, self._session.optional_inputs, self._session.outputs)
+        return tuple([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)  # type: ignore[return-value]
+
+    def is_optimized(self) -> bool:
+        """Return whether the runtime's optimizations are on."""
+        return self._session.is_optimized
+
+    def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
+        """Run once."""
+        return self._session.run(feed, names, max_seconds=max_seconds)
+
+    def run_time(self, feed: Mapping[str, Any]) -> RunTime:
+        """Run once and return the time."""
+        return self._session.run_time(feed)
