@@ -23,11 +23,13 @@ class HeldModel:
 
     Args:
         loaded: the object.
-        reload: makes it anew; None where it can't be, so that it is never given back.
+        reload: makes it anew, with an arena or without; None where it can't be, so that it is never given back.
+        has_arena: whether it has one now. Those of heavy runs get none: an array that is kept would keep a whole
+            block of it, of many times its size.
     """
 
-    def __init__(self, loaded: Any, reload: Callable[[], Any] | None) -> None:
-        self._loaded, self._reload = loaded, reload
+    def __init__(self, loaded: Any, reload: Callable[[bool], Any] | None, *, has_arena: bool) -> None:
+        self._loaded, self._reload, self.has_arena = loaded, reload, has_arena
         self.is_heavy = False
 
     def get(self) -> Any:
@@ -39,7 +41,8 @@ class HeldModel:
         loaded = self._loaded
         if loaded is None:
             assert self._reload is not None
-            loaded = self._loaded = self._reload()
+            self.has_arena = not self.is_heavy
+            loaded = self._loaded = self._reload(self.has_arena)
         return loaded
 
     def mark_heavy(self) -> None:

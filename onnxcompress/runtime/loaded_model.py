@@ -104,10 +104,14 @@ class LoadedModel:
             if self.path is not None and self.size_bytes > MAX_MESSAGE_BYTES:
                 return open_one(self.model, self._source, optimize=optimize, threads=threads)
             again = functools.partial(model_io.to_bytes, self.model)
-            session = open_bytes(self.data, self._source, optimize=optimize, threads=threads, again=again)
-        if self.is_heavy:
-            session.mark_heavy()
-        return session
+            return open_bytes(
+                self.data,
+                self._source,
+                optimize=optimize,
+                threads=threads,
+                again=again,
+                is_heavy=self.is_heavy,
+            )
 
 
 def path_of(source: object) -> str | None:
@@ -124,10 +128,16 @@ def open_one(model: ir.Model, source: object, *, optimize: bool, threads: int = 
 
 
 def open_bytes(
-    data: bytes, source: object, *, optimize: bool, threads: int = 1, again: Callable[[], bytes] | None = None
+    data: bytes,
+    source: object,
+    *,
+    optimize: bool,
+    threads: int = 1,
+    again: Callable[[], bytes] | None = None,
+    is_heavy: bool = False,
 ) -> runtime.Session:
     """Load a serialized model in the runtime; a failure names the path that it came from."""
     try:
-        return runtime.open_session(data, optimize=optimize, threads=threads, again=again)
+        return runtime.open_session(data, optimize=optimize, threads=threads, again=again, is_heavy=is_heavy)
     except ModelError as error:
         raise ModelError(error.message, where=error.where or path_of(source) or "", hint=error.hint) from error

@@ -6,6 +6,7 @@ Every failure of the runtime becomes a `ModelError` with the runtime's own reaso
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import tempfile
 import time
@@ -117,10 +118,9 @@ class Session:
         threads: int,
         is_optimized: bool = False,
         has_arena: bool = True,
-        reload: Callable[[], ort.InferenceSession] | None = None,
+        reload: Callable[[bool], ort.InferenceSession] | None = None,
     ) -> None:
-        self._held = HeldModel(session, reload)
-        self._has_arena = has_arena
+        self._held = HeldModel(session, reload, has_arena=has_arena)
         self.threads = threads
         self.is_optimized = is_optimized
         """Whether the runtime's optimizations are on."""
@@ -191,7 +191,7 @@ class Session:
             if isinstance(session, RemoteSession):
                 return session.run(dict(feed), wanted, max_seconds)
             options = watch.options or ort.RunOptions()
-            if self._has_arena and (self._is_large or not keeps_memory):
+            if self._held.has_arena and (self._is_large or not keeps_memory):
                 options.add_run_config_entry(*_SHRINK)
             values = session.run(wanted, dict(feed), options)
         except _RUNTIME_ERRORS as error:
@@ -207,7 +207,10 @@ class Session:
             self._is_large = self._is_large or touched > _LARGE_RUN_BYTES
             if touched > HEAVY_RUN_BYTES:
                 self.mark_heavy()
-                host.return_free_memory()
+        if self.is_heavy and self._held.has_arena:
+            values = [value.copy() if isinstance(value, np.ndarray) else value for value in values]
+            del session
+            self.give_back()
         return dict(zip(wanted, values, strict=True))
 
     def run_time(self, feed: Mapping[str, Any]) -> RunTime:
@@ -232,7 +235,12 @@ class Session:
 
 
 def open_session(
-    model: bytes | Path, *, optimize: bool, threads: int = 1, again: Callable[[], bytes | Path] | None = None
+    model: bytes | Path,
+    *,
+    optimize: bool,
+    threads: int = 1,
+    again: Callable[[], bytes | Path] | None = None,
+    is_heavy: bool = False,
 ) -> Session:
     """Load a model on the CPU.
 
@@ -244,28 +252,42 @@ def open_session(
         optimize: True for the runtime's full optimizations (speed, quality), False for none (equality).
         threads: threads that one operator may use.
         again: gives the same once more. The session may give back its memory then, while another model is in use.
+        is_heavy: runs are known to take much memory, see `held_model`.
 
     Raises:
         ModelError: the runtime can't load the model, with its reason.
 
     """
 
-    def reload(*, optimize: bool) -> Callable[[], ort.InferenceSession] | None:
-        return None if again is None else lambda: _load(again(), _options(optimize=optimize, threads=threads))
+    def opened(model: bytes | Path, *, optimize: bool) -> Session:
+        loaded = _load(model, _options(optimize=optimize, threads=threads, has_arena=not is_heavy))
+        reload = None if again is None else functools.partial(_reload, again, optimize=optimize, threads=threads)
+        found = Session(loaded, threads=threads, is_optimized=optimize, reload=reload, has_arena=not is_heavy)
+        if is_heavy:
+            found.mark_heavy()
+        return found
 
     if isolation.current() == "apart":
         remote = RemoteSession(SessionHost, open_session, model, {"optimize": optimize, "threads": threads})
         return Session(remote, threads=threads, is_optimized=remote.is_optimized())
     try:
-        loaded = _load(model, _options(optimize=optimize, threads=threads))
+        return opened(model, optimize=optimize)
     except ModelError:
         if not optimize:
             raise
         with contextlib.suppress(ModelError):
-            loaded = _load(model, _options(optimize=False, threads=threads))
-            return Session(loaded, threads=threads, reload=reload(optimize=False))
+            return opened(model, optimize=False)
         raise
-    return Session(loaded, threads=threads, is_optimized=optimize, reload=reload(optimize=optimize))
+
+
+def _reload(
+    again: Callable[[], bytes | Path],
+    has_arena: bool,  # noqa: FBT001 - the signature that `HeldModel` asks for
+    *,
+    optimize: bool,
+    threads: int,
+) -> ort.InferenceSession:
+    return _load(again(), _options(optimize=optimize, threads=threads, has_arena=has_arena))
 
 
 def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Session:
@@ -287,9 +309,7 @@ def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Sessio
     if isolation.current() == "apart":
         given = {"optimize": optimize, "threads": threads, "pack": pack}
         return Session(RemoteSession(SessionHost, open_part, path, given), threads=threads)
-    options = _options(optimize=optimize, threads=threads)
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+    options = _options(optimize=optimize, threads=threads, has_arena=False)
     if not pack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return Session(_load(path, options), threads=threads, has_arena=False)
@@ -370,10 +390,11 @@ def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSess
             watch.stop()
 
 
-def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
+def _options(*, optimize: bool, threads: int, has_arena: bool = True) -> ort.SessionOptions:
     levels = ort.GraphOptimizationLevel
     options = ort.SessionOptions()
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = has_arena
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT

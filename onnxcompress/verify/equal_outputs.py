@@ -80,7 +80,7 @@ class _ProofForm:
         if self.make is None:
             return self.loaded.fast if optimize else self.loaded.plain
         with isolation.roomy(query.node_count(self.loaded.model)):
-            return open_bytes(self.make(), None, optimize=optimize)
+            return open_bytes(self.make(), None, optimize=optimize, is_heavy=self.loaded.is_heavy)
 
     def message(self) -> onnx.ModelProto:
         """Return a copy that may be changed."""
@@ -192,7 +192,9 @@ class EqualOutputs:
                 session = form.open(optimize=optimize)
             else:
                 with isolation.roomy(query.node_count(form.loaded.model)):
-                    session = open_bytes(model.SerializeToString(), None, optimize=optimize)
+                    session = open_bytes(
+                        model.SerializeToString(), None, optimize=optimize, is_heavy=form.loaded.is_heavy
+                    )
             return [self._named(session.run(feed), form) for feed in feeds]
 
         def message() -> onnx.ModelProto:
