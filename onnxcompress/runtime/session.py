@@ -211,6 +211,8 @@ class Session:
             values = [value.copy() if isinstance(value, np.ndarray) else value for value in values]
             del session
             self.give_back()
+        if self.is_heavy:
+            host.return_free_memory()
         return dict(zip(wanted, values, strict=True))
 
     def run_time(self, feed: Mapping[str, Any]) -> RunTime:

@@ -135,6 +135,7 @@ class EqualOutputs:
         found = [session.run(feed, max_seconds=limit) for feed in self._feeds]
         del session
         fault = self._floor.mismatch([self._aligned(*each, form) for each in zip(reference, found, strict=True)])
+        del found
         if fault is None and self._has_halves:
             fault = self._rounded.mismatch([candidate.plain.run(feed, max_seconds=limit) for feed in self._first])
         return fault
