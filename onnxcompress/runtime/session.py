@@ -28,6 +28,7 @@ from .held_model import HEAVY_RUN_BYTES, HeldModel, give_back_others
 from .processes import call_isolated
 from .remote_session import LOAD_SECONDS, RemoteSession, SessionHost
 from .run_timeout import RunTimeout
+from .tensor_spec import ARRAY_TYPES, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -60,39 +61,9 @@ runs take the same time as without.
 """
 _LARGE_RUN_BYTES = 64 << 20
 """Memory that a run takes anew, from which on it is returned after timed runs too. Chosen by judgement."""
-_DTYPES: Mapping[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(bool)": np.dtype(np.bool_),
-    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
-
-
 _SEED = 1
 """Of random operators without a seed of their own: a fresh session draws the same again."""
 ort.set_seed(_SEED)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, type and shape that a model declares for one of its inputs or outputs.
-
-    `dtype` is None for what the runtime's Python interface has no number array for: strings, sequences,
-    optionals, maps, bfloat16, float8 and 4-bit integers; `type` is the runtime's name for it in every case
-    ("tensor(float)"). A dimension is a size, a symbol, or None where nothing is known. A tensor of unknown
-    rank can't be told from a scalar here. An input that `is_optional` has a default, which a feed may override.
-    """
-
-    name: str
-    dtype: np.dtype[Any] | None
-    shape: tuple[int | str | None, ...]
-    type: str
-    is_optional: bool = False
-
-    def __str__(self) -> str:
-        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
-        return f"'{self.name}' {self.dtype or self.type} [{dims}]"
 
 
 @dataclass(frozen=True)
@@ -329,11 +300,6 @@ def open_profiled(model: bytes | Path, *, threads: int, prefix: Path) -> Session
     return Session(_load(model, options), threads=threads)
 
 
-def array_type(text: str) -> np.dtype[Any] | None:
-    """Return the type of the arrays for what the runtime calls "tensor(float)", None where there are none."""
-    return np.dtype(object) if text == "tensor(string)" else _DTYPES.get(text)
-
-
 @dataclass(frozen=True)
 class OptimizedNode:
     """A node of the graph that the runtime executes; names that it knows from the file are kept."""
@@ -406,7 +372,7 @@ def _options(*, optimize: bool, threads: int, has_arena: bool = True) -> ort.Ses
 
 
 def _spec(node: Any) -> TensorSpec:
-    return TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape or ()), node.type)
+    return TensorSpec(node.name, ARRAY_TYPES.get(node.type), tuple(node.shape or ()), node.type)
 
 
 def _walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -163,8 +163,6 @@ class EqualOutputs:
         expected = self._expected or []
         known = expected if self._form.make is None else None
         found = list(known or [session.run(feed) for feed in self._feeds])
-        for outputs, kept in zip(found, expected, strict=False):
-            outputs |= {name: value for name, value in kept.items() if _is_same(value, outputs.get(name))}
         quiet = _quiet(self._feeds[-1]) if self._feeds else None
         if quiet is not None:
             try:
@@ -173,7 +171,10 @@ class EqualOutputs:
             except ModelError:  # it need not run on any numbers
                 pass
         self._slowest_seconds = session.slowest_seconds
-        return [self._named(each, self._form) for each in found]
+        named = [self._named(each, self._form) for each in found]
+        for outputs, kept in zip(named, expected, strict=False):
+            outputs |= {name: value for name, value in kept.items() if _is_same(value, outputs.get(name))}
+        return named
 
     @functools.cached_property
     def _floor(self) -> NoiseFloor:
