@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..base import host
 from .processes import RemoteObject
 from .run_timeout import GRACE_SECONDS
-
-if TYPE_CHECKING:
-    from .session import RunTime, Session
 
 LOAD_SECONDS = 600.0
 """Most time for loading a model. Chosen by judgement; not measured."""
@@ -72,9 +69,15 @@ class Node:
 
 
 class SessionHost:
-    """Other end of a `RemoteSession`."""
+    """Other end of a `RemoteSession`.
 
-    def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
+    Args:
+        opens: makes a `session.Session`.
+        model: what is opened.
+        options: of `opens`.
+    """
+
+    def __init__(self, opens: Callable[..., Any], model: bytes | Path, options: Mapping[str, Any]) -> None:
         self._session = opens(model, **options)
 
     def specs(self) -> tuple[list[Any], list[Any], list[Any]]:
@@ -84,12 +87,14 @@ class SessionHost:
 
     def is_optimized(self) -> bool:
         """Return whether the runtime's optimizations are on."""
-        return self._session.is_optimized
+        found: bool = self._session.is_optimized
+        return found
 
     def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
         """Run once."""
-        return self._session.run(feed, names, max_seconds=max_seconds)
+        found: dict[str, Any] = self._session.run(feed, names, max_seconds=max_seconds)
+        return found
 
-    def run_time(self, feed: Mapping[str, Any]) -> RunTime:
+    def run_time(self, feed: Mapping[str, Any]) -> Any:
         """Run once and return the time."""
         return self._session.run_time(feed)
