@@ -16,7 +16,7 @@ from . import load as data_module
 from .feeds import Lazy
 
 if TYPE_CHECKING:
-    from ..runtime.session import TensorSpec
+    from ..runtime.tensor_spec import TensorSpec
     from .read_files import Layout
 
 _LEAST_TO_DIVIDE = 16

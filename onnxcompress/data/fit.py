@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    from ..runtime.session import TensorSpec
+    from ..runtime.tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..graph import query
-from ..runtime import session as runtime
+from ..runtime.tensor_spec import TensorSpec, array_type
 
 _TEXTS = {
     ir.DataType.FLOAT: "float",
@@ -18,7 +18,7 @@ _TEXTS = {
 _DTYPES = {text: dtype for dtype, text in _TEXTS.items()}
 
 
-def input_specs(model: ir.Model) -> list[runtime.TensorSpec]:
+def input_specs(model: ir.Model) -> list[TensorSpec]:
     """Return the inputs that a feed may hold, as a session of the whole model would give them, without loading it.
 
     First those that it must hold, then initializers that callers may override.
@@ -28,10 +28,10 @@ def input_specs(model: ir.Model) -> list[runtime.TensorSpec]:
         if value.is_initializer() and not query.has_optional_inputs(model):
             continue
         text = _full_text(value.type)
-        dtype = None if text == "tensor(string)" else runtime.array_type(text)
+        dtype = None if text == "tensor(string)" else array_type(text)
         dims = value.shape if isinstance(value.type, ir.TensorType) and value.shape is not None else ()
         shape = tuple(d if isinstance(d, int) else d.value for d in dims)
-        found.append(runtime.TensorSpec(value.name or "", dtype, shape, text, is_optional=value.is_initializer()))
+        found.append(TensorSpec(value.name or "", dtype, shape, text, is_optional=value.is_initializer()))
     return found
 
 

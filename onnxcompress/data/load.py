@@ -23,7 +23,7 @@ from .read_files import Layout, image_samples, layout_of, read_arrays, read_npy,
 from .samples import ANY, LABEL_NAMES, Sample, by_input, cut_stack, inputs_hint, required
 
 if TYPE_CHECKING:
-    from ..runtime.session import TensorSpec
+    from ..runtime.tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from ..errors import DataError
 from .samples import ANY, Raw, Sample, inputs_hint, required
 
 if TYPE_CHECKING:
-    from ..runtime.session import TensorSpec
+    from ..runtime.tensor_spec import TensorSpec
 
 Layout = Literal["nchw", "nhwc"]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})

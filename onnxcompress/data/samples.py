@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    from ..runtime.session import TensorSpec
+    from ..runtime.tensor_spec import TensorSpec
 
 Raw = Mapping[str, Any]
 

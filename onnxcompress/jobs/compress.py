@@ -336,12 +336,18 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
                 run.samples,
                 measured.latency,
                 measured.verification,
-                is_optimized=measured.verification.mode != "full" or run.base.fast.is_optimized,
+                is_optimized=_is_optimized(run, measured.verification),
+                is_scored_plain=measured.quality is not None and run.is_scored_plain,
             ),
             *(quality_notes(measured.quality, run.search_limit) if measured.quality is not None else ()),
             *done.late,
         ),
     )
+
+
+def _is_optimized(run: Run, verification: Verification) -> bool:
+    """Return whether the runtime can load the original with its optimizations on; True where that was not needed."""
+    return verification.mode != "full" or run.is_scored_plain or run.base.fast.is_optimized
 
 
 def write_front(folder: Path, run: Run, result: ir.Model, report: Report, prover: Prover) -> None:

@@ -89,6 +89,8 @@ def measure_result(run: Run, done: RecipeResult, prover: Prover, budget: TimeBud
 def _scored_and_timed(run: Run, result: LoadedModel, budget: TimeBudget) -> tuple[Quality, Latency | None]:
     """Compare and time original and result; lossless recipes without a limit of latency take little time for it."""
     quality = run.quality(run.base, result, progress=run.options.progress)
+    if run.is_scored_plain and run.latency_limit is None:
+        return quality, None
     largest = run.samples.largest
     sessions = run.plan.timed(run.base), run.plan.timed(result)
     if not run.recipe.lossless or run.latency_limit is not None:

@@ -47,7 +47,12 @@ def nothing_notes(changes: Sequence[Change]) -> Iterator[str]:
 
 
 def measurement_notes(
-    samples: RunSamples, latency: Latency | None, verification: Verification, *, is_optimized: bool
+    samples: RunSamples,
+    latency: Latency | None,
+    verification: Verification,
+    *,
+    is_optimized: bool,
+    is_scored_plain: bool = False,
 ) -> Iterator[str]:
     """Yield a line for what was not measured, or not on real samples, and for a result that is slower."""
     if verification.mode == "none":
@@ -58,5 +63,7 @@ def measurement_notes(
         yield "compared on synthetic inputs; --eval with labelled samples, or --data, would show the real quality"
     if not is_optimized:
         yield "onnxruntime can load the original with its optimizations off only: both models were run and timed so"
+    if is_scored_plain:
+        yield "a run takes much memory: both models were scored with onnxruntime's optimizations off, and not timed"
     if verification.mode == "full" and latency is not None and latency.is_slower:
         yield f"the result is {latency.ratio:.2f} times as slow as the original"

@@ -44,6 +44,7 @@ class Prover:
             expected=run.proof.expected if is_first else None,
             size_bytes=run.base.size_bytes if is_first and not run.dropped else None,
             threads=run.options.threads,
+            like=run.base,
         )
 
     def proved(self, model: ir.Model) -> LoadedModel | None:

@@ -21,22 +21,22 @@ from ..io import model_io
 from ..partition import split as split_job
 from ..partition.runner import PartitionedModel
 from ..runtime import loaded_model
-from ..runtime import session as runtime
 
 if TYPE_CHECKING:
     from ..data.evaluation_set import DataOptions, Evaluation
+    from ..runtime.tensor_spec import TensorSpec
 
 
 class Runnable(Protocol):
     """Something that runs feeds: a session, or a split model."""
 
     @property
-    def feedable(self) -> Sequence[runtime.TensorSpec]:
+    def feedable(self) -> Sequence[TensorSpec]:
         """Specs of the inputs, then of those that have a default."""
         ...
 
     @property
-    def outputs(self) -> Sequence[runtime.TensorSpec]:
+    def outputs(self) -> Sequence[TensorSpec]:
         """Specs of the outputs."""
         ...
 

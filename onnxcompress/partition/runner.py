@@ -27,7 +27,8 @@ from ..base.quantities import parse_bytes, show_bytes
 from ..errors import DataError, LimitError, ModelError, UsageError
 from ..io import file_checks
 from ..runtime import session as runtime
-from ..runtime.session import Session, TensorSpec
+from ..runtime.session import Session
+from ..runtime.tensor_spec import TensorSpec, array_type
 from . import manifest as manifests
 from .manifest import Part, Tensor
 
@@ -322,7 +323,7 @@ class PartitionedModel:
 
     def _check(self, tensor: Tensor, value: Any, part: Part) -> None:
         """Raise ModelError unless a value is of the type and shape that the manifest lists."""
-        dtype = runtime.array_type(tensor.type)
+        dtype = array_type(tensor.type)
         if dtype is None:
             return
         if isinstance(value, np.ndarray) and value.dtype == dtype and _fits(tensor.shape, value.shape):
@@ -343,7 +344,7 @@ def _give_back_memory() -> None:
 
 def _spec(tensor: Tensor) -> TensorSpec:
     return TensorSpec(
-        name=tensor.name, dtype=runtime.array_type(tensor.type), shape=tuple(tensor.shape or ()), type=tensor.type
+        name=tensor.name, dtype=array_type(tensor.type), shape=tuple(tensor.shape or ()), type=tensor.type
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..core import Progress
+from ..core import Feed, Progress
 from ..data.evaluation_set import Evaluation
 from ..errors import DataError, UsageError
 from . import metrics
@@ -20,6 +21,8 @@ from .verdict import OutputLoss, Verdict, VerdictMeter, samples_needed, unsure
 
 ESTIMATED = "estimated"
 """Name of the metric without labels: the loss of the output that loses most, in points of its kind."""
+_RUN_AHEAD_BYTES = 64 << 20
+"""Outputs of the original that are kept until the other model has run the same feeds. Chosen by judgement."""
 _MOST_DIVERGENCE = 1e9
 """Divergence told of outputs that can't be compared: JSON has no infinity."""
 
@@ -92,12 +95,22 @@ def _run_both(
     """Yield the inputs of each feed and the outputs of both models, in dictionaries that the next feed overwrites."""
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
-    pairs = zip(judged.stateful(before), judged.stateful(after), strict=True)
-    for _ in progress("Comparing", range(len(judged.feeds))):
-        feed_a, feed_b = next(pairs)
-        before.update(original.run(feed_a))
-        after.update(before if other is original else other.run(feed_b))
-        yield feed_a, before, after
+    feeds, others = judged.stateful(before), judged.stateful(after)
+    known: deque[tuple[Feed, dict[str, Any]]] = deque()
+    left = len(judged.feeds)
+    for _ in progress("Comparing", range(left)):
+        if not known:  # one model after the other runs some: both need not be loaded at a time
+            size_bytes = 0
+            while left and size_bytes < _RUN_AHEAD_BYTES:
+                feed = next(feeds)
+                before.update(original.run(feed))
+                known.append((feed, dict(before)))
+                size_bytes += sum(value.nbytes for value in before.values() if isinstance(value, np.ndarray))
+                left -= 1
+        feed, expected = known.popleft()
+        got = next(others)
+        after.update(expected if other is original else other.run(got))
+        yield feed, expected, after
 
 
 def _add_differences(

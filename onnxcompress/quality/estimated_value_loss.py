@@ -93,10 +93,15 @@ class ErrorMoments:
 
     def add(self, one: np.ndarray, other: np.ndarray) -> None:
         """Take the outputs of both models for the next sample; values that are not finite are left out."""
-        x, y = (self._columns(each.astype(np.float64)) for each in (one, other))
-        fine = np.isfinite(x) & np.isfinite(y)
-        x, y = (np.clip(np.where(fine, each, 0.0), -_HUGE, _HUGE) for each in (x, y))
-        for part, value in zip(self._found, (np.square(x - y).sum(0), np.square(x).sum(0), x.sum(0)), strict=True):
+        x, y = (self._columns(each).astype(np.float64) for each in (one, other))
+        broken = ~(np.isfinite(x) & np.isfinite(y))
+        for each in (x, y):  # in place: outputs may take much memory
+            each[broken] = 0.0
+            np.clip(each, -_HUGE, _HUGE, out=each)
+        difference = np.subtract(x, y, out=y)
+        errors = np.square(difference, out=difference).sum(0)
+        sums = x.sum(0)
+        for part, value in zip(self._found, (errors, np.square(x, out=x).sum(0), sums), strict=True):
             part.append(value)
         self._counts.append(len(x))
 

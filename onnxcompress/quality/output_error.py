@@ -46,8 +46,9 @@ class Difference:
         x, y = expected[fine].astype(np.float64), got[fine].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported as unknown
             self._moments += _moments(x, y)
-            self._error += float((x - y) @ (x - y))
-            self._max_abs = max(self._max_abs, float(np.abs(x - y).max(initial=0.0)))
+            difference = np.subtract(x, y, out=y)  # in place: outputs may take much memory
+            self._error += float(difference @ difference)
+            self._max_abs = max(self._max_abs, float(np.abs(difference, out=difference).max(initial=0.0)))
         if self._is_sigmoid:
             self._largest = max(self._largest, float(x.max(initial=-math.inf)))
 

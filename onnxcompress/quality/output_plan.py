@@ -66,18 +66,22 @@ class OutputPlan:
                 )
         return cls(found, dict(overrides or {}), frozenset(states), fixed or None)
 
-    def session(self, loaded: LoadedModel) -> Runs:
+    def session(self, loaded: LoadedModel, *, optimize: bool = True) -> Runs:
         """Return what runs a model and gives the sources that it has in common with the original.
 
         Nothing is random in it, and its amounts are the original's.
+
+        Args:
+            loaded: the original or what was made of it.
+            optimize: with the runtime's optimizations.
         """
         judged = None if self.values is None else {part.name for parts in self.values.values() for part in parts}
         shown = show(loaded.model, sources(loaded.model), self.sources, only=judged)
         if self.fixed is not None:
-            return _ShownSession(self.fixed.session(loaded, shown.model), shown.names)
+            return _ShownSession(self.fixed.session(loaded, shown.model, optimize=optimize), shown.names)
         if shown.model is loaded.model:
-            return loaded.fast
-        return _ShownSession(loaded.showing(shown.model), shown.names)
+            return loaded.fast if optimize else loaded.plain
+        return _ShownSession(loaded.showing(shown.model, optimize=optimize), shown.names)
 
     def timed(self, loaded: LoadedModel) -> Session | FixedSession:
         """Return what runs a model to be timed: with draws and amounts of the original, so that lengths are equal."""

@@ -25,6 +25,8 @@ from .output_plan import OutputPlan
 
 _KIND_SAMPLES = 16
 """Samples on which it is decided what an output is."""
+_KIND_BYTES = 256 << 20
+"""Outputs of both models from which on fewer samples have to do. Chosen by judgement."""
 _FEW_LABELS = 4
 """Labels of a sample up to which their share is smoothed by the scores that decide them."""
 _OVERFITTED = 1.5
@@ -85,6 +87,7 @@ class VerdictMeter:
     def __init__(self, plan: OutputPlan) -> None:
         self._plan = plan
         self._waiting: list[tuple[Feed, Mapping[str, Any], Mapping[str, Any], bool]] = []
+        self._waiting_bytes = 0
         self._meters: dict[tuple[str, str], LossMeter] | None = None
         self._held_out: dict[tuple[str, str], LossMeter] = {}
         self._seen: dict[tuple[str, str], list[bool]] = {}
@@ -94,7 +97,9 @@ class VerdictMeter:
         """Take the inputs and outputs of the next feed; `seen` by parameters that were fitted on it."""
         if self._meters is None:
             self._waiting.append((feed, one, other, seen))
-            if self._plan.values is not None or len(self._waiting) >= _KIND_SAMPLES:
+            self._waiting_bytes += sum(getattr(value, "nbytes", 0) for run in (one, other) for value in run.values())
+            is_enough = len(self._waiting) >= _KIND_SAMPLES or self._waiting_bytes >= _KIND_BYTES
+            if self._plan.values is not None or is_enough:
                 self._begin()
         else:
             self._take(feed, one, other, seen)
@@ -113,7 +118,7 @@ class VerdictMeter:
             self._plan.decide([one for _, one, _, _ in self._waiting], [feed for feed, *_ in self._waiting])
         for each in self._waiting:
             self._take(*each)
-        self._waiting = []
+        self._waiting.clear()
 
     def _take(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any], seen: bool) -> None:  # noqa: FBT001
         count = pairing.batch_size(feed)

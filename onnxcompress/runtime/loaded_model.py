@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,18 @@ class LoadedModel:
         model: must not be changed from now on.
         source: what it was loaded from, for messages and for files over 2 GiB.
         threads: of the optimized session; equality is tested with one.
+        like: a model whose runs take about as much memory.
+
+    Where runs take very much memory, its sessions give back the model while another is in use.
     """
 
-    def __init__(self, model: ir.Model, source: Any = None, *, threads: int = 1) -> None:
+    def __init__(
+        self, model: ir.Model, source: Any = None, *, threads: int = 1, like: LoadedModel | None = None
+    ) -> None:
         self.model = model
         self._source = source
         self._threads = threads
+        self._like = like
         self._data: bytes | None = None
 
     @property
@@ -71,7 +78,16 @@ class LoadedModel:
 
     def close_plain(self) -> None:
         """Give back the memory of `plain`, which is opened anew when it is asked for."""
-        vars(self).pop("plain", None)
+        plain: runtime.Session | None = vars(self).get("plain")
+        if plain is not None and not plain.give_back():
+            del vars(self)["plain"]
+
+    @property
+    def is_heavy(self) -> bool:
+        """True where a run is known to take so much memory that no other model should be loaded meanwhile."""
+        opened = (vars(self).get(name) for name in ("plain", "fast"))
+        is_like = self._like is not None and self._like.is_heavy
+        return is_like or any(session is not None and session.is_heavy for session in opened)
 
     @functools.cached_property
     def fast(self) -> runtime.Session:
@@ -80,14 +96,22 @@ class LoadedModel:
 
     def showing(self, shown: ir.Model, *, optimize: bool = True) -> runtime.Session:
         """Return a session of a changed copy of the model, that has more outputs or other inputs."""
-        other = LoadedModel(shown, threads=self._threads)
+        other = LoadedModel(shown, threads=self._threads, like=self)
         return other.fast if optimize else other.plain
 
     def _open(self, *, optimize: bool, threads: int) -> runtime.Session:
         with isolation.roomy(query.node_count(self.model)):
             if self.path is not None and self.size_bytes > MAX_MESSAGE_BYTES:
                 return open_one(self.model, self._source, optimize=optimize, threads=threads)
-            return open_bytes(self.data, self._source, optimize=optimize, threads=threads)
+            again = functools.partial(model_io.to_bytes, self.model)
+            return open_bytes(
+                self.data,
+                self._source,
+                optimize=optimize,
+                threads=threads,
+                again=again,
+                is_heavy=self.is_heavy,
+            )
 
 
 def path_of(source: object) -> str | None:
@@ -103,9 +127,17 @@ def open_one(model: ir.Model, source: object, *, optimize: bool, threads: int = 
     return open_bytes(model_io.to_bytes(model), source, optimize=optimize, threads=threads)
 
 
-def open_bytes(data: bytes, source: object, *, optimize: bool, threads: int = 1) -> runtime.Session:
+def open_bytes(
+    data: bytes,
+    source: object,
+    *,
+    optimize: bool,
+    threads: int = 1,
+    again: Callable[[], bytes] | None = None,
+    is_heavy: bool = False,
+) -> runtime.Session:
     """Load a serialized model in the runtime; a failure names the path that it came from."""
     try:
-        return runtime.open_session(data, optimize=optimize, threads=threads)
+        return runtime.open_session(data, optimize=optimize, threads=threads, again=again, is_heavy=is_heavy)
     except ModelError as error:
         raise ModelError(error.message, where=error.where or path_of(source) or "", hint=error.hint) from error

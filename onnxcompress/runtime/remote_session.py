@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..base import host
@@ -65,3 +66,35 @@ class Node:
     name: str
     type: str
     shape: list[Any]
+
+
+class SessionHost:
+    """Other end of a `RemoteSession`.
+
+    Args:
+        opens: makes a `session.Session`.
+        model: what is opened.
+        options: of `opens`.
+    """
+
+    def __init__(self, opens: Callable[..., Any], model: bytes | Path, options: Mapping[str, Any]) -> None:
+        self._session = opens(model, **options)
+
+    def specs(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """Return name, type and shape of inputs, optional inputs and outputs, as the runtime's own objects do."""
+        sides = (self._session.inputs, self._session.optional_inputs, self._session.outputs)
+        return tuple([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)  # type: ignore[return-value]
+
+    def is_optimized(self) -> bool:
+        """Return whether the runtime's optimizations are on."""
+        found: bool = self._session.is_optimized
+        return found
+
+    def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
+        """Run once."""
+        found: dict[str, Any] = self._session.run(feed, names, max_seconds=max_seconds)
+        return found
+
+    def run_time(self, feed: Mapping[str, Any]) -> Any:
+        """Run once and return the time."""
+        return self._session.run_time(feed)

@@ -6,8 +6,8 @@ Every failure of the runtime becomes a `ModelError` with the runtime's own reaso
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +23,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from ..base import host
 from ..errors import ModelError, StuckError
 from . import isolation
+from .error_text import reason
+from .held_model import HEAVY_RUN_BYTES, HeldModel, give_back_others
 from .processes import call_isolated
-from .remote_session import LOAD_SECONDS, Node, RemoteSession
+from .remote_session import LOAD_SECONDS, RemoteSession, SessionHost
 from .run_timeout import RunTimeout
+from .tensor_spec import ARRAY_TYPES, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -58,48 +61,9 @@ runs take the same time as without.
 """
 _LARGE_RUN_BYTES = 64 << 20
 """Memory that a run takes anew, from which on it is returned after timed runs too. Chosen by judgement."""
-_NOISE = (
-    re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
-    re.compile(r"^Load model from .*? failed: ?"),
-    # the likes of "/src/core/model.cc:256 onnxruntime::Model::Model(...) Why" and "helper.h:59 Compute Why"
-    re.compile(r"\S+\.(?:cc|h|hpp):\d+ (?:\w+ (?=[A-Z]))?"),
-    re.compile(r"(?:\w[\w:<>&*]* )?onnxruntime::[\w:<>~]+\(.*?\) (?=[A-Z\[])"),
-)
-"""What the runtime puts around its reason: error codes, and the places in its own sources."""
-
-_DTYPES: Mapping[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(float16)": np.dtype(np.float16),
-    "tensor(bool)": np.dtype(np.bool_),
-    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
-
-
 _SEED = 1
 """Of random operators without a seed of their own: a fresh session draws the same again."""
 ort.set_seed(_SEED)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, type and shape that a model declares for one of its inputs or outputs.
-
-    `dtype` is None for what the runtime's Python interface has no number array for: strings, sequences,
-    optionals, maps, bfloat16, float8 and 4-bit integers; `type` is the runtime's name for it in every case
-    ("tensor(float)"). A dimension is a size, a symbol, or None where nothing is known. A tensor of unknown
-    rank can't be told from a scalar here. An input that `is_optional` has a default, which a feed may override.
-    """
-
-    name: str
-    dtype: np.dtype[Any] | None
-    shape: tuple[int | str | None, ...]
-    type: str
-    is_optional: bool = False
-
-    def __str__(self) -> str:
-        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
-        return f"'{self.name}' {self.dtype or self.type} [{dims}]"
 
 
 @dataclass(frozen=True)
@@ -125,8 +89,9 @@ class Session:
         threads: int,
         is_optimized: bool = False,
         has_arena: bool = True,
+        reload: Callable[[bool], ort.InferenceSession] | None = None,
     ) -> None:
-        self._session, self._has_arena = session, has_arena
+        self._held = HeldModel(session, reload, has_arena=has_arena)
         self.threads = threads
         self.is_optimized = is_optimized
         """Whether the runtime's optimizations are on."""
@@ -145,6 +110,23 @@ class Session:
     def feedable(self) -> tuple[TensorSpec, ...]:
         """Everything that a feed may hold: the inputs, then those that have a default."""
         return self.inputs + self.optional_inputs
+
+    @property
+    def is_heavy(self) -> bool:
+        """True once a run took so much memory that no other model should be loaded meanwhile."""
+        return self._held.is_heavy
+
+    def mark_heavy(self) -> None:
+        """Say so before the first run: the model is given back as soon as another is loaded."""
+        self._held.mark_heavy()
+
+    def give_back(self) -> bool:
+        """Give back the memory of the model, which the next run loads anew; False where it can't be."""
+        return self._held.give_back()
+
+    @property
+    def _session(self) -> ort.InferenceSession | RemoteSession:
+        return self._held.get()
 
     def run(
         self, feed: Mapping[str, Any], names: Sequence[str] | None = None, *, max_seconds: float | None = None
@@ -171,15 +153,18 @@ class Session:
     ) -> dict[str, Any]:
         """Do as `run` does; with `keeps_memory` as a user's session would, unless a run takes very much."""
         wanted = [spec.name for spec in self.outputs] if names is None else list(names)
+        session = self._held.get()
+        if self.is_heavy:
+            give_back_others(self._held)
         touched = host.touched_bytes()
         watch, started = RunTimeout(max_seconds, ort.RunOptions), time.perf_counter()
         try:
-            if isinstance(self._session, RemoteSession):
-                return self._session.run(dict(feed), wanted, max_seconds)
+            if isinstance(session, RemoteSession):
+                return session.run(dict(feed), wanted, max_seconds)
             options = watch.options or ort.RunOptions()
-            if self._has_arena and (self._is_large or not keeps_memory):
+            if self._held.has_arena and (self._is_large or not keeps_memory):
                 options.add_run_config_entry(*_SHRINK)
-            values = self._session.run(wanted, dict(feed), options)
+            values = session.run(wanted, dict(feed), options)
         except _RUNTIME_ERRORS as error:
             if watch.is_over:
                 raise StuckError(f"a run did not end within {max_seconds:.0f} s") from error
@@ -189,7 +174,16 @@ class Session:
             seconds = time.perf_counter() - started
             self.slowest_seconds = max(self.slowest_seconds, seconds)
             self.fastest_seconds = min(self.fastest_seconds, seconds)
-            self._is_large = self._is_large or host.touched_bytes() - touched > _LARGE_RUN_BYTES
+            touched = host.touched_bytes() - touched
+            self._is_large = self._is_large or touched > _LARGE_RUN_BYTES
+            if touched > HEAVY_RUN_BYTES:
+                self.mark_heavy()
+        if self.is_heavy and self._held.has_arena:
+            values = [value.copy() if isinstance(value, np.ndarray) else value for value in values]
+            del session
+            self.give_back()
+        if self.is_heavy:
+            host.return_free_memory()
         return dict(zip(wanted, values, strict=True))
 
     def run_time(self, feed: Mapping[str, Any]) -> RunTime:
@@ -213,31 +207,14 @@ class Session:
         return Path(self._session.end_profiling())
 
 
-class _Held:
-    """Other end of a `RemoteSession`."""
-
-    def __init__(self, opens: Callable[..., Session], model: bytes | Path, options: Mapping[str, Any]) -> None:
-        self._session = opens(model, **options)
-
-    def specs(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """Return name, type and shape of inputs, optional inputs and outputs, as the runtime's own objects do."""
-        sides = (self._session.inputs, self._session.optional_inputs, self._session.outputs)
-        return tuple([Node(spec.name, spec.type, list(spec.shape)) for spec in side] for side in sides)  # type: ignore[return-value]
-
-    def is_optimized(self) -> bool:
-        """Return whether the runtime's optimizations are on."""
-        return self._session.is_optimized
-
-    def run(self, feed: Mapping[str, Any], names: Sequence[str], *, max_seconds: float) -> dict[str, Any]:
-        """Run once."""
-        return self._session.run(feed, names, max_seconds=max_seconds)
-
-    def run_time(self, feed: Mapping[str, Any]) -> RunTime:
-        """Run once and return the time."""
-        return self._session.run_time(feed)
-
-
-def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Session:
+def open_session(
+    model: bytes | Path,
+    *,
+    optimize: bool,
+    threads: int = 1,
+    again: Callable[[], bytes | Path] | None = None,
+    is_heavy: bool = False,
+) -> Session:
     """Load a model on the CPU.
 
     Some models (a Clip of doubles behind a Relu) load with the optimizations off only: then they are, see
@@ -247,23 +224,43 @@ def open_session(model: bytes | Path, *, optimize: bool, threads: int = 1) -> Se
         model: a serialized ModelProto, or the path of one (needed where weights are in external files).
         optimize: True for the runtime's full optimizations (speed, quality), False for none (equality).
         threads: threads that one operator may use.
+        again: gives the same once more. The session may give back its memory then, while another model is in use.
+        is_heavy: runs are known to take much memory, see `held_model`.
 
     Raises:
         ModelError: the runtime can't load the model, with its reason.
 
     """
+
+    def opened(model: bytes | Path, *, optimize: bool) -> Session:
+        loaded = _load(model, _options(optimize=optimize, threads=threads, has_arena=not is_heavy))
+        reload = None if again is None else functools.partial(_reload, again, optimize=optimize, threads=threads)
+        found = Session(loaded, threads=threads, is_optimized=optimize, reload=reload, has_arena=not is_heavy)
+        if is_heavy:
+            found.mark_heavy()
+        return found
+
     if isolation.current() == "apart":
-        remote = RemoteSession(_Held, open_session, model, {"optimize": optimize, "threads": threads})
+        remote = RemoteSession(SessionHost, open_session, model, {"optimize": optimize, "threads": threads})
         return Session(remote, threads=threads, is_optimized=remote.is_optimized())
     try:
-        loaded = _load(model, _options(optimize=optimize, threads=threads))
+        return opened(model, optimize=optimize)
     except ModelError:
         if not optimize:
             raise
         with contextlib.suppress(ModelError):
-            return Session(_load(model, _options(optimize=False, threads=threads)), threads=threads)
+            return opened(model, optimize=False)
         raise
-    return Session(loaded, threads=threads, is_optimized=optimize)
+
+
+def _reload(
+    again: Callable[[], bytes | Path],
+    has_arena: bool,  # noqa: FBT001 - the signature that `HeldModel` asks for
+    *,
+    optimize: bool,
+    threads: int,
+) -> ort.InferenceSession:
+    return _load(again(), _options(optimize=optimize, threads=threads, has_arena=has_arena))
 
 
 def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Session:
@@ -284,10 +281,8 @@ def open_part(path: Path, *, optimize: bool, threads: int, pack: bool) -> Sessio
     """
     if isolation.current() == "apart":
         given = {"optimize": optimize, "threads": threads, "pack": pack}
-        return Session(RemoteSession(_Held, open_part, path, given), threads=threads)
-    options = _options(optimize=optimize, threads=threads)
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
+        return Session(RemoteSession(SessionHost, open_part, path, given), threads=threads)
+    options = _options(optimize=optimize, threads=threads, has_arena=False)
     if not pack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return Session(_load(path, options), threads=threads, has_arena=False)
@@ -303,11 +298,6 @@ def open_profiled(model: bytes | Path, *, threads: int, prefix: Path) -> Session
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     return Session(_load(model, options), threads=threads)
-
-
-def array_type(text: str) -> np.dtype[Any] | None:
-    """Return the type of the arrays for what the runtime calls "tensor(float)", None where there are none."""
-    return np.dtype(object) if text == "tensor(string)" else _DTYPES.get(text)
 
 
 @dataclass(frozen=True)
@@ -350,19 +340,12 @@ def optimized_nodes(model: bytes | Path) -> list[str]:
     return [node.op_type for node in optimized_graph(model)]
 
 
-def reason(error: BaseException) -> str:
-    """Return what the runtime says went wrong, in one line and without the file names of its own sources."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for noise in _NOISE:
-        text = noise.sub("", text)
-    return text.strip().rstrip(".")
-
-
 def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
     where = "" if isinstance(model, bytes) else str(model)
     watch = RunTimeout(LOAD_SECONDS, ort.RunOptions) if isolation.current() == "expendable" else None
     if isinstance(model, Path) and not model.is_file():
         raise ModelError("no such file", where=where)
+    give_back_others()
     try:
         source = model if isinstance(model, bytes) else str(model)
         session = ort.InferenceSession(source, options, providers=[PROVIDER], enable_fallback=0)
@@ -375,10 +358,11 @@ def _load(model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSess
             watch.stop()
 
 
-def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
+def _options(*, optimize: bool, threads: int, has_arena: bool = True) -> ort.SessionOptions:
     levels = ort.GraphOptimizationLevel
     options = ort.SessionOptions()
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = has_arena
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT
@@ -388,7 +372,7 @@ def _options(*, optimize: bool, threads: int) -> ort.SessionOptions:
 
 
 def _spec(node: Any) -> TensorSpec:
-    return TensorSpec(node.name, _DTYPES.get(node.type), tuple(node.shape or ()), node.type)
+    return TensorSpec(node.name, ARRAY_TYPES.get(node.type), tuple(node.shape or ()), node.type)
 
 
 def _walk(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

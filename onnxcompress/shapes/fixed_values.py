@@ -23,7 +23,8 @@ import onnx_ir as ir
 
 from ..graph import edit
 from ..runtime.loaded_model import LoadedModel
-from ..runtime.session import RunTime, Session, TensorSpec
+from ..runtime.session import RunTime, Session
+from ..runtime.tensor_spec import TensorSpec
 from . import infer as shapes
 from .expose import expose
 from .same_draws import Draw, counterparts, draws, with_same_draws

@@ -6,6 +6,7 @@ believed: they are taken out before inference.
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,8 @@ def infer_at(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes:
 def infer_proto(proto: onnx.ModelProto) -> Shapes:
     """Do as `infer` does for a skeleton whose input shapes the caller has filled in; `proto` is changed."""
     _forget(proto.graph)
+    for body in all_graphs(proto.graph):
+        _put_in_order(body)
     try:
         proto = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
@@ -126,6 +129,34 @@ def _forget(proto: onnx.GraphProto) -> None:
             if info.type.HasField("tensor_type"):
                 info.type.tensor_type.ClearField("shape")
         _forget(body)
+
+
+def _put_in_order(proto: onnx.GraphProto) -> None:
+    """Put each node behind what it reads, as the runtime does: inference takes them as they stand.
+
+    Converters to float16 write the Casts of weights behind the nodes that read them.
+    """
+    made = {output: index for index, node in enumerate(proto.node) for output in node.output if output}
+    needed = {index: {made[name] for name in _read(node) if name in made} for index, node in enumerate(proto.node)}
+    if all(other < index for index, others in needed.items() for other in others):
+        return
+    try:
+        order = list(graphlib.TopologicalSorter(needed).static_order())
+    except graphlib.CycleError:  # there is no order: what they make stays unknown
+        return
+    nodes = [onnx.NodeProto.FromString(proto.node[index].SerializeToString()) for index in order]
+    del proto.node[:]
+    proto.node.extend(nodes)
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, and that the nodes in its bodies do."""
+    yield from node.input
+    for attr in node.attribute:
+        for body in (attr.g, *attr.graphs):
+            yield from (output.name for output in body.output)
+            for inner in body.node:
+                yield from _read(inner)
 
 
 def _bodies(proto: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -37,6 +37,7 @@ from .hidden_values import ends_bounded
 from .region_model import FLOATS, Side, kind_of
 from .region_worker import Job, Jobs, RegionVerdict, StoredValue
 from .slices import Making, ValuePart, parts
+from .small_ensembles import shrink_shared
 from .whole import Structure
 
 _BATCH_BYTES = 256 << 20
@@ -212,8 +213,9 @@ class RegionProof:
         leaves = tuple(self._before.leaf(name, self._feed, unit.part) for name in names)
         paths = folder / f"{index}-before.onnx", folder / f"{index}-after.onnx"
         stored: dict[str, StoredValue] = {}
-        for path, side, piece in zip(paths, (self._before, after), (region.before, region.after), strict=True):
-            model = side.piece(region.output, *piece)
+        models = self._before.piece(region.output, *region.before), after.piece(region.output, *region.after)
+        shrink_shared(*models)
+        for path, model in zip(paths, models, strict=True):
             if unit.part is not None:
                 unit.part.narrow(model)
             stored |= {weight.name: weight for weight in _feed_stored(model)}

@@ -59,11 +59,9 @@ def computes_in_halves(model: onnx.ModelProto) -> bool:
 def only_stores_halves(model: onnx.ModelProto) -> bool:
     """Say whether all that is float16 are constants that are cast to another type before they are used.
 
-    Nothing is rounded to float16 then when the model runs.
+    Nothing is rounded to float16 then when the model runs. The constants may be declared among the values in between.
     """
     graphs = list(_graphs(model))
-    if any(_is_half(value.type) for value in _values(model)):
-        return False
     stored, tensors = set(), 0
     for graph in graphs:
         for tensor in getattr(graph, "initializer", ()):
@@ -76,6 +74,10 @@ def only_stores_halves(model: onnx.ModelProto) -> bool:
             if node.op_type == "Constant" and any(attr.t.data_type == _HALF for attr in node.attribute):
                 stored.add(node.output[0])
                 tensors += 1
+    interface = [value for graph in graphs for value in _interface(graph)]
+    between = [value for graph in graphs for value in graph.value_info if value.name not in stored]
+    if any(_is_half(value.type) for value in (*interface, *between)):
+        return False
     used = {name for graph in graphs for node in graph.node if node.op_type != "Cast" for name in node.input}
     shown = {getattr(value, "name", value) for graph in graphs for value in graph.output}
     is_all = tensors == sum(tensor.data_type == _HALF for tensor in _tensors(model))
@@ -216,9 +218,13 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def _values(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
     for graph in _graphs(model):
         yield from graph.value_info
-        if isinstance(graph, onnx.GraphProto):
-            yield from graph.input
-            yield from graph.output
+        yield from _interface(graph)
+
+
+def _interface(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.ValueInfoProto]:
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.input
+        yield from graph.output
 
 
 def _leaf_types(kind: onnx.TypeProto) -> Iterator[Any]:

@@ -85,6 +85,7 @@ class WholeProof:
         expected: these outputs, feed by feed, where they are known already.
         size_bytes: of `before`, where it is known already.
         threads: of the session with optimizations.
+        like: a model whose runs take about as much memory.
     """
 
     def __init__(
@@ -98,12 +99,13 @@ class WholeProof:
         expected: Sequence[Mapping[str, Any]] | None = None,
         size_bytes: int | None = None,
         threads: int = 1,
+        like: LoadedModel | None = None,
     ) -> None:
         self._limit = limit
         self._structure = Structure(before, size_bytes)
         self._lossless = lossless
         self._feeds = feeds
-        self._before = reference or LoadedModel(before)
+        self._before = reference or LoadedModel(before, like=like)
         self._expected = expected
         self._threads = threads
         self.proved: LoadedModel | None = None
@@ -132,7 +134,7 @@ class WholeProof:
     def problem(self, candidate: ir.Model) -> str | None:
         """Return one line that says what is wrong with the candidate, None where it is as good as before."""
         self.proved = None
-        opened = LoadedModel(candidate, threads=self._threads)
+        opened = LoadedModel(candidate, threads=self._threads, like=self._before)
         if fault := self._structure.problem(candidate, opened.data):
             return fault
         try:

@@ -18,6 +18,7 @@ from onnxcompress.errors import DataError, UsageError
 from onnxcompress.io import model_io
 from onnxcompress.jobs import run as run_job
 from onnxcompress.runtime import session as runtime
+from onnxcompress.runtime.tensor_spec import TensorSpec
 from tests.helpers import floats, from_text
 
 IMAGES = "g (float[n, 3, 4, 4] x) => (float[n, 3, 4, 4] y) { y = Neg(x) }"
@@ -89,8 +90,8 @@ def test_an_array_in_the_other_order_of_memory_is_read_right(tmp_path: Path):
 
 def test_several_inputs_go_together_and_one_sample_serves_all():
     specs = (
-        runtime.TensorSpec("x", np.dtype(np.float32), ("n", 3), "tensor(float)"),
-        runtime.TensorSpec("rate", np.dtype(np.int64), (), "tensor(int64)"),
+        TensorSpec("x", np.dtype(np.float32), ("n", 3), "tensor(float)"),
+        TensorSpec("rate", np.dtype(np.int64), (), "tensor(int64)"),
     )
     found = data_loading.load_data({"x": floats(4, 3), "rate": np.array(16000)}, specs)
     assert len(found.feeds) == 4

@@ -37,9 +37,9 @@ def opened_sessions(monkeypatch):
     seen = []
     real = runtime.open_session
 
-    def counted(model, *, optimize, threads=1):
+    def counted(model, *, optimize, **options):
         seen.append(optimize)
-        return real(model, optimize=optimize, threads=threads)
+        return real(model, optimize=optimize, **options)
 
     monkeypatch.setattr(runtime, "open_session", counted)
     return seen

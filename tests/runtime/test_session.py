@@ -11,6 +11,7 @@ import pytest
 
 from onnxcompress.errors import ModelError
 from onnxcompress.io import model_io
+from onnxcompress.runtime import error_text
 from onnxcompress.runtime import session as runtime
 from onnxcompress.runtime.profiles import profile
 from tests.helpers import floats, from_text
@@ -107,4 +108,4 @@ def test_places_in_the_runtimes_own_sources_are_left_out():
         "[ONNXRuntimeError] : 1 : FAIL : /src/core/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, "
         "const Path&) [ONNXRuntimeError] : 10 : INVALID_GRAPH : Model local function definitions must not be recursive."
     )
-    assert runtime.reason(error) == "Model local function definitions must not be recursive"
+    assert error_text.reason(error) == "Model local function definitions must not be recursive"

@@ -111,3 +111,16 @@ def test_numbers_that_only_one_model_draws_are_told():
     equality = EqualOutputs(before, [{"x": floats(2, 64)}])
     assert equality.mismatch(LoadedModel(after)) is not None
     assert equality.notes() == ("'q' (RandomNormalLike) draws random numbers that the original does not draw",)
+
+
+def test_constants_of_float16_may_be_declared_among_the_values_in_between():
+    text = """g (float[n, 64] x, float16[64] w) => (float[n, 64] y) {
+        wide = Cast <to = 1> (w)
+        y = Mul(x, wide)
+    }"""
+    proto = ir.to_proto(with_constants(text, w=np.ones(64, np.float16)))
+    assert shadow.only_stores_halves(proto)
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT16, [64]))
+    assert shadow.only_stores_halves(proto)
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT16, [64]))
+    assert not shadow.only_stores_halves(proto)

@@ -31,7 +31,7 @@ from onnx_ad.unroll import inline_constant_ifs
 
 from ...core import Feed
 from ...io import model_io
-from ...runtime import session as runtime
+from ...runtime import error_text
 from ...shapes import resolve
 from . import arithmetic, convolution, indexing, normalization, pooling
 from .rule import NoRuleError, Rule, RuleNode
@@ -138,7 +138,7 @@ def reverse(proto: onnx.ModelProto, feeds: Sequence[Feed], weights: Iterable[str
     try:
         return _derived(proto, feeds, list(weights), loss)
     except _FAILURES as error:
-        raise NoDerivativeError(f"onnx-ad fails: {runtime.reason(error)}") from error
+        raise NoDerivativeError(f"onnx-ad fails: {error_text.reason(error)}") from error
 
 
 def _derived(proto: onnx.ModelProto, feeds: Sequence[Feed], weights: list[str], loss: str) -> Gradient:
@@ -168,7 +168,7 @@ def _prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
             try:
                 proto = step(proto)
             except _FAILURES as error:
-                refused = refused or runtime.reason(error)
+                refused = refused or error_text.reason(error)
     return proto, refused
 
 
@@ -254,7 +254,7 @@ class _Walk:
             try:
                 contributions = self._contributions(node, grads)
             except (*_FAILURES, NoRuleError) as error:
-                reason = reason or runtime.reason(error)
+                reason = reason or error_text.reason(error)
                 continue
             finally:
                 context.wanted = None

@@ -50,7 +50,7 @@ def least_noise(expected: Sequence[np.ndarray], *, unit: float = UNIT, absolute:
     """
     if expected[0].dtype.kind not in "fc":
         return {WHOLE: np.zeros(1)}
-    power = _pooled([_difference(np.zeros_like(array), array) for array in expected])
+    power = _pooled([_difference(np.zeros((), array.dtype), array) for array in expected])
     whole = power[WHOLE]
     return {
         group: np.maximum(np.where(values > unit * whole, values, whole) * unit, absolute)
@@ -77,14 +77,19 @@ def worst(found: Deviation, noise: Deviation) -> tuple[float, str]:
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     kind = np.complex128 if a.dtype.kind == "c" else np.float64
     with np.errstate(invalid="ignore", over="ignore"):
-        found = np.abs(b.astype(kind) - a.astype(kind))
-    return np.asarray(np.where(np.isfinite(found), found, 0))
+        signed = np.array(b, kind)
+        signed -= a  # in place, as what follows: outputs may take much memory
+        found = np.abs(signed, out=signed) if signed.dtype.kind == "f" else np.abs(signed)
+    found = np.asarray(found)
+    found[~np.isfinite(found)] = 0
+    return found
 
 
 def _pooled(differences: Sequence[np.ndarray]) -> Deviation:
+    """Return the root mean square of differences, which are overwritten."""
     count = sum(each.size for each in differences)
     peak = max((float(each.max(initial=0)) for each in differences), default=0.0) or 1.0  # squares overflow
-    squares = [np.square(each / peak) for each in differences]
+    squares = [np.square(np.divide(each, peak, out=each), out=each) for each in differences]
     found = {WHOLE: peak * np.sqrt(np.array([sum(float(each.sum()) for each in squares) / max(1, count)]))}
     first = differences[0]
     for axis in sorted({1, first.ndim - 1}) if first.ndim > 1 else ():
