@@ -8,7 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from onnxcompress import pipeline
 from onnxcompress.base.gate import Gate, Memo
-from onnxcompress.core import Action, Change, Context, Need
+from onnxcompress.core import Action, Change, Clock, Context, Need
+from onnxcompress.errors import TimeUpError
 from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
 from onnxcompress.jobs.internal_errors import all_was_lost
@@ -180,3 +181,45 @@ def test_passes_that_rewrite_nothing_leave_the_model_itself():
         value.name = f"done_{name}"
     outcome = pipeline.run(model, [Rename()], Context(), lambda *_: None)
     assert outcome.model is model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Rename):
+    """Offers the best so far, as passes do that a time limit may end."""
+
+    name: ClassVar[str] = "search"
+    lossless: ClassVar[bool] = False
+
+    def run(self, model: ir.Model, context: Context) -> list[Change]:
+        changes = super().run(model, context)
+        context.best.offer(model_io.clone(model), changes)
+        return changes
+
+
+class _NoTime:
+    """Lets lossy passes run and then has no time for them."""
+
+    def passes(self, work, *, lossless):
+        outcome = work(Clock())
+        if not lossless:
+            raise TimeUpError
+        return outcome
+
+    def proof(self, work):
+        return work()
+
+
+def test_passes_after_one_that_was_cut_short_leave_its_result_alone():
+    """The time that is left is for the result: another pass would make another model, which had to be scored anew."""
+    model = model_io.load(ir.to_proto(ir.from_onnx_text(TEXT)))
+    feeds = [{"x": np.arange(6, dtype=np.float32).reshape(2, 3)}]
+    outcome = pipeline.run(
+        model,
+        [Search(), Rename()],
+        Context(),
+        lambda before, lossless: WholeProof(before, feeds, lossless=lossless),
+        _NoTime(),
+    )
+    assert outcome.cut_short == ("search",)
+    assert sorted(outcome.model.graph.initializers) == ["done_a", "done_b", "done_c"]
+    assert [(c.action, c.reason) for c in outcome.changes if c.pass_name == "rename"] == [("skipped", pipeline.TIME_UP)]
