@@ -106,7 +106,8 @@ def compare(
         LimitError: the metric falls by more than `max_drop`; its `report` is the comparison.
     """
     a, b = model_io.load(original), model_io.load(other)
-    first, second = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
+    first = LoadedModel(a, original, threads=threads)
+    second = LoadedModel(b, other, threads=threads, like=first)
     _check_interface(first.plain, second.plain)
     source = eval_data if eval_data is not None else data
     if source is None:
