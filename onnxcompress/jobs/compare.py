@@ -117,8 +117,7 @@ def compare(
         judged = evaluation_set.read(source, first.plain.feedable, data_options)
     difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
     plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=tuple(judged.state.values()))
-    sessions = plan.session(first), plan.session(second)
-    quality = measure(*sessions, judged, plan=plan, metric=metric, progress=progress)
+    quality = measure(plan.session(first), plan.session(second), judged, plan=plan, metric=metric, progress=progress)
     largest = judged.largest()
     result = Comparison(
         original=facts(a, counting.count(a, largest), path_of(original)),
