@@ -102,7 +102,7 @@ class Run:
 
     @property
     def is_scored_plain(self) -> bool:
-        """Whether models are scored with the runtime's optimizations off: lossless recipes, where runs are heavy.
+        """True where models are scored with the runtime's optimizations off: lossless recipes, where runs are heavy.
 
         With them on a run takes half as much memory again, and the outputs differ in rounding alone.
         """
