@@ -106,7 +106,8 @@ def compare(
         LimitError: the metric falls by more than `max_drop`; its `report` is the comparison.
     """
     a, b = model_io.load(original), model_io.load(other)
-    first, second = LoadedModel(a, original, threads=threads), LoadedModel(b, other, threads=threads)
+    first = LoadedModel(a, original, threads=threads)
+    second = LoadedModel(b, other, threads=threads, like=first)
     _check_interface(first.plain, second.plain)
     source = eval_data if eval_data is not None else data
     if source is None:
@@ -116,8 +117,7 @@ def compare(
         judged = evaluation_set.read(source, first.plain.feedable, data_options)
     difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
     plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=tuple(judged.state.values()))
-    sessions = plan.session(first), plan.session(second)
-    quality = measure(*sessions, judged, plan=plan, metric=metric, progress=progress)
+    quality = measure(plan.session(first), plan.session(second), judged, plan=plan, metric=metric, progress=progress)
     largest = judged.largest()
     result = Comparison(
         original=facts(a, counting.count(a, largest), path_of(original)),

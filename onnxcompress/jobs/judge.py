@@ -98,7 +98,7 @@ class Races:
         """Return the time of a candidate as a part of the original's."""
 
         def raced() -> Latency:
-            candidate = self._plan.timed(LoadedModel(model, threads=self._threads))
+            candidate = self._plan.timed(LoadedModel(model, threads=self._threads, like=self._base))
             return timing.race(self._plan.timed(self._base), candidate, self._feed, max_seconds=_RACE_SECONDS)
 
         return self._timings.race(label, raced).ratio
@@ -163,10 +163,10 @@ class Trials:
 
     def fault(self, model: ir.Model) -> str | None:
         """Return by how much a candidate is over the limit where the user's own samples decide, None within it."""
-        return self._final(LoadedModel(model, threads=self._threads))
+        return self._final(LoadedModel(model, threads=self._threads, like=self._base))
 
     def _trial(self, model: ir.Model, label: str | None, judged: Evaluation) -> Trial:
-        candidate = LoadedModel(model, threads=self._threads)
+        candidate = LoadedModel(model, threads=self._threads, like=self._base)
         measured = self._noted(candidate, label, judged)
         latency = None
         if label is not None:

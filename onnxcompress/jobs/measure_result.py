@@ -63,7 +63,7 @@ class ResultFigures:
 def measure_result(run: Run, done: RecipeResult, prover: Prover, budget: TimeBudget) -> ResultFigures:
     """Score, time and count the original and the result."""
     is_same = done.model is run.start and not run.dropped
-    result = prover.proved(done.model) or LoadedModel(done.model, threads=run.options.threads)
+    result = prover.proved(done.model) or LoadedModel(done.model, threads=run.options.threads, like=run.base)
     result = run.base if is_same else result
     quality, latency, verification = None, None, Verification(mode="none")
     if run.options.plan:

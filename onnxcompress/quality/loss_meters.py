@@ -210,7 +210,7 @@ class _EmbeddingMeter(_PairsMeter):
     def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:
         rows = [np.moveaxis(each, self._axis, -1).reshape(-1, each.shape[self._axis]) for each in (one, other)]
         step = max(1, -(-len(rows[0]) // _MOST_VECTORS))
-        super().add(rows[0][::step], rows[1][::step], reference)
+        super().add(rows[0][::step].copy(), rows[1][::step].copy(), reference)  # a view would keep the whole
 
 
 class _DetectionMeter(_PairsMeter):

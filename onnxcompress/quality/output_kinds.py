@@ -249,8 +249,8 @@ def _rows(arrays: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:
     each = max(1, _MOST_ROWS // len(arrays))
     found = []
     for array in arrays:
-        rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).astype(np.float64)
-        found.append(rows[:: max(1, len(rows) // each)][:each])
+        rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+        found.append(rows[:: max(1, len(rows) // each)][:each].astype(np.float64))
     return found if all(np.isfinite(r).all() for r in found) else []
 
 

@@ -172,7 +172,8 @@ class WholeProof:
         if self._lossless:
             return None
         is_last = self.proved is not None and self.proved.model is candidate
-        return self._limit(self.proved if is_last and self.proved else LoadedModel(candidate, threads=self._threads))
+        known = self.proved if is_last else None
+        return self._limit(known or LoadedModel(candidate, threads=self._threads, like=self._before))
 
 
 def checker_fault(model: ir.Model, data: bytes | None = None) -> str | None:

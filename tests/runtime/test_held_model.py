@@ -117,14 +117,12 @@ def test_lossless_recipes_score_heavy_models_without_optimizations_and_give_the_
     assert model_io.to_bytes(heavy.model) == model_io.to_bytes(light.model)
 
 
-def test_lossy_recipes_give_the_same_bytes_for_heavy_models(monkeypatch):
+def test_heavy_models_are_compared_as_others_are(monkeypatch):
     text = """g (float[n, 64] x, float[64, 64] w) => (float[n, 64] y) { y = MatMul(x, w) }"""
+    models = [with_constants(text, w=floats(64, 64, seed=seed)) for seed in (9, 10)]
     data = [{"x": floats(4, 64, seed=seed)} for seed in range(8)]
-    results = []
-    for least in (1 << 40, -1):
-        monkeypatch.setattr(runtime, "HEAVY_RUN_BYTES", least)
-        model = with_constants(text, w=floats(64, 64, seed=9))
-        results.append(oc.compress(model, recipe="int8", data=data))
-    light, heavy = results
-    assert model_io.to_bytes(heavy.model) == model_io.to_bytes(light.model)
-    assert heavy.report.quality == light.report.quality
+    light = oc.compare(*models, data=data)
+    monkeypatch.setattr(runtime, "HEAVY_RUN_BYTES", -1)
+    heavy = oc.compare(*models, data=data)
+    assert heavy.quality == light.quality
+    assert heavy.quality.drop > 0
