@@ -137,7 +137,9 @@ def run(
     done = Outcome(model, [], lossless_model=model)
     for group in _groups(passes):
         if done.cut_short:  # what is left of the time is for the result, which another pass would change
-            done.changes.extend(Change.skipped(p.name, TIME_UP) for p in group)
+            late = [Change.skipped(p.name, TIME_UP) for p in group]
+            names = tuple(p.name for p in group)
+            done = replace(done, changes=done.changes + late, cut_short=done.cut_short + names)
             continue
         log.info("running %s", ", ".join(p.name for p in group))
         outcome = _in_time(done.model, group, context, prover, budget or _AllTheTime())

@@ -220,6 +220,6 @@ def test_passes_after_one_that_was_cut_short_leave_its_result_alone():
         lambda before, lossless: WholeProof(before, feeds, lossless=lossless),
         _NoTime(),
     )
-    assert outcome.cut_short == ("search",)
+    assert outcome.cut_short == ("search", "rename")
     assert sorted(outcome.model.graph.initializers) == ["done_a", "done_b", "done_c"]
     assert [(c.action, c.reason) for c in outcome.changes if c.pass_name == "rename"] == [("skipped", pipeline.TIME_UP)]

@@ -266,7 +266,7 @@ def run_recipe(run: Run, context: Context, prover: Prover, budget: TimeBudget) -
         )
         if options.sensitivity and run.proof.is_whole and not options.plan:
             done = _with_ablations(run, done, executor)
-    if not run.recipe.lossless and done.model is not run.start:
+    if done.model is not outcome.lossless_model:
         done.model.metadata_props["onnxcompress.recipe"] = run.recipe.name
     return done
 
