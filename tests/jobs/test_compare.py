@@ -180,9 +180,9 @@ def test_threads_reach_the_runtime(monkeypatch):
     seen = []
     honest = runtime.open_session
 
-    def spying(model, *, optimize, threads=1):
+    def spying(model, *, optimize, threads=1, **options):
         seen.append((optimize, threads))
-        return honest(model, optimize=optimize, threads=threads)
+        return honest(model, optimize=optimize, threads=threads, **options)
 
     monkeypatch.setattr(compare_job.runtime, "open_session", spying)
     assert oc.compare(_linear(), _linear(), threads=2).latency["threads"] == 2
