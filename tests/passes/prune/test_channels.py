@@ -174,7 +174,9 @@ def test_a_budget_of_time_is_met_by_what_is_cut_in_rounds_too():
     assert share(model) == pytest.approx(0.6, abs=0.04)
     assert sum("cut" in label for label in judge.labels) == 1
     unclear = _Judge(ratio=lambda _: None)
-    assert share(prune(net(), keep_latency=0.6, judge=unclear)[0]) < 0.6
+    model, changes = prune(net(), keep_latency=0.6, rounds=2, judge=unclear)
+    assert changes[0].details["kept"] <= 0.6, "by the table of times, which are measured: the MACs follow them loosely"
+    assert macs(model) < macs(net())
     assert len(unclear.labels) == 2, "a draft and what was cut"
 
 
