@@ -143,6 +143,8 @@ def run(
             continue
         log.info("running %s", ", ".join(p.name for p in group))
         outcome = _in_time(done.model, group, context, prover, budget or _AllTheTime())
+        if not group[0].lossless and all(c.action is not Action.APPLIED for c in outcome.changes):
+            outcome = replace(outcome, model=done.model)  # a copy of it
         if covers_layers(group[0]) and not outcome.cut_short:
             after = None if outcome.model is done.model else outcome.model
             outcome.changes.extend(unmentioned(group[0], weighted_layers(done.model), after, outcome.changes, context))

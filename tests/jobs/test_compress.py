@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -86,3 +87,12 @@ def test_a_model_that_is_as_small_as_it_gets_says_so():
     report = oc.compress(model, recipe="fold").report
     assert report.changes == ()
     assert "nothing to do" in report.notes[0]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int8-weights", "float16", "int4-weights", "prune"])
+def test_a_lossy_recipe_that_finds_nothing_leaves_no_name_in_the_model(recipe):
+    model = from_text("g (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }")
+    feeds = [{"x": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3) * k} for k in range(1, 5)]
+    result = oc.compress(model, recipe=recipe, data=feeds)
+    assert not result.model.metadata_props
+    assert result.report.output.bytes == result.report.input.bytes
