@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from .core import GRAPH, Action, Change, Context, Pass
+from .core import DESELECTED, GRAPH, Action, Change, Context, Pass
 from .graph import query
 from .ops.weight_layers import WeightedLayer
 
@@ -74,7 +74,7 @@ def _stored_bytes(model: ir.Model) -> dict[str, int]:
 def _plain_reason(layer: WeightedLayer, context: Context) -> str | None:
     """Return a reason that holds for every pass, None where there is none."""
     if not context.selects(layer.node):
-        return "left out by --only/--skip"
+        return DESELECTED
     if layer.in_function:
         return "it is in a local function, which can't hold weights of other types"
     main = layer.main

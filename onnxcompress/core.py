@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
@@ -36,6 +36,8 @@ Prefer = Literal["balanced", "speed", "size"]
 
 GRAPH = "graph"
 """Target of a change that concerns the whole model."""
+DESELECTED = "left out by --only/--skip"
+"""Reason for what the user keeps away from lossy passes."""
 
 
 class Need(enum.Enum):
@@ -327,6 +329,8 @@ class Context:
     """Input -> output whose value it gets from the run before, for `feeds` that are steps of a recurrent model."""
     calibrations: Cache[Any] | None = None
     """Ranges of activations, kept through all attempts of a run."""
+    findings: MutableMapping[str, Any] = field(default_factory=dict)
+    """What passes have found out and may need again, by a digest of all that it depends on."""
     memo: Memo | None = None
     """Set by the pipeline, for the model that it lets the passes edit."""
     seed: int = 0

@@ -67,7 +67,7 @@ class Builder:
 
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._model = model
-        self._context = context
+        self._context = replace(context, findings={})  # released with the builder
         self._sent: dict[str, Future[tuple[bytes, tuple[Change, ...]]]] = {}
         self._material: Any = None
 
@@ -100,10 +100,11 @@ class Builder:
         return Built(copy, tuple(_run(order, copy, self._context)))
 
     def close(self) -> None:
-        """Give up what was ordered ahead and not asked for."""
+        """Give up what was ordered ahead and not asked for, and what was found out."""
         for future in self._sent.values():
             future.cancel()
         self._sent.clear()
+        self._context.findings.clear()
 
     def _packed(self) -> BuildInput:
         c = self._context

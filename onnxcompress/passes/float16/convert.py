@@ -19,7 +19,7 @@ import onnx_ir as ir
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...core import Change, Context, Need
+from ...core import DESELECTED, Change, Context, Need
 from ...graph import edit, query
 from ...ops.weight_layers import WeightedLayer
 from ...targets import facts as targets
@@ -161,7 +161,7 @@ def _obstacle(value: ir.Value, context: Context) -> str:
         if use.node.op_type in _EXACT:
             return f"holds scales of {label}, which must be exact"
         if not context.selects(use.node):
-            return f"left out by --only/--skip for {label}"
+            return f"{DESELECTED} for {label}"
     return ""
 
 

@@ -77,6 +77,7 @@ class PruneChannels(PruneOptions):
             seed=context.seed,
             progress=context.progress,
             while_time=context.while_time,
+            findings=context.findings,
         )
         blocked = list(self._blocked(model, pruner.blocked, context))
         if self.budgets:

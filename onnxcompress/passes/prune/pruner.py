@@ -6,9 +6,11 @@ end:    distillation, kept where the loss on samples held out falls
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +25,7 @@ from ...io import model_io
 from ...numerics.linear.elimination import Curve
 from ...numerics.threads import one_thread
 from ...quality.divergence import Divergence
+from ...search.checkpoint import digest
 from ...shapes import count as counting
 from . import consumers, loss_curves, probe_cuts
 from .budgets import Budgeting, Of
@@ -101,6 +104,7 @@ class Pruner:
         seed: of all random choices.
         progress: wraps long loops.
         while_time: wraps those that may end before their last item, where the time is up.
+        findings: keeps what it costs to cut the original, for other pruners of it; None where there are none.
 
     Attributes:
         blocked: name -> reason of the original's constants of which nothing can be removed.
@@ -120,6 +124,7 @@ class Pruner:
         seed: int = 0,
         progress: Progress = no_progress,
         while_time: Progress = no_progress,
+        findings: MutableMapping[str, Any] | None = None,
     ) -> None:
         self._original = original
         self._feeds = feeds
@@ -135,7 +140,7 @@ class Pruner:
         channels = channel_engine.find_groups(model_io.clone(original), feed)
         self._budgeting = Budgeting(of, original, channels, feed if timed is None else timed)
         families = loss_curves.families(channels, selects)
-        self._has_families = bool(families)
+        self._family_names = [family.label for family in families]
         self.blocked = channels.blocked()
         count = len(families) * options.rounds
         macs = (counting.count(original, feeds[0]).macs or 0) if feeds else 0
@@ -143,7 +148,7 @@ class Pruner:
         step = max(1, -(-len(feeds) // probes))
         self._probes = feeds[:probes] if self._state else feeds[::step]
         self._from_original = Divergence(original, self._probes, state=self._state) if feeds else None
-        self._first: _Costs | None = None
+        self._findings = {} if findings is None else findings
 
     def run(self, keep: float, *, is_draft: bool = False) -> Pruned:
         """Return a pruned copy.
@@ -167,7 +172,7 @@ class Pruner:
         if self._feeds and self._criterion == "reconstruction":
             loss_curves.own_constants(student, self._selects)
         found = Pruned(model=student, left=1.0)
-        if not self._has_families:
+        if not self._family_names:
             return found
         rounds = self._options.rounds if refits else 1
         kept: dict[str, np.ndarray] = {}
@@ -209,8 +214,7 @@ class Pruner:
         channels = channel_engine.find_groups(student, self._feed)
         meter = self._budgeting.of(student, channels)
         sites = consumers.sites(channels)
-        costs = (self._first if not sizes else None) or self._costs(student, channels, sites, sizes)
-        self._first = self._first or costs  # the original's, for there has been no cut before
+        costs = self._costs(student, channels, sites, sizes) if sizes else self._first_costs(student, channels, sites)
         found.unseen = costs.unseen
         with one_thread():
             counts = [len(family.groups) for family in costs.families]
@@ -243,6 +247,21 @@ class Pruner:
             found.layers = sum(change.is_applied for change in changes)
             found.refitted = self._distance(student)
         return dict(kept)
+
+    def _first_costs(self, student: ir.Model, channels: Channels, sites: Sequence[consumers.ChannelConsumer]) -> _Costs:
+        """Find out what it costs to cut the original, or return what was found out before."""
+        if self._key not in self._findings:
+            self._findings[self._key] = self._costs(student, channels, sites, {})
+        found: _Costs = self._findings[self._key]
+        return found
+
+    @functools.cached_property
+    def _key(self) -> str:
+        """Digest of all that the costs of cutting the original depend on."""
+        o = self._options
+        choices = (self._criterion, o.scope, o.min_keep, o.norm, o.rounds, self._seed, self._state, self._family_names)
+        arrays = (np.asarray(feed[name]) for feed in (*self._feeds, self._feed) for name in sorted(feed))
+        return digest([b"prune-channels", model_io.to_bytes(self._original), repr(choices), *arrays])
 
     def _costs(
         self,

@@ -27,7 +27,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...accounting import LEFT_BY_CHOICE, why_nothing
-from ...core import GRAPH, Action, Candidate, Change, Context, Judge, Need, Trial
+from ...core import DESELECTED, GRAPH, Action, Candidate, Change, Context, Judge, Need, Trial
 from ...data import feeds as feed_facts
 from ...errors import ModelError
 from ...graph import constants, edit, query
@@ -284,12 +284,23 @@ class _RouteSearch:
 
     def _measured(self, variant: RouteVariant, built: ir.Model, changes: list[Change]) -> _TriedRoute:
         trial = self.judge(built, f"{QuantizeInt8.name}/{variant.label}")
-        explained = (*self.wide.changes, *_explained(changes, variant.left_out), *_left_float(variant))
+        explained = (*self.wide.changes, *self._explained(changes, variant.left_out), *_left_float(variant))
         tried = _TriedRoute(label=variant.label, model=built, changes=explained, trial=trial, variant=variant)
         if self.context.archive is not None:
             prefer, limit = self.judge.prefer, self.judge.limit
             self.context.archive.offer(tried, prefer=prefer, limit=limit, place=QuantizeInt8.name)
         return tried
+
+    def _explained(self, changes: Iterable[Change], left_out: frozenset[str]) -> Iterator[Change]:
+        """Yield changes, those about layers that were left out, and about their weights, with the true reason."""
+        nodes = (node for node in (self.wide.model or self.model).graph if query.label(node) in left_out)
+        read = {value.name for node in nodes for value in node.inputs if value is not None}
+        for change in changes:
+            is_layer = change.pass_name == QuantizeStatic.name and change.target in left_out
+            if is_layer or (change.target in read and change.reason.startswith(DESELECTED)):
+                yield replace(change, reason=_HURTS_MOST)
+            else:
+                yield change
 
     def _could_win(self, candidate: _TriedRoute, others: Sequence[_TriedRoute]) -> bool:
         """Return True where a candidate is the best, or clearly cheaper than the best but for its drop."""
@@ -345,15 +356,6 @@ def _left_float(variant: RouteVariant) -> Iterator[Change]:
     """Yield why weights stay float on a route without ranges from the data."""
     for name in () if variant.has_ranges else sorted(variant.left_out):
         yield Change.skipped(QuantizeInt8.name, _HURTS_MOST, target=name)
-
-
-def _explained(changes: Iterable[Change], left_out: frozenset[str]) -> Iterator[Change]:
-    """Yield changes, those about layers that were left out with the true reason."""
-    for change in changes:
-        if change.pass_name == QuantizeStatic.name and change.target in left_out:
-            yield replace(change, reason=_HURTS_MOST)
-        else:
-            yield change
 
 
 def _skipped(reason: str) -> Change:

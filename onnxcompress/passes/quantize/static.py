@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 from ...activations.calibration import Calibration, calibrate
 from ...activations.layer_inputs import sample_rows
 from ...base import host
-from ...core import Change, Context, Need
+from ...core import DESELECTED, Change, Context, Need
 from ...data import feeds as feed_facts
 from ...errors import ModelError
 from ...graph import constants as float_constants
@@ -264,7 +264,7 @@ class StaticRun:
         ]
         for unit in found:
             if not self.context.selects(unit.node):
-                self.refused[unit.label] = "left out by --only/--skip"
+                self.refused[unit.label] = DESELECTED
         values = dict.fromkeys(v.name for u in found for v in (*u.inputs, *u.outputs) if v.name)
         self.calibration = calibrate(
             self.model,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...core import DESELECTED
 from ...graph import constants as float_constants
 from ...graph import edit, query
 from ...targets import facts as targets
@@ -273,7 +274,7 @@ def sites(
             yield site, f"also read by {_listed(others)}, which would see rounded values"
         elif left_out:
             shared = "" if len(left_out) == len(users) else f" for {_listed(left_out)}, which reads it too"
-            yield site, f"left out by --only/--skip{shared}"
+            yield site, f"{DESELECTED}{shared}"
         elif site.tables and site.others and site.rank != 2:
             yield site, "read both as a table and as a weight, and not a matrix"
         else:
