@@ -27,10 +27,11 @@ from ..shapes import expose, resolve
 if TYPE_CHECKING:
     from ..core import Feed
 
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = 128 << 20
 """Values of one feed that are taken out in one run, at most, where they can be taken out in turns.
 
-The runtime holds them beside its other activations, so that a run takes up to twice as much. Chosen by judgement.
+The runtime holds them beside its other activations, so that a run takes up to twice as much. Chosen so that this
+stays within half of the 600 MB that a command may take beyond its model.
 """
 
 JOINED_BYTES = 32 << 20
@@ -170,6 +171,7 @@ def observe(
         for feed in progress("Observing", feeds) if isinstance(feeds, Sequence) else feeds:
             for name, array in watch.run(feed).items():
                 collectors[name].update(array)
+        del watch  # before the next is loaded
     return refused
 
 

@@ -229,6 +229,7 @@ class TeacherTargets:
             watch = observe.ActivationTap(self._teacher, names, threads=self._effort.threads, skip_refused=True)
             shapes.update((name, value.shape) for name, value in watch.run(feed).items())
             refused.update(watch.refused)
+            del watch  # before the next is loaded
         found: dict[str, _TargetShape | str] = {}
         for target in upcoming:
             if target.plain not in shapes:
