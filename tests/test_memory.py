@@ -128,8 +128,8 @@ def test_int8_joins_fewer_samples_of_large_activations(tmp_path):
 @pytest.mark.parametrize(
     ("words", "most"),
     [
-        pytest.param(["int4-weights"], 600e6, id="int4-weights"),
-        pytest.param(["prune", "--set", "prune-channels.keep_macs=0.7"], 600e6, id="prune"),
+        pytest.param(["int4-weights"], 850e6, id="int4-weights"),
+        pytest.param(["prune", "--set", "prune-channels.keep_macs=0.7"], 950e6, id="prune"),
     ],
 )
 def test_refits_and_channel_choices_stream_samples_of_large_activations(tmp_path, words, most):
@@ -138,5 +138,5 @@ def test_refits_and_channel_choices_stream_samples_of_large_activations(tmp_path
     samples = np.random.default_rng(1).standard_normal((40, 3, 160, 160)).astype(np.float32)
     np.savez(tmp_path / "samples.npz", x=samples)
     command = ("compress", path, "-o", tmp_path / "out.onnx", "--data", tmp_path / "samples.npz", "-q", "--recipe")
-    assert peak_bytes(*command, *words) < most
+    assert peak_bytes(*command, *words) < most  # 630 and 700 MB; 1250 and 1330 MB where all samples are joined
     assert (tmp_path / "out.onnx").stat().st_size < path.stat().st_size
