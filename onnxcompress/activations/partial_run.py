@@ -21,7 +21,7 @@ from ..runtime import session as runtime
 MEMORY_BYTES = 96 << 20
 """Bytes of a frontier at most; while it is moved up, the next one is there too.
 
-Chosen on an audio model with 64 samples, where twice as much saves no time.
+Chosen for memory on an audio model with 64 samples; twice as much took 0.1 to 0.3 less CPU time there.
 """
 
 _TOO_MUCH = 1 << 62
