@@ -123,3 +123,20 @@ def test_int8_joins_fewer_samples_of_large_activations(tmp_path):
         "-q",
     )
     assert peak_bytes(*words) < 700e6  # 470 MB; 1120 MB where 16 samples are joined
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        pytest.param(["int4-weights"], 850e6, id="int4-weights"),
+        pytest.param(["prune", "--set", "prune-channels.keep_macs=0.7"], 950e6, id="prune"),
+    ],
+)
+def test_refits_and_channel_choices_stream_samples_of_large_activations(tmp_path, words, most):
+    path = tmp_path / "wide.onnx"
+    onnx.save(wide_network(160, channels=48, layers=4, batch="N"), path)  # one value of a sample takes 4.9 MB
+    samples = np.random.default_rng(1).standard_normal((40, 3, 160, 160)).astype(np.float32)
+    np.savez(tmp_path / "samples.npz", x=samples)
+    command = ("compress", path, "-o", tmp_path / "out.onnx", "--data", tmp_path / "samples.npz", "-q", "--recipe")
+    assert peak_bytes(*command, *words) < most  # 630 and 700 MB; 1250 and 1330 MB where all samples are joined
+    assert (tmp_path / "out.onnx").stat().st_size < path.stat().st_size

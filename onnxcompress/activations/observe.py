@@ -27,10 +27,18 @@ from ..shapes import expose, resolve
 if TYPE_CHECKING:
     from ..core import Feed
 
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = 128 << 20
 """Values of one feed that are taken out in one run, at most, where they can be taken out in turns.
 
-The runtime holds them beside its other activations, so that a run takes up to twice as much. Chosen by judgement.
+The runtime holds them beside its other activations, so that a run takes up to twice as much. Chosen so that this
+stays within half of the 600 MB that a command may take beyond its model.
+"""
+
+JOINED_BYTES = 32 << 20
+"""Bytes of a model's largest value in a run on joined samples, at most, where two samples don't take more.
+
+A run holds several values of that size, and one that shows them a copy of each. Chosen on an audio model of 14 MB a
+value and sample, where commands that joined 32 and 64 samples took 1.3 and 2.3 GB.
 """
 
 _LOOKED_AT = 16
@@ -153,6 +161,7 @@ def observe(
     if iter(feeds) is feeds:
         feeds = itertools.chain(first, feeds)
     parts = divided(model, first, list(collectors), memory_bytes)
+    del first  # joined feeds are copies
     if len(parts) > 1 and iter(feeds) is feeds:
         feeds = list(feeds)
     refused: dict[str, str] = {}
@@ -162,6 +171,7 @@ def observe(
         for feed in progress("Observing", feeds) if isinstance(feeds, Sequence) else feeds:
             for name, array in watch.run(feed).items():
                 collectors[name].update(array)
+        del watch  # before the next is loaded
     return refused
 
 
@@ -169,7 +179,8 @@ def batched(model: ir.Model, feeds: Iterable[Feed], size: int) -> Iterable[Feed]
     """Return the feeds joined along axis 0, up to `size` together, or as they are where that is not the same.
 
     Neighbours of equal shapes are joined where every input's first dimension is dynamic, and a trial with the first
-    two shows that the model treats them one by one. Feeds that carry a state must not be joined.
+    two shows that the model treats them one by one. Fewer are joined, but two at least, where the largest value of the
+    model would take more than `JOINED_BYTES`. Feeds that carry a state must not be joined.
 
     Args:
         model: the model; not run with the result, only tried.
@@ -187,6 +198,7 @@ def batched(model: ir.Model, feeds: Iterable[Feed], size: int) -> Iterable[Feed]
         feeds = itertools.chain(first, feeds)
     if size < 2 or len(first) < 2 or _kind(first[0]) != _kind(first[1]) or not _takes_batches(model):
         return feeds
+    size = min(size, max(2, JOINED_BYTES // _largest_bytes(model, first[0])))
     session = runtime.open_session(model_io.to_bytes(model), optimize=True)
     apart = [session.run(feed) for feed in first]
     try:
@@ -195,6 +207,11 @@ def batched(model: ir.Model, feeds: Iterable[Feed], size: int) -> Iterable[Feed]
         return feeds
     same = all(_is_join(together[name], [outputs[name] for outputs in apart]) for name in together)
     return _Batches(feeds, size) if same else feeds
+
+
+def joined_size(feeds: Iterable[Feed]) -> int:
+    """Return how many feeds `batched` joins at most: one in feeds that it has left as they are."""
+    return feeds.size if isinstance(feeds, _Batches) else 1
 
 
 def divided(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], memory_bytes: int) -> list[list[str]]:
@@ -231,17 +248,22 @@ class _Batches:
 
     def __init__(self, feeds: Iterable[Feed], size: int) -> None:
         self._feeds = feeds
-        self._size = size
+        self.size = size
 
     def __iter__(self) -> Iterator[Feed]:
         waiting: list[Feed] = []
         for feed in self._feeds:
-            if waiting and (len(waiting) == self._size or _kind(feed) != _kind(waiting[0])):
+            if waiting and (len(waiting) == self.size or _kind(feed) != _kind(waiting[0])):
                 yield _joined(waiting)
                 waiting = []
             waiting.append(feed)
         if waiting:
             yield _joined(waiting)
+
+
+def _largest_bytes(model: ir.Model, feed: Feed) -> int:
+    """Return the bytes of the largest value of a run, as float32, among those whose shape can be inferred."""
+    return max((4 * math.prod(dims) for dims in resolve.infer_dims(model, feed).values()), default=0) or 1
 
 
 def _takes_batches(model: ir.Model) -> bool:

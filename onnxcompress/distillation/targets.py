@@ -73,14 +73,14 @@ class RefitSamples:
             feeds, held_out = divided_for_refit(feeds)
         if not feeds or not held_out:
             raise DataError("a refit needs samples to solve from and others to choose by", hint="Give two at least")
-        one, two = observe.batched(student, feeds, BATCH), observe.batched(teacher, feeds, BATCH)
-        joins = one is not feeds and two is not feeds
-        self._train = one if joins else feeds
-        self._held_out = observe.batched(student, held_out, BATCH) if joins else held_out
+        size = observe.joined_size(observe.batched(teacher, feeds, BATCH))
+        self._train = observe.batched(student, feeds, size)
+        size = observe.joined_size(self._train)
+        self._held_out = observe.batched(student, held_out, size)
         self.train_count = sum(1 for _ in self._train)
         """Number of joined feeds to solve from."""
         self.count = self.train_count + sum(1 for _ in self._held_out)
-        self.firsts = len(feeds) / min(BATCH, len(feeds)) if joins else len(feeds)
+        self.firsts = len(feeds) / min(size, len(feeds))
         """Size of the feeds to solve from, in first joined feeds."""
 
     def __iter__(self) -> Iterator[Feed]:
@@ -222,19 +222,25 @@ class TeacherTargets:
     def _find_shapes(self, upcoming: Sequence[LayerTarget]) -> dict[str, _TargetShape | str]:
         """Return the shape of each target in the first joined feed, or why there is none."""
         wanted = [name for target in upcoming for name in (target.plain, target.sum) if name is not None]
-        watch = observe.ActivationTap(self._teacher, wanted, threads=self._effort.threads, skip_refused=True)
-        values = watch.run(next(iter(self._samples)))
+        feed = next(iter(self._samples))
+        shapes: dict[str, tuple[int, ...]] = {}
+        refused: dict[str, str] = {}
+        for names in observe.divided(self._teacher, [feed], list(dict.fromkeys(wanted)), self._effort.target_bytes):
+            watch = observe.ActivationTap(self._teacher, names, threads=self._effort.threads, skip_refused=True)
+            shapes.update((name, value.shape) for name, value in watch.run(feed).items())
+            refused.update(watch.refused)
+            del watch  # before the next is loaded
         found: dict[str, _TargetShape | str] = {}
         for target in upcoming:
-            if target.plain not in values:
-                why = watch.refused.get(target.plain, "this run does not compute it")
+            if target.plain not in shapes:
+                why = refused.get(target.plain, "this run does not compute it")
                 found[target.name] = f"no output {target.plain!r} of the teacher to learn from: {why}"
                 continue
-            shape = values[target.plain].shape
+            shape = shapes[target.plain]
             kept = self._channels.get(target.name)
             channels = shape[target.layer.channel_axis] if kept is None else len(kept)
             groups, out, _ = target.layer.shape
-            is_sum = target.sum is not None and target.sum in values and values[target.sum].shape == shape
+            is_sum = target.sum is not None and shapes.get(target.sum) == shape
             fits = channels == groups * out
             found[target.name] = (
                 _TargetShape(shape, is_sum) if fits else f"it gives {groups * out} channels, the teacher {channels}"

@@ -235,6 +235,20 @@ def test_feeds_are_joined_where_samples_do_not_meet():
     np.testing.assert_array_equal(rows, np.concatenate([feed["x"] for feed in feeds]))
 
 
+@pytest.mark.parametrize(("most_bytes", "sizes"), [(48, [4, 4]), (36, [3, 3, 2]), (1, [2, 2, 2, 2])])
+def test_fewer_feeds_are_joined_where_a_value_would_take_much_memory(most_bytes, sizes, monkeypatch):
+    monkeypatch.setattr(observe, "JOINED_BYTES", most_bytes)  # a value of one sample takes 12 bytes
+    joined = observe.batched(from_text(CHAIN), [{"x": floats(1, 3, seed=i)} for i in range(8)], 4)
+    assert [feed["x"].shape[0] for feed in joined] == sizes
+    assert observe.joined_size(joined) == sizes[0]
+
+
+def test_feeds_that_are_not_joined_have_size_one():
+    feeds = [{"x": floats(1, 3)}]
+    assert observe.batched(from_text(CHAIN), feeds, 4) is feeds
+    assert observe.joined_size(feeds) == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [

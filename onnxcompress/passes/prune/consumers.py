@@ -218,7 +218,7 @@ def gather(
         ModelError: the runtime fails.
     """
     joined = feeds if state else observe.batched(model, feeds, _BATCH)
-    runs = len(feeds) if joined is feeds else -(-len(feeds) // _BATCH)
+    runs = -(-len(feeds) // observe.joined_size(joined))
     takers: dict[str, _AllConsumers] = {}
     random = np.random.default_rng(seed)
     for site in found:
