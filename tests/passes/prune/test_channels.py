@@ -84,6 +84,27 @@ def prune(model, feeds=FEEDS, **options):
     return copy, changes
 
 
+def test_what_it_costs_to_cut_a_model_is_found_out_once(monkeypatch):
+    gathered = []
+    real = consumers.gather
+    monkeypatch.setattr(consumers, "gather", lambda *args, **kw: gathered.append(1) or real(*args, **kw))
+    apart = [model_io.to_bytes(prune(net(), keep_macs=keep)[0]) for keep in (0.8, 0.6)]
+    assert len(gathered) == 2
+    findings = {}
+
+    def pruned(keep, feeds=FEEDS, **options):
+        copy = net()
+        context = Context(feeds=feeds, findings=findings)
+        PruneChannels(**{**QUICK, "keep_macs": keep, **options}).run(copy, context)
+        return model_io.to_bytes(copy)
+
+    assert [pruned(0.8), pruned(0.6)] == apart
+    assert len(gathered) == 3, "the second is cut by what the first has found out"
+    pruned(0.6, FEEDS[1:])
+    pruned(0.6, min_keep=0.5)
+    assert len(gathered) == 5, "other samples and options have costs of their own"
+
+
 def distance(model, original):
     expected, got = (run(each, FRESH)["y"] for each in (original, model))
     return float(np.square(got - expected).mean() / expected.var(axis=0).mean())
