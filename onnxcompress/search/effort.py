@@ -1,4 +1,4 @@
-"""How long a search goes on when nobody has set a time: CPU seconds, so that a busy machine changes no result."""
+"""Bound of a search for which nobody has set a time: CPU seconds, so that other work on the machine counts little."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..core import Clock
 
 
-class Effort:
+class SearchEffort:
     """Is over when the time limit is, or when the process has worked for some CPU seconds since it was made.
 
     Args:

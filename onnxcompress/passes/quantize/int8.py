@@ -35,7 +35,7 @@ from ...io import model_io
 from ...ops import table as ops
 from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
-from ...search.effort import Effort
+from ...search.effort import SearchEffort
 from ...shapes import resolve
 from ..float16.widen import widened_for
 from .blocks import QuantizeBlocks
@@ -140,7 +140,7 @@ class _RouteSearch:
 
     def __init__(self, model: ir.Model, context: Context, judge: Judge, options: QuantizeInt8) -> None:
         self.model, self.context, self.judge, self.options = model, context, judge, options
-        self.effort = Effort(context.clock, _SEARCH_SECONDS)
+        self.effort = SearchEffort(context.clock, _SEARCH_SECONDS)
         self.wide = widened_for(model, context, for_integers=True)
         self.builder = RouteBuilder(self.wide.model or model, context, options.passes)
         self.refusals = list(self.wide.refusals)
