@@ -54,8 +54,7 @@ _MOST_HALVINGS = 3
 """Times that the limit is halved for a candidate that the user's own samples refuse. Chosen by judgement; not
 measured."""
 _SEARCH_SECONDS = 150.0
-"""CPU seconds after which no further variant of a measured route is begun. Chosen so that a text-to-speech model of 12
-GMACs and a segmentation network of 160 GMACs with 64 samples end within ten minutes."""
+"""CPU seconds after which no further variant of a measured route is begun. Chosen by judgement; not measured."""
 
 _HURTS_MOST = "float: it hurts the output most for what it saves"
 
