@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..io import model_io
 from ..io.tensors import chunks
 from ..numerics.quantization.histograms import Histogram
-from .observe import MEMORY_BYTES, batched, observe, value_bytes
+from .observe import MEMORY_BYTES, batched, enough_feeds, observe, value_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -137,7 +137,7 @@ def calibrate(
     """Count the values that activations take, in one pass over the samples.
 
     Samples without state are run together where the model treats them one by one; then a histogram counts runs, not
-    samples, as `updates`.
+    samples, as `updates`. Where their values are very large, fewer samples are run (see `enough_feeds`).
 
     Args:
         model: the model in floats.
@@ -161,6 +161,8 @@ def calibrate(
     missing = [name for name in wanted if name not in known.histograms and name not in known.refused]
     if missing:
         collectors = {name: Histogram() for name in missing}
+        if not state and isinstance(feeds, Sequence):
+            feeds = enough_feeds(model, feeds, missing)
         if not state and isinstance(feeds, Sequence) and len(feeds) >= _MANY:
             each = sum(value_bytes(model, feeds, missing).values())
             feeds = batched(model, feeds, min(_JOINED, memory_bytes // (_JOINED_PART * max(1, each))))

@@ -10,7 +10,7 @@ import numpy as np
 from ..core import Progress
 from ..numerics.linear.patches import choose
 from ..numerics.quantization.histograms import ChannelExtremes
-from .observe import observe
+from .observe import enough_feeds, observe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -76,7 +76,7 @@ def sample_rows(
     seed: int = 0,
     progress: Progress = lambda _, items: iter(items),
 ) -> dict[int, LayerRows]:
-    """Return rows of each layer by the id of its node, from at most 32 samples, evenly spread.
+    """Return rows of each layer by the id of its node, from at most 32 samples, evenly spread; fewer of large ones.
 
     Samples that carry a state are run in order from the first.
 
@@ -85,8 +85,11 @@ def sample_rows(
     """
     if state:
         feeds = feeds[:_SAMPLES]
+    layers = list(layers)
     step = max(1, -(-len(feeds) // _SAMPLES))
-    chosen = [feeds[index] for index in range(0, len(feeds), step)]
+    chosen: Sequence[Feed] = [feeds[index] for index in range(0, len(feeds), step)]
+    if not state:
+        chosen = enough_feeds(model, chosen, list(dict.fromkeys(layer.x.name or "" for layer in layers)))
     found = {id(layer.node): LayerRows(layer, runs=len(chosen), seed=seed) for layer in layers}
     by_value: dict[str, _AllRows] = {}
     for taker in found.values():

@@ -44,6 +44,12 @@ value and sample, where commands that joined 32 and 64 samples took 1.3 and 2.3 
 _LOOKED_AT = 16
 """Feeds whose sizes are looked at before the first run."""
 
+MOST_BYTES = 24 << 30
+"""Values of all feeds together that statistics are made of, at most: taking out and counting 1 GB takes about a second.
+Chosen by judgement; not measured."""
+_LEAST_FEEDS = 8
+"""Feeds that statistics are made of however large their values are. Chosen by judgement; not measured."""
+
 
 class Collector(Protocol):
     """Gathers what is to be known of one value. Collectors of one kind can be merged: see `numerics.ranges`."""
@@ -241,6 +247,24 @@ def value_bytes(model: ir.Model, feeds: Sequence[Feed], names: Sequence[str]) ->
         sizes = {name: 4 * math.prod(dims) for name, dims in resolve.infer_dims(model, largest).items()}
     unknown = max((sizes[name] for name in names if name in sizes), default=0)
     return {name: sizes.get(name, unknown) for name in names}
+
+
+def enough_feeds(
+    model: ir.Model, feeds: Sequence[Feed], names: Sequence[str], *, most_bytes: int = MOST_BYTES
+) -> Sequence[Feed]:
+    """Return feeds, evenly spread, whose values together take at most `most_bytes`, but eight at least.
+
+    Args:
+        model: the model; not run.
+        feeds: complete feeds, each of them independent of the others.
+        names: values that are to be observed.
+        most_bytes: bytes of these values, as float32 at the largest feed, over all feeds.
+    """
+    each = sum(value_bytes(model, feeds[:_LOOKED_AT], names).values())
+    count = max(_LEAST_FEEDS, most_bytes // max(1, each))
+    if count >= len(feeds):
+        return feeds
+    return [feeds[len(feeds) * index // count] for index in range(count)]
 
 
 class _Batches:

@@ -27,6 +27,7 @@ from ..numerics.statistics.estimate import Estimate
 from ..numerics.threads import one_thread
 from ..quality.compare_outputs import measure
 from ..quality.output_plan import OutputPlan, Runs
+from ..quality.result import Quality
 from ..runtime import latency as timing
 from ..runtime.latency import Latency
 from ..runtime.loaded_model import LoadedModel
@@ -150,6 +151,7 @@ class Trials:
         self._timings = timings
         self._threads = threads
         self._checkpoint = checkpoint
+        self._scored: dict[str, Quality] = {}
         self._original = _Recorded(plan.session(base), len(held_out.feeds))
 
     def __call__(self, model: ir.Model, label: str) -> Trial:
@@ -196,9 +198,7 @@ class Trials:
         return known
 
     def _measured(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> Measurement:
-        self._original.rewind()
-        with one_thread():
-            quality = measure(self._original, self._plan.session(candidate), judged, plan=self._plan)
+        quality = self._quality(candidate, judged)
         is_raced = label is not None and not self._timings.knows(label)
         return Measurement(
             drop=quality.drop,
@@ -206,6 +206,15 @@ class Trials:
             divergence=quality.divergence,
             latency=self._race(candidate) if is_raced else None,
         )
+
+    def _quality(self, candidate: LoadedModel, judged: Evaluation) -> Quality:
+        """Compare with the original; bytes that were scored before on the same samples are not run again."""
+        key = digest([candidate.data, str(len(judged.feeds))])
+        if key not in self._scored:
+            self._original.rewind()
+            with one_thread():
+                self._scored[key] = measure(self._original, self._plan.session(candidate), judged, plan=self._plan)
+        return self._scored[key]
 
     def _race(self, candidate: LoadedModel) -> Latency:
         first, second = self._plan.timed(self._base), self._plan.timed(candidate)

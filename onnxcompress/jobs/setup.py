@@ -24,9 +24,14 @@ from ..runtime import session as runtime
 from ..runtime.loaded_model import LoadedModel
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
+from ..shapes import count as counting
 from .judge import Timings, decisive_drop
 from .limits import LatencyLimit
 from .options import RunOptions, Verify
+
+_MOST_MACS = 300_000_000_000
+"""Multiply-accumulates of one round over the samples to judge by, about ten seconds, up to which seen ones are added.
+Chosen by judgement; not measured."""
 
 _PROOF_FEEDS = 2
 """Synthetic feeds of a proof: two sizes of every dynamic dimension."""
@@ -186,6 +191,8 @@ def read_inputs(
     specs = input_specs.input_specs(base.model) if session is None else session.feedable
     given = None if options.data is None else evaluation_set.read(options.data, specs, options.data_options)
     working, held_out = (given, given) if given is None or not recipe.uses_data else given.divided()
+    if held_out is not None and held_out.seen and session is not None and _is_costly(base, held_out):
+        held_out = held_out.without_seen()
     judged = held_out
     if options.eval_data is not None:
         judged = evaluation_set.read(options.eval_data, specs, options.data_options)
@@ -197,6 +204,12 @@ def read_inputs(
         proof = proof_inputs(base.model, None, judged, seed=options.seed, notes=(str(error),))
     judged = judged or Evaluation(feeds=proof.feeds, source="synthetic")
     return RunSamples(given=given, working=working, held_out=held_out, judged=judged), proof
+
+
+def _is_costly(base: LoadedModel, held_out: Evaluation) -> bool:
+    """Say whether scoring one candidate takes so long that seen samples should not be run too."""
+    macs = counting.count(base.model, held_out.feeds[-1]).macs
+    return macs is not None and macs * len(held_out.feeds) > _MOST_MACS
 
 
 def frozen_inputs(run: Run) -> frozenset[str]:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import onnx_ir as ir
 
 from ..core import Candidate, Clock, Judge, Prefer, Trial
+from .effort import SearchEffort
 
 _SAMPLES = 8
 """Held-out samples on which the error of one site alone is measured: errors differ by far more than samples do."""
@@ -109,7 +110,7 @@ def least_left_out(
     judge: Judge,
     limit: float,
     *,
-    clock: Clock = Clock(),  # noqa: B008 - without a limit it has no state
+    clock: Clock | SearchEffort = Clock(),  # noqa: B008 - without a limit it has no state
     progress: Callable[[str, Sequence[frozenset[str]]], Iterable[frozenset[str]]] = lambda _, items: items,
 ) -> frozenset[str] | None:
     """Return the sites to leave out so that the score stays within a limit, as few and as cheap ones as it takes.

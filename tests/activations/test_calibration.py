@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcompress.activations import calibration
+from onnxcompress.activations import calibration, observe
 from onnxcompress.activations.calibration import Calibration, CalibrationCache, calibrate
 from onnxcompress.core import Action
 from onnxcompress.errors import DataError
@@ -173,3 +173,12 @@ def test_a_real_model_is_calibrated_within_its_memory():
     outputs = [run(model, feed)[last] for feed in feeds]
     exact = calibrate(model, feeds, [last]).histograms[last]
     assert exact.high == pytest.approx(float(np.max(outputs)), rel=1e-4)
+
+
+def test_large_values_are_counted_on_fewer_samples(monkeypatch):
+    model = from_text("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    feeds = [{"x": np.full(2, index, np.float32)} for index in range(20)]
+    assert calibrate(model, feeds, ["y"]).histograms["y"].updates == 20
+    monkeypatch.setattr(observe.enough_feeds, "__kwdefaults__", {"most_bytes": 80})
+    found = calibrate(model, feeds, ["y"]).histograms["y"]
+    assert (found.updates, found.low) == (10, -18)

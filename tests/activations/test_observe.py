@@ -280,3 +280,14 @@ def test_joined_and_single_feeds_show_the_same():
     assert [len(each) for each in joined] == [4, 2]
     np.testing.assert_allclose(np.concatenate(joined), np.concatenate(single), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(single[0], run(model, feeds[0])[name], rtol=1e-4, atol=1e-4)
+
+
+def test_fewer_feeds_are_enough_where_values_are_large():
+    model = from_text(CHAIN)
+    feeds = [{"x": floats(2, 3, seed=seed)} for seed in range(20)]
+    each = 2 * 2 * 3 * 4  # two values of 2 x 3 floats
+    assert observe.enough_feeds(model, feeds, ["a", "b"], most_bytes=each * 20) is feeds
+    spread = observe.enough_feeds(model, feeds, ["a", "b"], most_bytes=each * 10)
+    assert [id(feed) for feed in spread] == [id(feed) for feed in feeds[::2]]
+    assert len(observe.enough_feeds(model, feeds, ["a", "b"], most_bytes=1)) == 8
+    assert observe.enough_feeds(model, feeds[:5], ["a"], most_bytes=1) == feeds[:5]

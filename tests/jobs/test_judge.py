@@ -7,6 +7,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.data.evaluation_set import Evaluation
+from onnxcompress.jobs import judge as judging
 from onnxcompress.jobs.judge import Races, Timings, Trials, decisive_drop
 from onnxcompress.quality.output_plan import OutputPlan
 from onnxcompress.runtime.latency import Latency
@@ -141,3 +142,24 @@ def test_races_time_candidates_without_scoring_them():
     assert race(_model("1, 2, 3, 9"), "known") == 0.5
     assert 0 < race(_model("1, 2, 3, 9"), "new") < 100
     assert set(timings.used) == {"known", "new"}
+
+
+def test_seen_samples_can_be_left_out():
+    feeds = [{"x": np.full((1, 4), i, np.float32)} for i in range(64)]
+    held = Evaluation(feeds=feeds, source="test").divided()[1]
+    alone = held.without_seen()
+    assert (len(held.feeds), held.seen, len(alone.feeds), alone.seen) == (64, 48, 16, 0)
+    assert [int(feed["x"][0, 0]) for feed in alone.feeds] == list(range(3, 64, 4))
+    assert alone.without_seen() is alone
+
+
+def test_the_same_bytes_are_scored_once(monkeypatch):
+    judge, measured = _trials(timings=Timings({"b": LATENCY})), []
+    real = judging.measure
+    monkeypatch.setattr(judging, "measure", lambda *given, **more: measured.append(1) or real(*given, **more))
+    first = judge.score(_model("1, 2, 3, 9"))
+    again = judge(_model("1, 2, 3, 9"), "b")
+    assert (again.drop, again.divergence, len(measured)) == (first.drop, first.divergence, 1)
+    judge.score(_model("1, 2, 3, 9"), most=2)
+    judge.score(_model("1, 2, 3, 8"))
+    assert len(measured) == 3

@@ -35,6 +35,7 @@ from ...io import model_io
 from ...ops import table as ops
 from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
+from ...search.effort import SearchEffort
 from ...shapes import resolve
 from ..float16.widen import widened_for
 from .blocks import QuantizeBlocks
@@ -52,7 +53,8 @@ judgement; not measured."""
 _MOST_HALVINGS = 3
 """Times that the limit is halved for a candidate that the user's own samples refuse. Chosen by judgement; not
 measured."""
-
+_SEARCH_SECONDS = 150.0
+"""CPU seconds after which no further variant of a measured route is begun. Chosen by judgement; not measured."""
 
 _HURTS_MOST = "float: it hurts the output most for what it saves"
 
@@ -137,6 +139,7 @@ class _RouteSearch:
 
     def __init__(self, model: ir.Model, context: Context, judge: Judge, options: QuantizeInt8) -> None:
         self.model, self.context, self.judge, self.options = model, context, judge, options
+        self.effort = SearchEffort(context.clock, _SEARCH_SECONDS)
         self.wide = widened_for(model, context, for_integers=True)
         self.builder = RouteBuilder(self.wide.model or model, context, options.passes)
         self.refusals = list(self.wide.refusals)
@@ -205,13 +208,13 @@ class _RouteSearch:
     def _with_small_tables(self, found: Sequence[_TriedRoute]) -> Iterator[_TriedRoute]:
         """Yield the best candidate with tables of 4 bits, where they are large."""
         best = next(iter(self._ranked(found)), None)
-        if best is not None and not self.context.clock.is_over and self.builder.has_large_tables:
+        if best is not None and not self.effort.is_over and self.builder.has_large_tables:
             yield self._tried(replace(best.variant, small_tables=True))
 
     def _improved(self, candidate: _TriedRoute) -> _TriedRoute:
         """Return a candidate that loses less, where one is needed and found."""
         limit = self.judge.limit
-        if limit is None or self.context.clock.is_over:
+        if limit is None or self.effort.is_over:
             return candidate
         if self.options.recover and candidate.drop > limit * _WORTH_RECOVERING and candidate.variant.route != "weights":
             candidate = self._recovered(candidate)
@@ -230,7 +233,7 @@ class _RouteSearch:
         if best.layers:
             measures = ["guarded", "equalized", *(["refit"] if self.builder.can_refit else [])]
         for measure in measures:
-            if self.context.clock.is_over:
+            if self.effort.is_over:
                 break
             variant = replace(best.variant, **{measure: True})  # type: ignore[arg-type]  # all three are flags
             built, changes = self.builder.build(variant)
@@ -259,7 +262,7 @@ class _RouteSearch:
             self._costs(candidate.layers) if has_ranges else self._stored_bytes(),
             self.judge,
             limit,
-            clock=self.context.clock,
+            clock=self.effort,
             progress=self.context.progress,
         )
         return self._tried(replace(plain, left_out=left_out)) if left_out else None
