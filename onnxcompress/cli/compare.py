@@ -17,8 +17,13 @@ EXAMPLE = "Example: onnxcompress compare model.onnx small.onnx --eval test.npz -
 
 
 def compare(
-    original: Annotated[Path, typer.Argument(help="The model that is right by definition.", show_default=False)],
-    other: Annotated[Path, typer.Argument(help="The model that is compared with it.", show_default=False)],
+    original: Annotated[
+        Path,
+        typer.Argument(help="The model that is right by definition.", callback=options.openable, show_default=False),
+    ],
+    other: Annotated[
+        Path, typer.Argument(help="The model that is compared with it.", callback=options.openable, show_default=False)
+    ],
     data: options.Data = None,
     evaluation: options.Evaluation = None,
     metric: options.Metric = None,

@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: onnxcompress distill small.onnx --teacher large.onnx --data calib.npz -o taught.onnx"
 
+Student = Annotated[
+    Path, typer.Argument(help="The .onnx file that learns.", callback=options.openable, show_default=False)
+]
+Teacher = Annotated[
+    Path, typer.Option("--teacher", help="The .onnx file that knows.", callback=options.openable, show_default=False)
+]
+
 
 def distill(
-    student: Annotated[Path, typer.Argument(help="The .onnx file that learns.", show_default=False)],
-    teacher: Annotated[Path, typer.Option("--teacher", help="The .onnx file that knows.", show_default=False)],
+    student: Student,
+    teacher: Teacher,
     output: Annotated[Path, typer.Option("--output", "-o", help="The student that has learnt.", show_default=False)],
     data: options.Data = None,
     evaluation: options.Evaluation = None,

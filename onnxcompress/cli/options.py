@@ -7,6 +7,27 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..data.source_path import check_there
+from ..io.signatures import open_model
+
+
+def openable(path: Path) -> Path:
+    """Return the path of a model; what can be no model is refused before anything heavy is imported.
+
+    Raises:
+        ModelError: see `io.signatures.open_model`.
+    """
+    open_model(path)
+    return path
+
+
+def _there(spec: str | None) -> str | None:
+    """Return where samples are; what is missing is refused before anything heavy is imported."""
+    if spec is not None:
+        check_there(spec)
+    return spec
+
+
 Layout = Literal["nchw", "nhwc"]
 """Order of the axes of images."""
 
@@ -15,13 +36,19 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
+        callback=_there,
         help="Samples: a .npz, a folder of .npz, .npy, images or test_data_set_*, or module:function.",
         rich_help_panel=_DATA,
     ),
 ]
 Evaluation = Annotated[
     str | None,
-    typer.Option("--eval", help="Labelled samples to score both models on; forms as of --data.", rich_help_panel=_DATA),
+    typer.Option(
+        "--eval",
+        callback=_there,
+        help="Labelled samples to score both models on; forms as of --data.",
+        rich_help_panel=_DATA,
+    ),
 ]
 Metric = Annotated[
     str | None,
@@ -61,7 +88,7 @@ Json = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List everything, and log what is being done.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No tables, no progress, no warnings: errors only.")]
-Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
+Model = Annotated[Path, typer.Argument(help="An .onnx file.", callback=openable, show_default=False)]
 
 
 def check_file(path: Path | None, *, force: bool) -> None:

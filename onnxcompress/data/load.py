@@ -21,6 +21,7 @@ from .feeds import Lazy
 from .fit import Scaling, fit, non_finite, zeros
 from .read_files import Layout, image_samples, layout_of, read_arrays, read_npy, sample_of_test_data
 from .samples import ANY, LABEL_NAMES, Sample, by_input, cut_stack, inputs_hint, required
+from .source_path import check_there
 
 if TYPE_CHECKING:
     from ..runtime.tensor_spec import TensorSpec
@@ -207,17 +208,13 @@ def _samples(
         return cut_stack({k: np.asarray(v) for k, v in spec.items()}, specs, source="data", optional=optional)
     if not isinstance(spec, str | Path):
         return [Sample(name=f"feed {i}", load=partial(dict, feed)) for i, feed in enumerate(spec)]
+    check_there(spec)
     path = Path(spec)
     if path.is_dir():
         return _folder_samples(path, specs, layout=layout, size=size, optional=optional)
     if path.is_file():
         return cut_stack(read_arrays(path), specs, source=str(path), optional=optional)
-    if isinstance(spec, str) and ":" in spec:
-        return _function_samples(spec)
-    if path.exists():
-        hint = "Give a .npz or .npy file, a folder, or module:function"
-        raise DataError("is neither a file nor a folder", where=str(spec), hint=hint)
-    raise DataError("no such file or folder", where=str(spec))
+    return _function_samples(str(spec))
 
 
 def _function_samples(name: str) -> list[Sample]:

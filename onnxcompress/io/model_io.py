@@ -19,7 +19,8 @@ from .metadata import Dropped, drop_declared_shapes, drop_node_records, has_reco
 from .opset import convert_opset
 from .save import SavedFile, save, save_scratch
 from .serialize import to_proto
-from .sources import PACKED, InMemory, OpenFile
+from .signatures import EXPORT_AGAIN, open_model
+from .sources import InMemory, OpenFile
 from .stored_lists import Lists, StoredList
 from .tensors import StoredTensor, open_beside, stored_tensor
 
@@ -47,19 +48,6 @@ __all__ = [
     "skeleton",
     "to_bytes",
 ]
-
-_SIGNATURES = {
-    b"PK\x03\x04": "a zip archive",
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"%PDF": "a PDF document",
-    b"\x89HDF": "an HDF5 file",
-    b"GGUF": "a GGUF model",
-    b"\x80\x02": "a Python pickle",
-    b"\x1f\x8b": "a gzip archive",
-    b"version https://git-lfs": "a Git LFS pointer, not the model itself",
-    b"<": "an HTML or XML page",
-}
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model | gs.Graph) -> ir.Model:
@@ -129,8 +117,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def _load_file(path: Path) -> ir.Model:
     where = os.fspath(path)
-    file = OpenFile(path)
-    _check_signature(file)
+    file = open_model(path)
     return _load_source(file, where, folder=path.parent)
 
 
@@ -170,37 +157,18 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
         proto: onnx.ModelProto = onnx.ModelProto.FromString(data)
     except Exception as error:
-        raise ModelError("is not an ONNX model, or is damaged", where=where, hint=_EXPORT_AGAIN) from error
+        raise ModelError("is not an ONNX model, or is damaged", where=where, hint=EXPORT_AGAIN) from error
     return proto
-
-
-_EXPORT_AGAIN = "Export or download the model again"
-
-
-def _check_signature(file: OpenFile) -> None:
-    if not file.size:
-        raise ModelError("is empty", where=file.label, hint=_EXPORT_AGAIN)
-    start = file.read(0, min(64, file.size))
-    if start.startswith(PACKED):
-        hint = f"Run `onnxcompress unpack {file.label} -o MODEL.onnx` first"
-        raise ModelError("is a packed model", where=file.label, hint=hint)
-    for signature, kind in _SIGNATURES.items():
-        if start.startswith(signature):
-            raise ModelError(f"is {kind}, not an ONNX model", where=file.label, hint=_EXPORT_AGAIN)
-    if start[4:8] == b"ORTM":
-        raise ModelError("is an ORT-format model", where=file.label, hint="Give the .onnx file it was made from")
-    if start[4:8] == b"TFL3":
-        raise ModelError("is a TensorFlow Lite model", where=file.label, hint="Convert it to ONNX first")
 
 
 def _check_header(proto: onnx.ModelProto, where: str) -> None:
     if not proto.graph.output:
-        raise ModelError("is not an ONNX model: its graph has no outputs", where=where, hint=_EXPORT_AGAIN)
+        raise ModelError("is not an ONNX model: its graph has no outputs", where=where, hint=EXPORT_AGAIN)
     if not proto.ir_version:
-        raise ModelError("has no ir_version", where=where, hint=_EXPORT_AGAIN)
+        raise ModelError("has no ir_version", where=where, hint=EXPORT_AGAIN)
     newest = int(onnx.IR_VERSION)
     if proto.ir_version > newest:
         message = f"has ir_version {proto.ir_version}; onnx {onnx.__version__} knows up to {newest}"
         raise ModelError(message, where=where, hint="Install a newer onnx")
     if not proto.opset_import:
-        raise ModelError("imports no opset", where=where, hint=_EXPORT_AGAIN)
+        raise ModelError("imports no opset", where=where, hint=EXPORT_AGAIN)

@@ -51,6 +51,48 @@ def test_nothing_heavy_is_imported(code):
     assert done.returncode == 0, done.stderr
 
 
+FAILING = """
+sys.argv = {!r}
+from onnxcompress.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code == {}, end.code
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["compress", "missing.onnx"], 3, "missing.onnx: no such file"),
+        (["compress", "README.md.zip"], 3, "no such file"),
+        (["compress", "."], 3, ".: "),
+        (["compress", "models/vit.onnx", "--data", "missing.npz"], 3, "missing.npz: no such file or folder"),
+        (["compress", "models/vit.onnx", "--eval", "missing"], 3, "missing: no such file or folder"),
+        (["compress", "models/vit.onnx", "--unknown"], 2, "--unknown"),
+        (["compress", "models/vit.onnx", "--prefer", "nothing"], 2, "nothing"),
+        (["inspect", "missing.onnx"], 3, "missing.onnx: no such file"),
+        (["compare", "models/vit.onnx", "missing.onnx"], 3, "missing.onnx: no such file"),
+        (["split", "missing.onnx", "-o", "parts"], 3, "missing.onnx: no such file"),
+        (["distill", "models/vit.onnx", "--teacher", "missing.onnx", "-o", "o.onnx"], 3, "missing.onnx: no such file"),
+    ],
+)
+def test_mistakes_are_named_before_anything_heavy_is_imported(words, code, said):
+    done = _python(CODE.format(FAILING.format(["onnxcompress", *words], code), HEAVY))
+    assert done.returncode == 0, done.stderr
+    assert "AssertionError" not in done.stderr, "of the child that does the work"
+    assert said in done.stderr
+
+
+def test_what_is_no_model_is_named_before_anything_heavy_is_imported(tmp_path):
+    for start, said in ((b"PK\x03\x04", "is a zip archive"), (b"ONNXPACK", "is a packed model"), (b"", "is empty")):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(start)
+        done = _python(CODE.format(FAILING.format(["onnxcompress", "compress", str(path)], 3), HEAVY))
+        assert said in done.stderr
+        assert "AssertionError" not in done.stderr
+
+
 def test_the_check_would_notice():
     assert "numpy" in _python(CODE.format("from onnxcompress import load", HEAVY)).stderr
 
