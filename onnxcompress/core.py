@@ -330,7 +330,7 @@ class Context:
     calibrations: Cache[Any] | None = None
     """Ranges of activations, kept through all attempts of a run."""
     findings: MutableMapping[str, Any] = field(default_factory=dict)
-    """What passes have found out and may need again, by a digest of all that it depends on."""
+    """Figures that passes have measured and may need again, by a digest of all that they depend on."""
     memo: Memo | None = None
     """Set by the pipeline, for the model that it lets the passes edit."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Whether samples are where a user says they are, told without importing anything heavy."""
+"""Check that samples are where a user says they are, without importing anything heavy."""
 
 from __future__ import annotations
 

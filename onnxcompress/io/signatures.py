@@ -1,4 +1,4 @@
-"""What can be told about a model file at once: that it can be opened, and that it does not begin as something else.
+"""First look at a model file: it can be opened, and does not begin as something else.
 
 Nothing heavy is imported, so that the command line refuses a wrong file in the time of its own start.
 """

@@ -100,7 +100,7 @@ class Builder:
         return Built(copy, tuple(_run(order, copy, self._context)))
 
     def close(self) -> None:
-        """Give up what was ordered ahead and not asked for, and what was found out."""
+        """Give up what was ordered ahead and not asked for, and the findings."""
         for future in self._sent.values():
             future.cancel()
         self._sent.clear()

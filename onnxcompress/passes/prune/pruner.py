@@ -249,7 +249,7 @@ class Pruner:
         return dict(kept)
 
     def _first_costs(self, student: ir.Model, channels: Channels, sites: Sequence[consumers.ChannelConsumer]) -> _Costs:
-        """Find out what it costs to cut the original, or return what was found out before."""
+        """Measure what it costs to cut the original, or return what was measured before."""
         if self._key not in self._findings:
             self._findings[self._key] = self._costs(student, channels, sites, {})
         found: _Costs = self._findings[self._key]
