@@ -329,8 +329,8 @@ class Context:
     """Input -> output whose value it gets from the run before, for `feeds` that are steps of a recurrent model."""
     calibrations: Cache[Any] | None = None
     """Ranges of activations, kept through all attempts of a run."""
-    findings: MutableMapping[str, Any] = field(default_factory=dict)
-    """Figures that passes have measured and may need again, by a digest of all that they depend on."""
+    findings: MutableMapping[str, Any] | None = None
+    """Figures that passes have measured and may need again, by a digest of all that they depend on; None: not kept."""
     memo: Memo | None = None
     """Set by the pipeline, for the model that it lets the passes edit."""
     seed: int = 0

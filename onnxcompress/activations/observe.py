@@ -45,8 +45,8 @@ _LOOKED_AT = 16
 """Feeds whose sizes are looked at before the first run."""
 
 MOST_BYTES = 24 << 30
-"""Values of all feeds together that statistics are made of, at most: taking out and counting 1 GB takes about a second.
-Chosen by judgement; not measured."""
+"""Values of all feeds together that statistics are made of, at most. Chosen by judgement; not
+measured."""
 _LEAST_FEEDS = 8
 """Feeds that statistics are made of however large their values are. Chosen by judgement; not measured."""
 

@@ -67,7 +67,8 @@ class Builder:
 
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._model = model
-        self._context = replace(context, findings={})  # released with the builder
+        self._findings: dict[str, Any] = {}
+        self._context = replace(context, findings=self._findings)
         self._sent: dict[str, Future[tuple[bytes, tuple[Change, ...]]]] = {}
         self._material: Any = None
 
@@ -104,7 +105,7 @@ class Builder:
         for future in self._sent.values():
             future.cancel()
         self._sent.clear()
-        self._context.findings.clear()
+        self._findings.clear()
 
     def _packed(self) -> BuildInput:
         c = self._context

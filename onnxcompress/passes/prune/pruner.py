@@ -104,7 +104,7 @@ class Pruner:
         seed: of all random choices.
         progress: wraps long loops.
         while_time: wraps those that may end before their last item, where the time is up.
-        findings: keeps what it costs to cut the original, for other pruners of it; None where there are none.
+        findings: keeps what it costs to cut the original, for other pruners of it; None for this one alone.
 
     Attributes:
         blocked: name -> reason of the original's constants of which nothing can be removed.
