@@ -141,7 +141,8 @@ def _gather(
     groups, out, columns = layer.shape
     is_full = _is_free(layer) and columns <= MOST_COLUMNS
     data = LayerData(
-        train=Moments(groups, columns, out, is_full=is_full), held_out=Moments(groups, columns, out, is_full=is_full)
+        train=Moments(groups, columns, out, is_full=is_full, is_single=True),
+        held_out=Moments(groups, columns, out, is_full=is_full),
     )
     fault = ""
     for number, (inputs, chosen) in enumerate(zip(values, targets, strict=True)):

@@ -6,6 +6,7 @@ samples --> original and changed ---+--> meters --> losses --> worst --> drop wi
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -154,13 +155,16 @@ class VerdictMeter:
             kind = pairing.kind_of_pair(part.decision, a, b)
             slot = key if kind is part.decision.kind else (output, f"{part.name} as {kind}")
             if slot not in self._meters:
-                self._meters[slot], self._held_out[slot] = (meter(replace(part.decision, kind=kind)) for _ in range(2))
+                self._meters[slot] = self._held_out[slot] = meter(replace(part.decision, kind=kind))
+            if is_seen and self._meters[slot] is self._held_out[slot]:  # until now there was one for both
+                self._meters[slot] = copy.deepcopy(self._held_out[slot])
             reference = None
             if kind is OutputKind.RESIDUAL:
                 name = output_kinds.like_an_input([a], [references[index]]) if references else None
                 reference = references[index][name] if name else pairing.same_shape_input(a, references[index])
             self._seen.setdefault(slot, []).append(is_seen)
-            for found in (self._meters[slot], *([] if is_seen else [self._held_out[slot]])):
+            all_samples, held_out = self._meters[slot], self._held_out[slot]
+            for found in (all_samples, *([] if is_seen or held_out is all_samples else [held_out])):
                 found.add(pairing.as_array(a), pairing.as_array(b), reference)
 
     def _output(self, name: str, parts: tuple[JudgedValue, ...]) -> OutputLoss:

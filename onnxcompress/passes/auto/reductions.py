@@ -44,6 +44,8 @@ WORTH_MIXING = 0.9
 measured one is. Chosen by judgement; not measured."""
 _BUDGETS = frozenset({"keep_macs", "keep_parameters", "keep_bytes", "keep_latency", "divergence"})
 """Options of reductions that say how far they go; where the user sets one, nothing else is tried."""
+_STEPS = frozenset({"rounds", "stages"})
+"""Options of the main reduction that say how it goes there."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,13 @@ class Reducer:
         self._refusals = refusals
         self._exhausted: set[Reduction] = set()
         self._levels: dict[Reduction, list[Level]] = {}
+        self._path: tuple[float, ...] = ()
+        """The parts kept by the main reduction that were good, from the largest on: a model is cut further from the
+        last one that was good, so that this is done once."""
 
-    def ahead(self, name: Reduction, keeps: Sequence[float]) -> None:
-        """Order models from workers that will be asked for, or might be."""
-        orders = [BuildOrder((self._call(name, keep),)) for keep in keeps]
+    def ahead(self, name: Reduction, keeps: Sequence[float], *, path: Sequence[float] | None = None) -> None:
+        """Order models from workers that will be asked for, or might be, from a path that is expected."""
+        orders = [BuildOrder((self._call(name, keep, path=path),)) for keep in keeps]
         self._builder.ahead(order for order in orders if not self._archive.has(self._name(order)))
 
     def ever_further(self, name: Reduction, first: Halving, builds: int) -> Iterator[Start]:
@@ -108,14 +113,17 @@ class Reducer:
             if self._context.clock.is_over:
                 self._refuse(f"{name}: the time is over, {step.keep:.3f} was not tried")
                 return
-            after = (step.after(is_good=True), step.after(is_good=False))
-            self.ahead(name, [step.keep, *(each.keep for each in after if each is not None)])
+            good, bad = step.after(is_good=True), step.after(is_good=False)
+            here = (*_stages(self._path, step.keep), step.keep)
+            self.ahead(name, [step.keep, *([] if bad is None else [bad.keep])])
+            self.ahead(name, [] if good is None else [good.keep], path=here)
             start = self.reduced(name, step.keep)
             if start is not None:
+                self._path = here
                 yield start
             if self._has_budget(name):
                 return
-            step = step.after(is_good=start is not None)
+            step = bad if start is None else good
 
     def reduced(self, name: Reduction, keep: float) -> Start | None:
         """Return the model with a part of its multiplications left, None where that loses too much or can't be."""
@@ -165,12 +173,16 @@ class Reducer:
             return None
         return self._judge.limit * _SHARE
 
-    def _call(self, name: Reduction, keep: float, *, trains: bool = False) -> PassCall:
+    def _call(
+        self, name: Reduction, keep: float, *, trains: bool = False, path: Sequence[float] | None = None
+    ) -> PassCall:
         """Return the call of a reduction: the search's options first, then the other ones that are not usual."""
+        held = changed_options(self._held[name])
         options: dict[str, Any] = {} if self._has_budget(name) else {"keep_macs": keep}
+        if name == MAIN and options and not _STEPS.intersection(held):
+            options["stages"] = _stages(self._path if path is None else path, keep)
         if not trains:
             options["distill_steps"] = 0
-        held = changed_options(self._held[name])
         return PassCall(name=name, options=tuple((options | {k: held[k] for k in held if k not in options}).items()))
 
     def _has_budget(self, name: Reduction) -> bool:
@@ -217,6 +229,11 @@ def expected_loss(trial: Trial) -> float | None:
 def was_applied(changes: Sequence[Change]) -> bool:
     """Return True where something was done."""
     return any(c.action is Action.APPLIED for c in changes)
+
+
+def _stages(path: Sequence[float], keep: float) -> tuple[float, ...]:
+    """Return what is kept after the cuts before the last one: those of the path, else half of the way."""
+    return tuple(part for part in path if part > keep) or (round(keep**0.5, 4),)
 
 
 def _amount(call: PassCall) -> str:

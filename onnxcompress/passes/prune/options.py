@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from .loss_curves import Norm
 
 Criterion = Literal["reconstruction", "activation", "magnitude"]
 Share = Annotated[float | None, Field(gt=0, le=1)]
+Stage = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class PruneOptions:
     """The number of channels of a layer is a multiple of this afterwards. None: of what the target's kernels like."""
     rounds: Annotated[int, Field(ge=1, le=8)] = 2
     """Cuts, each with a refit after it: more are slower, and lose less where much is cut."""
+    stages: tuple[Stage, ...] = ()
+    """Parts of the budget's quantity that are left after cuts before the last one, falling; none: even `rounds`."""
     refit: bool = True
     """Refit layers to what the original gives in their place, from samples."""
     distill_steps: Annotated[int, Field(ge=0)] = 400
@@ -53,6 +57,9 @@ class PruneOptions:
         if len(self.budgets) > 1:
             given = " and ".join(f"keep_{name}" for name, _ in self.budgets)
             raise UsageError(f"prune-channels: {given} are given", hint="Give one of them")
+        last = [keep for _, keep in self.budgets]
+        if any(before <= after for before, after in itertools.pairwise((*self.stages, *last))):
+            raise UsageError("prune-channels: stages must fall, down to the budget", hint="Write them as 0.7,0.5")
 
     @property
     def budgets(self) -> list[tuple[Of, float]]:

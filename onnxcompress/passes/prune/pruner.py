@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,23 @@ class _Costs:
     before: float | None
 
 
+@dataclass(kw_only=True)
+class _Stage:
+    """A copy after some cuts; it is not changed any more.
+
+    Args:
+        pruned: the copy and the figures of the last cut.
+        kept: output of a layer -> which of the original's channels are left.
+        sizes: family -> its number of groups in the original, and now.
+        costs: of cutting it further; None until they are needed.
+    """
+
+    pruned: Pruned
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    costs: _Costs | None = None
+
+
 class Pruner:
     """Prunes copies of one model.
 
@@ -104,7 +121,7 @@ class Pruner:
         seed: of all random choices.
         progress: wraps long loops.
         while_time: wraps those that may end before their last item, where the time is up.
-        findings: keeps what it costs to cut the original, for other pruners of it; None for this one alone.
+        findings: keeps the stages of the last cut, for other pruners of the original; None for this one alone.
 
     Attributes:
         blocked: name -> reason of the original's constants of which nothing can be removed.
@@ -167,22 +184,35 @@ class Pruner:
             keep: part of what the budget is about that may be left.
             is_draft: cut once without refit: to be timed.
         """
-        refits = self._options.refit and bool(self._feeds) and not is_draft
-        student = model_io.clone(self._original)
-        if self._feeds and self._criterion == "reconstruction":
-            loss_curves.own_constants(student, self._selects)
-        found = Pruned(model=student, left=1.0)
         if not self._family_names:
-            return found
-        rounds = self._options.rounds if refits else 1
-        kept: dict[str, np.ndarray] = {}
-        sizes: dict[str, tuple[int, int]] = {}
-        for number in range(rounds):
-            target = keep ** ((number + 1) / rounds)
-            kept = self._round(student, target, found, kept, sizes, refits=refits)
-        found.families = [(name, before, after) for name, (before, after) in sizes.items()]
-        found.final = found.refitted
-        return found
+            return Pruned(model=model_io.clone(self._original), left=1.0)
+        refits = self._options.refit and bool(self._feeds) and not is_draft
+        steps = self._steps(keep) if refits else (keep,)
+        if self._key not in self._findings:
+            self._findings[self._key] = {(): self._begin()}
+        known: dict[tuple[float, ...], _Stage] = self._findings[self._key]
+        done = max((each for each in known if each == steps[: len(each)]), key=len) if refits else ()
+        before = stage = known[done]
+        for step in steps[len(done) :]:
+            before, stage = stage, self._round(stage, step, refits=refits)
+        if refits and done != steps:  # the next cut goes on from this one, or from the one before
+            self._findings[self._key] = {(): known[()], steps[:-1]: before, steps: stage}
+        pruned = replace(stage.pruned, model=model_io.clone(stage.pruned.model))
+        pruned.families = [(name, size, left) for name, (size, left) in stage.sizes.items()]
+        pruned.final = pruned.refitted
+        return pruned
+
+    def _steps(self, keep: float) -> tuple[float, ...]:
+        """Return the parts that are left after each cut."""
+        rounds, stages = self._options.rounds, self._options.stages
+        return (*stages, keep) if stages else tuple(keep ** ((number + 1) / rounds) for number in range(rounds))
+
+    def _begin(self) -> _Stage:
+        """Return the original before the first cut."""
+        start = model_io.clone(self._original)
+        if self._feeds and self._criterion == "reconstruction":
+            loss_curves.own_constants(start, self._selects)
+        return _Stage(pruned=Pruned(model=start, left=1.0))
 
     def finish(self, found: Pruned) -> Pruned:
         """Train a copy that is cut, and return it."""
@@ -200,22 +230,16 @@ class Pruner:
             found.final = self._distance(found.model)
         return found
 
-    def _round(
-        self,
-        student: ir.Model,
-        target: float,
-        found: Pruned,
-        kept: Mapping[str, np.ndarray],
-        sizes: dict[str, tuple[int, int]],
-        *,
-        refits: bool,
-    ) -> dict[str, np.ndarray]:
-        """Cut the student once, refit it, and return which of the original's channels are left."""
+    def _round(self, stage: _Stage, target: float, *, refits: bool) -> _Stage:
+        """Return what comes of a stage when a copy of it is cut once and refitted."""
+        student = model_io.clone(stage.pruned.model)
+        found = replace(stage.pruned, model=student)
         channels = channel_engine.find_groups(student, self._feed)
         meter = self._budgeting.of(student, channels)
         sites = consumers.sites(channels)
-        costs = self._costs(student, channels, sites, sizes) if sizes else self._first_costs(student, channels, sites)
+        stage.costs = costs = stage.costs or self._costs(student, channels, sites, stage.sizes)
         found.unseen = costs.unseen
+        sizes = dict(stage.sizes)
         with one_thread():
             counts = [len(family.groups) for family in costs.families]
             share = loss_curves.uniform if self._options.scope == "uniform" else loss_curves.allocate
@@ -230,7 +254,8 @@ class Pruner:
                 if goes:
                     sizes[family.label] = (sizes.get(family.label, (size, size))[0], size - goes)
             makes_up = costs.statistics if self._criterion == "reconstruction" else None
-            kept = loss_curves.composed(kept, loss_curves.take_out(channels, removed, sites, makes_up))
+            left = loss_curves.take_out(channels, removed, sites, makes_up)
+        kept = loss_curves.composed(stage.kept, left)
         found.cut = found.refitted = self._distance(student)
         if found.cut is not None:
             log.info("measured loss %.3g", found.cut)
@@ -246,20 +271,14 @@ class Pruner:
             )
             found.layers = sum(change.is_applied for change in changes)
             found.refitted = self._distance(student)
-        return dict(kept)
-
-    def _first_costs(self, student: ir.Model, channels: Channels, sites: Sequence[consumers.ChannelConsumer]) -> _Costs:
-        """Measure what it costs to cut the original, or return what was measured before."""
-        if self._key not in self._findings:
-            self._findings[self._key] = self._costs(student, channels, sites, {})
-        found: _Costs = self._findings[self._key]
-        return found
+        return _Stage(pruned=found, kept=kept, sizes=sizes)
 
     @functools.cached_property
     def _key(self) -> str:
-        """Digest of all that the costs of cutting the original depend on."""
-        o = self._options
-        choices = (self._criterion, o.scope, o.min_keep, o.norm, o.rounds, self._seed, self._state, self._family_names)
+        """Digest of all that the stages of cutting the original depend on."""
+        budgets = dict.fromkeys(("keep_macs", "keep_parameters", "keep_bytes", "keep_latency"))
+        options = replace(self._options, **budgets, stages=(), distill_steps=0)
+        choices = (self._of, options, self._seed, self._state, self._family_names)
         arrays = (np.asarray(feed[name]) for feed in (*self._feeds, self._feed) for name in sorted(feed))
         return digest([b"prune-channels", model_io.to_bytes(self._original), repr(choices), *arrays])
 
