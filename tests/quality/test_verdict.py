@@ -321,6 +321,20 @@ def test_samples_that_parameters_were_fitted_to_are_left_out():
     assert judged == _verdict(values[16:, None], other[16:, None]).loss
 
 
+def test_it_does_not_matter_in_which_order_seen_and_held_out_samples_come():
+    values = _normal(5)
+    other = values + 0.05 * np.sign(_normal(5, seed=1)) * np.where(np.arange(COUNT) % 2, 3, 1)[:, None]
+    found = []
+    for order in (np.arange(COUNT), np.argsort(np.arange(COUNT) % 2, kind="stable")):
+        meter = VerdictMeter(OutputPlan({"y": NOTHING}))
+        for index in order:
+            meter.add({}, {"y": values[None, index]}, {"y": other[None, index]}, seen=index % 2 == 0)
+        found.append(meter.verdict().outputs[0].loss)
+    assert found[0].drop.value == pytest.approx(found[1].drop.value, rel=1e-9)
+    odd = np.arange(COUNT) % 2 == 1
+    assert found[0].drop.value == pytest.approx(_verdict(values[odd, None], other[odd, None]).loss.drop.value)
+
+
 # --- the whole: the worst output, overrides, limits, notes ------------------------------------------------------
 
 TWO = """g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) <float a = {%s}, float b = {%s}> {

@@ -91,3 +91,21 @@ def test_rows_wanted():
     assert moments.rows_wanted(1999, per_column=16) == 32000
     assert moments.rows_wanted(2) == 16384
     assert moments.rows_wanted(2, least=10) == 192
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_products_in_single_precision_are_near_those_in_double_even_far_from_zero(offset):
+    x, y = floats(2, 9000, 6) + np.float32(offset), floats(2, 9000, 3, seed=1) - np.float32(offset)
+    exact, single = summed(x, y), summed(x, y, is_single=True)
+    for name in ("x", "y", "yy"):
+        np.testing.assert_array_equal(getattr(single, name), getattr(exact, name))
+    np.testing.assert_allclose(single.covariance(), exact.covariance(), atol=2e-6)
+    np.testing.assert_allclose(single.cross_covariance(), exact.cross_covariance(), atol=2e-6)
+    assert (single.xx != exact.xx).any(), "it is another precision"
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_rows_whose_squares_single_precision_can_not_hold_are_summed_in_double(scale):
+    x, y = floats(1, 50, 3) * np.float32(scale), floats(1, 50, 2, seed=1)
+    assert_equal(summed(x, y, is_single=True), summed(x, y))
+    assert_equal(summed(y, x, is_single=True), summed(y, x))

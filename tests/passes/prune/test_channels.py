@@ -105,6 +105,39 @@ def test_what_it_costs_to_cut_a_model_is_found_out_once(monkeypatch):
     assert len(gathered) == 5, "other samples and options have costs of their own"
 
 
+def test_a_cut_goes_on_from_a_stage_that_was_reached_before(monkeypatch):
+    refits = []
+    real = pruner.refit
+    monkeypatch.setattr(pruner, "refit", lambda *args, **kw: refits.append(1) or real(*args, **kw))
+    ways = [(0.8, (0.9,)), (0.6, (0.9, 0.8)), (0.7, (0.9, 0.8)), (0.6, (0.9, 0.8, 0.7))]
+    options = QUICK | {"refit": True}
+
+    def pruned(keep, stages, findings=None):
+        copy = net()
+        changes = PruneChannels(**{**options, "keep_macs": keep, "stages": stages}).run(
+            copy, Context(feeds=FEEDS, findings=findings)
+        )
+        return model_io.to_bytes(copy), changes
+
+    apart = [pruned(*way) for way in ways]
+    assert len(refits) == 2 + 3 + 3 + 4
+    refits.clear()
+    findings = {}
+    assert [pruned(*way, findings) for way in ways] == apart
+    assert len(refits) == 2 + 1 + 1 + 1
+    again = pruned(*ways[-1], findings)
+    assert again == apart[-1]
+    assert len(refits) == 5, "what was cut is taken as it is"
+
+
+def test_stages_must_fall_down_to_the_budget():
+    with pytest.raises(UsageError, match="stages must fall"):
+        PruneChannels(keep_macs=0.8, stages=(0.7,))
+    with pytest.raises(UsageError, match="stages must fall"):
+        PruneChannels(stages=(0.6, 0.7))
+    assert PruneChannels(keep_macs=0.5, stages=(0.8, 0.7)).stages == (0.8, 0.7)
+
+
 def distance(model, original):
     expected, got = (run(each, FRESH)["y"] for each in (original, model))
     return float(np.square(got - expected).mean() / expected.var(axis=0).mean())
