@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ..runtime import isolation
 from ..runtime import session as runtime
-from ..shapes import expose
+from ..shapes import expose, infer
 from .partial_run import between, cone, fed, fixed_values, open_segment
 
 Take = Callable[[str, np.ndarray], None]
@@ -73,7 +73,7 @@ class ChainedTap:
         shown = expose.expose(model, [name for part in inner for name in part], keep=carried)
         self.refused = dict(shown.refused)
         """Value -> why it can't be observed."""
-        self._model = shown.model
+        self._model, self._shapes = shown.model, infer.infer(shown.model)
         self._links = _planned(shown, inner, carried)
         self._last: dict[str, Any] = {}
 
@@ -107,7 +107,7 @@ class ChainedTap:
             return {}
         session = link.session
         if session is None:
-            session = open_segment(self._model, known, outputs, threads=self._threads, is_heavy=True)
+            session = open_segment(self._model, self._shapes, known, outputs, threads=self._threads, is_heavy=True)
             if isolation.current() != "apart":  # where each has a process of its own, which are too many at a time
                 link.session = session
         return session.run(fed(session, known), outputs)

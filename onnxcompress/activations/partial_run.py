@@ -19,6 +19,7 @@ from ..graph.extract import extract
 from ..io import model_io
 from ..ops import table as ops
 from ..runtime import session as runtime
+from ..shapes import infer
 
 MEMORY_BYTES = 96 << 20
 """Bytes of a frontier at most; while it is moved up, the next one is there too.
@@ -46,6 +47,7 @@ class Frontier:
         self._model = model
         self._feeds = feeds
         self._threads = threads
+        self._shapes = infer.infer(model)
         self._memory_bytes = memory_bytes
         self._kept: list[dict[str, Any]] | None = None
         """The frontier for each feed; None: the feeds are the frontier."""
@@ -76,7 +78,7 @@ class Frontier:
             read += 1
             if read == 1:
                 outputs = [name for name in names if name not in source and name not in inputs]
-                session = open_segment(self._model, source, outputs, threads=self._threads) if outputs else None
+                session = self._open(source, outputs) if outputs else None
             found: dict[str, Any] = {name: np.asarray(source[name]) for name in names if name in source}
             if session is not None:
                 found |= session.run(fed(session, source), outputs)
@@ -90,6 +92,9 @@ class Frontier:
         if len(kept) == read:
             self._kept, self._done = kept, done
 
+    def _open(self, source: Mapping[str, Any], outputs: Sequence[str]) -> runtime.Session:
+        return open_segment(self._model, self._shapes, source, outputs, threads=self._threads)
+
     def _fits(self, used: int, read: int) -> bool:
         """Say whether a frontier can be kept: not where it would grow too large on the feeds that are yet to come."""
         return used * max(1.0, self._count / read) <= self._memory_bytes
@@ -97,6 +102,7 @@ class Frontier:
 
 def open_segment(
     model: ir.Model,
+    shapes: infer.Shapes,
     source: Mapping[str, Any],
     outputs: Sequence[str],
     *,
@@ -107,6 +113,7 @@ def open_segment(
 
     Args:
         model: the whole; values of its main graph are known and asked for.
+        shapes: of the model, as inferred; ranks alone are told to the runtime, which can't load some nodes without.
         source: name -> array of what is known on one feed. It has to be fed, with arrays of these types.
         outputs: names of values that are not known.
         threads: threads that one operator may use.
@@ -127,7 +134,9 @@ def open_segment(
             return value.type, None
         if value.is_graph_input():
             return value.type, value.shape
-        return ir.TensorType(ir.DataType.from_numpy(np.asarray(source[value.name or ""]).dtype)), None
+        rank = shapes.rank(value)
+        dtype = ir.DataType.from_numpy(np.asarray(source[value.name or ""]).dtype)
+        return ir.TensorType(dtype), None if rank is None else ir.Shape([None] * rank)
 
     segment = extract(
         model,
