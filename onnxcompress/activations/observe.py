@@ -23,6 +23,7 @@ from ..graph import query
 from ..io import model_io
 from ..runtime import session as runtime
 from ..shapes import expose, resolve
+from .chained_tap import ChainedTap
 
 if TYPE_CHECKING:
     from ..core import Feed
@@ -158,7 +159,7 @@ def observe(
 ) -> dict[str, str]:
     """Run the model on each feed and let each value's collector take it in; return what can't be observed, and why.
 
-    Values that take more than `memory_bytes` together are observed in several passes over the feeds.
+    Values that take more than `memory_bytes` together are observed part by part; see `ChainedTap`.
 
     Raises:
         ModelError: the runtime fails.
@@ -168,17 +169,20 @@ def observe(
         feeds = itertools.chain(first, feeds)
     parts = divided(model, first, list(collectors), memory_bytes)
     del first  # joined feeds are copies
-    if len(parts) > 1 and iter(feeds) is feeds:
-        feeds = list(feeds)
-    refused: dict[str, str] = {}
-    for names in parts:
-        watch = ActivationTap(model, names, state=state, threads=threads, skip_refused=True)
-        refused.update(watch.refused)
+
+    def take(name: str, array: np.ndarray) -> None:
+        collectors[name].update(array)
+
+    if len(parts) > 1:
+        chain = ChainedTap(model, parts, state=state, threads=threads)
         for feed in progress("Observing", feeds) if isinstance(feeds, Sequence) else feeds:
-            for name, array in watch.run(feed).items():
-                collectors[name].update(array)
-        del watch  # before the next is loaded
-    return refused
+            chain.run(feed, take)
+        return chain.refused
+    watch = ActivationTap(model, parts[0], state=state, threads=threads, skip_refused=True)
+    for feed in progress("Observing", feeds) if isinstance(feeds, Sequence) else feeds:
+        for name, array in watch.run(feed).items():
+            take(name, array)
+    return watch.refused
 
 
 def batched(model: ir.Model, feeds: Iterable[Feed], size: int) -> Iterable[Feed]:

@@ -8,15 +8,18 @@ frontier fits in memory; where it doesn't, the values wanted next are computed f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..graph import query
+from ..graph.extract import extract
 from ..io import model_io
+from ..ops import table as ops
 from ..runtime import session as runtime
+from ..shapes import infer
 
 MEMORY_BYTES = 96 << 20
 """Bytes of a frontier at most; while it is moved up, the next one is there too.
@@ -44,6 +47,7 @@ class Frontier:
         self._model = model
         self._feeds = feeds
         self._threads = threads
+        self._shapes = infer.infer(model)
         self._memory_bytes = memory_bytes
         self._kept: list[dict[str, Any]] | None = None
         """The frontier for each feed; None: the feeds are the frontier."""
@@ -62,23 +66,22 @@ class Frontier:
         Raises:
             ModelError: the runtime fails.
         """
-        done = self._done | _cone(wanted)
-        fixed = _fixed(self._model)
-        live = [v for v in _between(done, _cone([*wanted, *later]), [*wanted, *later]) if v not in fixed]
+        done = self._done | cone(wanted)
+        fixed = fixed_values(self._model)
+        live = [v for v in between(done, cone([*wanted, *later]), [*wanted, *later]) if v not in fixed]
         names = list(dict.fromkeys(value.name or "" for value in (*wanted, *live)))
-        known = {value.name or "" for value in self._model.graph.inputs}
+        inputs = {value.name for value in self._model.graph.inputs}
         outputs, session = names, None
         kept: list[dict[str, Any]] = []
         used = read = 0
         for source in self._feeds if self._kept is None else self._kept:
             read += 1
             if read == 1:
-                known = known if self._kept is None else set(source)
-                outputs = [name for name in names if name not in known]
-                session = self._open(source, known, outputs) if outputs else None
+                outputs = [name for name in names if name not in source and name not in inputs]
+                session = self._open(source, outputs) if outputs else None
             found: dict[str, Any] = {name: np.asarray(source[name]) for name in names if name in source}
             if session is not None:
-                found |= session.run({spec.name: source[spec.name] for spec in session.inputs}, outputs)
+                found |= session.run(fed(session, source), outputs)
             used += sum(array.nbytes if isinstance(array, np.ndarray) else _TOO_MUCH for array in found.values())
             if self._fits(used, read):
                 kept.append(found)
@@ -89,61 +92,94 @@ class Frontier:
         if len(kept) == read:
             self._kept, self._done = kept, done
 
+    def _open(self, source: Mapping[str, Any], outputs: Sequence[str]) -> runtime.Session:
+        return open_segment(self._model, self._shapes, source, outputs, threads=self._threads)
+
     def _fits(self, used: int, read: int) -> bool:
         """Say whether a frontier can be kept: not where it would grow too large on the feeds that are yet to come."""
         return used * max(1.0, self._count / read) <= self._memory_bytes
 
-    def _open(self, source: Mapping[str, Any], known: set[str], outputs: Sequence[str]) -> runtime.Session:
-        """Load the nodes between what is known and the outputs, as a model of their own."""
-        values = {v.name: v for v in self._model.graph.inputs}
-        values |= {v.name: v for node in self._model.graph for v in node.outputs if v.name}
-        leaves = {value for name, value in values.items() if name in known}
-        nodes = _cone([values[name] for name in outputs], leaves)
-        read = [value for node in nodes for value in query.reads(node)]
-        given = [value for value in dict.fromkeys(read) if value in leaves and value.name in source]
-        weights = [value for value in dict.fromkeys(read) if value.is_initializer() and value not in leaves]
-        order = {node: place for place, node in enumerate(self._model.graph)}
-        view = ir.GraphView(
-            given,
-            [values[name] for name in outputs],
-            nodes=sorted(nodes, key=order.__getitem__),
-            initializers=weights,
-            opset_imports=dict(self._model.opset_imports),
-            name="segment",
-        )
-        functions = [function.clone() for function in self._model.functions.values()]
-        segment = ir.Model(view.clone(), ir_version=self._model.ir_version, functions=functions)
-        for own, value in zip(segment.graph.inputs, given, strict=True):
-            own.type = ir.TensorType(ir.DataType.from_numpy(np.asarray(source[value.name or ""]).dtype))
-            own.shape = None
-        for own in segment.graph.outputs:
-            own.shape = None
-        return runtime.open_session(model_io.to_bytes(segment), optimize=True, threads=self._threads)
+
+def open_segment(
+    model: ir.Model,
+    shapes: infer.Shapes,
+    source: Mapping[str, Any],
+    outputs: Sequence[str],
+    *,
+    threads: int = 1,
+    is_heavy: bool = False,
+) -> runtime.Session:
+    """Load the nodes between what is known and the outputs, as a model of their own.
+
+    Args:
+        model: the whole; values of its main graph are known and asked for.
+        shapes: of the model, as inferred; ranks alone are told to the runtime, which can't load some nodes without.
+        source: name -> array of what is known on one feed. It has to be fed, with arrays of these types.
+        outputs: names of values that are not known.
+        threads: threads that one operator may use.
+        is_heavy: as of `open_session`.
+
+    Raises:
+        ModelError: the runtime can't load them.
+    """
+    values = {v.name: v for v in (*model.graph.initializers.values(), *model.graph.inputs)}
+    values |= {v.name: v for node in model.graph for v in node.outputs if v.name}
+    leaves = {value for name, value in values.items() if name in source}
+    nodes = cone([values[name] for name in outputs], leaves)
+    order = query.topological(model.graph)
+    read = dict.fromkeys(value for node in order if node in nodes for value in query.reads(node))
+
+    def typed(value: ir.Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
+        if value not in leaves:
+            return value.type, None
+        if value.is_graph_input():
+            return value.type, value.shape
+        rank = shapes.rank(value)
+        dtype = ir.DataType.from_numpy(np.asarray(source[value.name or ""]).dtype)
+        return ir.TensorType(dtype), None if rank is None else ir.Shape([None] * rank)
+
+    segment = extract(
+        model,
+        [node for node in order if node in nodes],
+        [value for value in read if value in leaves],
+        [values[name] for name in outputs],
+        typed=typed,
+        name="segment",
+    )
+    return runtime.open_session(model_io.to_bytes(segment), optimize=True, threads=threads, is_heavy=is_heavy)
 
 
-def _cone(values: Sequence[ir.Value], leaves: set[ir.Value] | None = None) -> set[ir.Node]:
+def fed(session: runtime.Session, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a segment takes of what is known."""
+    return {spec.name: source[spec.name] for spec in session.feedable if spec.name in source}
+
+
+def cone(values: Iterable[ir.Value], leaves: Collection[ir.Value] = ()) -> set[ir.Node]:
     """Return the nodes that values depend on, back to leaves and what no node makes."""
     found: set[ir.Node] = set()
     pending = list(values)
     while pending:
         value = pending.pop()
-        node = None if leaves is not None and value in leaves else value.producer()
+        node = None if value in leaves else value.producer()
         if node is not None and node not in found:
             found.add(node)
             pending += query.reads(node)
     return found
 
 
-def _between(done: set[ir.Node], needed: set[ir.Node], asked: Sequence[ir.Value]) -> list[ir.Value]:
+def between(done: set[ir.Node], needed: set[ir.Node], asked: Sequence[ir.Value]) -> list[ir.Value]:
     """Return what needed nodes that are not done, or a later question, read of what is done or given."""
     read = [value for node in needed - done for value in query.reads(node)]
     return [v for v in dict.fromkeys([*asked, *read]) if v.producer() in done or v.is_graph_input()]
 
 
-def _fixed(model: ir.Model) -> set[ir.Value]:
-    """Return the values that depend on constants only."""
+def fixed_values(model: ir.Model) -> set[ir.Value]:
+    """Return the values that depend on constants only, and are the same whenever they are computed."""
     found: set[ir.Value] = set()
-    for node in model.graph:
-        if all(v.is_initializer() or v in found for v in query.reads(node)):
+    for node in query.topological(model.graph):
+        read = query.reads(node)
+        if not ops.is_nondeterministic(node) and all(
+            v in found or (v.is_initializer() and not v.is_graph_input()) for v in read
+        ):
             found.update(node.outputs)
     return found
