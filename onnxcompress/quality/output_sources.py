@@ -144,8 +144,8 @@ def with_sources(model: ir.Model) -> ir.Model:
 
 
 def _has_scores(output: ir.Value) -> bool:
-    """Return whether a sigmoid or softmax is reached from an output before any product."""
-    waiting, known = [output], {output}
+    """Return whether a sigmoid or softmax is reached from an output of floats before any product."""
+    waiting, known = [output] if output.dtype is None or output.dtype.is_floating_point() else [], {output}
     while waiting:
         node = waiting.pop().producer()
         if node is None or _is_product(node.op_type):

@@ -34,7 +34,9 @@ _BEST_ANCHORS = 100
 _POINT = 0.01
 """Loss that is called one point, and root mean square of errors of scores that is one where nothing is detected."""
 _EVENT = 0.5
-"""Part of one more detection lost that the upper end of the interval includes: REPLACE."""
+"""Loss of one more detection that the upper end of the interval includes at least. Of two detectors with five int8
+variants and noise, 4 samples (3 to 5 detections) were below the loss of 32 to 128 in 1 to 11% of the draws, without it
+in up to 33%; 16 samples in at most 12%."""
 _FEWEST = 1.0
 """Detections, as a sum of memberships, below which there is none to judge by."""
 
@@ -56,12 +58,11 @@ class AgreementSums:
         """Take the outputs of both models for the next sample, two axes each."""
         tables = [self._columns.rows(each) for each in (one, other)]
         classes = [self._columns.classes(table) for table in tables]
-        members = [
+        one_members, other_members = (
             detections(table, scores, self._columns, _WINDOW[0]) for table, scores in zip(tables, classes, strict=True)
-        ]
-        weights = [_membership(each.scores) for each in members]
-        total = float(sum(weight.sum() for weight in weights))
-        agreed = _agreement(*members, *weights)
+        )
+        total = float(_membership(one_members).sum() + _membership(other_members).sum())
+        agreed = _agreement(one_members, other_members)
         self._found.append((total - 2 * agreed, total, _score_error(*classes)))
         self._boxes.add(*(self._columns.boxes(table) for table in tables))
         others = [self._columns.others(table) for table in tables]
@@ -97,7 +98,7 @@ class AgreementSums:
         return mean_interval(np.array(self._found)[:, 2] * np.sqrt(factors))
 
     def number_error(self, factors: Factors = 1.0) -> Estimate:
-        """Return the error of the boxes of all anchors and of the numbers beside scores, as of numbers of no meaning."""
+        """Return the error of all boxes, and of the numbers beside scores, as of numbers without a meaning."""
         found = self._boxes.relative_error(factors)
         return found if self._others is None else found.at_least(self._others.relative_error(factors))
 
@@ -116,26 +117,25 @@ def _unseen(lost: Estimate, number: float) -> Estimate:
     return Estimate(lost.value, max(lost.low, 0.0), min(max(lost.high, lost.value + _EVENT / (number + 1)), 1.0))
 
 
-def _membership(scores: np.ndarray) -> np.ndarray:
-    """Return the part by which detections are members of the result, for their scores."""
-    return np.clip((scores - _WINDOW[0]) / (_WINDOW[1] - _WINDOW[0]), 0.0, 1.0)
+def _membership(found: Detections) -> np.ndarray:
+    """Return the part by which each detection is a member of the result, for its score."""
+    return np.clip((found.scores - _WINDOW[0]) / (_WINDOW[1] - _WINDOW[0]), 0.0, 1.0)
 
 
-def _agreement(one: Detections, other: Detections, weights: np.ndarray, others: np.ndarray) -> float:
-    """Return the sum over pairs of detections of what both are members by, less where their boxes differ."""
-    if not len(weights) or not len(others):
+def _agreement(one: Detections, other: Detections) -> float:
+    """Return the sum over pairs of detections of what both are members by, less where boxes and scores differ."""
+    if not len(one.scores) or not len(other.scores):
         return 0.0
-    overlap = overlaps(one.boxes, other.boxes)
-    moved = (one.scores[:, None] - other.scores[None]) / _OTHER_SCORE
-    quality = np.maximum(1 - ((1 - overlap) / (1 - _PAIR)) ** _POWER, 0.0) * np.maximum(
-        1 - np.abs(moved) ** _POWER, 0.0
-    )
-    quality *= np.minimum(weights[:, None], others[None]) * (one.labels[:, None] == other.labels[None])
+    moved = (1 - overlaps(one.boxes, other.boxes)) / (1 - _PAIR)
+    changed = np.abs(one.scores[:, None] - other.scores[None]) / _OTHER_SCORE
+    worth = np.maximum(1 - moved**_POWER, 0.0) * np.maximum(1 - changed**_POWER, 0.0)
+    worth *= np.minimum(_membership(one)[:, None], _membership(other)[None])
+    worth *= one.labels[:, None] == other.labels[None]
     total = 0.0
-    while quality.max() > 0:
-        row, column = np.unravel_index(quality.argmax(), quality.shape)
-        total += float(quality[row, column])
-        quality[row, :], quality[:, column] = 0.0, 0.0
+    while worth.max() > 0:
+        row, column = np.unravel_index(worth.argmax(), worth.shape)
+        total += float(worth[row, column])
+        worth[row, :], worth[:, column] = 0.0, 0.0
     return total
 
 

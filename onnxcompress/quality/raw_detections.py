@@ -90,7 +90,7 @@ class DetectionColumns:
         """Return the scores of the classes, float [anchors, classes]."""
         found = rows[:, _BOX : _BOX + self.scores]
         if self.objectness:
-            return found[:, :1] * found[:, 1:]
+            return np.asarray(found[:, :1] * found[:, 1:])
         return found if self.background is None else np.delete(found, self.background, 1)
 
     def others(self, rows: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ def find_apart(
         sources: output -> the computation behind it.
     """
     tables = {
-        name: [np.asarray(a).reshape(len(a), -1) for a in found]
+        name: [a.reshape(len(a), -1) for a in found if isinstance(a, np.ndarray)]
         for name, found in values.items()
         if all(isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.ndim in (1, 2) and len(a) for a in found)
     }
@@ -213,5 +213,5 @@ def _cover(centres: np.ndarray) -> bool:
     low, high = np.quantile(centres, [_EDGE, 1 - _EDGE], axis=0)
     if not (high > low).all():
         return False
-    counts, *_ = np.histogram2d(*centres.T, bins=_CELLS, range=list(zip(low, high, strict=True)))
+    counts, *_ = np.histogram2d(centres[:, 0], centres[:, 1], bins=_CELLS, range=np.stack([low, high], 1))
     return bool(counts.min() >= _CELL_PART * len(centres) / _CELLS**2)
