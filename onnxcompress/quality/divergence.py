@@ -22,6 +22,7 @@ from . import output_kinds
 from .output_kinds import OutputKind
 from .output_plan import OutputPlan
 from .output_sources import sources
+from .probability_rows import are_probabilities
 from .verdict import VerdictMeter
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def kinds(model: ir.Model, outputs: Mapping[str, Any]) -> dict[str, DivergenceKi
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or not value.size or not value.ndim:
             continue
         rows = value.reshape(-1, value.shape[-1])
-        if value.shape[-1] > 1 and output_kinds.are_probabilities(rows):
+        if value.shape[-1] > 1 and are_probabilities(rows):
             found[name] = DivergenceKind.PROBABILITIES
             continue
         decision = output_kinds.decide(source, list(rows), [])

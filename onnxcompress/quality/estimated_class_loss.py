@@ -15,7 +15,7 @@ from ..numerics.statistics.drop_posterior import drop_posterior
 from ..numerics.statistics.estimate import Estimate
 from ..numerics.statistics.ratios import mean_interval, worst_ratio
 from ..numerics.statistics.row_matching import edit_distance
-from .output_kinds import are_probabilities
+from .probability_rows import are_probabilities
 
 _LEAST = 1e-12
 """Probabilities below this count as this."""

@@ -7,6 +7,7 @@ embedding                   1 - cosine of vectors centred over the samples      
 labels, booleans, strings   share of elements that differ                                 .03
 vector                      the same as numbers; largest entries that change              .01; .03
 detection-rows              distance of matched rows, weighted by score                   .05
+raw-detections              part of the detections lost, after suppression                .05
 selection                   share of chosen rows that only one model chooses              .05
 signal                      distance of levels in bands over frames, dB                   1
 signal of another length    the same along the best alignment, dB; length                 2; .10

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..errors import UsageError
+from . import raw_detections
 from .output_kinds import OutputKind
 
 
@@ -24,6 +25,8 @@ def misfit(kind: OutputKind, values: Sequence[object]) -> str | None:
     ranks = {array.ndim for array in arrays}
     if kind in (OutputKind.DETECTION_ROWS, OutputKind.SELECTION) and (len(arrays) < len(values) or ranks != {2}):
         return "a sample is no table of rows"
+    if kind is OutputKind.RAW_DETECTIONS and (len(arrays) < len(values) or raw_detections.columns(arrays) is None):
+        return "a sample is no table of boxes with scores from 0 to 1 behind them"
     is_of_rows = kind in (
         *(OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES, OutputKind.VECTOR),
     )

@@ -14,6 +14,7 @@ from ..numerics.statistics.ratios import mean_interval
 from . import estimated_class_loss as class_loss
 from . import estimated_value_loss as value_loss
 from .output_kinds import KindDecision, OutputKind
+from .raw_detection_loss import AgreementSums
 
 _POINT = 0.01
 """Loss that is one point, in the unit of `drop`."""
@@ -34,12 +35,14 @@ class Loss:
         divergence: a figure of low variance that falls with every repair: KL in nats, or relative squared error.
         figures: what else was measured, by name.
         changes: the share of decisions that fall the other way, expected for errors of the power that was seen.
+        note: what the samples can't show.
     """
 
     drop: Estimate
     divergence: float
     figures: Mapping[str, float] = field(default_factory=dict)
     changes: Estimate | None = None
+    note: str = ""
 
 
 class LossMeter(Protocol):
@@ -221,6 +224,24 @@ class _DetectionMeter(_PairsMeter):
         return value_loss.detection_costs(self._pairs)[:, 0]
 
 
+class _RawDetectionMeter:
+    def __init__(self, decision: KindDecision) -> None:
+        assert decision.columns is not None
+        self._sums = AgreementSums(decision.columns)
+
+    def add(self, one: np.ndarray, other: np.ndarray, reference: np.ndarray | None) -> None:  # noqa: ARG002
+        self._sums.add(one, other)
+
+    def errors(self) -> np.ndarray:
+        return self._sums.errors
+
+    def loss(self, factors: np.ndarray) -> Loss:
+        lost, scores = self._sums.lost(factors).value, self._sums.score_error(factors).value
+        figures = {"detections": self._sums.number, "lost_detections": lost, "score_error": scores}
+        note = "" if self._sums.has_some else "no sample has a detection, so scores are compared as numbers"
+        return Loss(self._sums.drop(factors), lost + scores, figures, note=note)
+
+
 def _share(_: KindDecision) -> LossMeter:
     return _PairsMeter("differing", value_loss.differing_share, value_loss.SHARE_POINT)
 
@@ -236,6 +257,7 @@ _METERS: Mapping[OutputKind, Callable[[KindDecision], LossMeter]] = {
     OutputKind.EMBEDDING: _EmbeddingMeter,
     **dict.fromkeys((OutputKind.LABELS, OutputKind.BOOLEANS, OutputKind.STRINGS), _share),
     OutputKind.DETECTION_ROWS: lambda _: _DetectionMeter(),
+    OutputKind.RAW_DETECTIONS: _RawDetectionMeter,
     OutputKind.SELECTION: lambda _: _PairsMeter("unshared", value_loss.selection_error, value_loss.DETECTION_POINT),
     OutputKind.SIGNAL: _SignalMeter,
     OutputKind.DURATIONS: lambda _: _PairsMeter("duration_error", value_loss.duration_error, value_loss.DURATION_POINT),

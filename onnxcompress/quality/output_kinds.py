@@ -33,13 +33,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
 
 from ..numerics.statistics.spectral_distance import FRAME
+from . import raw_detections
 from .output_sources import Ending, Source
+from .probability_rows import are_log_probabilities, are_probabilities
+from .raw_detections import DetectionColumns
 
-_SUM_TOLERANCE = 1e-3
-"""Deviation of a row's sum from 1, and of its log-sum-exp from 0, up to which it holds probabilities."""
 _WINNER = 0.45
 """Sum of winner and skewness from which on rows score classes: ten real sets of class scores had at least .69, nine
 embeddings and regressions at most .23, at any scale."""
@@ -94,6 +94,7 @@ class OutputKind(enum.StrEnum):
     BOOLEANS = "booleans"
     STRINGS = "strings"
     DETECTION_ROWS = "detection-rows"
+    RAW_DETECTIONS = "raw-detections"
     SELECTION = "selection"
     SIGNAL = "signal"
     DURATIONS = "durations"
@@ -103,11 +104,24 @@ class OutputKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class KindDecision:
-    """The kind of an output, the axis of its classes or columns (of one sample, None: all numbers alike), and why."""
+    """The kind of an output, and why.
+
+    Args:
+        kind: what its numbers mean.
+        axis: of its classes or columns, in one sample; None: all numbers are alike.
+        why: what showed that.
+        columns: of raw detections.
+    """
 
     kind: OutputKind
     axis: int | None
     why: str
+    columns: DetectionColumns | None = None
+
+    @classmethod
+    def of_detections(cls, columns: DetectionColumns) -> KindDecision:
+        """Return the decision for raw detections."""
+        return cls(OutputKind.RAW_DETECTIONS, columns.axis, columns.why, columns)
 
 
 def decide(
@@ -164,6 +178,9 @@ def _floats(
     sound = _sound(source, arrays, inputs)
     if sound is not None:
         return KindDecision(OutputKind.SIGNAL, None, sound)
+    columns = raw_detections.find(source, arrays)
+    if columns is not None:
+        return KindDecision.of_detections(columns)
     axis = -1 if classes_last else class_axis(rank)
     if rank and all(a.size for a in arrays):
         found = _scores(source, arrays, axis) or (_scores(source, arrays, -1) if axis != -1 else None)
@@ -227,7 +244,7 @@ def _scores(source: Source, arrays: Sequence[np.ndarray], axis: int) -> KindDeci
         return None
     if all(are_probabilities(r) for r in rows):
         why = "rows sum to 1"
-    elif all(_are_log_probabilities(r) for r in rows):
+    elif all(are_log_probabilities(r) for r in rows):
         why = "rows are logarithms of probabilities"
     elif source.ending is Ending.PRODUCT and len({r.shape[1] for r in rows}) == 1:
         winner = winner_statistic(np.concatenate(rows)[:_MOST_ROWS])
@@ -252,15 +269,6 @@ def _rows(arrays: Sequence[np.ndarray], axis: int) -> list[np.ndarray]:
         rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
         found.append(rows[:: max(1, len(rows) // each)][:each].astype(np.float64))
     return found if all(np.isfinite(r).all() for r in found) else []
-
-
-def are_probabilities(rows: np.ndarray) -> bool:
-    """Return whether each row of float [rows, classes] holds numbers from 0 on that sum to 1."""
-    return bool((rows >= -_SUM_TOLERANCE).all() and (np.abs(rows.sum(-1) - 1) <= _SUM_TOLERANCE).all())
-
-
-def _are_log_probabilities(rows: np.ndarray) -> bool:
-    return bool((rows <= _SUM_TOLERANCE).all() and (np.abs(logsumexp(rows, axis=-1)) <= _SUM_TOLERANCE).all())
 
 
 def winner_statistic(rows: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..runtime.loaded_model import LoadedModel
 from ..runtime.session import Session
 from ..shapes.fixed_values import FixedSession, FixedValues
-from . import kind_overrides, output_kinds, pairing, row_tables
+from . import kind_overrides, output_kinds, pairing, raw_detections, row_tables
 from .judged_value import JudgedValue
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources
@@ -125,11 +125,16 @@ class OutputPlan:
         outputs = {name: ([run[name] for run in runs], head.layout) for name, head in heads.items()}
         samples = {name: pairing.samples_apart(values, batches, how) for name, (values, how) in outputs.items()}
         table = row_tables.find(samples, inputs)
-        if table is None:
+        raw = raw_detections.find_apart(samples, self.sources) if table is None else None
+        if table is not None:
+            decision = KindDecision(OutputKind.DETECTION_ROWS, 1, table.why)
+            joined, names = table.columns, (*table.columns, *table.counts)
+        elif raw is not None:
+            joined, decision = raw[0], KindDecision.of_detections(raw[1])
+            names = joined
+        else:
             return {}
-        members = tuple((name, heads[name].layout) for name in table.columns)
-        decision = KindDecision(OutputKind.DETECTION_ROWS, 1, table.why)
-        names = (*table.columns, *table.counts)
+        members = tuple((name, heads[name].layout) for name in joined)
         return {name: (replace(heads[name], decision=decision, table=members),) for name in names}
 
     def _parts(
@@ -147,7 +152,10 @@ class OutputPlan:
             problem = kind_overrides.misfit(kind, values)
             if problem:
                 raise UsageError(f"{name!r} can't be {kind}: {problem}", where="--output-kind")
-            found = replace(output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind")
+            columns = raw_detections.columns(values) if kind is OutputKind.RAW_DETECTIONS else None
+            found = replace(
+                output_kinds.decide(source, values, inputs), kind=kind, why="--output-kind", columns=columns
+            )
             yield JudgedValue(name, found, source, how)
             yield from self._amounts(source, runs, batches)
             return
@@ -156,7 +164,7 @@ class OutputPlan:
             return
         pieces = [(p, inner) for p, inner in source.pieces if all(p in run for run in runs)]
         decision = output_kinds.decide(source, values, inputs)
-        if pieces and decision.kind is OutputKind.DETECTION_ROWS:
+        if pieces and decision.kind in (OutputKind.DETECTION_ROWS, OutputKind.RAW_DETECTIONS):
             pieces = []
         parts = list(self._pieces(pieces, runs, batches, inputs))
         if any(part.decision.kind is OutputKind.MASK for part in parts):  # boxes beside scores: no vectors of meaning

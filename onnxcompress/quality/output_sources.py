@@ -71,6 +71,7 @@ class Source:
         pieces: names and sources of the values that a final Concat joins, where it joins different ones.
         counts_rows: axis 0 is no batch: it is open, and the inputs' are not.
         sized_by: names of the amounts that an output's length follows from, see `shapes.sized_by`.
+        has_scores: some of its numbers are behind a sigmoid or softmax, with no product after it.
     """
 
     ending: Ending
@@ -80,6 +81,7 @@ class Source:
     pieces: tuple[tuple[str, Source], ...] = ()
     counts_rows: bool = False
     sized_by: tuple[str, ...] = ()
+    has_scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def sources(model: ir.Model) -> dict[str, Source]:
     is_fixed = bool(fixed) and all(isinstance(value.shape[0], int) for value in fixed if value.shape is not None)
     found = {output.name or "": (output, _source(output)) for output in model.graph.outputs}
     return {
-        name: replace(source, counts_rows=is_fixed and _is_open(output)) for name, (output, source) in found.items()
+        name: replace(source, counts_rows=is_fixed and _is_open(output), has_scores=_has_scores(output))
+        for name, (output, source) in found.items()
     }
 
 
@@ -138,6 +141,21 @@ def with_sources(model: ir.Model) -> ir.Model:
     found = sources(model)
     shown = show(model, found, {name: replace(source, pieces=()) for name, source in found.items()}).model
     return model_io.clone(model) if shown is model else shown
+
+
+def _has_scores(output: ir.Value) -> bool:
+    """Return whether a sigmoid or softmax is reached from an output of floats before any product."""
+    waiting, known = [output] if output.dtype is None or output.dtype.is_floating_point() else [], {output}
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or _is_product(node.op_type):
+            continue
+        if any(node.op_type.endswith(name) for name in ("Sigmoid", "Softmax")):
+            return True
+        new = {value for value in node.inputs if value is not None} - known
+        known |= new
+        waiting += new
+    return False
 
 
 def _is_open(output: ir.Value) -> bool:
@@ -193,7 +211,7 @@ def _ending(value: ir.Value) -> Ending:
             return Ending.SIGMOID
         if operator in ("LogSoftmax", "Softmax"):
             return Ending.SOFTMAX
-        if any(operator.endswith(name) or name in operator for name in _PRODUCTS):
+        if _is_product(operator):
             return Ending.PRODUCT
         if operator in ("GRU", "LSTM", "RNN") and value is not node.outputs[0]:
             return Ending.STATE
@@ -208,6 +226,11 @@ def _ending(value: ir.Value) -> Ending:
             return Ending.OTHER
         value = computed[0]
     return Ending.OTHER
+
+
+def _is_product(operator: str) -> bool:
+    """Return whether an operator, of a fused or integer form maybe, sums products."""
+    return any(name in operator for name in _PRODUCTS)
 
 
 def _pieces(value: ir.Value) -> Iterator[ir.Value]:

@@ -187,9 +187,8 @@ class VerdictMeter:
         for loss in losses:
             drop = drop.at_least(loss.drop)
         figures = {key: value for loss in losses for key, value in loss.figures.items()} | dict(worst.figures)
-        return OutputLoss(
-            name, head.decision.kind, head.decision.why, Loss(drop, max(loss.divergence for loss in losses), figures)
-        )
+        why = "; ".join(filter(None, (head.decision.why, worst.note)))
+        return OutputLoss(name, head.decision.kind, why, Loss(drop, max(loss.divergence for loss in losses), figures))
 
     def _loss(self, slot: tuple[str, str]) -> Loss:
         """Return the loss of one meter.

@@ -203,5 +203,6 @@ def test_other_texts_are_refused(text):
     assert (caught.value.message, caught.value.where) == (f"{text!r} is no NAME=KIND", "--output-kind")
     assert caught.value.hint == (
         "Kinds: class-scores, position-scores, text-scores, binary-score, embedding, numbers, vector, residual, "
-        "image-8bit, mask, labels, booleans, strings, detection-rows, selection, signal, durations, sequence, state"
+        "image-8bit, mask, labels, booleans, strings, detection-rows, raw-detections, selection, signal, durations, "
+        "sequence, state"
     )
