@@ -24,6 +24,8 @@ from .drop_search import BlockDropSearch, By, DropResult, DropState
 _TOLERANCE = 0.02
 """Part of all multiplications by which the budget may be missed. Chosen by judgement; not measured."""
 
+_NOTHING = "nothing could be removed: the model is small enough, or every candidate is worse"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DropBlocks:
@@ -56,6 +58,8 @@ class DropBlocks:
             return []
         target = (1 - self.keep_macs) * search.macs
         least = target - _TOLERANCE * search.macs
+        if context.is_plan:
+            return self._drafted(model, search.draft(max(target, 1.0), least, self.most), search.macs)
         states = [search.start]
         while len(states) - 1 != self.most and states[-1].macs < least:
             following = search.next(states[-1], max(target - states[-1].macs, 1.0))
@@ -82,16 +86,36 @@ class DropBlocks:
                 continue
             before = model_io.model_bytes(model)
             edit.become(model, found.model)
-            removed = [
-                Change.applied(
-                    self.name, f"removed, {block.macs / search.macs:.1%} of the multiplications", target=block.label
-                )
-                for block in state.dropped
-            ]
             sizes = (before, model_io.model_bytes(model))
-            return [self._summary(state, found, search.macs, drop, sizes), *removed, *changes]
-        reason = "nothing could be removed: the model is small enough, or every candidate is worse"
-        return [*changes, Change.skipped(self.name, reason)]
+            return [
+                self._summary(state, found, search.macs, drop, sizes),
+                *self._removals(state, search.macs),
+                *changes,
+            ]
+        return [*changes, Change.skipped(self.name, _NOTHING)]
+
+    def _drafted(self, model: ir.Model, state: DropState, total_macs: int) -> list[Change]:
+        """Take over what a plan found: blocks by their immediate effect, without a refit, training or a limit."""
+        if not state.dropped:
+            return [Change.skipped(self.name, _NOTHING)]
+        before = model_io.model_bytes(model)
+        edit.become(model, state.model)
+        figures = [
+            f"{len(state.dropped)} blocks removed, {state.macs / total_macs:.1%} of the multiplications",
+            f"divergence of the outputs {state.loss:.3g} before layers are refitted",
+        ]
+        details = {"macs_kept": 1 - state.macs / total_macs, "measured_divergence": state.loss}
+        sizes = (before, model_io.model_bytes(model))
+        whole = recovery.summary(self.name, figures, details, distilled=None, loss=state.loss, drop=None, sizes=sizes)
+        return [whole, *self._removals(state, total_macs)]
+
+    def _removals(self, state: DropState, total_macs: int) -> list[Change]:
+        return [
+            Change.applied(
+                self.name, f"removed, {block.macs / total_macs:.1%} of the multiplications", target=block.label
+            )
+            for block in state.dropped
+        ]
 
     def _summary(
         self, state: DropState, found: DropResult, total_macs: int, drop: float | None, sizes: tuple[int, int]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -163,13 +163,7 @@ class BlockDropSearch:
             state: the state before.
             left: multiplications that are still to be saved, above 0; saving more counts for nothing.
         """
-        rough: list[tuple[float, Shortcut]] = []
-        for shortcut in self._context.progress("Measuring blocks", self.shortcuts(state)):
-            loss = self.measured(self._without(state, shortcut, "bias"))
-            if loss is not None:
-                rough.append((loss / min(shortcut.macs, left), shortcut))
-        rough.sort(key=lambda each: each[0])
-        tried = [shortcut for _, shortcut in rough[: self._most_refitted()]]
+        tried = self._ranked(state, left)[: self._most_refitted()]
         found: list[DropState] = []
         for shortcut in self._context.progress("Refitting blocks", tried):
             dropped = DroppedBlock.of(shortcut, self._by)
@@ -186,6 +180,37 @@ class BlockDropSearch:
         return min(
             found, key=lambda new: max(new.loss - lost, _NONE_LOST) / min(new.dropped[-1].macs, left), default=None
         )
+
+    def draft(self, target: float, least: float, most: int | None) -> DropState:
+        """Return a state for a plan: without the blocks of least immediate effect, each measured once.
+
+        What a refit would regain is not looked at, and the order is not measured anew: the full search may
+        choose others.
+
+        Args:
+            target: multiplications to save, above 0; saving more counts for nothing.
+            least: those that suffice.
+            most: most blocks to remove.
+        """
+        state = self.start
+        for shortcut in self._ranked(state, target):
+            if state.macs >= least or len(state.dropped) == most:
+                break
+            following = self._followed(state, DroppedBlock.of(shortcut, self._by))
+            loss = None if following is None else self.measured(following.model)
+            if following is not None and loss is not None and following.macs > state.macs:
+                state = replace(following, loss=loss)
+        return state
+
+    def _ranked(self, state: DropState, left: float) -> list[Shortcut]:
+        """Return the blocks by the divergence of the outputs without each for what it saves, the least first."""
+        rough: list[tuple[float, Shortcut]] = []
+        for shortcut in self._context.progress("Measuring blocks", self.shortcuts(state)):
+            loss = self.measured(self._without(state, shortcut, "bias"))
+            if loss is not None:
+                rough.append((loss / min(shortcut.macs, left), shortcut))
+        rough.sort(key=lambda each: each[0])
+        return [shortcut for _, shortcut in rough]
 
     def improved(self, state: DropState, least: float, most: int | None) -> DropState:
         """Return the state, or one that loses less and saves enough: other sets of blocks, then fewer of them.
@@ -252,15 +277,19 @@ class BlockDropSearch:
 
     def _removed(self, dropped: Sequence[DroppedBlock]) -> ir.Model | None:
         """Return the original without these blocks, not refitted; None where one can't be removed without another."""
-        state = self.start
+        state: DropState | None = self.start
         for each in dropped:
-            by_values = {(s.out.name, s.through.name): s for s in self.shortcuts(state)}
-            shortcut = by_values.get((each.out, each.through))
-            if shortcut is None:
-                return None
-            edited = self._without(state, shortcut, self._by)
-            state = DropState(model=edited, dropped=(*state.dropped, each), loss=state.loss)
-        return state.model
+            state = None if state is None else self._followed(state, each)
+        return None if state is None else state.model
+
+    def _followed(self, state: DropState, dropped: DroppedBlock) -> DropState | None:
+        """Return a state without one more block, not refitted or measured; None where it can't be removed any more."""
+        by_values = {(s.out.name, s.through.name): s for s in self.shortcuts(state)}
+        shortcut = by_values.get((dropped.out, dropped.through))
+        if shortcut is None:
+            return None
+        edited = self._without(state, shortcut, self._by)
+        return DropState(model=edited, dropped=(*state.dropped, dropped), loss=state.loss)
 
     def _refit(
         self, edited: ir.Model, feeds: Sequence[Feed], rows: int, *, held_out: Sequence[Feed] | None = None

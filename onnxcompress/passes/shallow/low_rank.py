@@ -200,8 +200,10 @@ class LowRank:
         return [*refusals, Change.skipped(self.name, "no layer is worth factorizing")]
 
     def _recovered(self, factored: ir.Model, original: ir.Model, judge: Divergence, context: Context) -> _BuiltFactors:
-        """Refit and train a factorized model in place."""
+        """Refit and train a factorized model in place; neither for a plan, whose bytes these do not change."""
         cut = judge.of(factored)
+        if context.is_plan:
+            return _BuiltFactors(cut, None, None, cut)
         refitted = None
         if self.refit:
             fitted, held_out = divided(context.feeds)

@@ -70,6 +70,25 @@ def test_the_branch_that_matters_least_goes():
     assert summary.bytes_after < summary.bytes_before
 
 
+def test_a_plan_removes_the_same_branch_and_fits_nothing():
+    model, original = _chain(STRENGTHS), _chain(STRENGTHS)
+    changes = DropBlocks(keep_macs=0.8).run(model, Context(feeds=FEEDS, is_plan=True))
+    assert _gone(changes) == _gone(
+        DropBlocks(distill_steps=0, keep_macs=0.8).run(_chain(STRENGTHS), Context(feeds=FEEDS))
+    )
+    assert "a2" not in _names(model)
+    assert changes[0].details["macs_kept"] == pytest.approx(1 - 144 / (4 * 144 + 30))
+    assert "distillation" not in changes[0].details
+    weights = original.graph.initializers
+    for name in ("u0", "v0", "u3", "v3", "w"):
+        assert np.array_equal(model.graph.initializers[name].const_value.numpy(), weights[name].const_value.numpy())
+
+
+def test_a_plan_keeps_to_the_most_blocks():
+    changes = DropBlocks(keep_macs=0.1, most=2).run(_chain(STRENGTHS), Context(feeds=FEEDS, is_plan=True))
+    assert len(_gone(changes)) == 2
+
+
 def test_later_layers_make_up_for_what_is_gone():
     model, original = _chain([0.3, 0.1]), _chain([0.3, 0.1])
     DropBlocks(distill_steps=0, keep_macs=0.6).run(model, Context(feeds=FEEDS))

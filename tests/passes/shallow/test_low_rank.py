@@ -65,6 +65,16 @@ def test_products_of_low_rank_become_two_and_hardly_anything_changes():
     assert set(run(model, FEEDS[0])) == {"y"}
 
 
+def test_a_plan_takes_the_same_ranks_without_a_refit():
+    options = {"keep_parameters": 0.6, "multiple": 1}
+    planned = LowRank(**options).run(_dense(), Context(feeds=FEEDS, is_plan=True))
+    fitted = LowRank(**options, distill_steps=0).run(_dense(), Context(feeds=FEEDS))
+    assert [c.details.get("ranks") for c in planned] == [c.details.get("ranks") for c in fitted]
+    assert planned[0].bytes_after == fitted[0].bytes_after
+    assert planned[0].details["loss"] == planned[0].details["loss_when_cut"]
+    assert "distillation" not in planned[0].details
+
+
 def test_inputs_that_are_never_near_zero_lose_nothing_by_their_mean():
     feeds = [{"x": floats(1, 48, seed=seed) + np.float32(20)} for seed in range(160)]
     model, original = _dense(), _dense()
