@@ -72,7 +72,7 @@ class AgreementSums:
 
     @property
     def errors(self) -> np.ndarray:
-        """What is lost in each sample and a small part of the errors of its scores, float [samples]."""
+        """The loss of each sample and a small part of the errors of its scores, float [samples]."""
         lost, _, scores = np.array(self._found).T
         return np.asarray(lost + scores)
 
@@ -83,7 +83,7 @@ class AgreementSums:
 
     @property
     def has_some(self) -> bool:
-        """Whether there are detections to judge by."""
+        """True where there are detections to judge by."""
         return self.number >= _FEWEST
 
     def lost(self, factors: Factors = 1.0) -> Estimate:

@@ -46,12 +46,12 @@ objectness, for classes that exclude each other are not. Chosen by judgement."""
 _MOST_BOXES = 1000
 """Boxes of the highest scores that enter the suppression, a bound of time."""
 _SUPPRESSED = 0.5
-"""Overlap from which on the lower one of two boxes of a class goes."""
+"""Overlap from which on the lower one of two boxes of a class is suppressed."""
 
 
 @dataclass(frozen=True)
 class DetectionColumns:
-    """What the columns of raw detections are: first the box, then the scores, then anything else.
+    """The columns of raw detections: first the box, then the scores, then anything else.
 
     Args:
         axis: of the columns in a sample; the other one counts anchors.
@@ -69,7 +69,7 @@ class DetectionColumns:
 
     @property
     def why(self) -> str:
-        """What was seen, in words."""
+        """The observation, in words."""
         form = "centre and size" if self.centred else "corners"
         beside = "objectness and " if self.objectness else ""
         number = self.scores - self.objectness - (self.background is not None)

@@ -45,7 +45,7 @@ measured one is. Chosen by judgement; not measured."""
 _BUDGETS = frozenset({"keep_macs", "keep_parameters", "keep_bytes", "keep_latency", "divergence"})
 """Options of reductions that say how far they go; where the user sets one, nothing else is tried."""
 _STEPS = frozenset({"rounds", "stages"})
-"""Options of the main reduction that say how it goes there."""
+"""Options of the main reduction that set the cuts on the way to its budget."""
 
 
 @dataclass(frozen=True)

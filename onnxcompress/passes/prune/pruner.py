@@ -276,8 +276,15 @@ class Pruner:
     @functools.cached_property
     def _key(self) -> str:
         """Digest of all that the stages of cutting the original depend on."""
-        budgets = dict.fromkeys(("keep_macs", "keep_parameters", "keep_bytes", "keep_latency"))
-        options = replace(self._options, **budgets, stages=(), distill_steps=0)
+        options = replace(
+            self._options,
+            keep_macs=None,
+            keep_parameters=None,
+            keep_bytes=None,
+            keep_latency=None,
+            stages=(),
+            distill_steps=0,
+        )
         choices = (self._of, options, self._seed, self._state, self._family_names)
         arrays = (np.asarray(feed[name]) for feed in (*self._feeds, self._feed) for name in sorted(feed))
         return digest([b"prune-channels", model_io.to_bytes(self._original), repr(choices), *arrays])
