@@ -143,7 +143,7 @@ def test_without_a_detection_scores_are_compared_and_it_is_said():
     one = [np.concatenate([a[:, :4], a[:, 4:] * 0.1], 1) for a in outputs()]
     other = [np.concatenate([a[:, :4], a[:, 4:] + np.float32(0.02)], 1) for a in one]
     found = judged(one, other)
-    assert found.loss.note == "no sample has a detection, so scores are compared as numbers"
+    assert found.why.endswith("; no sample has a detection, so scores are compared as numbers")
     assert found.loss.drop.value == pytest.approx(0.02, rel=0.05)
 
 

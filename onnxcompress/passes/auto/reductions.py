@@ -121,7 +121,7 @@ class Reducer:
             if start is not None:
                 self._path = here
                 yield start
-            if self._has_budget(name):
+            if self.has_budget(name):
                 return
             step = bad if start is None else good
 
@@ -139,7 +139,7 @@ class Reducer:
             if lost is not None and not trains:
                 self._levels.setdefault(name, []).append(Level(call, self._cost(start, trial), lost, most))
             if most is None or (lost is not None and lost <= most):
-                return replace(start, lost=lost, keep=None if self._has_budget(name) else (name, keep))
+                return replace(start, lost=lost, keep=None if self.has_budget(name) else (name, keep))
             self._refuse_lossy(start, lost, most)
             if lost is None or lost > _NEAR_MISS * most:
                 return None
@@ -178,14 +178,14 @@ class Reducer:
     ) -> PassCall:
         """Return the call of a reduction: the search's options first, then the other ones that are not usual."""
         held = changed_options(self._held[name])
-        options: dict[str, Any] = {} if self._has_budget(name) else {"keep_macs": keep}
+        options: dict[str, Any] = {} if self.has_budget(name) else {"keep_macs": keep}
         if name == MAIN and options and not _STEPS.intersection(held):
             options["stages"] = _stages(self._path if path is None else path, keep)
         if not trains:
             options["distill_steps"] = 0
         return PassCall(name=name, options=tuple((options | {k: held[k] for k in held if k not in options}).items()))
 
-    def _has_budget(self, name: Reduction) -> bool:
+    def has_budget(self, name: Reduction) -> bool:
         """Return True where the user set a budget of a reduction."""
         return bool(_BUDGETS.intersection(changed_options(self._held[name])))
 

@@ -21,6 +21,7 @@ from onnxcompress.passes.auto import search as auto_search
 from onnxcompress.passes.auto.search import SearchBest
 from onnxcompress.passes.prune.channels import PruneChannels
 from onnxcompress.passes.quantize.int8 import RouteChange
+from onnxcompress.passes.shallow.low_rank import LowRank
 from onnxcompress.search import candidates as search
 from onnxcompress.search.archive import Archive
 from tests.helpers import floats, op_types, with_constants
@@ -382,6 +383,23 @@ EVERY = ("drop-blocks", "prune-channels", "low-rank")
 def _applied_together(judge, **options):
     model, changes = _run(judge, **({"reductions": EVERY} | options))
     return {name for name in _Summing.losses if name in model.metadata_props}, _reasons(changes), judge.labels
+
+
+def test_channels_are_cut_and_other_reductions_are_tried_where_a_budget_of_theirs_is_set():
+    names = []
+
+    class Noting(_Summing):
+        def score(self, model, **options):
+            names.append(set(model.metadata_props))
+            return super().score(model, **options)
+
+    _applied_together(Noting(least=0.4), reductions=SearchBest().reductions)
+    assert set(_Summing.losses) & set().union(*names) == {"kept"}
+    names.clear()
+    _applied_together(
+        Noting(least=0.4), reductions=SearchBest().reductions, low_rank=LowRank(keep_macs=0.7, accept="smaller")
+    )
+    assert {"kept", "low-rank"} <= set().union(*names)
 
 
 def test_reductions_of_several_kinds_share_what_may_be_lost():
