@@ -53,6 +53,7 @@ class AgreementSums:
     def __init__(self, columns: DetectionColumns) -> None:
         self._columns = columns
         self._found: list[tuple[float, ...]] = []
+        self._number = 0.0
         self._boxes = ErrorMoments(1)
         self._others: ErrorMoments | None = None
 
@@ -66,6 +67,7 @@ class AgreementSums:
         weighted = _lost(members[0], members[1], *(each.scores for each in members))
         plain = _lost(members[0], members[1], *(np.ones(len(each.scores)) for each in members))
         self._found.append((*weighted, *plain, _score_error(*classes)))
+        self._number += float(_membership(members[0]).sum())
         self._boxes.add(*(self._columns.boxes(table) for table in tables))
         others = [self._columns.others(table) for table in tables]
         if others[0].size:
@@ -80,8 +82,8 @@ class AgreementSums:
 
     @property
     def number(self) -> float:
-        """The number of detections, the mean of both models."""
-        return float(sum(each[3] for each in self._found) / 2)
+        """The number of the original's detections, by their membership."""
+        return self._number
 
     @property
     def has_some(self) -> bool:

@@ -51,7 +51,7 @@ def corners(boxes):
 def _with_objectness(boxes, scores):
     """Return scores as a product: the classes are sure where nothing is, too."""
     objectness = scores.max(-1, keepdims=True)
-    classes = np.clip(scores / objectness, 0, 1)
+    classes = np.clip(scores / np.maximum(objectness, 1e-9), 0, 1)
     return np.concatenate([boxes, objectness, classes], -1)
 
 
