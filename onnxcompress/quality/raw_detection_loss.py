@@ -7,7 +7,7 @@ A detection is a member of the result by a part that rises from 0 to 1 between t
 the loss is 1 - F1 as a mean over thresholds, and no single score at the threshold decides. A pair of equal classes that
 overlaps less than wholly agrees in part. Anchors at which neither model detects anything weigh nothing. Each detection
 weighs its score, the probability that it is right: one near the threshold is lost with little loss of accuracy. The
-part that is lost without these weights is told beside it.
+part that is lost without these weights is reported beside it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class AgreementSums:
 
     @property
     def errors(self) -> np.ndarray:
-        """What is lost in each sample and a small part of the errors of its scores, float [samples]."""
+        """Sum of what is lost and of the error of scores, for each sample, float [samples]."""
         found = np.array(self._found)
         return np.asarray(found[:, 0] + found[:, 4])
 
@@ -87,7 +87,7 @@ class AgreementSums:
 
     @property
     def has_some(self) -> bool:
-        """Whether there are detections to judge by."""
+        """True where there are detections to judge by."""
         return self.number >= _FEWEST
 
     def lost(self, factors: Factors = 1.0, *, weighted: bool = True) -> Estimate:

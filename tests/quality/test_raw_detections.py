@@ -240,3 +240,12 @@ def test_overlaps_and_suppression():
     assert suppressed(boxes, scores, labels, overlap=0.5, most=9).tolist() == [3, 0, 2, 4]
     assert suppressed(boxes, scores, labels, overlap=0.6, most=9).tolist() == [3, 0, 1, 2, 4]
     assert suppressed(boxes, scores, labels, overlap=0.5, most=2).tolist() == [3, 0]
+
+
+def test_objects_of_two_classes_at_one_place_are_no_objectness():
+    boxes, scores = made()
+    scores[..., 0] = np.minimum(scores[..., 0], 0.2)
+    best = np.argsort(-scores[0].max(-1))[:4]
+    scores[0, best, :2] = 0.9
+    values = LAYOUTS["channels last"](boxes, scores)
+    assert "with scores of 6 classes" in _loss(values, values).why
