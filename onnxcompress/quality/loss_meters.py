@@ -237,7 +237,14 @@ class _RawDetectionMeter:
 
     def loss(self, factors: np.ndarray) -> Loss:
         lost, scores = self._sums.lost(factors).value, self._sums.score_error(factors).value
-        figures = {"detections": self._sums.number, "lost_detections": lost, "score_error": scores}
+        plain = self._sums.lost(factors, weighted=False)
+        figures = {
+            "detections": self._sums.number,
+            "lost_detections": plain.value,
+            "lost_detections_at_most": plain.high,
+            "lost_by_score": lost,
+            "score_error": scores,
+        }
         note = "" if self._sums.has_some else "no sample has a detection, so scores are compared as numbers"
         return Loss(self._sums.drop(factors), lost + scores, figures, note=note)
 

@@ -5,7 +5,9 @@
 
 A detection is a member of the result by a part that rises from 0 to 1 between two scores about the usual threshold, so
 the loss is 1 - F1 as a mean over thresholds, and no single score at the threshold decides. A pair of equal classes that
-overlaps less than wholly agrees in part. Numbers of anchors that nobody detects anything at weigh nothing.
+overlaps less than wholly agrees in part. Anchors at which neither model detects anything weigh nothing. Each detection
+weighs its score, the probability that it is right: one near the threshold is lost with little loss of accuracy. The
+part that is lost without these weights is reported beside it.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ _OTHER_SCORE = 0.5
 that a user may have chosen. Chosen by judgement; an error of .05 costs .001."""
 _POWER = 3
 """Power by which a pair's worth falls with what is missing of its overlap, and with the difference of its scores. For
-eight int8 variants of two detectors whose F1 fell by .06 to .83 the loss is .74 to 1.9 times that with 3, 1.03 to 2.3
-times with 2; boxes moved by a fifth of their width still lose .3."""
+eight int8 variants of two detectors whose F1 fell by .06 to .83 what is lost is .74 to 1.9 times that with 3, 1.03 to
+2.3 times with 2, all weighing alike; boxes moved by a fifth of their width still lose .3."""
 _BEST_ANCHORS = 100
 """Anchors of the best scores that are compared where nothing is detected, as many as benchmarks look at a picture."""
 _POINT = 0.01
 """Loss that is called one point, and root mean square of errors of scores that is one where nothing is detected."""
 _EVENT = 0.5
-"""Loss of one more detection that the upper end of the interval includes at least. Of two detectors with five int8
-variants and noise, 4 samples (3 to 5 detections) were below the loss of 32 to 128 in 1 to 11% of the draws, without it
-in up to 33%; 16 samples in at most 12%."""
+"""Part of one more detection lost that the upper end of the interval includes at least. Of two detectors with five int8
+variants and noise, the interval of 4 samples (2 to 5 detections) ended below the loss of all in at most 5% of the draws
+(without it in up to 29%), that of 8 or 16 in at most 10%."""
 _FEWEST = 1.0
 """Detections, as a sum of memberships, below which there is none to judge by."""
 
@@ -50,7 +52,8 @@ class AgreementSums:
 
     def __init__(self, columns: DetectionColumns) -> None:
         self._columns = columns
-        self._found: list[tuple[float, float, float]] = []
+        self._found: list[tuple[float, ...]] = []
+        self._number = 0.0
         self._boxes = ErrorMoments(1)
         self._others: ErrorMoments | None = None
 
@@ -58,12 +61,13 @@ class AgreementSums:
         """Take the outputs of both models for the next sample, two axes each."""
         tables = [self._columns.rows(each) for each in (one, other)]
         classes = [self._columns.classes(table) for table in tables]
-        one_members, other_members = (
+        members = [
             detections(table, scores, self._columns, _WINDOW[0]) for table, scores in zip(tables, classes, strict=True)
-        )
-        total = float(_membership(one_members).sum() + _membership(other_members).sum())
-        agreed = _agreement(one_members, other_members)
-        self._found.append((total - 2 * agreed, total, _score_error(*classes)))
+        ]
+        weighted = _lost(members[0], members[1], *(each.scores for each in members))
+        plain = _lost(members[0], members[1], *(np.ones(len(each.scores)) for each in members))
+        self._found.append((*weighted, *plain, _score_error(*classes)))
+        self._number += float(_membership(members[0]).sum())
         self._boxes.add(*(self._columns.boxes(table) for table in tables))
         others = [self._columns.others(table) for table in tables]
         if others[0].size:
@@ -72,30 +76,37 @@ class AgreementSums:
 
     @property
     def errors(self) -> np.ndarray:
-        """The loss of each sample and a small part of the errors of its scores, float [samples]."""
-        lost, _, scores = np.array(self._found).T
-        return np.asarray(lost + scores)
+        """Sum of what is lost and of the error of scores, for each sample, float [samples]."""
+        found = np.array(self._found)
+        return np.asarray(found[:, 0] + found[:, 4])
 
     @property
     def number(self) -> float:
-        """The number of detections, the mean of both models."""
-        return float(sum(total for _, total, _ in self._found) / 2)
+        """The number of the original's detections, by their membership."""
+        return self._number
 
     @property
     def has_some(self) -> bool:
         """True where there are detections to judge by."""
         return self.number >= _FEWEST
 
-    def lost(self, factors: Factors = 1.0) -> Estimate:
-        """Return the part of the detections that is lost, 0 to 1; 0 where there is none."""
-        lost, total, _ = np.array(self._found).T
-        if not total.sum() > 0:
+    def lost(self, factors: Factors = 1.0, *, weighted: bool = True) -> Estimate:
+        """Return the part of the detections that is lost, 0 to 1; 0 where there is none.
+
+        Args:
+            factors: of the samples' losses.
+            weighted: each detection weighs its score; else all weigh alike.
+        """
+        parts, totals = np.array(self._found).T[:2] if weighted else np.array(self._found).T[2:4]
+        if not totals.sum() > 0:
             return Estimate.exact(0.0)
-        return _unseen(share(lost * factors, total), self.number)
+        found = share(parts * factors, totals)
+        unseen = found.value + _EVENT / (self.number + 1)
+        return Estimate(found.value, max(found.low, 0.0), min(max(found.high, unseen), 1.0))
 
     def score_error(self, factors: Factors = 1.0) -> Estimate:
         """Return the root mean square error of the scores at the best anchors, a mean over the samples."""
-        return mean_interval(np.array(self._found)[:, 2] * np.sqrt(factors))
+        return mean_interval(np.array(self._found)[:, 4] * np.sqrt(factors))
 
     def number_error(self, factors: Factors = 1.0) -> Estimate:
         """Return the error of all boxes, and of the numbers beside scores, as of numbers without a meaning."""
@@ -112,31 +123,35 @@ class AgreementSums:
         return found if self.has_some else found.at_least(self.score_error(factors))
 
 
-def _unseen(lost: Estimate, number: float) -> Estimate:
-    """Return an estimate whose interval includes what too few detections can't show."""
-    return Estimate(lost.value, max(lost.low, 0.0), min(max(lost.high, lost.value + _EVENT / (number + 1)), 1.0))
-
-
 def _membership(found: Detections) -> np.ndarray:
     """Return the part by which each detection is a member of the result, for its score."""
     return np.clip((found.scores - _WINDOW[0]) / (_WINDOW[1] - _WINDOW[0]), 0.0, 1.0)
 
 
-def _agreement(one: Detections, other: Detections) -> float:
-    """Return the sum over pairs of detections of what both are members by, less where boxes and scores differ."""
-    if not len(one.scores) or not len(other.scores):
-        return 0.0
+def _lost(one: Detections, other: Detections, weights: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """Return what is lost of the detections of two models, and what they are in all.
+
+    Args:
+        one: detections of the original.
+        other: those of the result.
+        weights: of the original's, float [n].
+        others: of the result's, float [m].
+    """
+    members = [_membership(each) for each in (one, other)]
+    total = float((members[0] * weights).sum() + (members[1] * others).sum())
+    if not len(weights) or not len(others):
+        return total, total
     moved = (1 - overlaps(one.boxes, other.boxes)) / (1 - _PAIR)
     changed = np.abs(one.scores[:, None] - other.scores[None]) / _OTHER_SCORE
     worth = np.maximum(1 - moved**_POWER, 0.0) * np.maximum(1 - changed**_POWER, 0.0)
-    worth *= np.minimum(_membership(one)[:, None], _membership(other)[None])
+    worth *= np.minimum(members[0][:, None], members[1][None]) * (weights[:, None] + others[None])
     worth *= one.labels[:, None] == other.labels[None]
-    total = 0.0
+    agreed = 0.0
     while worth.max() > 0:
         row, column = np.unravel_index(worth.argmax(), worth.shape)
-        total += float(worth[row, column])
+        agreed += float(worth[row, column])
         worth[row, :], worth[:, column] = 0.0, 0.0
-    return total
+    return total - agreed, total
 
 
 def _score_error(one: np.ndarray, other: np.ndarray) -> float:

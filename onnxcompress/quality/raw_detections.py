@@ -40,9 +40,11 @@ _EDGE = 0.02
 _PLACED = 0.8
 """Part of the variance of the centres that lies between anchors, at least, and not between samples. Two detectors have
 .98 to .99; numbers that the samples decide have about 1 / samples."""
-_SAID_TWICE = 0.5
+_SAID_TWICE = 0.8
 """Part of the anchors that a first score is sure of, from which on the classes are sure of them too: so it is an
 objectness, for classes that exclude each other are not. Chosen by judgement."""
+_LEAST_SURE = 12
+"""Anchors that show it, at least: two objects of several classes at one place have some four. Chosen by judgement."""
 _MOST_BOXES = 1000
 """Boxes of the highest scores that enter the suppression, a bound of time."""
 _SUPPRESSED = 0.5
@@ -51,7 +53,7 @@ _SUPPRESSED = 0.5
 
 @dataclass(frozen=True)
 class DetectionColumns:
-    """The columns of raw detections: first the box, then the scores, then anything else.
+    """Columns of raw detections: first the box, then the scores, then anything else.
 
     Args:
         axis: of the columns in a sample; the other one counts anchors.
@@ -69,7 +71,7 @@ class DetectionColumns:
 
     @property
     def why(self) -> str:
-        """The observation, in words."""
+        """Evidence, in words."""
         form = "centre and size" if self.centred else "corners"
         beside = "objectness and " if self.objectness else ""
         number = self.scores - self.objectness - (self.background is not None)
@@ -168,7 +170,8 @@ def columns(arrays: Sequence[np.ndarray]) -> DetectionColumns | None:
     found = np.concatenate([table[:, _BOX : _BOX + scores] for table in tables])
     background = int(np.bincount(found.argmax(1)).argmax()) if scores > 1 and are_probabilities(found) else None
     sure = found[found[:, 0] >= SURE, 1:]
-    is_twice = background is None and sure.size > 0 and (sure.max(1) >= SURE).mean() > _SAID_TWICE
+    is_shown = background is None and scores > 1 and len(sure) >= _LEAST_SURE
+    is_twice = is_shown and (sure.max(1) >= SURE).mean() >= _SAID_TWICE
     return DetectionColumns(axis, bool(ordered < _POSITIVE), bool(is_twice), scores, background)
 
 

@@ -40,7 +40,8 @@ def _source(body, kind="float[n, d] y", inputs="float[n, 4] x, float[4, 3] w"):
     ],
 )
 def test_the_last_operator_of_a_float_output(body, ending, operator):
-    assert _source(body) == Source(ending, operator)
+    has_scores = ending in (Ending.SIGMOID, Ending.SOFTMAX)
+    assert _source(body) == Source(ending, operator, has_scores=has_scores)
 
 
 @pytest.mark.parametrize(("other", "ending"), [("Sigmoid", Ending.SIGMOID), ("Tanh", Ending.OTHER)])

@@ -25,7 +25,7 @@ def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def suppressed(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, *, overlap: float, most: int) -> np.ndarray:
     """Return the indices of the boxes that remain, highest score first (greedy non-maximum suppression).
 
-    A box is suppressed where one of its own class with a higher score overlaps it by more than `overlap`.
+    A box is removed where one of its own class with a higher score overlaps it by more than `overlap`.
 
     Args:
         boxes: float [n, 4], corners.
