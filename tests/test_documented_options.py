@@ -20,7 +20,7 @@ OPTION = re.compile(rf"\b({'|'.join(map(re.escape, passes.SHIPPED))})\.([a-z][a-
 SAMPLES = (
     0.5, 0.3, 1, 3, 7, 600,
     "int8/tensor/sym", "int4/block64/sym", "2:4", "4:8",
-    ["prune-channels"], ["quantize-int8"], ["weights"],
+    ["prune-channels"], ["low-rank"], ["quantize-int8"], ["weights"], [0.9, 0.8],
     "os:abort",
 )  # fmt: skip
 """Values to try where a type does not name any."""

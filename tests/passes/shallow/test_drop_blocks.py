@@ -102,8 +102,8 @@ def test_later_layers_make_up_for_what_is_gone():
 def test_as_many_go_as_the_budget_takes_and_no_more():
     model = _chain(STRENGTHS)
     changes = DropBlocks(distill_steps=0, keep_macs=0.55).run(model, Context(feeds=FEEDS))
-    assert _gone(changes) == ["Add:s3"]  # in place of the last two branches
-    assert not {"a2", "a3"} & _names(model)
+    assert _gone(changes) in (["Add:s3"], ["Add:s2", "Add:s3"])  # the last two branches, at once or each
+    assert {"a0", "a1", "a2", "a3"} & _names(model) == {"a0", "a1"}
     assert changes[0].details["macs_kept"] == pytest.approx(1 - 2 * 144 / (4 * 144 + 30))
 
 
