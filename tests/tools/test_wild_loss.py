@@ -15,6 +15,8 @@ try:
     boxes = importlib.import_module("wild.boxes")
     kinds = importlib.import_module("wild.kinds")
     loss = importlib.import_module("wild.loss")
+    raw_boxes = importlib.import_module("wild.raw_boxes")
+    texts = importlib.import_module("wild.texts")
 finally:
     sys.path.remove(str(TOOLS))
 
@@ -72,7 +74,7 @@ def test_texts_differ_by_edits():
 
 @pytest.mark.parametrize(("one", "other", "edits"), [([1, 2, 3], [1, 3], 1), ([], [1, 2], 2), ([1, 2], [2, 1], 2)])
 def test_edit_distance(one, other, edits):
-    assert loss.edit_distance(one, other) == edits
+    assert texts.edit_distance(one, other) == edits
 
 
 def test_relative_error_of_numbers():
@@ -150,6 +152,48 @@ def test_boxes_of_another_class_or_place_don_t_match():
 def test_outputs_of_their_own_make_a_table():
     table = boxes.joined(ROWS[None, ::-1, :4], ROWS[None, ::-1, 4], ROWS[None, ::-1, 5])
     assert np.array_equal(table, ROWS)
+
+
+def anchors(*found):
+    """Return raw detections of two classes, float32 [1, 6, 100], where (anchor, centre, size, class, score) are found."""
+    table = np.full((100, 6), 0.001, np.float32)
+    table[:, :4] = 10
+    for at, centre, size, label, score in found:
+        table[at, :4] = *centre, *size
+        table[at, 4 + label] = score
+    return table.T[None]
+
+
+CAT, DOG = ((30, 30), (20, 10)), ((70, 60), (8, 30))
+
+
+def test_anchors_become_detections():
+    found = raw_boxes.detections(anchors((7, *CAT, 1, 0.9), (8, *CAT, 1, 0.8), (9, *CAT, 0, 0.7), (50, *DOG, 0, 0.3)))
+    assert found == pytest.approx(
+        np.array([[20, 25, 40, 35, 0.9, 1], [20, 25, 40, 35, 0.7, 0], [66, 45, 74, 75, 0.3, 0]]), abs=1e-6
+    )
+
+
+def test_detections_of_anchors_count_by_their_scores():
+    one = anchors((7, *CAT, 1, 0.9), (50, *DOG, 0, 0.3))
+    same = loss.measure("raw-detections", [(one, anchors((8, *CAT, 1, 0.9), (51, *DOG, 0, 0.3)))] * 40)
+    assert same["value"] == same["points"] == 0
+    told = loss.measure("raw-detections", [(one, anchors((7, *CAT, 1, 0.9)))] * 40)
+    assert told["value"] == pytest.approx(1 / 3)
+    assert told["points"] == pytest.approx(0.3 / 2.1 / 5)
+    moved = anchors((7, (40, 30), CAT[1], 1, 0.9), (50, *DOG, 0, 0.3))
+    assert loss.measure("raw-detections", [(one, moved)])["points"] == pytest.approx(1.8 / 2.4 / 5)
+
+
+def test_few_detections_prove_little():
+    one = anchors((7, *CAT, 1, 0.9))
+    assert loss.measure("raw-detections", [(one, one)])["points_interval"][1] > 0.1
+
+
+@pytest.mark.parametrize("array", [np.full((1, 6, 20), 0.5), anchors((7, *CAT, 1, 0.9)) * 10, np.zeros((1, 4, 100))])
+def test_other_tables_have_no_anchors(array):
+    with pytest.raises(ValueError, match="no table of boxes and fractions"):
+        raw_boxes.detections(array)
 
 
 def draw(shape, seed=0):

@@ -30,12 +30,24 @@ def f1_counts(one: np.ndarray, other: np.ndarray) -> tuple[int, int, int]:
     overlap = _overlaps(first[:, boxes], second[:, boxes])
     if label is not None:
         overlap = np.where(first[:, None, label].round() == second[None, :, label].round(), overlap, 0.0)
-    matched = 0
+    return len(_matches(overlap)), len(first), len(second)
+
+
+def score_sums(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Return the sums of the scores of matched detections and of all, of two tables [n, 6] (corners, score, class)."""
+    overlap = _overlaps(one[:, :4], other[:, :4]) * (one[:, None, 5] == other[None, :, 5])
+    matched = sum(float(one[i, 4] + other[j, 4]) for i, j in _matches(overlap))
+    return matched, float(one[:, 4].sum() + other[:, 4].sum())
+
+
+def _matches(overlap: np.ndarray) -> list[tuple[int, int]]:
+    """Return pairs of boxes by their overlap, largest first, each box in one pair; `overlap` is used up."""
+    found = []
     while overlap.size and overlap.max() >= _OVERLAP:
-        i, j = np.unravel_index(overlap.argmax(), overlap.shape)
+        i, j = (int(each) for each in np.unravel_index(overlap.argmax(), overlap.shape))
         overlap[i, :], overlap[:, j] = 0.0, 0.0
-        matched += 1
-    return matched, len(first), len(second)
+        found.append((i, j))
+    return found
 
 
 def columns(table: np.ndarray) -> tuple[list[int], int, int | None]:

@@ -11,6 +11,7 @@ numbers, vector, residual, mask, image-8bit  relative_rms: error over standard d
 labels, booleans, strings                    differing: share of elements                    a third of it
 selection                                    differing: share of rows in only one            a fifth of it
 detection-rows                               f1_loss: 1 - F1 of boxes at IoU .5              the same, another unit
+raw-detections                               f1_loss: the same behind suppression            a fifth of it, by scores
 signal                                       band_db: distance of levels in bands            a two-hundredth of it
 """
 
@@ -22,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from wild.boxes import f1_counts
+from wild.boxes import f1_counts, score_sums
 from wild.kinds import class_axis
+from wild.raw_boxes import detections
+from wild.texts import collapse, edit_distance
 
 _RESAMPLES = 400
 _ENDS = (2.5, 97.5)
@@ -267,6 +270,25 @@ class BoxMeter(Meter):
         return {"f1_loss": loss, "boxes": first, "points": loss}
 
 
+class RawBoxMeter(Meter):
+    """Detections behind suppression: those that match, and the part of all scores that they have."""
+
+    figure = "f1_loss"
+
+    def _numbers(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        tables = [detections(each) for each in (one, other)]
+        return np.array([*f1_counts(*tables), *score_sums(*tables)], np.float64)
+
+    def _figures(self, sums: np.ndarray) -> dict[str, float]:
+        matched, first, second, agreed, scores = (float(each) for each in sums)
+        plain = 1 - 2 * matched / (first + second) if first + second else 0.0
+        weighted = 1 - agreed / scores if scores else 0.0
+        return {"f1_loss": plain, "by_score": weighted, "boxes": first, "points": weighted / 5}
+
+    def _slack(self, sums: np.ndarray, samples: int) -> float:  # noqa: ARG002
+        return _NO_EVENT / max(float(sums[1]), 1.0) / 5 if sums[1] - sums[0] < _NO_EVENT else 0.0
+
+
 class SignalMeter(Meter):
     """Mean levels in bands of equal width, which need no alignment in time."""
 
@@ -289,6 +311,7 @@ _METERS: dict[str, Callable[[str], Meter]] = {
     **dict.fromkeys(("numbers", "vector", "residual", "mask", "image-8bit"), NumbersMeter),
     **dict.fromkeys(("labels", "booleans", "strings", "selection"), LabelMeter),
     "detection-rows": BoxMeter,
+    "raw-detections": RawBoxMeter,
     "signal": SignalMeter,
 }
 KINDS = tuple(_METERS)
@@ -322,22 +345,6 @@ def measure(kind: str, pairs: Sequence[Pair]) -> dict[str, Any]:
         told["points"] = part + (1 - part) * told["points"]
         told["points_interval"] = [part + (1 - part) * end for end in told["points_interval"]]
     return told | {"broken": broken}
-
-
-def collapse(best: np.ndarray, blank: int) -> list[int]:
-    """Return a greedy text: repeated classes once, without blanks."""
-    kept = [int(c) for index, c in enumerate(best) if index == 0 or c != best[index - 1]]
-    return [c for c in kept if c != blank]
-
-
-def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the least number of insertions, deletions and replacements."""
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        last, row[0] = row[0], i
-        for j, b in enumerate(other, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
-    return row[-1]
 
 
 def _became_infinite(one: np.ndarray, other: np.ndarray) -> bool:
