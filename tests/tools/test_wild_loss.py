@@ -155,7 +155,7 @@ def test_outputs_of_their_own_make_a_table():
 
 
 def anchors(*found):
-    """Return raw detections of two classes, float32 [1, 6, 100], where (anchor, centre, size, class, score) are found."""
+    """Return raw detections of two classes, float32 [1, 6, 100], (anchor, centre, size, class, score) are found."""
     table = np.full((100, 6), 0.001, np.float32)
     table[:, :4] = 10
     for at, centre, size, label, score in found:
