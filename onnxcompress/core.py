@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
-
-import numpy as np
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from .base.gate import Gate, Memo
+
+if TYPE_CHECKING:  # a second of imports that a refused command line does without
+    import numpy as np
+    import onnx_ir as ir
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def no_progress(_: str, items: Sequence[Any]) -> Iterator[Any]:
     return iter(items)
 
 
-Feed = dict[str, np.ndarray]
+Feed = dict[str, "np.ndarray"]
 """One set of inputs of a model: input name -> array, batch axis included."""
 
 

@@ -72,18 +72,7 @@ class Recipe:
             raise UsageError(
                 f"a {type(name).__name__} is no recipe", hint=f"Give a name, a .toml file or a Recipe. {_BUILD}"
             )
-        path = Path(name)
-        own = _FOLDER / f"{name}.toml"
-        if path.name == str(name) and own.is_file():
-            text, where, title = own.read_text(encoding="utf-8"), f"recipe {name}", str(name)
-        elif path.suffix == ".toml":
-            text, where, title = _read(path), str(path), path.stem
-        else:
-            close = difflib.get_close_matches(str(name), shipped(), n=1)
-            known = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(shipped())}, or a .toml file"
-            if str(name) in passes.available():
-                known = f'It is a pass: a .toml file with [[passes]] and name = "{name}" runs it'
-            raise UsageError(f"unknown recipe {str(name)!r}", hint=known)
+        text, where, title = _text(name)
         content = _parse(text, where)
         built = tuple(passes.build(entry.name, entry.options) for entry in content.passes)
         for one in built:
@@ -96,16 +85,9 @@ class Recipe:
         Raises:
             UsageError: a text has another form, the recipe has no such pass, or field or value are wrong.
         """
-        wanted: dict[str, dict[str, Any]] = {}
-        for text in settings:
-            place, equals, value = text.partition("=")
-            pass_name, dot, field = place.strip().partition(".")
-            if not (equals and dot and field):
-                raise UsageError(f"--set {text!r} is not of the form PASS.FIELD=VALUE")
-            wanted.setdefault(pass_name, {})[field] = _value(value.strip())
+        wanted = _wanted(settings)
         own = [held.name for one in self.passes for held in passes.walk(one)]
         for pass_name in wanted:
-            passes.pass_class(pass_name)  # names the nearest when there is none
             if pass_name not in own:
                 raise UsageError(
                     f"recipe {self.name!r} has no pass {pass_name!r}", hint=f"It has: {', '.join(dict.fromkeys(own))}"
@@ -141,6 +123,55 @@ def shipped() -> dict[str, str]:
     """Return the recipes that come with the package: name -> TOML text, sorted by name."""
     files = sorted((f for f in _FOLDER.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
     return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def check(name: str, settings: Iterable[str] = ()) -> None:
+    """Find what is wrong with a recipe's name or file, or with the names in settings, before anything heavy is imported.
+
+    Raises:
+        UsageError: no such recipe, malformed TOML, unknown pass, or a setting of another form. Options and their values
+            are checked by `Recipe.load`.
+    """
+    text, where, _ = _text(name)
+    for entry in _parse(text, where).passes:
+        passes.place_of(entry.name)
+    _wanted(settings)
+
+
+def _text(name: str | Path) -> tuple[str, str, str]:
+    """Return the TOML text of a recipe, where it is from, and its title.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    path = Path(name)
+    own = _FOLDER / f"{name}.toml"
+    if path.name == str(name) and own.is_file():
+        return own.read_text(encoding="utf-8"), f"recipe {name}", str(name)
+    if path.suffix == ".toml":
+        return _read(path), str(path), path.stem
+    close = difflib.get_close_matches(str(name), shipped(), n=1)
+    known = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(shipped())}, or a .toml file"
+    if str(name) in passes.available():
+        known = f'It is a pass: a .toml file with [[passes]] and name = "{name}" runs it'
+    raise UsageError(f"unknown recipe {str(name)!r}", hint=known)
+
+
+def _wanted(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return pass -> field -> value of PASS.FIELD=VALUE texts.
+
+    Raises:
+        UsageError: a text has another form, or there is no such pass.
+    """
+    wanted: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        place, equals, value = text.partition("=")
+        pass_name, dot, field = place.strip().partition(".")
+        if not (equals and dot and field):
+            raise UsageError(f"--set {text!r} is not of the form PASS.FIELD=VALUE")
+        passes.place_of(pass_name)  # names the nearest when there is none
+        wanted.setdefault(pass_name, {})[field] = _value(value.strip())
+    return wanted
 
 
 def _with_options(one: Pass, wanted: Mapping[str, Mapping[str, Any]]) -> Pass:

@@ -113,10 +113,11 @@ def compress(
 
 def _check_folders(checkpoint: Path | None, pareto: Path | None, *, force: bool) -> None:
     """Refuse before the work starts a folder that can't be written to."""
-    from ..jobs.pareto import check_front_folder
-    from ..search import checkpoint as checkpoints
-
     if checkpoint is not None:
-        checkpoints.check(checkpoint)
+        from ..search.checkpoint import check
+
+        check(checkpoint)
     if pareto is not None:
+        from ..jobs.pareto import check_front_folder
+
         check_front_folder(pareto, force=force)

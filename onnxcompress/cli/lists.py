@@ -15,6 +15,9 @@ def show_passes(
 ) -> None:
     """List the passes, or explain one with its options."""
     from .. import passes
+
+    if name:
+        passes.place_of(name)
     from ..report import tables_lists
     from .console import show
 
@@ -27,7 +30,10 @@ def show_recipes(
     ] = None,
 ) -> None:
     """List the recipes that ship, or explain one with its passes and their options."""
-    from ..recipe import Recipe, shipped
+    from ..recipe import Recipe, check, shipped
+
+    if name:
+        check(name)
     from ..report import tables_lists
     from .console import show
 

@@ -74,10 +74,12 @@ class SharedOptions:
         """Return these options as fields of `CompressOptions`.
 
         Raises:
-            UsageError: an option has another form.
+            UsageError: an option has another form, or names a recipe or pass that is none.
         """
+        from .. import recipe
         from .samples import data_options
 
+        recipe.check(self.recipe, self.settings or ())
         found = {each.name: getattr(self, each.name) for each in fields(self)}
         found["eval_data"] = found.pop("evaluation")
         found["data_options"] = data_options(

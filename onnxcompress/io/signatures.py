@@ -1,4 +1,4 @@
-"""First look at a model file: it can be opened, and does not begin as something else.
+"""First look at a model file: it can be opened, does not begin as something else, and its outermost message is whole.
 
 Nothing heavy is imported, so that the command line refuses a wrong file in the time of its own start.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from .sources import PACKED, OpenFile
+from .wire import check_outline
 
 EXPORT_AGAIN = "Export or download the model again"
 """Hint for files that hold no model."""
@@ -28,10 +29,10 @@ _SIGNATURES = {
 
 
 def open_model(path: Path) -> OpenFile:
-    """Open a file that may hold a model: it is there, not empty, and does not begin as something else.
+    """Open a file that may hold a model: it is there, not empty or cut short, and does not begin as something else.
 
     Raises:
-        ModelError: it can't be a model, with what it is.
+        ModelError: it can't be a model, with what it is, or where it is malformed.
     """
     file = OpenFile(path)
     if not file.size:
@@ -47,4 +48,5 @@ def open_model(path: Path) -> OpenFile:
         raise ModelError("is an ORT-format model", where=file.label, hint="Give the .onnx file it was made from")
     if start[4:8] == b"TFL3":
         raise ModelError("is a TensorFlow Lite model", where=file.label, hint="Convert it to ONNX first")
+    check_outline(file)
     return file

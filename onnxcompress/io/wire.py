@@ -158,6 +158,18 @@ class StreamPlan:
                 yield from _measured(piece, payload(piece))
 
 
+def check_outline(source: ByteSource) -> None:
+    """Raise ModelError, with the offset, where the outermost message is not whole or has not one graph.
+
+    It takes a few reads whatever the size.
+    """
+    fields = _fields(_WireReader(source), 0, source.size)
+    graphs = sum(1 for number, wire, *_ in fields if (number, wire) == (_GRAPH_FIELD, _BYTES))
+    if graphs != 1:
+        many = f"holds {graphs} graphs where one is allowed" if graphs else "is not an ONNX model: it holds no graph"
+        raise ModelError(many, where=source.label, hint="Export or download the model again")
+
+
 def scan(
     source: ByteSource, large_bytes: int = LARGE_BYTES, take_list: Callable[[int, int], bytes | None] | None = None
 ) -> bytes:
@@ -170,11 +182,8 @@ def scan(
             holds more than protobuf's 2 GiB outside of its tensors.
 
     """
+    check_outline(source)
     reader = _WireReader(source)
-    graphs = sum(1 for number, wire, *_ in _fields(reader, 0, source.size) if (number, wire) == (_GRAPH_FIELD, _BYTES))
-    if graphs != 1:
-        many = f"holds {graphs} graphs where one is allowed" if graphs else "is not an ONNX model: it holds no graph"
-        raise ModelError(many, where=source.label, hint="Export or download the model again")
 
     def is_large(start: int, end: int) -> bool:
         return end - start >= large_bytes

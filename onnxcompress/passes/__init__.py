@@ -62,15 +62,25 @@ def available() -> dict[str, str]:
     return found
 
 
+def place_of(name: str) -> str:
+    """Return where the class of a pass is, as module:class; nothing is imported.
+
+    Raises:
+        UsageError: there is no such pass.
+    """
+    place = f"{__name__}.{SHIPPED[name]}" if name in SHIPPED else available().get(name)
+    if place is None:
+        raise UsageError(f"unknown pass {name!r}", hint=_nearest(name, available()))
+    return place
+
+
 def pass_class(name: str) -> type[Pass]:
     """Return the class of a pass.
 
     Raises:
         UsageError: there is no such pass, or a third-party one can't be imported.
     """
-    place = f"{__name__}.{SHIPPED[name]}" if name in SHIPPED else available().get(name)
-    if place is None:
-        raise UsageError(f"unknown pass {name!r}", hint=_nearest(name, available()))
+    place = place_of(name)
     module, _, attribute = place.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -71,6 +71,13 @@ except SystemExit as end:
         (["compress", "models/vit.onnx", "--eval", "missing"], 3, "missing: no such file or folder"),
         (["compress", "models/vit.onnx", "--unknown"], 2, "--unknown"),
         (["compress", "models/vit.onnx", "--prefer", "nothing"], 2, "nothing"),
+        (["compress", "models/vit.onnx", "--recipe", "int88"], 2, "unknown recipe 'int88'. Did you mean 'int8'?"),
+        (["compress", "models/vit.onnx", "--recipe", "missing.toml"], 2, "can't read the recipe"),
+        (["compress", "models/vit.onnx", "--set", "prune-channel.rounds=2"], 2, "Did you mean 'prune-channels'?"),
+        (["compress", "models/vit.onnx", "--set", "rounds=2"], 2, "is not of the form PASS.FIELD=VALUE"),
+        (["batch", "models", "-o", "out", "--recipe", "nothing"], 2, "unknown recipe 'nothing'"),
+        (["passes", "prune-channel"], 2, "unknown pass 'prune-channel'. Did you mean 'prune-channels'?"),
+        (["recipes", "int88"], 2, "unknown recipe 'int88'. Did you mean 'int8'?"),
         (["inspect", "missing.onnx"], 3, "missing.onnx: no such file"),
         (["compare", "models/vit.onnx", "missing.onnx"], 3, "missing.onnx: no such file"),
         (["split", "missing.onnx", "-o", "parts"], 3, "missing.onnx: no such file"),
@@ -85,7 +92,15 @@ def test_mistakes_are_named_before_anything_heavy_is_imported(words, code, said)
 
 
 def test_what_is_no_model_is_named_before_anything_heavy_is_imported(tmp_path):
-    for start, said in ((b"PK\x03\x04", "is a zip archive"), (b"ONNXPACK", "is a packed model"), (b"", "is empty")):
+    whole = (ROOT / "models/vit.onnx").read_bytes()
+    for start, said in (
+        (b"PK\x03\x04", "is a zip archive"),
+        (b"ONNXPACK", "is a packed model"),
+        (b"", "is empty"),
+        (whole[:5000], "malformed at byte"),
+        (whole + whole, "holds 2 graphs"),
+        (b"\x08\x08", "holds no graph"),
+    ):
         path = tmp_path / "model.onnx"
         path.write_bytes(start)
         done = _python(CODE.format(FAILING.format(["onnxcompress", "compress", str(path)], 3), HEAVY))
