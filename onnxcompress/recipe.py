@@ -126,7 +126,7 @@ def shipped() -> dict[str, str]:
 
 
 def check(name: str, settings: Iterable[str] = ()) -> None:
-    """Find what is wrong with a recipe's name or file, or with the names in settings, before anything heavy is imported.
+    """Find what is wrong with a recipe's name or file, or with names in settings, before anything heavy is imported.
 
     Raises:
         UsageError: no such recipe, malformed TOML, unknown pass, or a setting of another form. Options and their values
