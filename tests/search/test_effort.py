@@ -1,6 +1,6 @@
 """A search ends by its own CPU seconds or by the time limit, whichever comes first."""
 
-from onnxcompress.core import Clock
+from onnxcompress.base.clock import Clock
 from onnxcompress.search import candidates as search
 from onnxcompress.search.effort import SearchEffort
 from tests.search.test_candidates import _Sums
