@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import enum
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
+from .base.clock import Clock
 from .base.gate import Gate, Memo
+from .base.search_terms import Effort, SearchStatus, StepLog, no_status
 
 if TYPE_CHECKING:  # a second of imports that a refused command line does without
     import numpy as np
@@ -131,38 +131,6 @@ class Change:
         }
 
 
-class Clock:
-    """Time limit that starts when it is made; passes that search return the best so far when it is over.
-
-    Args:
-        seconds: the time, None for all the time that it takes.
-        now: seconds of a monotonic clock.
-    """
-
-    def __init__(self, seconds: float | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._end = math.inf if seconds is None else now() + seconds
-
-    def earlier(self, seconds: float) -> Clock:
-        """Return a clock that is over some seconds before this one."""
-        return Clock(None if not self.is_limited else self.left_seconds - seconds, now=self._now)
-
-    @property
-    def is_limited(self) -> bool:
-        """False where the clock is never over."""
-        return math.isfinite(self._end)
-
-    @property
-    def left_seconds(self) -> float:
-        """Seconds until it is over, negative after that, infinite without a limit."""
-        return self._end - self._now()
-
-    @property
-    def is_over(self) -> bool:
-        """True when nothing more should be begun."""
-        return self._now() >= self._end
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """Figures of a candidate against the original, on samples that passes don't see.
@@ -191,6 +159,11 @@ class Trial:
 
 class Workers(Protocol):
     """Does pieces of work elsewhere, see `executors`."""
+
+    @property
+    def elsewhere_seconds(self) -> float:
+        """CPU seconds of the pieces that were done by processes that are no children of this one."""
+        ...
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """Run a function of the top level of a module; arguments and value are pickled."""
@@ -240,19 +213,28 @@ class Candidate:
 
 
 class BestSoFar:
-    """Takes what a pass could return if it had to end now; thread-safe, since one reference is replaced."""
+    """Takes what a pass could return if it had to end now; thread-safe, since one reference is replaced.
 
-    def __init__(self) -> None:
-        self.found: Built | None = None
+    Args:
+        is_wanted: False where the pass can't be stopped, so that nobody asks.
+    """
+
+    _KEPT: ClassVar[int] = 3
+    """Offers that are kept: the proof may refuse the last ones. Chosen by judgement."""
+
+    def __init__(self, *, is_wanted: bool = False) -> None:
+        self.is_wanted = is_wanted
+        self.offers: tuple[Built, ...] = ()
+        """What was offered, the last one first."""
 
     def offer(self, model: ir.Model, changes: Sequence[Change]) -> None:
-        """Replace what was offered before.
+        """Take something better than all that was offered before.
 
         Args:
             model: complete, and not edited any more.
             changes: what was done to get it, the summary included.
         """
-        self.found = Built(model, tuple(changes))
+        self.offers = (Built(model, tuple(changes)), *self.offers)[: self._KEPT]
 
 
 class DataFor:
@@ -360,7 +342,13 @@ class Context:
     progress: Progress = no_progress
     """Wraps a loop in a progress display: `for item in context.progress("Quantizing", items)`."""
     best: BestSoFar = field(default_factory=BestSoFar)
-    """What a pass that searches has found: it becomes the model where the time is over before the pass ends."""
+    """What a pass that searches has found: it becomes the model where the pass is stopped before it ends."""
+    effort: Effort = "default"
+    """How long searches go on."""
+    steps: StepLog | None = None
+    """Takes the CPU seconds of the steps of a search; None where nobody asks."""
+    show: Callable[[SearchStatus], None] = no_status
+    """Shows how far a search is."""
 
     def while_time(self, title: str, items: Sequence[Any]) -> Iterator[Any]:
         """Wrap a loop that may end before its last item: as `progress`, until the clock is over."""

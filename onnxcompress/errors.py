@@ -56,6 +56,10 @@ class TimeUpError(Exception):
     """Work has not ended in its time; whoever limited it has another result."""
 
 
+class StoppedByUserError(TimeUpError):
+    """The user has stopped work (Ctrl-C), and wants what it has found until then."""
+
+
 class UsageError(OnnxCompressError):
     """An unknown recipe, pass or field, a value out of range, options that contradict each other."""
 

@@ -22,9 +22,11 @@ from typing import Protocol
 import onnx_ir as ir
 
 from .accounting import covers_layers, unmentioned
+from .base.clock import Clock
 from .base.gate import Gate, Memo
-from .core import Action, BestSoFar, Change, Clock, Context, Pass
-from .errors import OnnxCompressError, TimeUpError, UsageError
+from .base.group_time import AllTheTime, GroupTime
+from .core import Action, BestSoFar, Change, Context, Pass
+from .errors import OnnxCompressError, StoppedByUserError, TimeUpError, UsageError
 from .io import model_io
 from .ops.weight_layers import weighted_layers
 
@@ -43,6 +45,7 @@ _LEAST_BISECTION_SECONDS = 20.0
 """Least time for that search. Chosen by judgement; not measured."""
 
 TIME_UP = "the time limit was reached"
+STOPPED = "the user interrupted the run"
 _NOT_FOUND = "which rewrite is at fault was not found in the time for it"
 
 
@@ -65,38 +68,6 @@ Prover = Callable[[ir.Model, bool], Proof]
 """Makes the proof for a group: (model before it, whether its passes are lossless) -> proof."""
 
 
-class GroupTime(Protocol):
-    """Shares out the time that a user allows; see `jobs.time_budget`."""
-
-    def passes(self, work: Callable[[Clock], Outcome], *, lossless: bool) -> Outcome:
-        """Return what work on a group returns; it gets a clock to end by on its own account.
-
-        Raises:
-            TimeUpError: it has not ended in time, and was given up.
-        """
-        ...
-
-    def proof(self, work: Callable[[], Outcome]) -> Outcome:
-        """Return what the proof of a result that a group had found so far returns.
-
-        Raises:
-            TimeUpError: it has not ended in time, and was given up.
-        """
-        ...
-
-
-class _AllTheTime:
-    """No limit."""
-
-    def passes(self, work: Callable[[Clock], Outcome], *, lossless: bool) -> Outcome:  # noqa: ARG002 - the protocol's
-        """Return what the work returns."""
-        return work(Clock())
-
-    def proof(self, work: Callable[[], Outcome]) -> Outcome:
-        """Return what the work returns."""
-        return work()
-
-
 @dataclass(frozen=True)
 class InternalError:
     """A bug of ours that cost a pass its work."""
@@ -117,9 +88,11 @@ class Outcome:
     internal_errors: tuple[InternalError, ...] = ()
     """Of the passes that were taken back because of them."""
     cut_short: tuple[str, ...] = ()
-    """Names of the passes that the end of the time has stopped, or that were not begun."""
+    """Names of the passes that the end of the time, or the user, has stopped, or that were not begun."""
     lossless_model: ir.Model | None = None
     """The model before the first lossy pass."""
+    cut_by: str = TIME_UP
+    """What has cut passes short: `TIME_UP` or `STOPPED`."""
 
 
 def run(
@@ -137,12 +110,12 @@ def run(
     done = Outcome(model, [], lossless_model=model)
     for group in _groups(passes):
         if done.cut_short:  # what is left of the time is for the result, which another pass would change
-            late = [Change.skipped(p.name, TIME_UP) for p in group]
+            late = [Change.skipped(p.name, done.cut_by) for p in group]
             names = tuple(p.name for p in group)
             done = replace(done, changes=done.changes + late, cut_short=done.cut_short + names)
             continue
         log.info("running %s", ", ".join(p.name for p in group))
-        outcome = _in_time(done.model, group, context, prover, budget or _AllTheTime())
+        outcome = _in_time(done.model, group, context, prover, budget or AllTheTime())
         if not group[0].lossless and all(c.action is not Action.APPLIED for c in outcome.changes):
             outcome = replace(outcome, model=done.model)  # a copy of it
         if covers_layers(group[0]) and not outcome.cut_short:
@@ -155,13 +128,14 @@ def run(
             done.internal_errors + outcome.internal_errors,
             done.cut_short + outcome.cut_short,
             outcome.model if is_lossless else done.lossless_model,
+            outcome.cut_by,
         )
     return done
 
 
 def _in_time(before: ir.Model, group: Sequence[Pass], context: Context, prover: Prover, budget: GroupTime) -> Outcome:
-    """Run a group; where the time is up first, prove the best that it had found until then."""
-    best = BestSoFar()
+    """Run a group; where it is stopped before it ends, prove the best that it had found until then."""
+    best = BestSoFar(is_wanted=budget.may_end_early)
 
     names = tuple(p.name for p in group)
 
@@ -171,23 +145,28 @@ def _in_time(before: ir.Model, group: Sequence[Pass], context: Context, prover: 
         return replace(found, cut_short=names) if clock.is_over and not group[0].lossless else found
 
     def proved() -> Outcome:
-        assert best.found is not None
         proof = prover(before, group[0].lossless)
-        candidate = best.found.model
-        fault = proof.problem(candidate) or proof.excess(candidate)
-        if fault is not None:
-            return Outcome(before, [Change.skipped(p.name, f"{TIME_UP}; of what it had found, {fault}") for p in group])
-        return Outcome(candidate, list(best.found.changes))
+        faults = []
+        for offered in best.offers:
+            fault = proof.problem(offered.model) or proof.excess(offered.model)
+            if fault is None:
+                return Outcome(offered.model, list(offered.changes))
+            faults.append(fault)
+        return Outcome(before, [Change.skipped(name, f"{why}; of what it had found, {faults[0]}") for name in names])
 
-    nothing = Outcome(before, [Change.skipped(name, TIME_UP) for name in names], cut_short=names)
     try:
-        return budget.passes(work, lossless=group[0].lossless)
+        return budget.passes(work, lossless=group[0].lossless, has_found=lambda: bool(best.offers))
+    except StoppedByUserError:
+        why = STOPPED
     except TimeUpError:
-        log.info("%s cut short", ", ".join(names))
+        why = TIME_UP
+    log.info("%s cut short", ", ".join(names))
+    nothing = Outcome(before, [Change.skipped(name, why) for name in names])
     try:
-        return nothing if best.found is None else replace(budget.proof(proved), cut_short=names)
+        found = budget.proof(proved) if best.offers else nothing
     except TimeUpError:
-        return nothing
+        found = nothing
+    return replace(found, cut_short=names, cut_by=why)
 
 
 def _groups(passes: Iterable[Pass]) -> Iterator[list[Pass]]:

@@ -7,8 +7,9 @@ import onnx_ir as ir
 from pydantic.dataclasses import dataclass
 
 from onnxcompress import pipeline
+from onnxcompress.base.clock import Clock
 from onnxcompress.base.gate import Gate, Memo
-from onnxcompress.core import Action, Change, Clock, Context, Need
+from onnxcompress.core import Action, Change, Context, Need
 from onnxcompress.errors import TimeUpError
 from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
@@ -199,7 +200,9 @@ class Search(Rename):
 class _NoTime:
     """Lets lossy passes run and then has no time for them."""
 
-    def passes(self, work, *, lossless):
+    may_end_early = True
+
+    def passes(self, work, *, lossless, has_found):  # noqa: ARG002 - the protocol's signature
         outcome = work(Clock())
         if not lossless:
             raise TimeUpError

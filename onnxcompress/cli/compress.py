@@ -23,6 +23,9 @@ TimingsFile = Annotated[
     Path | None,
     typer.Option(metavar="REPORT.json", help="Use the times of an earlier run's report in place of new ones."),
 ]
+KeepBest = Annotated[
+    bool, typer.Option("--keep-best", help="Ctrl-C ends the search: the best so far is proved and written.")
+]
 Scheduler = Annotated[
     str | None, typer.Option(metavar="tcp://HOST:8786", help="Dask scheduler whose workers do that instead.")
 ]
@@ -47,7 +50,8 @@ ReportFile = Annotated[
 
 @with_shared_options(
     timings="prefer",
-    workers="time_limit",
+    keep_best="effort",
+    workers="keep_best",
     scheduler="workers",
     checkpoint="scheduler",
     pareto="checkpoint",
@@ -60,6 +64,7 @@ def compress(
     *,
     shared: SharedOptions,
     timings: TimingsFile = None,
+    keep_best: KeepBest = False,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that build candidates ahead of time.")] = 1,
     scheduler: Scheduler = None,
     checkpoint: CheckpointFolder = None,
@@ -87,18 +92,21 @@ def compress(
     from ..jobs import compress as job
 
     try:
-        result = job.compress(
-            model,
-            **shared.within_limit(keywords),
-            timings=timings,
-            workers=workers,
-            scheduler=scheduler,
-            checkpoint=checkpoint,
-            pareto_dir=pareto,
-            sensitivity=report_file is not None,
-            plan=plan,
-            progress=console.progress(quiet=quiet),
-        )
+        with console.display(quiet=quiet) as display:
+            result = job.compress(
+                model,
+                **shared.within_limit(keywords),
+                timings=timings,
+                keep_best=keep_best,
+                workers=workers,
+                scheduler=scheduler,
+                checkpoint=checkpoint,
+                pareto_dir=pareto,
+                sensitivity=report_file is not None,
+                plan=plan,
+                progress=display.progress,
+                show=display.show,
+            )
     except LimitError as error:
         files.publish(error.report, verbose=verbose, quiet=quiet)
         raise

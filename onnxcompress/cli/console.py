@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +13,27 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import one_line
+from .display import Display, Silence
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.progress import Progress
 
 _PIPE_WIDTH = 10_000
 """Columns where no terminal sets a limit: tables take what they need, and no name is cut."""
-_QUICK_SECONDS = 1.0
-"""What takes no longer shows no progress bar."""
+
+
+class _Stderr(logging.Handler):
+    """Writes to what is standard error at the time: a display puts itself in its place, and lines above its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(self.format(record) + "\n")
 
 
 def start_log(*, verbose: bool, quiet: bool) -> None:
     """Send the log to stderr: warnings, with -v what is being done as well, with -q errors only."""
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="onnxcompress: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, format="onnxcompress: %(message)s", handlers=[_Stderr()])
 
 
 def warn(message: str) -> None:
@@ -98,34 +104,14 @@ def json_path(option: str | None) -> Path | None:
     return None if option in (None, "-") else Path(str(option))
 
 
+def display(*, quiet: bool) -> Silence:
+    """Return what shows on stderr how far a command is; it shows nothing but on a terminal."""
+    return Silence() if quiet or not sys.stderr.isatty() else Display()
+
+
 def progress(*, quiet: bool) -> Callable[[str, Sequence[Any]], Iterator[Any]]:
     """Return what wraps a loop in a bar on stderr, which appears after a second and only on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        return lambda _, items: iter(items)
-    return _with_bar
-
-
-def _with_bar(title: str, items: Sequence[Any]) -> Iterator[Any]:
-    started, bar = time.monotonic(), None
-    try:
-        for done, item in enumerate(items):
-            if bar is None and time.monotonic() - started > _QUICK_SECONDS:
-                bar = _bar()
-                bar.start()
-                task = bar.add_task(title, total=len(items))
-            if bar is not None:
-                bar.update(task, completed=done)
-            yield item
-    finally:
-        if bar is not None:
-            bar.stop()
-
-
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    return Progress(console=Console(stderr=True), transient=True)
+    return display(quiet=quiet).progress
 
 
 def _write(text: str) -> None:

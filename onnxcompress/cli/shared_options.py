@@ -42,6 +42,13 @@ class SharedOptions:
         str | None,
         typer.Option(help="Time for all of it; then the best so far is the result: 10m, 90s.", show_default=False),
     ] = None
+    effort: Annotated[
+        Literal["quick", "default", "thorough"],
+        typer.Option(
+            "--effort",
+            help="How long `auto` searches: 3 or 10 times the CPU time of int8 (default: at least 300 s), or no bound.",
+        ),
+    ] = "default"
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PASS.FIELD=VALUE", help="An option of a pass. Repeatable.")
     ] = None

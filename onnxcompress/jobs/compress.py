@@ -19,8 +19,9 @@ import onnx_ir as ir
 
 from .. import pipeline
 from ..activations.calibration import CalibrationCache
+from ..base.clock import Clock
 from ..base.versions import versions
-from ..core import Candidate, Change, Clock, Context, Trial, Workers
+from ..core import Candidate, Change, Context, Trial, Workers
 from ..errors import ModelError, TimeUpError, UsageError
 from ..io import model_io
 from ..ops.weight_layers import quantized_state
@@ -36,9 +37,11 @@ from ..runtime.processes import peak_memory_bytes
 from ..runtime.time_limit import within
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
+from ..search.effort import StepSeconds
 from ..targets import facts as targets
 from . import internal_errors, pareto, setup, time_budget
 from .dropped_metadata import without_metadata
+from .interrupts import Interrupts
 from .judge import Races, Timings, Trials
 from .limits import LatencyLimit, check_limits, excess
 from .measure_result import RecipeResult, ResultFigures, measure_result, unmeasured, without_lossy
@@ -109,12 +112,17 @@ def compress(source: ModelSource, options: RunOptions) -> Result:
         UsageError: recipe, pass, field or pattern are unknown or out of range.
         LimitError: a limit that was given is not met; its `report` says by how much.
     """
+    with Interrupts(is_wanted=options.keep_best) as interrupts:
+        return _compressed(source, options, interrupts)
+
+
+def _compressed(source: ModelSource, options: RunOptions, interrupts: Interrupts) -> Result:
     started, clock = time.monotonic(), Clock(options.time_limit)
     begun = begin(source, options)
     try:
         end = clock.earlier(time_budget.writing_seconds(model_io.model_bytes(begun.original)))
         run = within(lambda: load(source, options, begun, started=started, clock=clock), end)
-        budget = TimeBudget(clock, within(lambda: time_budget.predicted(run), end))
+        budget = TimeBudget(clock, within(lambda: time_budget.predicted(run), end), interrupts)
     except TimeUpError:
         return _unstarted(source, options, begun, started)
     prover = Prover(run)
@@ -188,6 +196,7 @@ def load(source: ModelSource, options: RunOptions, begun: Begun, *, started: flo
         ),
         checkpoint=checkpoint,
         archive=Archive(checkpoint, keeps_models=options.pareto_dir is not None),
+        steps=StepSeconds(begun.timings.cpu_seconds, checkpoint),
     )
 
 
@@ -227,6 +236,9 @@ def prepare(run: Run) -> Context:
         max_bytes=options.max_bytes,
         excess=functools.partial(excess, max_bytes=options.max_bytes, latency=run.latency_limit),
         progress=options.progress,
+        effort=options.effort,
+        steps=run.steps,
+        show=options.show,
     )
 
 
@@ -261,7 +273,8 @@ def run_recipe(run: Run, context: Context, prover: Prover, budget: TimeBudget) -
             changes=(*run.dropped, *outcome.changes),
             notes=(*map(str, outcome.internal_errors), *prover.notes()),
             internal_errors=outcome.internal_errors,
-            late=tuple([f"{pipeline.TIME_UP}: {', '.join(outcome.cut_short)} cut short"] if outcome.cut_short else []),
+            late=tuple([f"{outcome.cut_by}: {', '.join(outcome.cut_short)} cut short"] if outcome.cut_short else []),
+            is_interrupted=bool(outcome.cut_short) and outcome.cut_by == pipeline.STOPPED,
             lossless_model=outcome.lossless_model,
         )
         if options.sensitivity and run.proof.is_whole and not options.plan:
@@ -321,6 +334,9 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
         verification=measured.verification,
         timings=run.timings.used,
         candidates=run.archive.tried,
+        effort=options.effort,
+        cpu_seconds=run.steps.used,
+        interrupted=done.is_interrupted,
         versions=versions(),
         sensitivity=done.ablations,
         internal_errors=tuple(map(str, done.internal_errors)),

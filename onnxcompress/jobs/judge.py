@@ -52,8 +52,12 @@ class Measurement(ReportValue):
 class Timings:
     """Times of races by label: measured here, or replayed from the report of an earlier run."""
 
-    def __init__(self, replayed: Mapping[str, Latency] | None = None) -> None:
+    def __init__(
+        self, replayed: Mapping[str, Latency] | None = None, cpu_seconds: Mapping[str, float] | None = None
+    ) -> None:
         self._replayed = dict(replayed or {})
+        self.cpu_seconds = dict(cpu_seconds or {})
+        """Those that steps of a search took, by label, in the run that is replayed."""
         self.used: dict[str, Latency] = {}
 
     @classmethod
@@ -66,13 +70,14 @@ class Timings:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             known = {label: Latency(**latency) for label, latency in content["timings"].items()}
+            seconds = {label: float(each) for label, each in content.get("cpu_seconds", {}).items()}
         except OSError as error:
             raise UsageError(f"can't read the timings: {error.strerror}", where=str(path)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(
                 "is no report with timings", where=str(path), hint="Give a file that --json wrote in an earlier run"
             ) from error
-        return cls(known)
+        return cls(known, seconds)
 
     def knows(self, label: str) -> bool:
         """Say whether the time for a label is replayed."""

@@ -44,7 +44,9 @@ class RecipeResult:
     notes: tuple[str, ...] = ()
     internal_errors: tuple[pipeline.InternalError, ...] = ()
     late: tuple[str, ...] = ()
-    """Lines on what the time limit has cut short."""
+    """Lines on what the time limit, or the user, has cut short."""
+    is_interrupted: bool = False
+    """Whether the user has ended the passes before they had ended."""
     lossless_model: ir.Model | None = None
     """The model before the first lossy pass."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
+from ..base.search_terms import Effort, SearchStatus, no_status
 from ..core import Prefer, Progress, no_progress
 from ..data.evaluation_set import DataOptions
 from ..recipe import Recipe
@@ -53,6 +54,8 @@ class CompressOptions:
             "speed" the fastest; "size" the smallest, be it slower.
         time_limit: seconds for all of it, figures included: passes end before, by themselves or interrupted; the best
             that was found is proved, scored and returned; where even loading takes longer, the model as it is.
+        effort: length of the search of `auto`: "quick" ends it at 3 times the CPU seconds that the whole model took in
+            int8, "default" at 10 times (at least 300 CPU seconds); "thorough" has no bound and tries more.
         seed: of the synthetic feeds.
         threads: of the runtime when it is timed.
         keep_node_metadata: keep the exporter's metadata of each node.
@@ -77,6 +80,7 @@ class CompressOptions:
     target: str = HERE
     prefer: Prefer = "balanced"
     time_limit: float | None = None
+    effort: Effort = "default"
     seed: int = 0
     threads: int = 1
     keep_node_metadata: bool = False
@@ -102,7 +106,10 @@ class RunOptions(CompressOptions):
         pareto_dir: a new folder for the candidates that nothing beats in size, time and drop, each with its model.
         sensitivity: measure the effect of zeroing each layer, before and after, for the report.
         plan: report what would be done; nothing is proved, scored or timed, and the model is not to be used.
+        keep_best: a KeyboardInterrupt (Ctrl-C) during a search that has found something ends the search, not the run:
+            the best so far is proved, scored and returned. Ctrl-C once more ends the run.
         progress: wraps long loops, for a display.
+        show: shows how far a search is.
     """
 
     timings: str | os.PathLike[str] | None = None
@@ -112,7 +119,9 @@ class RunOptions(CompressOptions):
     pareto_dir: str | os.PathLike[str] | None = None
     sensitivity: bool = False
     plan: bool = False
+    keep_best: bool = False
     progress: Progress = no_progress
+    show: Callable[[SearchStatus], None] = no_status
 
 
 def takes_keywords(

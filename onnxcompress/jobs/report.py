@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 
 from ..base.report_value import Count, NotNegative, ReportValue
+from ..base.search_terms import Effort
 from ..core import Action, Change, Trial
 from ..ops.weight_layers import QuantizedState
 from ..packing.archive import Packed
@@ -122,6 +123,12 @@ class Report:
     notes: tuple[str, ...] = ()
     quantized_before: QuantizedState | None = None
     """Layers whose weights the model held in 8 bits or fewer as it was given, and those in floats; null where none."""
+    effort: Effort = "default"
+    """How long the search was to go on."""
+    cpu_seconds: Mapping[str, NotNegative] = field(default_factory=dict)
+    """CPU seconds of the steps of the search, by label; --timings replays them."""
+    interrupted: bool = False
+    """Whether the user ended the search (Ctrl-C with --keep-best): the result is the best that it had found."""
     candidates: tuple[Annotated[TriedCandidate, _WrittenAs(CandidateEntry)], ...] = ()
     """All candidates that were measured before one of them was chosen."""
     sensitivity: tuple[LayerAblation, ...] = ()

@@ -8,8 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..base.clock import Clock
 from ..base.size_limits import APART_BYTES, RUN_BYTES
-from ..core import Change, Clock, Feed
+from ..core import Change, Feed
 from ..data import evaluation_set, input_specs, synthetic
 from ..data.evaluation_set import Evaluation
 from ..errors import ModelError, UsageError
@@ -24,6 +25,7 @@ from ..runtime import session as runtime
 from ..runtime.loaded_model import LoadedModel
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
+from ..search.effort import StepSeconds
 from ..shapes import count as counting
 from .judge import Timings, decisive_drop
 from .limits import LatencyLimit
@@ -87,6 +89,8 @@ class Run:
     plan: OutputPlan
     checkpoint: Checkpoint | None
     archive: Archive
+    steps: StepSeconds
+    """CPU seconds of the steps of the search."""
     measured: dict[str, Quality] = field(default_factory=dict)
     """Digest of a model -> what was measured of it: candidate, proof and result are often the same bytes."""
 

@@ -11,22 +11,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from ..core import Action, Change, Clock
+from ..base.clock import Clock
+from ..core import Action, Change
+from ..errors import StoppedByUserError
 from ..graph.query import node_count
 from ..io import model_io
-from ..pipeline import TIME_UP, Outcome
+from ..pipeline import TIME_UP
 from ..runtime.latency import RACE_SECONDS
 from ..runtime.processes import age_seconds
 from ..runtime.time_limit import within
 from ..shapes import count as counting
 from ..shapes.count import ModelFacts
+from .interrupts import Interrupts
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from .setup import Run
+
+T = TypeVar("T")
 
 _WRITE_SECONDS = 0.4
 """Time to make a report, print and write it, whatever the model. Chosen by judgement: .2 s on an idle processor."""
@@ -51,31 +56,46 @@ class Finishing:
 
 
 class TimeBudget:
-    """Shares out what is left; see `pipeline.GroupTime`. Without a limit everything is simply called.
+    """Shares out what is left; see `base.group_time`. Without a limit everything is simply called.
 
     Args:
         clock: limit of the run.
         finishing: what comes after the passes.
+        interrupts: whether the user may end passes, and when.
     """
 
-    def __init__(self, clock: Clock, finishing: Finishing) -> None:
+    def __init__(self, clock: Clock, finishing: Finishing, interrupts: Interrupts | None = None) -> None:
         self._clock = clock
         self._finishing = finishing
+        self._interrupts = interrupts or Interrupts()
 
-    def passes(self, work: Callable[[Clock], Outcome], *, lossless: bool) -> Outcome:
+    @property
+    def may_end_early(self) -> bool:
+        """True where a pass can be stopped before it ends, so that what it has found until then is wanted."""
+        return self._clock.is_limited or self._interrupts.is_wanted
+
+    def passes(self, work: Callable[[Clock], T], *, lossless: bool, has_found: Callable[[], bool] = lambda: False) -> T:
         """Return what work on a group returns.
 
         Raises:
             TimeUpError: it was interrupted.
+            StoppedByUserError: the user has interrupted it, and wants what it has found.
         """
-        if not self._clock.is_limited:
+        if not self.may_end_early:
             return work(self._clock)
         end = self.measuring if lossless else self.measuring.earlier(self._finishing.judging)
-        soft = end.earlier(max(self._finishing.judging, _SOFT_SHARE * end.left_seconds))
-        return within(lambda: work(soft), end)
+        soft = end.earlier(max(self._finishing.judging, _SOFT_SHARE * end.left_seconds)) if end.is_limited else end
+        try:
+            done = within(lambda: work(soft), end, in_thread=self._interrupts.is_wanted and not lossless)
+        except KeyboardInterrupt:
+            if self._interrupts.is_wanted and has_found():
+                raise StoppedByUserError from None
+            raise
+        self._interrupts.is_result_found |= has_found()
+        return done
 
-    def proof(self, work: Callable[[], Outcome]) -> Outcome:
-        """Return what the proof of a result returns.
+    def proof(self, work: Callable[[], T]) -> T:
+        """Return what the proof of a result that passes had found so far returns.
 
         Raises:
             TimeUpError: it was interrupted.

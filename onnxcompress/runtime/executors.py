@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -27,6 +28,8 @@ _CONNECT_SECONDS = 15
 
 class Processes(Executor):
     """Runs each piece in a fresh process, a few at a time: a crash takes nothing else with it."""
+
+    elsewhere_seconds = 0.0
 
     def __init__(self, workers: int) -> None:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="onnxcompress")
@@ -73,10 +76,13 @@ class DaskCluster(Executor):
             raise UsageError(f"no Dask scheduler answers ({error})", where=address, hint=hint) from error
         self._inner = self._client.get_executor(pure=False, retries=_RETRIES)
         self._killed: type[Exception] = distributed.KilledWorker
+        self._counting = threading.Lock()
+        self.elsewhere_seconds = 0.0
+        """CPU seconds of the pieces that have ended; what a worker does for others meanwhile counts too."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function of the top level of a module that workers have too; arguments may be shared values."""
-        inner: Future[T] = self._inner.submit(fn, *args, **kwargs)
+        inner: Future[tuple[T, float]] = self._inner.submit(_counted, fn, *args, **kwargs)
         outer: Future[T] = Future()
         outer.set_running_or_notify_cancel()
         inner.add_done_callback(functools.partial(self._hand_on, outer))
@@ -91,15 +97,25 @@ class DaskCluster(Executor):
         self._inner.shutdown(wait=wait and not cancel_futures)
         self._client.close()
 
-    def _hand_on(self, outer: Future[T], inner: Future[T]) -> None:
+    def _hand_on(self, outer: Future[T], inner: Future[tuple[T, float]]) -> None:
         try:
-            outer.set_result(inner.result())
+            value, seconds = inner.result()
+            with self._counting:
+                self.elsewhere_seconds += seconds
+            outer.set_result(value)
         except self._killed as error:
             outer.set_exception(LostWorkerError(f"the workers that it ran on went away: {error}"))
         except CancelledError:
             outer.set_exception(LostWorkerError("the cluster gave it up"))
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever asks for the result gets it
             outer.set_exception(error)
+
+
+def _counted(fn: Callable[..., T], *args: Any, **kwargs: Any) -> tuple[T, float]:
+    """Return what a function returns, and the CPU seconds of its process meanwhile."""
+    begun = time.process_time()
+    value = fn(*args, **kwargs)
+    return value, time.process_time() - begun
 
 
 @contextlib.contextmanager

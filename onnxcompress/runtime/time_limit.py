@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from ..errors import TimeUpError
 
 if TYPE_CHECKING:
-    from ..core import Clock
+    from ..base.clock import Clock
 
 T = TypeVar("T")
 
@@ -37,19 +37,22 @@ class WorkInterrupt(BaseException):
 _CURRENT: Final[contextvars.ContextVar[_Work[Any] | None]] = contextvars.ContextVar("work", default=None)
 
 
-def within(work: Callable[[], T], clock: Clock, *, grace_seconds: float = GRACE_SECONDS) -> T:
+def within(work: Callable[[], T], clock: Clock, *, grace_seconds: float = GRACE_SECONDS, in_thread: bool = False) -> T:
     """Return what `work()` returns, if it does so before a clock is over; without a limit it is called here.
+
+    An error in the caller's thread meanwhile, such as the user's interrupt, stops the work as well.
 
     Args:
         work: called in another thread, in the caller's context.
         clock: its limit.
         grace_seconds: time for interrupted work to clean up in.
+        in_thread: have a thread for it without a limit too, so that an interrupt is heard at once, whatever it does.
 
     Raises:
         TimeUpError: the clock is over.
         Exception: whatever the work raises.
     """
-    if not clock.is_limited:
+    if not clock.is_limited and not in_thread:
         return work()
     if clock.is_over:
         raise TimeUpError

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import onnx_ir as ir
 
-from ..core import Candidate, Clock, Judge, Prefer, Trial
+from ..base.clock import Clock
+from ..core import Candidate, Judge, Prefer, Trial
 from .effort import SearchEffort
 
 _SAMPLES = 8
@@ -24,7 +25,7 @@ _GROUPS = 8
 where groups of groups take at most 25. Chosen by judgement; not measured."""
 _LEVELS = 2
 """Times that groups are divided. Chosen by judgement; not measured."""
-_EQUAL = 1.05
+EQUAL = 1.05
 """Costs and times that differ by less count as equal: measured times are not sharper."""
 
 
@@ -43,7 +44,7 @@ def objection(trial: Trial, prefer: Prefer, limit: float | None) -> str | None:
         return "no output can be scored, so nothing shows that the loss is within the limit"
     if limit is not None and trial.limited_drop is not None and trial.limited_drop > limit:
         return f"the loss is {trial.limited_drop:.4g}, more than {limit:g}"
-    if prefer != "size" and trial.latency_ratio is not None and trial.latency_ratio > _EQUAL:
+    if prefer != "size" and trial.latency_ratio is not None and trial.latency_ratio > EQUAL:
         return f"it is slower than the original: {trial.latency_ratio:.2f} times its time"
     return None
 
@@ -61,7 +62,7 @@ def ranked(candidates: Sequence[SomeCandidate], prefer: Prefer, limit: float | N
     found: list[SomeCandidate] = []
     while rest:
         least = min(cost(c.trial, prefer) for c in rest)
-        near = [c for c in rest if cost(c.trial, prefer) <= least * _EQUAL]
+        near = [c for c in rest if cost(c.trial, prefer) <= least * EQUAL]
         first = min(near, key=lambda c: (noise(c.trial), candidates.index(c)))
         found.append(first)
         rest.remove(first)

@@ -10,7 +10,8 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 import onnxcompress as oc
-from onnxcompress.core import GRAPH, Action, Change, Clock, Context, Need
+from onnxcompress.base.clock import Clock
+from onnxcompress.core import GRAPH, Action, Change, Context, Need
 from onnxcompress.errors import LimitError
 from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io

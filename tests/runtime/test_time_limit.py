@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from onnxcompress.core import Clock
+from onnxcompress.base.clock import Clock
 from onnxcompress.errors import ModelError, TimeUpError
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session, time_limit

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
+from onnxcompress.base.clock import Clock
 from onnxcompress.base.quantities import parse_seconds
-from onnxcompress.core import Action, Built, Candidate, Change, Clock, Trial
+from onnxcompress.core import Action, Built, Candidate, Change, Trial
 from onnxcompress.io import model_io
 from onnxcompress.jobs import pareto
 from onnxcompress.jobs.report import Limits, Report, ResolvedRecipe, Verification

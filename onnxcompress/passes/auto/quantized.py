@@ -14,11 +14,12 @@ from ...errors import ModelError
 from ...io import model_io
 from ...search import candidates as search
 from ...search.archive import ScopedJudge
+from ...search.effort import SearchBudget
 from .. import build as build_pass
 from .. import changed_options
 from ..quantize.int8 import RouteChange
 from ..quantize.int8_routes import Route
-from .reductions import Reducer, Reduction, Start, expected_loss, was_applied
+from .reductions import NUMBERS, Reducer, Reduction, Start, expected_loss, was_applied
 
 Numbers = Literal["quantize-int8", "quantize-blocks"]
 
@@ -51,6 +52,7 @@ class CandidateMaker:
         held: passes by name, with the options that the user set.
         numbers: passes to try, in this order.
         reducer: knows what may be lost.
+        budget: CPU seconds of the search.
         place: prefix of labels where times are recorded.
         refusals: filled with what was tried in vain.
     """
@@ -63,21 +65,29 @@ class CandidateMaker:
         held: Mapping[str, Pass],
         numbers: tuple[Numbers, ...],
         reducer: Reducer,
+        budget: SearchBudget,
         place: str,
         refusals: list[Change],
     ) -> None:
+        self._budget = budget
         self._context, self._judge, self._archive, self._held = context, judge, archive, held
         self._numbers, self._reducer, self._place, self._refusals = numbers, reducer, place, refusals
 
     def candidates(self, start: Start, like: QuantizedCandidate | None) -> Iterator[QuantizedCandidate]:
         """Yield the candidates from a model; where the best of the whole model is known, by its pass and route only."""
         first: QuantizedCandidate | None = None
-        for name in self._numbers:
-            if self._context.clock.is_over and start.label != WHOLE:
-                return
+        for index, name in enumerate(self._numbers):
             if (like is not None and name != like.numbers) or (first is not None and not self._wants_more(first)):
                 continue
-            found = self._quantized(start, name, None if like is None else like.route)
+            label = f"{start.label}, {name}"
+            is_needed = start.label == WHOLE and (first is None or self._fault(first) is not None)
+            why = None if is_needed else self._budget.objection(NUMBERS)
+            if why is not None:
+                self._refuse(f"{label}: not tried: {why}")
+                return
+            step = self._budget.first_step if start.label == WHOLE and index == 0 else self._budget.step
+            with step(NUMBERS, label):
+                found = self._quantized(start, name, None if like is None else like.route)
             if found is not None:
                 first = first or found
                 yield found
@@ -86,10 +96,12 @@ class CandidateMaker:
         """Return True where weights of few bits could be better than the numbers that were tried before."""
         ratio = before.trial.latency_ratio
         is_slow = ratio is None or ratio > _WORTH_SLOW
-        bad = search.objection(before.trial, self._judge.prefer, self._judge.limit) or self._context.excess(
-            before.trial
-        )
-        return self._judge.prefer == "size" or is_slow or bad is not None
+        return self._judge.prefer == "size" or is_slow or self._fault(before) is not None
+
+    def _fault(self, found: QuantizedCandidate) -> str | None:
+        """Return why a candidate may not be the result, or is over the user's limits; None for neither."""
+        why = search.objection(found.trial, self._judge.prefer, self._judge.limit)
+        return why or self._context.excess(found.trial)
 
     def _quantized(self, start: Start, name: Numbers, route: Route | None) -> QuantizedCandidate | None:
         """Return the candidate from a model by one pass, None where there is none that may be."""

@@ -6,16 +6,19 @@ a call of a pass --Builder--> reduced model --judge--> its expected loss --withi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import onnx_ir as ir
 
+from ...base.clock import Clock
 from ...core import Action, Built, CandidateLog, Change, Context, Judge, Pass, Trial
 from ...data import feeds as feed_facts
-from ...errors import ModelError
+from ...errors import ModelError, TimeUpError
+from ...runtime.time_limit import within
 from ...search import candidates as search
+from ...search.effort import SearchBudget
 from ...shapes import count as counting
 from .. import changed_options
 from .build import Builder, BuildOrder, PassCall
@@ -23,6 +26,8 @@ from .strategy import Halving, Level, shared_out
 
 Reduction = Literal["drop-blocks", "prune-channels", "low-rank"]
 
+NUMBERS = "numbers"
+"""Kind of the steps that make numbers smaller; reductions are steps of a kind of their own."""
 IN_ORDER: tuple[Reduction, ...] = ("drop-blocks", "prune-channels", "low-rank")
 """Order of reductions within one model."""
 MAIN: Reduction = "prune-channels"
@@ -74,6 +79,7 @@ class Reducer:
         judge: scores the models.
         builder: carries orders out.
         archive: keeps built models for interrupted runs.
+        budget: CPU seconds of the search.
         held: passes by name, with the options that the user set.
         place: prefix of the names in the archive.
         refusals: filled with what was tried in vain.
@@ -86,32 +92,48 @@ class Reducer:
         judge: Judge,
         builder: Builder,
         archive: CandidateLog,
+        budget: SearchBudget,
         held: Mapping[str, Pass],
         place: str,
         refusals: list[Change],
     ) -> None:
+        self._budget = budget
         self._model, self._context, self._judge = model, context, judge
         self._builder, self._archive, self._held, self._place = builder, archive, held, place
         self._refusals = refusals
         self._exhausted: set[Reduction] = set()
         self._levels: dict[Reduction, list[Level]] = {}
+        self.sizes: dict[Reduction, dict[float, float]] = {}
+        """Reduction -> part kept -> part of the original's bytes, of every model that was built."""
         self._path: tuple[float, ...] = ()
         """The parts kept by the main reduction that were good, from the largest on: a model is cut further from the
         last one that was good, so that this is done once."""
 
     def ahead(self, name: Reduction, keeps: Sequence[float], *, path: Sequence[float] | None = None) -> None:
         """Order models from workers that will be asked for, or might be, from a path that is expected."""
+        if not self._budget.allows_guess(name):
+            return
         orders = [BuildOrder((self._call(name, keep, path=path),)) for keep in keeps]
         self._builder.ahead(order for order in orders if not self._archive.has(self._name(order)))
 
-    def ever_further(self, name: Reduction, first: Halving, builds: int) -> Iterator[Start]:
-        """Yield good models reduced ever further, then those between the last good one and the first bad one."""
+    def ever_further(
+        self, name: Reduction, first: Halving, builds: int, no_gain: Callable[[Reduction, float], str | None]
+    ) -> Iterator[Start]:
+        """Yield good models reduced ever further, then those between the last good one and the first bad one.
+
+        Args:
+            name: the reduction.
+            first: where it begins.
+            builds: most models to build.
+            no_gain: says why a model that keeps some part can't be better than the best so far, None where it can.
+        """
         step: Halving | None = first
         for _ in range(builds):
             if step is None or name in self._exhausted:
                 return
-            if self._context.clock.is_over:
-                self._refuse(f"{name}: the time is over, {step.keep:.3f} was not tried")
+            why = self.objection(name) or (None if self.has_budget(name) else no_gain(name, step.keep))
+            if why is not None:
+                self._refuse(f"{_amount(self._call(name, step.keep))}: not tried: {why}")
                 return
             good, bad = step.after(is_good=True), step.after(is_good=False)
             here = (*_stages(self._path, step.keep), step.keep)
@@ -125,17 +147,27 @@ class Reducer:
                 return
             step = bad if start is None else good
 
+    def objection(self, name: Reduction) -> str | None:
+        """Return why no model should be reduced and quantized any more, None where one may be."""
+        return self._budget.objection(name, NUMBERS)
+
     def reduced(self, name: Reduction, keep: float) -> Start | None:
         """Return the model with a part of its multiplications left, None where that loses too much or can't be."""
         can_train = name == MAIN and len(self._context.feeds) >= _LEAST_TO_TRAIN
         for trains in (False, True) if can_train else (False,):
             call = self._call(name, keep, trains=trains)
-            start = self._built([call], f"{_amount(call)}{', trained' if trains else ''}")
-            if start is None:
+            label, kind = _amount(call), f"{name}, trained" if trains else name
+            why = self._budget.objection(kind, NUMBERS) if trains else None
+            if why is not None:
+                self._refuse(f"{label}, trained: not tried: {why}")
+                return None
+            measured = self._measured([call], f"{label}{', trained' if trains else ''}", kind)
+            if measured is None:
                 self._exhausted.add(name)
                 return None
-            trial = self._judge.score(start.built.model)
+            start, trial = measured
             lost, most = expected_loss(trial), self.most()
+            self.sizes.setdefault(name, {})[keep] = trial.size_ratio
             if lost is not None and not trains:
                 self._levels.setdefault(name, []).append(Level(call, self._cost(start, trial), lost, most))
             if most is None or (lost is not None and lost <= most):
@@ -149,7 +181,7 @@ class Reducer:
         """Return the model with the best reductions together, None where that is not worth it or loses too much."""
         kinds = [self._levels.get(name, []) for name in IN_ORDER]
         allowed = next((level.allowed for levels in kinds for level in levels), None)
-        if allowed is None or self._context.clock.is_over:
+        if allowed is None:
             return None
         most = allowed * _SHARE_OF_MIXED
         chosen = shared_out(kinds, most)
@@ -158,10 +190,15 @@ class Reducer:
         if not is_worth or all(level.step.name == MAIN for level in chosen):
             return None
         calls = [level.step for level in chosen]
-        start = self._built(calls, " + ".join(map(_amount, calls)))
-        if start is None:
+        label = " + ".join(map(_amount, calls))
+        why = self._budget.objection(*(call.name for call in calls), NUMBERS)
+        if why is not None:
+            self._refuse(f"{label}: not tried: {why}")
             return None
-        lost = expected_loss(self._judge.score(start.built.model))
+        measured = self._measured(calls, label, "together")
+        if measured is None:
+            return None
+        start, lost = measured[0], expected_loss(measured[1])
         if lost is None or lost > most:
             self._refuse_lossy(start, lost, most)
             return None
@@ -189,18 +226,41 @@ class Reducer:
         """Return True where the user set a budget of a reduction."""
         return bool(_BUDGETS.intersection(changed_options(self._held[name])))
 
+    def _measured(self, calls: Sequence[PassCall], label: str, kind: str) -> tuple[Start, Trial] | None:
+        """Return the reduced model and its score, None where nothing can be removed or no time is left for it."""
+        with self._budget.step(kind, label):
+            start = self._built(calls, label)
+            return None if start is None else (start, self._judge.score(start.built.model))
+
     def _built(self, calls: Sequence[PassCall], label: str) -> Start | None:
-        """Return the reduced model, None where nothing can be removed."""
+        """Return the reduced model, None where nothing can be removed or no time is left for it."""
         order = BuildOrder(tuple(calls))
         try:
-            built = self._archive.built(self._name(order), lambda: self._builder.built(order))
+            built = self._archive.built(self._name(order), lambda: self._within_budget(order, label))
         except ModelError as error:
             self._refuse(f"{label}: {error.message}")
+            return None
+        except TimeUpError:
+            self._refuse(f"{label}: given up: of {self._budget.bound_text} none are left for it")
             return None
         if not was_applied(built.changes):
             self._refusals += built.changes
             return None
         return Start(label, built)
+
+    def _within_budget(self, order: BuildOrder, label: str) -> Built:
+        """Return what an order gives, if that leaves time to make its numbers smaller.
+
+        Raises:
+            TimeUpError: it does not.
+        """
+        most = self._budget.left_seconds - self._budget.last(NUMBERS)
+        known = self._budget.known(label)
+        if known is not None and known >= most:
+            raise TimeUpError
+        return within(
+            lambda: self._builder.built(order), Clock(most if math.isfinite(most) else None, now=self._budget.now)
+        )
 
     def _cost(self, start: Start, trial: Trial) -> float:
         """Return the cost of a reduced model; its multiplications represent its time."""

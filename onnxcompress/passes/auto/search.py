@@ -11,9 +11,11 @@ low, and leaves a part of the limit for what few samples don't show.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import onnx_ir as ir
@@ -21,6 +23,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...accounting import LEFT_BY_CHOICE, why_nothing
+from ...base.search_terms import SearchStatus
 from ...core import GRAPH, Built, Change, Context, Judge, Need, Pass
 from ...data import feeds as feed_facts
 from ...graph import edit
@@ -28,7 +31,9 @@ from ...io import model_io
 from ...ops.weight_layers import WeightedLayer
 from ...search import candidates as search
 from ...search.archive import Archive
+from ...search.effort import SearchBudget
 from ...shapes import count as counting
+from .. import changed_options
 from ..prune.channels import PruneChannels
 from ..quantize.blocks import QuantizeBlocks
 from ..quantize.int8 import QuantizeInt8
@@ -113,17 +118,23 @@ class _AutoSearch:
         self.refusals: list[Change] = []
         self.archive = context.archive or Archive()
         self.builder = Builder(model, context)
+        self.offered: QuantizedCandidate | None = None
+        self.budget = SearchBudget(
+            context.effort, context.clock, context.steps, workers=context.executor, begins=self._show
+        )
         every = (options.drop_blocks, options.prune_channels, options.low_rank, options.quantize_int8)
         held: dict[str, Pass] = {one.name: one for one in (*every, options.quantize_blocks)}
-        self.reducer = Reducer(model, context, judge, self.builder, self.archive, held, options.name, self.refusals)
+        said = options.name, self.refusals
+        self.reducer = Reducer(model, context, judge, self.builder, self.archive, self.budget, held, *said)
         self.maker = CandidateMaker(
-            context, judge, self.archive, held, options.numbers, self.reducer, options.name, self.refusals
+            context, judge, self.archive, held, options.numbers, self.reducer, self.budget, *said
         )
 
     def run(self) -> list[Change]:
         """Turn the model into the best candidate and report what was done and what was not."""
         try:
             candidates, best = self._candidates(self._effort())
+            self._show("choosing")
             chosen = self._accepted(candidates, best)
         finally:
             self.builder.close()
@@ -139,7 +150,9 @@ class _AutoSearch:
         """Return what can be built within the work that is allowed."""
         options = self.options
         asked = {name for name in IN_ORDER if self.reducer.has_budget(name)}
-        wanted = sorted({*options.reductions, *asked}, key=lambda name: (name != MAIN, name))
+        is_all = self.context.effort == "thorough" and "reductions" not in changed_options(options)
+        named = IN_ORDER if is_all else options.reductions
+        wanted = sorted({*named, *asked}, key=lambda name: (name != MAIN, name))
         affordable = self._affordable() if wanted and options.builds else 0
         has_time = affordable >= 2 * options.builds
         return _Effort(
@@ -149,7 +162,9 @@ class _AutoSearch:
         )
 
     def _affordable(self) -> int:
-        """Return the number of models that can be built in a few minutes."""
+        """Return the number of models that can be built in a few minutes, or as many as are wanted."""
+        if self.context.effort == "thorough" and "work" not in changed_options(self.options):
+            return 2 * self.options.builds
         largest = feed_facts.largest(self.context.feeds)
         counts = counting.count(self.model, largest)
         macs = counts.macs
@@ -171,10 +186,13 @@ class _AutoSearch:
         self._offer(found)
         for name in effort.reductions:
             if name == MAIN:
-                for start in self.reducer.ever_further(name, effort.first, effort.builds):
+                no_gain = functools.partial(self._no_gain, found)
+                for start in self.reducer.ever_further(name, effort.first, effort.builds, no_gain):
                     found += self.maker.candidates(start, best)
                     self._offer(found)
-            elif not self.context.clock.is_over:
+            elif (why := self.reducer.objection(name)) is not None:
+                self.refusals.append(_skipped(f"{name}: not tried: {why}"))
+            else:
                 self.reducer.reduced(name, PROBED[name])
         mixed = self.reducer.mixed()
         if mixed is not None:
@@ -211,9 +229,9 @@ class _AutoSearch:
                 return None
             best = ranked[0]
             reduced = [c.keep for c in refused.values() if c.keep is not None]
-            if reduced and best.keep is None and milder and not self.context.clock.is_over:
+            if reduced and best.keep is None and milder:
                 name, keep = max(reduced, key=lambda each: each[1])
-                start = self.reducer.reduced(name, round(keep**0.5, 4))
+                start = self._milder(name, round(keep**0.5, 4))
                 more = [] if start is None else list(self.maker.candidates(start, like))
                 found += more
                 milder = milder - 1 if more else 0
@@ -223,6 +241,34 @@ class _AutoSearch:
                 return best
             self.refusals.append(_skipped(f"{best.label}: {search.figures(best.trial)}; {fault}"))
             refused[best.label] = best
+
+    def _milder(self, name: Reduction, keep: float) -> Start | None:
+        """Return the model less reduced than one that was refused, None where there is no time or it loses too much."""
+        why = self.reducer.objection(name)
+        if why is None:
+            return self.reducer.reduced(name, keep)
+        self.refusals.append(_skipped(f"{name} {keep:.3f}: not tried: {why}"))
+        return None
+
+    def _no_gain(self, found: Sequence[QuantizedCandidate], name: Reduction, keep: float) -> str | None:
+        """Return why a model that keeps a part of its multiplications can't be better than the best so far.
+
+        At most, the time of the last good one falls with the multiplications, and its bytes to those of the smallest
+        model that keeps less, where one was built; to nothing where none was.
+        """
+        ranked = self._ranked(found)
+        if not ranked:
+            return None
+        sizes = {1.0: 1.0, **self.reducer.sizes.get(name, {})}
+        of_this = [(c.keep[1], c) for c in found if c.keep is not None and c.keep[0] == name]
+        kept, last = min(of_this, key=lambda each: each[0], default=(1.0, ranked[0]))
+        size = min((size for part, size in sizes.items() if part <= keep), default=0.0) / sizes[kept]
+        time = None if last.trial.latency_ratio is None else last.trial.latency_ratio * keep / kept
+        at_most = replace(last.trial, size_ratio=last.trial.size_ratio * size, latency_ratio=time)
+        least, reachable = (search.cost(each, self.judge.prefer) for each in (ranked[0].trial, at_most))
+        if reachable * search.EQUAL < least:
+            return None
+        return f"without any loss it would cost {reachable:.3f} at least, and {ranked[0].label} costs {least:.3f}"
 
     def _ranked(self, found: Sequence[QuantizedCandidate]) -> list[QuantizedCandidate]:
         """Return those that may be the result, best first; those that meet the user's other limits before all."""
@@ -242,10 +288,18 @@ class _AutoSearch:
         return [summary, *chosen.changes]
 
     def _offer(self, found: Sequence[QuantizedCandidate]) -> None:
-        """Offer the best so far, for the case that the time is over before the search ends."""
+        """Offer the best so far where it is another one than before, in case that the search is stopped."""
         best = next(iter(self._ranked(found)), None)
-        if best is not None and self.context.clock.is_limited:
+        if best is None or best is self.offered:
+            return
+        self.offered = best
+        if self.context.best.is_wanted:
             self.context.best.offer(model_io.clone(best.model), [*self._changes(best), *self.refusals])
+
+    def _show(self, stage: str) -> None:
+        """Show a step that begins, beside the best so far."""
+        best = "" if self.offered is None else search.figures(self.offered.trial)
+        self.context.show(SearchStatus(stage=stage, best=best, left=self.budget.left))
 
     def _not_chosen(self, other: QuantizedCandidate) -> Change:
         """Report why a candidate is not the result."""

@@ -54,7 +54,8 @@ _MOST_HALVINGS = 3
 """Times that the limit is halved for a candidate that the user's own samples refuse. Chosen by judgement; not
 measured."""
 _SEARCH_SECONDS = 150.0
-"""CPU seconds after which no further variant of a measured route is begun. Chosen by judgement; not measured."""
+"""CPU seconds after which no further variant of a measured route is begun, but for `--effort thorough`. Chosen by
+judgement; not measured."""
 
 _HURTS_MOST = "float: it hurts the output most for what it saves"
 
@@ -139,7 +140,7 @@ class _RouteSearch:
 
     def __init__(self, model: ir.Model, context: Context, judge: Judge, options: QuantizeInt8) -> None:
         self.model, self.context, self.judge, self.options = model, context, judge, options
-        self.effort = SearchEffort(context.clock, _SEARCH_SECONDS)
+        self.effort = SearchEffort(context.clock, None if context.effort == "thorough" else _SEARCH_SECONDS)
         self.wide = widened_for(model, context, for_integers=True)
         self.builder = RouteBuilder(self.wide.model or model, context, options.passes)
         self.refusals = list(self.wide.refusals)
@@ -162,7 +163,7 @@ class _RouteSearch:
     def _offer(self, found: Sequence[_TriedRoute]) -> None:
         """Offer the best so far, for the case that the time is over before the search ends."""
         best = next(iter(self._ranked(found)), None)
-        if best is not None and self.context.clock.is_limited:
+        if best is not None and self.context.best.is_wanted:
             self.context.best.offer(model_io.clone(best.model), [*_route_changes(best), *self.refusals])
 
     def _unscored(self, candidates: Sequence[_TriedRoute]) -> _TriedRoute | None:

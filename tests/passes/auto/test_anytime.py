@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.core import Clock
+from onnxcompress.base.clock import Clock
 from onnxcompress.jobs import compress as compress_job
 from onnxcompress.jobs.judge import Trials
 

@@ -11,8 +11,9 @@ from pydantic.dataclasses import dataclass
 
 import onnxcompress as oc
 from onnxcompress import passes
+from onnxcompress.base.clock import Clock
 from onnxcompress.base.gate import Gate
-from onnxcompress.core import Action, Change, Clock, Context, Trial, no_excess
+from onnxcompress.core import Action, Change, Context, Trial, no_excess
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.passes.auto import build as auto_build
