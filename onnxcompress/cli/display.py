@@ -75,6 +75,7 @@ class Display(Silence):
         """Show a line with the best so far, what is being done, and the time that is left."""
         self._status = status
         self._start()
+        self._refresh()
 
     def line(self) -> str:
         """Return that line, empty before there is one."""
@@ -83,7 +84,14 @@ class Display(Silence):
 
     def _begun(self, title: str, total: int) -> TaskID | None:
         self._start()
-        return None if self._bars is None else self._bars.add_task(title, total=total)
+        task = None if self._bars is None else self._bars.add_task(title, total=total)
+        self._refresh()
+        return task
+
+    def _refresh(self) -> None:
+        live = self._live
+        if live is not None:
+            live.refresh()
 
     def _start(self) -> None:
         """Begin to write; work that was left behind when the display was left shows nothing any more."""

@@ -17,6 +17,7 @@ from typing import Final
 from ..base.clock import Clock, cpu_seconds
 from ..base.search_terms import Effort, StepLog
 from ..core import Workers
+from ..errors import TimeUpError
 from .checkpoint import Checkpoint
 
 TIMES: Final[Mapping[Effort, float]] = {"quick": 3.0, "default": 10.0, "thorough": math.inf}
@@ -156,9 +157,19 @@ class SearchBudget:
         running = 0.0 if self._begun is None else self.now() - self._begun
         return self.bound - self._spent - running
 
-    def known(self, label: str) -> float | None:
-        """Return what a step took in the run that is replayed or continued."""
-        return self._log.known(label)
+    def clock(self, label: str, *, kept_seconds: float = 0.0) -> Clock:
+        """Return a clock by which a step has to end, so that some CPU seconds are left after it.
+
+        Raises:
+            TimeUpError: it took longer in the run that is replayed or continued.
+        """
+        if not math.isfinite(self.bound):
+            return Clock()
+        left = self.left_seconds - kept_seconds
+        known = self._log.known(label)
+        if known is not None and known >= left:
+            raise TimeUpError
+        return Clock(left, now=self.now)
 
     def objection(self, *kinds: str) -> str | None:
         """Return why steps of some kinds, one after another, should not be begun; None where they may be.

@@ -108,7 +108,8 @@ def test_a_call_into_native_code_is_left_behind():
         assert not thread.is_alive()
 
 
-def test_an_interrupt_by_the_user_is_one_for_the_work(monkeypatch):
+@pytest.mark.parametrize(("seconds", "in_thread"), [(1e6, False), (None, True)])
+def test_an_interrupt_by_the_user_is_one_for_the_work(seconds, in_thread):
     stopped = threading.Event()
 
     def endless():
@@ -124,7 +125,7 @@ def test_an_interrupt_by_the_user_is_one_for_the_work(monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        within(endless, Interrupted(1e6), grace_seconds=30.0)
+        within(endless, Interrupted(seconds), grace_seconds=30.0, in_thread=in_thread)
     assert stopped.is_set()
 
 

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
+from ...base.clock import Clock
 from ...base.gate import Gate, Memo
 from ...core import GRAPH, Action, BestSoFar, Candidate, CandidateLog, Change, Context, Judge, Pass
-from ...errors import ModelError
+from ...errors import ModelError, TimeUpError
 from ...io import model_io
+from ...runtime.time_limit import within
 from ...search import candidates as search
 from ...search.archive import ScopedJudge
 from ...search.effort import SearchBudget
@@ -19,7 +21,7 @@ from .. import build as build_pass
 from .. import changed_options
 from ..quantize.int8 import RouteChange
 from ..quantize.int8_routes import Route
-from .reductions import NUMBERS, Reducer, Reduction, Start, expected_loss, was_applied
+from .reductions import Reducer, Reduction, Start, expected_loss, was_applied
 
 Numbers = Literal["quantize-int8", "quantize-blocks"]
 
@@ -81,13 +83,13 @@ class CandidateMaker:
                 continue
             label = f"{start.label}, {name}"
             is_needed = start.label == WHOLE and (first is None or self._fault(first) is not None)
-            why = None if is_needed else self._budget.objection(NUMBERS)
+            why = None if is_needed else self._budget.objection(name)
             if why is not None:
                 self._refuse(f"{label}: not tried: {why}")
                 return
             step = self._budget.first_step if start.label == WHOLE and index == 0 else self._budget.step
-            with step(NUMBERS, label):
-                found = self._quantized(start, name, None if like is None else like.route)
+            with step(name, label):
+                found = self._quantized(start, name, None if like is None else like.route, is_needed=is_needed)
             if found is not None:
                 first = first or found
                 yield found
@@ -103,12 +105,22 @@ class CandidateMaker:
         why = search.objection(found.trial, self._judge.prefer, self._judge.limit)
         return why or self._context.excess(found.trial)
 
-    def _quantized(self, start: Start, name: Numbers, route: Route | None) -> QuantizedCandidate | None:
-        """Return the candidate from a model by one pass, None where there is none that may be."""
+    def _quantized(
+        self, start: Start, name: Numbers, route: Route | None, *, is_needed: bool
+    ) -> QuantizedCandidate | None:
+        """Return the candidate from a model by one pass, None where there is none that may be.
+
+        Args:
+            start: the model.
+            name: the pass.
+            route: the only one that it is to try, where it has several.
+            is_needed: let it take longer than is left, since there is no valid candidate without it.
+        """
         copy = model_io.clone(start.built.model)
         options: dict[str, Any] = changed_options(self._held[name]) | ({} if route is None else {"routes": (route,)})
         try:
-            changes = self._run(build_pass(name, options), copy, start.label)
+            clock = Clock() if is_needed else self._budget.clock(f"{start.label}, {name}")
+            changes = within(lambda: self._run(build_pass(name, options), copy, start.label), clock)
             if not was_applied(changes):
                 self._refusals += changes
                 return None
@@ -118,6 +130,9 @@ class CandidateMaker:
             trial = self._judge(copy, f"{self._place}/{label}")
         except ModelError as error:
             self._refuse(f"{start.label}, {name}: {error.message}")
+            return None
+        except TimeUpError:
+            self._refuse(f"{start.label}, {name}: given up: of {self._budget.bound_text} none are left for it")
             return None
         found = QuantizedCandidate(
             label=label,

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from ...base.clock import Clock
 from ...core import Action, Built, CandidateLog, Change, Context, Judge, Pass, Trial
 from ...data import feeds as feed_facts
 from ...errors import ModelError, TimeUpError
@@ -26,8 +25,6 @@ from .strategy import Halving, Level, shared_out
 
 Reduction = Literal["drop-blocks", "prune-channels", "low-rank"]
 
-NUMBERS = "numbers"
-"""Kind of the steps that make numbers smaller; reductions are steps of a kind of their own."""
 IN_ORDER: tuple[Reduction, ...] = ("drop-blocks", "prune-channels", "low-rank")
 """Order of reductions within one model."""
 MAIN: Reduction = "prune-channels"
@@ -103,6 +100,8 @@ class Reducer:
         self._refusals = refusals
         self._exhausted: set[Reduction] = set()
         self._levels: dict[Reduction, list[Level]] = {}
+        self.numbers = ""
+        """The pass that makes numbers of reduced models smaller; "" as long as that is not known."""
         self.sizes: dict[Reduction, dict[float, float]] = {}
         """Reduction -> part kept -> part of the original's bytes, of every model that was built."""
         self._path: tuple[float, ...] = ()
@@ -149,7 +148,7 @@ class Reducer:
 
     def objection(self, name: Reduction) -> str | None:
         """Return why no model should be reduced and quantized any more, None where one may be."""
-        return self._budget.objection(name, NUMBERS)
+        return self._budget.objection(name, self.numbers)
 
     def reduced(self, name: Reduction, keep: float) -> Start | None:
         """Return the model with a part of its multiplications left, None where that loses too much or can't be."""
@@ -157,7 +156,7 @@ class Reducer:
         for trains in (False, True) if can_train else (False,):
             call = self._call(name, keep, trains=trains)
             label, kind = _amount(call), f"{name}, trained" if trains else name
-            why = self._budget.objection(kind, NUMBERS) if trains else None
+            why = self._budget.objection(kind, self.numbers) if trains else None
             if why is not None:
                 self._refuse(f"{label}, trained: not tried: {why}")
                 return None
@@ -191,7 +190,7 @@ class Reducer:
             return None
         calls = [level.step for level in chosen]
         label = " + ".join(map(_amount, calls))
-        why = self._budget.objection(*(call.name for call in calls), NUMBERS)
+        why = self._budget.objection(*(call.name for call in calls), self.numbers)
         if why is not None:
             self._refuse(f"{label}: not tried: {why}")
             return None
@@ -254,13 +253,8 @@ class Reducer:
         Raises:
             TimeUpError: it does not.
         """
-        most = self._budget.left_seconds - self._budget.last(NUMBERS)
-        known = self._budget.known(label)
-        if known is not None and known >= most:
-            raise TimeUpError
-        return within(
-            lambda: self._builder.built(order), Clock(most if math.isfinite(most) else None, now=self._budget.now)
-        )
+        clock = self._budget.clock(label, kept_seconds=self._budget.last(self.numbers))
+        return within(lambda: self._builder.built(order), clock)
 
     def _cost(self, start: Start, trial: Trial) -> float:
         """Return the cost of a reduced model; its multiplications represent its time."""

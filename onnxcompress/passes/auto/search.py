@@ -184,6 +184,7 @@ class _AutoSearch:
         found = list(self.maker.candidates(Start(WHOLE, Built(self.model, ())), None))
         best = next(iter(self._ranked(found)), None)
         self._offer(found)
+        self.reducer.numbers = "" if best is None else best.numbers
         for name in effort.reductions:
             if name == MAIN:
                 no_gain = functools.partial(self._no_gain, found)

@@ -130,6 +130,7 @@ def test_a_cluster_builds_on_though_a_worker_is_killed(monkeypatch):
         os.kill(cluster.workers[0].process.process.pid, signal.SIGKILL)
         for order in orders:
             assert builder.built(order).changes[0].reason == "from afar"
+        assert executor.elsewhere_seconds > 0
 
 
 def test_searches_with_workers_or_after_an_interruption_come_to_the_same_bytes(tmp_path, monkeypatch):

@@ -106,11 +106,28 @@ def test_the_second_numbers_of_the_whole_model_are_tried_without_time_where_the_
     )
     both, refused = ("quantize-int8", "quantize-blocks"), "whole, quantize-blocks: not tried: the time is over"
     for latency, is_refused in ((1.0, True), (1.5, False)):
-        wall = Clock(1.5 * INT8, now=lambda: hand.now)
+        wall = Clock(INT8, now=lambda: hand.now)
         judge = timed(hand, _Judge(latency=latency))
         reasons = searched(judge, numbers=both, reductions=(), clock=wall)[1]
         assert any(refused in each for each in reasons) is is_refused
         assert len(judge.labels) == 2 - is_refused
+
+
+def test_the_second_numbers_are_given_up_where_they_take_too_long(hand, monkeypatch):
+    class Endless(_Rounds):
+        def run(self, model, context):  # noqa: ARG002 - the protocol's signature
+            hand.now += 1000.0
+            while True:
+                time.sleep(0.001)
+
+    kinds = {"quantize-int8": _Rounds, "quantize-blocks": Endless}
+    monkeypatch.setattr(
+        auto_quantized, "build_pass", lambda name, options: kinds[name](**({} if kinds[name] is Endless else options))
+    )
+    both = ("quantize-int8", "quantize-blocks")
+    model, reasons = searched(timed(hand, _Judge()), numbers=both, reductions=(), effort="quick")
+    assert model.metadata_props["routes"] == "static,dynamic"
+    assert "whole, quantize-blocks: given up: of 60 CPU s (--effort quick) none are left for it" in reasons
 
 
 def test_thorough_tries_all_reductions_and_as_many_builds_as_are_wanted(hand):
