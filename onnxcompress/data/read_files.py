@@ -75,7 +75,8 @@ def read_npy(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
                 raise DataError("not a readable .npy file (it does not start like one)", where=str(path))
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return mapped
     except DataError:
         raise
     except Exception as error:  # as above

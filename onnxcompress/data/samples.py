@@ -8,6 +8,7 @@ hold more is used for every sample (a sampling rate, an initial state).
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -143,7 +144,18 @@ def _common_count(counts: Mapping[str, int], source: str) -> int:
 def _slice(array: np.ndarray, step: int | None, index: int) -> np.ndarray:
     if step is None:
         return array
-    return np.asarray(array[index] if step == 0 else array[index * step : (index + 1) * step])
+    part = np.asarray(array[index] if step == 0 else array[index * step : (index + 1) * step])
+    if isinstance(array, np.memmap):
+        part = part.copy()
+        _release(array)
+    return part
+
+
+def _release(array: np.memmap[Any, Any]) -> None:
+    """Let go of the pages of a mapped file that were read: as long as they are mapped they count as this process's."""
+    mapped: Any = array.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):  # not on Windows
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _label(labels: np.ndarray, count: int, index: int, source: str) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..base.report_value import ReportValue
+from ..base.spilled_arrays import SpilledArrays
 from ..core import Feed, Prefer, Trial
 from ..data.evaluation_set import Evaluation
 from ..errors import UsageError
@@ -36,8 +37,8 @@ from ..search.checkpoint import Checkpoint, digest
 _RACE_SECONDS = 2.0
 """Time of a race between the original and one candidate; chosen by judgement, not measured."""
 
-_KEPT_BYTES = 256 << 20
-"""Outputs of the original that are kept, so that it is not run again for every candidate."""
+_KEPT_BYTES = 1 << 30
+"""Outputs of the original that are kept, most of them in a file, so that it is not run again for every candidate."""
 
 
 class Measurement(ReportValue):
@@ -239,7 +240,7 @@ class _Recorded:
     def __init__(self, session: Runs, count: int) -> None:
         self._session = session
         self._count = count
-        self._kept: list[dict[str, Any]] = []
+        self._kept = SpilledArrays()
         self._kept_bytes = 0
         self._next = 0
 

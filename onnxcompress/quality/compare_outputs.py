@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..base.spilled_arrays import SpilledArrays
 from ..core import Feed, Progress
 from ..data.evaluation_set import Evaluation
 from ..errors import DataError, UsageError
-from . import metrics
+from . import metrics, pairing
 from .output_error import Difference
 from .output_plan import OutputPlan, Runs
 from .output_sources import Ending
@@ -21,8 +21,11 @@ from .verdict import OutputLoss, Verdict, VerdictMeter, samples_needed, unsure
 
 ESTIMATED = "estimated"
 """Name of the metric without labels: the loss of the output that loses most, in points of its kind."""
-_RUN_AHEAD_BYTES = 64 << 20
-"""Outputs of the original that are kept until the other model has run the same feeds. Chosen by judgement."""
+_RUN_AHEAD_BYTES = 256 << 20
+"""Outputs of the original that are kept, most of them in a file, until the other model has run the same feeds.
+
+Models whose runs take much memory are loaded anew at each change between them. Chosen by judgement.
+"""
 _MOST_DIVERGENCE = 1e9
 """Divergence told of outputs that can't be compared: JSON has no infinity."""
 
@@ -60,7 +63,7 @@ def measure(
     differences: dict[str, Difference] = {}
     runs: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     meter = VerdictMeter(plan)
-    for index, (feed, before, after) in enumerate(_run_both(original, other, judged, progress)):
+    for index, (feed, before, after) in enumerate(_run_both(original, other, judged, plan, progress)):
         meter.add(feed, dict(before), dict(after), seen=index < judged.seen)
         _add_differences(differences, plan, before, after)
         if score is not None and name != "cosine":
@@ -90,27 +93,35 @@ def measure(
 
 
 def _run_both(
-    original: Runs, other: Runs, judged: Evaluation, progress: Progress
+    original: Runs, other: Runs, judged: Evaluation, plan: OutputPlan, progress: Progress
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    """Yield the inputs of each feed and the outputs of both models, in dictionaries that the next feed overwrites."""
+    """Yield the inputs of each feed and the outputs of both models, in dictionaries that the next feed overwrites.
+
+    The kinds of the outputs are decided before the other model runs.
+    """
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     feeds, others = judged.stateful(before), judged.stateful(after)
-    known: deque[tuple[Feed, dict[str, Any]]] = deque()
+    known, place = SpilledArrays(), 0
+    carried: list[Feed] = []
     left = len(judged.feeds)
     for _ in progress("Comparing", range(left)):
-        if not known:  # one model after the other runs some: both need not be loaded at a time
-            size_bytes = 0
+        if place == len(known):  # one model after the other runs some: both need not be loaded at a time
+            known, place, size_bytes = SpilledArrays(), 0, 0
+            carried.clear()
             while left and size_bytes < _RUN_AHEAD_BYTES:
                 feed = next(feeds)
                 before.update(original.run(feed))
-                known.append((feed, dict(before)))
-                size_bytes += sum(value.nbytes for value in before.values() if isinstance(value, np.ndarray))
+                known.append(before)
+                size_bytes += pairing.array_bytes(before)
+                if judged.state:
+                    carried.append(feed)
                 left -= 1
-        feed, expected = known.popleft()
-        got = next(others)
+            plan.decide_first(known, carried or judged.feeds)
+        expected, got = known[place], next(others)
         after.update(expected if other is original else other.run(got))
-        yield feed, expected, after
+        yield carried[place] if carried else got, expected, after
+        place += 1
 
 
 def _add_differences(

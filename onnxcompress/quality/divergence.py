@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..activations import observe
+from ..base.spilled_arrays import SpilledArrays
 from ..core import Feed
 from ..runtime.loaded_model import LoadedModel
 from . import output_kinds
@@ -77,7 +78,10 @@ class Divergence:
         self._state = dict(state or {})
         self._threads = threads
         self._plan = OutputPlan.of(original, states=tuple(self._state.values()))
-        self._expected = list(self._runs(original))
+        self._expected = SpilledArrays()
+        for run in self._runs(original):
+            self._expected.append(run)
+        self._plan.decide_first(self._expected, self._feeds)
         self.kinds = kinds(original, self._expected[0] if self._expected else {})
         """The outputs that are compared as scores and as numbers."""
 

@@ -344,17 +344,30 @@ def like_an_input(arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np
     on another scale.
     """
     for name in inputs[0] if len(inputs) == len(arrays) else ():
-        pairs = [(a, i[name]) for a, i in zip(arrays, inputs, strict=True) if isinstance(i.get(name), np.ndarray)]
-        if len(pairs) < len(arrays) or any(a.shape != b.shape or b.dtype.kind not in "fiu" for a, b in pairs):
-            continue
         if arrays[0].size < 2 and len(arrays) < 3:
             continue
-        one, other = (np.concatenate([p[k].ravel()[:_MOST_ROWS] for p in pairs]).astype(np.float64) for k in (0, 1))
+        beginnings = _beginnings(arrays, inputs, name)
+        if beginnings is None:
+            continue
+        one, other = beginnings
         if not (one.std() > 0 and other.std() > 0 and (one - other).std() < one.std()):
             continue
         if np.corrcoef(one, other)[0, 1] > _CORRELATED:
             return name
     return None
+
+
+def _beginnings(
+    arrays: Sequence[np.ndarray], inputs: Sequence[Mapping[str, np.ndarray]], name: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the first numbers of each array and of an input, float64 [n] each; None where their shapes differ."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for array, each in zip(arrays, inputs, strict=True):
+        value = each.get(name)
+        if not isinstance(value, np.ndarray) or value.shape != array.shape or value.dtype.kind not in "fiu":
+            return None
+        found.append((array.ravel()[:_MOST_ROWS].astype(np.float64), value.ravel()[:_MOST_ROWS].astype(np.float64)))
+    return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
 
 
 def _is_token_vector(arrays: Sequence[np.ndarray]) -> bool:

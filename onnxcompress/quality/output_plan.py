@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,6 +20,10 @@ from .judged_value import JudgedValue
 from .output_kinds import KindDecision, OutputKind
 from .output_sources import Ending, Source, show, sources
 
+_KIND_SAMPLES = 16
+"""Samples on which it is decided what an output is."""
+_KIND_BYTES = 128 << 20
+"""Outputs of the original from which on fewer samples have to do. Chosen by judgement."""
 _SCORES = (OutputKind.CLASS_SCORES, OutputKind.POSITION_SCORES, OutputKind.TEXT_SCORES)
 
 
@@ -102,12 +107,27 @@ class OutputPlan:
         """
         if self.values is None:
             batches = [pairing.batch_size(feed) for feed in feeds]
-            inputs = [one for feed, n in zip(feeds, batches, strict=True) for one in pairing.inputs_apart(feed, n)]
+            inputs = pairing.InputsApart(feeds, batches)
             found = {
                 name: tuple(self._parts(name, source, runs, batches, inputs)) for name, source in self.sources.items()
             }
             self.values = found | self._tables(found, runs, batches, inputs)
         return self.values
+
+    def decide_first(self, runs: Iterable[Mapping[str, Any]], feeds: Iterable[Feed]) -> None:
+        """Decide on as many of the first runs as are needed and take little memory; their feeds may be more."""
+        if self.values is not None:
+            return
+        first: list[Mapping[str, Any]] = []
+        size_bytes = 0
+        for run in runs:
+            first.append(run)
+            size_bytes += pairing.array_bytes(run)
+            if len(first) >= _KIND_SAMPLES or size_bytes >= _KIND_BYTES:
+                break
+        count = len(first)
+        if count:
+            self.decide(first, feeds[:count] if isinstance(feeds, Sequence) else list(itertools.islice(feeds, count)))
 
     def _tables(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -21,10 +21,45 @@ def batch_size(feed: Feed) -> int:
     return lengths.pop() if is_whole and len(lengths) == 1 and min(lengths) > 0 else 1
 
 
+def array_bytes(run: Mapping[str, Any]) -> int:
+    """Return the bytes of the arrays among some values."""
+    return sum(value.nbytes for value in run.values() if isinstance(value, np.ndarray))
+
+
 def inputs_apart(feed: Feed, count: int) -> list[dict[str, np.ndarray]]:
     """Return the inputs of each sample without their batch axis; inputs of another length are left out."""
     arrays = {k: v for k, v in feed.items() if isinstance(v, np.ndarray) and v.ndim and len(v) == count}
     return [{name: array[index] for name, array in arrays.items()} for index in range(count)]
+
+
+class InputsApart(Sequence[dict[str, np.ndarray]]):
+    """The inputs of each sample of several feeds, which are read anew each time: see `inputs_apart`.
+
+    Args:
+        feeds: several, of which each holds a number of samples.
+        batches: these numbers.
+    """
+
+    def __init__(self, feeds: Sequence[Feed], batches: Sequence[int]) -> None:
+        self._feeds, self._batches = feeds, batches
+        self._places = [(number, index) for number, count in enumerate(batches) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        number, place = self._places[index]
+        return inputs_apart(self._feeds[number], self._batches[number])[place]
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for feed, count in zip(self._feeds, self._batches, strict=True):
+            yield from inputs_apart(feed, count)
 
 
 @dataclass(frozen=True)

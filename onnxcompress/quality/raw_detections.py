@@ -167,9 +167,11 @@ def columns(arrays: Sequence[np.ndarray]) -> DetectionColumns | None:
     if not scores:
         return None
     ordered = np.mean([(table[:, 2:_BOX] >= table[:, :2]).all(1).mean() for table in tables])
-    found = np.concatenate([table[:, _BOX : _BOX + scores] for table in tables])
-    background = int(np.bincount(found.argmax(1)).argmax()) if scores > 1 and are_probabilities(found) else None
-    sure = found[found[:, 0] >= SURE, 1:]
+    found = [table[:, _BOX : _BOX + scores] for table in tables]
+    background = None
+    if scores > 1 and all(map(are_probabilities, found)):
+        background = int(np.sum([np.bincount(table.argmax(1), minlength=scores) for table in found], 0).argmax())
+    sure = np.concatenate([table[table[:, 0] >= SURE, 1:] for table in found])
     is_shown = background is None and scores > 1 and len(sure) >= _LEAST_SURE
     is_twice = is_shown and (sure.max(1) >= SURE).mean() >= _SAID_TWICE
     return DetectionColumns(axis, bool(ordered < _POSITIVE), bool(is_twice), scores, background)

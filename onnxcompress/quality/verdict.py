@@ -24,10 +24,6 @@ from .loss_meters import Loss, LossMeter, meter
 from .output_kinds import OutputKind
 from .output_plan import OutputPlan
 
-_KIND_SAMPLES = 16
-"""Samples on which it is decided what an output is."""
-_KIND_BYTES = 256 << 20
-"""Outputs of both models from which on fewer samples have to do. Chosen by judgement."""
 _FEW_LABELS = 4
 """Labels of a sample up to which their share is smoothed by the scores that decide them."""
 _OVERFITTED = 1.5
@@ -82,46 +78,18 @@ class VerdictMeter:
     """Takes the outputs of two models, sample after sample.
 
     Args:
-        plan: of the original.
+        plan: of the original; what its outputs are has been decided before the first sample comes.
     """
 
     def __init__(self, plan: OutputPlan) -> None:
         self._plan = plan
-        self._waiting: list[tuple[Feed, Mapping[str, Any], Mapping[str, Any], bool]] = []
-        self._waiting_bytes = 0
-        self._meters: dict[tuple[str, str], LossMeter] | None = None
+        self._meters: dict[tuple[str, str], LossMeter] = {}
         self._held_out: dict[tuple[str, str], LossMeter] = {}
         self._seen: dict[tuple[str, str], list[bool]] = {}
         self._broken: dict[tuple[str, str], str] = {}
 
     def add(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any], *, seen: bool = False) -> None:
         """Take the inputs and outputs of the next feed; `seen` by parameters that were fitted on it."""
-        if self._meters is None:
-            self._waiting.append((feed, one, other, seen))
-            self._waiting_bytes += sum(getattr(value, "nbytes", 0) for run in (one, other) for value in run.values())
-            is_enough = len(self._waiting) >= _KIND_SAMPLES or self._waiting_bytes >= _KIND_BYTES
-            if self._plan.values is not None or is_enough:
-                self._begin()
-        else:
-            self._take(feed, one, other, seen)
-
-    def verdict(self) -> Verdict:
-        """Return the losses of all samples that were added."""
-        self._begin()
-        values = self._plan.values or {}
-        return Verdict(tuple(self._output(name, parts) for name, parts in values.items()))
-
-    def _begin(self) -> None:
-        if self._meters is not None:
-            return
-        self._meters = {}
-        if self._waiting:
-            self._plan.decide([one for _, one, _, _ in self._waiting], [feed for feed, *_ in self._waiting])
-        for each in self._waiting:
-            self._take(*each)
-        self._waiting.clear()
-
-    def _take(self, feed: Feed, one: Mapping[str, Any], other: Mapping[str, Any], seen: bool) -> None:  # noqa: FBT001
         count = pairing.batch_size(feed)
         for output, parts in (self._plan.values or {}).items():
             for part in parts:
@@ -129,6 +97,11 @@ class VerdictMeter:
                 is_there = all(name in run for name in needed for run in (one, other))
                 if part.decision.kind is not OutputKind.STATE and is_there:
                     self._compare(output, part, feed, count, one, other, is_seen=seen)
+
+    def verdict(self) -> Verdict:
+        """Return the losses of all samples that were added."""
+        values = self._plan.values or {}
+        return Verdict(tuple(self._output(name, parts) for name, parts in values.items()))
 
     def _compare(
         self,
@@ -143,7 +116,6 @@ class VerdictMeter:
     ) -> None:
         """Give each sample to its meters: that of all samples, and that of those held out."""
         key = (output, part.name)
-        assert self._meters is not None
         apart = [part.samples(each, count) for each in (one, other)]
         pairs = list(zip(*apart, strict=len(apart[0]) == len(apart[1])))
         references = pairing.inputs_apart(feed, count)
@@ -177,7 +149,7 @@ class VerdictMeter:
             if broken is not None and part is head:
                 return OutputLoss(name, head.decision.kind, broken, Loss(_NOT_COMPARABLE, math.inf))
             if broken is None:  # else a source that has another shape in the result: the output itself is compared
-                keys = [k for k in self._meters or {} if k[0] == name and k[1].split(" as ")[0] == part.name]
+                keys = [k for k in self._meters if k[0] == name and k[1].split(" as ")[0] == part.name]
                 losses += map(self._loss, keys)
         losses = _smoothed(losses) if head.decision.kind is OutputKind.LABELS else losses
         if not losses:
@@ -196,7 +168,6 @@ class VerdictMeter:
         That on seen samples is corrected by the loss on those that were held out; where it is far less, parameters were
         fitted to the very samples, whose decisions say nothing then: those held out are judged by alone.
         """
-        assert self._meters is not None
         found, seen = self._meters[slot], np.array(self._seen[slot])
         factor = optimism(found.errors(), seen) if seen.any() else 1.0
         if factor > _OVERFITTED:

@@ -60,8 +60,8 @@ def count(
         resolved |= resolve.infer_dims(model, feed or {})
         macs = ops.total_macs(model, shape_lookup(resolved))
     if macs.uncounted:
-        seen = resolve.look(model, feed or {}, _touched(model, frozenset(macs.uncounted)))
-        resolved |= {name: array.shape for name, array in seen.items()}
+        seen = resolve.look_shapes(model, feed or {}, _touched(model, frozenset(macs.uncounted)))
+        resolved |= {name: shape.dims for name, shape in seen.items()}
         macs = ops.total_macs(model, shape_lookup(resolved))
     is_known = macs.total or not macs.uncounted
     return Counts(node_count(model), parameters(model), macs.total if is_known else None, macs.uncounted, resolved)

@@ -223,6 +223,19 @@ def test_a_path_that_is_not_there_is_named(tmp_path: Path):
 # folders
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel says of mapped files")
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_samples_of_a_mapped_file_that_were_read_take_no_memory(tmp_path: Path, suffix: str):
+    path, x = tmp_path / f"x.{suffix}", floats(8000, 3, 4, 4)
+    np.savez(path, x) if suffix == "npz" else np.save(path, x)
+    data = _load(str(path))
+    assert np.array_equal(np.concatenate([feed["x"] for feed in data.feeds]), x)
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split("VmFlags")
+    resident = [int(each.split("Rss:")[1].split()[0]) for each in maps if str(path) in each]
+    assert resident
+    assert sum(resident) < x.nbytes / 1024 / 8
+
+
 def test_a_folder_of_npz_holds_a_feed_each_of_its_own_shape(tmp_path: Path):
     x = floats(6, 3, 4, 4)
     for index, part in enumerate(np.split(x, [1, 3])):

@@ -37,7 +37,9 @@ def _detections(least, most, *, seed=0, classes=80):
 
 def _losses(one, other, kinds):
     """Return the losses of all outputs, by name; `one` and `other` hold a dict of outputs for each picture."""
-    meter = VerdictMeter(OutputPlan(kinds))
+    plan = OutputPlan(kinds)
+    plan.decide_first(one, [PICTURE] * len(one))
+    meter = VerdictMeter(plan)
     for a, b in zip(one, other, strict=True):
         meter.add(PICTURE, a, b)
     return {output.name: output for output in meter.verdict().outputs}

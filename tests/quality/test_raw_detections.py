@@ -18,11 +18,15 @@ PICTURE = {"x": np.zeros((1, 3, 8, 8), np.float32)}
 
 def _outputs(one, other, kinds=None, overrides=None):
     """Return the losses by output; `one` and `other` hold arrays [samples, ...] by output."""
-    meter = VerdictMeter(OutputPlan(kinds or dict.fromkeys(one, SCORED), overrides or {}))
-    for index in range(len(next(iter(one.values())))):
-        runs = (
-            {name: value[index : index + 1].astype(np.float32) for name, value in each.items()} for each in (one, other)
-        )
+    plan = OutputPlan(kinds or dict.fromkeys(one, SCORED), overrides or {})
+    count = len(next(iter(one.values())))
+    before, after = (
+        [{name: value[index : index + 1].astype(np.float32) for name, value in each.items()} for index in range(count)]
+        for each in (one, other)
+    )
+    plan.decide_first(before, [PICTURE] * count)
+    meter = VerdictMeter(plan)
+    for runs in zip(before, after, strict=True):
         meter.add(PICTURE, *runs)
     return {output.name: output for output in meter.verdict().outputs}
 

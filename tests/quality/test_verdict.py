@@ -25,10 +25,12 @@ NOTHING = Source(Ending.OTHER, "Add")
 def _verdict(one, other, *, source=NOTHING, feeds=None, states=(), overrides=None, seen=0):
     """Return the loss of an output y, of which each array is what one feed gives."""
     plan = OutputPlan({"y": source}, states=frozenset(states), overrides=overrides or {})
+    runs = [[value if isinstance(value, dict) else {"y": value} for value in each] for each in (one, other)]
+    feeds = feeds or [{}] * len(runs[0])
+    plan.decide_first(runs[0], feeds)
     meter = VerdictMeter(plan)
-    for index, (a, b) in enumerate(zip(one, other, strict=True)):
-        runs = [value if isinstance(value, dict) else {"y": value} for value in (a, b)]
-        meter.add(feeds[index] if feeds else {}, *runs, seen=index < seen)
+    for index, (a, b) in enumerate(zip(*runs, strict=True)):
+        meter.add(feeds[index], a, b, seen=index < seen)
     (found,) = meter.verdict().outputs
     return found
 
@@ -326,7 +328,9 @@ def test_it_does_not_matter_in_which_order_seen_and_held_out_samples_come():
     other = values + 0.05 * np.sign(_normal(5, seed=1)) * np.where(np.arange(COUNT) % 2, 3, 1)[:, None]
     found = []
     for order in (np.arange(COUNT), np.argsort(np.arange(COUNT) % 2, kind="stable")):
-        meter = VerdictMeter(OutputPlan({"y": NOTHING}))
+        plan = OutputPlan({"y": NOTHING})
+        plan.decide_first([{"y": values[None, index]} for index in order], [{}] * COUNT)
+        meter = VerdictMeter(plan)
         for index in order:
             meter.add({}, {"y": values[None, index]}, {"y": other[None, index]}, seen=index % 2 == 0)
         found.append(meter.verdict().outputs[0].loss)

@@ -50,6 +50,36 @@ def test_large_models_are_not_run_to_look(monkeypatch):
     assert resolve.resolve(from_text(OPEN), FEED, ["r"])["r"] == (8, 1)
 
 
+def test_a_run_for_shapes_takes_no_values_out(monkeypatch):
+    taken = []
+    run = runtime.Session.run
+
+    def recorded(self, *args, **named):
+        found = run(self, *args, **named)
+        taken.extend(found.values())
+        return found
+
+    monkeypatch.setattr(runtime.Session, "run", recorded)
+    model = from_text("""g (float[n, 4] x, int64[2] shape) => (float16[a, b] y)
+        { r = Reshape(x, shape) h = Cast<to = 10>(r) i = NonZero(x) y = Neg(h) }""")
+    feed = {"x": np.ones((1000, 4), np.float32), "shape": np.array([4000, 1])}
+    seen = resolve.look_shapes(model, feed, ["r", "h", "i"])
+    assert {name: (found.dims, found.dtype) for name, found in seen.items()} == {
+        "r": ((4000, 1), np.float32),
+        "h": ((4000, 1), np.float16),
+        "i": ((2, 4000), np.int64),
+    }
+    assert resolve.resolve(model, feed, ["h"])["h"] == (4000, 1)
+    assert sum(array.nbytes for array in taken) <= 64
+
+
+def test_the_shape_of_a_value_without_a_known_type_is_seen_too():
+    model = from_text("""g (float[n, 4] x) => (float[a, b] y)
+        { s = SplitToSequence<axis = 0>(x) p = Constant<value_int = 0>() y = SequenceAt(s, p) }""")
+    seen = resolve.look_shapes(model, {"x": FEED["x"]}, ["s", "y"])
+    assert {name: found.dims for name, found in seen.items()} == {"y": (1, 4)}
+
+
 def test_facts_at_a_feed_know_what_a_run_shows_of_one_iteration():
     model = from_text(LOOP)
     always = symbolic.interpret(model, infer.infer(model))
