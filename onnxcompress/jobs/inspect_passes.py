@@ -23,6 +23,7 @@ from ..io import model_io
 from ..ops.weight_layers import weighted_layers
 from ..recipe import Recipe
 from ..runtime import isolation
+from ..search import drafts
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,13 +56,19 @@ class Blocked:
 
 @dataclass(frozen=True, kw_only=True)
 class PassPotential:
-    """Effect of a pass on a copy: rewrites, the bytes it touched, the bytes saved, and what blocked the rest."""
+    """Effect of a pass on a copy: rewrites, the bytes it touched, the bytes saved, and what blocked the rest.
+
+    `draft` says what a run of the pass would do and this trial did not, None where nothing was left out;
+    `draft_samples` on how many samples the choice rests then, 0 for weights alone.
+    """
 
     pass_name: str
     rewrites: int
     reached_bytes: int
     saved_bytes: int
     blocked: tuple[Blocked, ...]
+    draft: str | None = None
+    draft_samples: int | None = None
 
 
 class Still:
@@ -113,6 +120,7 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
         del candidate, changes, layers
     if untried:
         notes.append(f"weights of this size take too much memory to try {', '.join(untried)}")
+    notes += [_draft_note(one) for one in found if one.draft is not None]
     return tuple(found)
 
 
@@ -135,6 +143,12 @@ def _prepares(kind: type[Pass]) -> bool:
     return kind.name == "normalize"
 
 
+def _draft_note(found: PassPotential) -> str:
+    count = found.draft_samples
+    rests = f"{count} sample{'' if count == 1 else 's'}" if count else "the weights alone"
+    return f"{found.pass_name} is a draft that rests on {rests}: {found.draft}"
+
+
 def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> PassPotential:
     applied = [c for c in changes if c.action is Action.APPLIED]
     refused: defaultdict[str, list[Change]] = defaultdict(list)
@@ -150,12 +164,15 @@ def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> PassPotent
         )
         for reason, found in refused.items()
     ]
+    details = next((change.details for change in changes if drafts.SHORTCUT in change.details), {})
     return PassPotential(
         pass_name=name,
         rewrites=len(applied),
         reached_bytes=sum(c.bytes_before for c in applied),
         saved_bytes=saved_bytes,
         blocked=tuple(sorted(blocked, key=lambda b: (-b.bytes, -b.count, b.reason))),
+        draft=details.get(drafts.SHORTCUT),
+        draft_samples=details.get(drafts.SAMPLES),
     )
 
 

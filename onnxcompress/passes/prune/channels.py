@@ -26,6 +26,7 @@ from ...graph import edit
 from ...io import model_io
 from ...ops.weight_layers import WeightedLayer, weighted_layers
 from ...runtime import session as runtime
+from ...search import drafts
 from ...targets import facts as targets
 from .budgets import Of
 from .options import PruneOptions
@@ -40,6 +41,8 @@ _NEAR = 0.03
 """Part of a budget of time within which it counts as met. Chosen by judgement; not measured."""
 _CLOSE = 0.02
 """Part of the original by which a budget may be exceeded and counts as met: what the interface promises."""
+_DRAFT = "cut once, neither refitted nor trained"
+"""Difference of a plan from a run."""
 _JOINED = 4
 """Samples that are joined, at most, to find channels at: an axis of one index is not told apart from others."""
 
@@ -77,12 +80,14 @@ class PruneChannels(PruneOptions):
             seed=context.seed,
             progress=context.progress,
             while_time=context.while_time,
-            findings=context.findings,
+            findings=None if context.is_plan else context.findings,
+            is_plan=context.is_plan,
         )
         blocked = list(self._blocked(model, pruner.blocked, context))
-        if self.budgets:
-            return [*self._on_budget(model, pruner, context), *blocked]
-        return [*self._within_limit(model, pruner, context), *blocked]
+        found = self._on_budget(model, pruner, context) if self.budgets else self._within_limit(model, pruner, context)
+        if context.is_plan and feeds:
+            found = drafts.marked(found, _DRAFT, samples=pruner.compared)
+        return [*found, *blocked]
 
     def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:  # noqa: ARG002 - as its signature is wanted
         """Return why a layer with channels that could be removed keeps all of them."""

@@ -22,8 +22,10 @@ from . import consumers, loss_curves
 from .consumers import ChannelConsumer, Statistics
 from .loss_curves import Family
 
-_PREDICTED = (0.03, 0.12, 0.4)
+CUTS = (0.03, 0.12, 0.4)
 """Predicted losses of a family at which it is tried. Chosen by judgement; not measured."""
+ONE_CUT = (0.12,)
+"""The same for a plan, which takes a straight line through it: a third of the runs. Chosen by judgement."""
 _LEAST = 1e-9
 """Least rise of the divergence from one cut to the next, so that curves rise: above rounding."""
 
@@ -37,6 +39,7 @@ def measured(
     divergence: Divergence,
     feed: Feed,
     *,
+    cuts: Sequence[float] = CUTS,
     progress: Callable[[str, Sequence[Any]], Iterator[Any]] = lambda _, items: iter(items),
 ) -> list[Curve]:
     """Return the curves in units of the divergence of the outputs.
@@ -49,6 +52,7 @@ def measured(
         statistics: what reaches the sites.
         divergence: from the model itself.
         feed: the one that the channels were found at.
+        cuts: predicted losses of a family at which it is tried.
         progress: wraps the loop over the families.
     """
     trial = _ProbeTrial(channels, sites, statistics, divergence, feed)
@@ -57,7 +61,7 @@ def measured(
         family, curve = found[index], curves[index]
         total = curve.losses.sum(axis=1)
         points = [(0.0, 0.0)]
-        for wanted in _PREDICTED:
+        for wanted in cuts:
             count = min(int(np.searchsorted(total, wanted)) + 1, len(curve.order))
             if count and total[count - 1] > points[-1][0]:
                 loss = trial.loss(family, curve.order[:count])

@@ -25,6 +25,7 @@ from ...io import model_io
 from ...numerics.linear.elimination import Curve
 from ...numerics.threads import one_thread
 from ...quality.divergence import Divergence
+from ...search import drafts
 from ...search.checkpoint import digest
 from ...shapes import count as counting
 from . import consumers, loss_curves, probe_cuts
@@ -122,9 +123,11 @@ class Pruner:
         progress: wraps long loops.
         while_time: wraps those that may end before their last item, where the time is up.
         findings: keeps the stages of the last cut, for other pruners of the original; None for this one alone.
+        is_plan: measure on as few samples, and with as few trial cuts, as a plan can afford.
 
     Attributes:
         blocked: name -> reason of the original's constants of which nothing can be removed.
+        compared: number of samples on which outputs are compared.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class Pruner:
         progress: Progress = no_progress,
         while_time: Progress = no_progress,
         findings: MutableMapping[str, Any] | None = None,
+        is_plan: bool = False,
     ) -> None:
         self._original = original
         self._feeds = feeds
@@ -159,11 +163,9 @@ class Pruner:
         families = loss_curves.families(channels, selects)
         self._family_names = [family.label for family in families]
         self.blocked = channels.blocked()
-        count = len(families) * options.rounds
-        macs = (counting.count(original, feeds[0]).macs or 0) if feeds else 0
-        probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))
-        step = max(1, -(-len(feeds) // probes))
-        self._probes = feeds[:probes] if self._state else feeds[::step]
+        self._is_plan = is_plan
+        self._probes = self._some(len(families)) if feeds else feeds
+        self.compared = len(self._probes)
         self._from_original = Divergence(original, self._probes, state=self._state) if feeds else None
         self._findings = {} if findings is None else findings
 
@@ -201,6 +203,16 @@ class Pruner:
         pruned.families = [(name, size, left) for name, (size, left) in stage.sizes.items()]
         pruned.final = pruned.refitted
         return pruned
+
+    def _some(self, families: int) -> Sequence[Feed]:
+        """Return the samples on which outputs are compared."""
+        feeds = self._feeds
+        macs = counting.count(self._original, feeds[0]).macs or 0
+        if self._is_plan:
+            return drafts.some(feeds, macs, families, in_order=bool(self._state))
+        count = families * self._options.rounds
+        probes = int(min(max(_PROBING_MACS / max(1, macs * count), _PROBES[0]), _PROBES[1]))
+        return feeds[:probes] if self._state else feeds[:: max(1, -(-len(feeds) // probes))]
 
     def _steps(self, keep: float) -> tuple[float, ...]:
         """Return the parts that are left after each cut."""
@@ -326,7 +338,15 @@ class Pruner:
                 before = self._distance(student) or 0.0
                 divergence = Divergence(student, self._probes, state=self._state)
                 curves = probe_cuts.measured(
-                    channels, families, curves, sites, statistics, divergence, self._feed, progress=self._progress
+                    channels,
+                    families,
+                    curves,
+                    sites,
+                    statistics,
+                    divergence,
+                    self._feed,
+                    cuts=probe_cuts.ONE_CUT if self._is_plan else probe_cuts.CUTS,
+                    progress=self._progress,
                 )
         return _Costs(
             families=families,

@@ -25,8 +25,11 @@ from ...numerics.linear import sparsity
 from ...numerics.linear.sparsity import SparsityPattern
 from ...ops.linear import LinearLayer, linear_layers, why_not_linear
 from ...ops.weight_layers import WeightedLayer
+from ...search import drafts
 
 _LATE = "the time limit was reached before it"
+_DRAFT = "smallest first: with samples a run removes what the other weights compensate best"
+"""Difference of a plan from a run."""
 
 
 def _checked(text: str) -> str:
@@ -81,7 +84,8 @@ class Sparsify:
         before = {layer.label: layer.matrix() for layer in layers}
         done: set[str] = set()
         reasons: dict[str, str] = {}
-        if self.criterion != "magnitude" and len(context.feeds) > 1 and not context.state:
+        uses_data = self.criterion != "magnitude" and len(context.feeds) > 1 and not context.state
+        if uses_data and not context.is_plan:
             done, reasons = self._with_data(model, ratios, context)
         names = edit.Names(model)
         late = {name for name, reason in reasons.items() if reason == _LATE}
@@ -93,6 +97,8 @@ class Sparsify:
             for layer in layers
             if layer.label not in late
         ]
+        if uses_data and context.is_plan:
+            results = drafts.marked(results, _DRAFT, samples=0)
         refused += [
             Change.skipped(self.name, _LATE, target=layer.label, bytes_before=_stored(layer))
             for layer in layers

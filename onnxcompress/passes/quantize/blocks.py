@@ -32,6 +32,7 @@ from ...core import Change, Context, Judge, Need
 from ...graph import query
 from ...io import model_io
 from ...search import candidates as search
+from ...search import drafts
 from ...targets import facts as targets
 from ..float16.widen import run_widened
 from ..raise_opset import raise_opset
@@ -51,6 +52,8 @@ _FASTER = 0.95
 """Times count as shorter from here on."""
 _ROUGHER = 1.1
 """Most that the noise of the output may grow where products round their activations too."""
+_DRAFT = "rounded to the nearest: a run chooses the integers by what they do, with samples by what the layers compute"
+"""Difference of a plan from a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,10 @@ class QuantizeBlocks:
             return scaled + refusals
         rounder = self._rounded(model, chosen, context)
         form = self._form(model, chosen, rounder, context)
-        return scaled + self._write(model, chosen, rounder, form, context) + refusals
+        written = self._write(model, chosen, rounder, form, context)
+        if context.is_plan:
+            written = drafts.marked(written, _DRAFT, samples=widths.samples)
+        return scaled + written + refusals
 
     def _chosen(self, model: ir.Model, widths: Widths, context: Context) -> dict[str, WidthChoice]:
         """Return the widths within the budget that was given, or that limits on the file or the quality leave."""
@@ -144,10 +150,14 @@ class QuantizeBlocks:
         return best
 
     def _rounded(self, model: ir.Model, chosen: Mapping[str, WidthChoice], context: Context) -> Rounder:
-        """Round the weights; in `model` they stand as floats from then on."""
-        rounder = Rounder({name: choice.grid for name, choice in chosen.items()}, method=self.method)
+        """Round the weights; in `model` they stand as floats from then on.
+
+        For a plan they are rounded to the nearest: its bytes are the same.
+        """
+        method: Method = "nearest" if context.is_plan else self.method
+        rounder = Rounder({name: choice.grid for name, choice in chosen.items()}, method=method)
         found = self._sites(model, chosen, context)
-        if self._uses_data(context):
+        if self._uses_data(context) and not context.is_plan:
             rounder.by_data(model, found, context)
         else:
             rounder.all_alone(found)

@@ -10,11 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ...base import schemes
-from ...core import Context
+from ...core import Context, Feed
 from ...numerics import snr
 from ...numerics.optimization.allocation import allocate
 from ...numerics.quantization.blocks import BlockGrid, round_nearest
 from ...quality import weight_sensitivity
+from ...search import drafts
+from ...shapes import count as counting
 from .blocks_rounding import completed
 from .blocks_writer import array_of, kernel_fits, matrix_of, shape_of, stored_bytes
 from .weight_storage import NODE_BYTES, StoredWeight, sites
@@ -54,6 +56,8 @@ class Widths:
     costs: Mapping[str, Sequence[float]]
     losses: Mapping[str, Sequence[float]]
     refused: Sequence[Refused]
+    samples: int = 0
+    """Samples on which the losses were measured; 0: they are those of the weights alone."""
 
     def within(self, budget_bytes: float) -> dict[str, WidthChoice]:
         """Return the choice of least loss within a budget, the smallest if nothing is; the least harmful first."""
@@ -92,14 +96,15 @@ def survey(model: ir.Model, grids: Sequence[BlockGrid], context: Context, *, min
         else:
             wanted[site.name] = site
     losses = {name: _noises(matrix_of(site), grids) for name, site in wanted.items()}
-    if context.feeds and wanted and len(grids) > 1:
-        losses = _measured(model, wanted, grids, losses, context)
+    feeds = _feeds(model, len(wanted), context) if context.feeds and wanted and len(grids) > 1 else []
+    if feeds:
+        losses = _measured(model, wanted, grids, losses, feeds, context)
     costs = {
         name: [float(stored_bytes(*shape_of(site), grid, is_padded=kernel_fits(site))) for grid in grids]
         for name, site in wanted.items()
     }
     elements = {name: site.tensor.size for name, site in wanted.items()}
-    return Widths(grids=grids, elements=elements, costs=costs, losses=losses, refused=refused)
+    return Widths(grids=grids, elements=elements, costs=costs, losses=losses, refused=refused, samples=len(feeds))
 
 
 def _noises(weight: np.ndarray, grids: Sequence[BlockGrid]) -> list[float]:
@@ -109,11 +114,20 @@ def _noises(weight: np.ndarray, grids: Sequence[BlockGrid]) -> list[float]:
     return [snr.energy(round_nearest(rows, g, candidates=_CANDIDATES).floats() - rows) / signal for g in grids]
 
 
+def _feeds(model: ir.Model, weights: int, context: Context) -> Sequence[Feed]:
+    """Return the samples on which so many weights are measured, each with a run: in a plan as few as it can afford."""
+    feeds = completed(model, context, _FEEDS)
+    if not context.is_plan:
+        return feeds
+    return drafts.some(feeds, counting.count(model, feeds[0]).macs or 0, weights)
+
+
 def _measured(
     model: ir.Model,
     wanted: Mapping[str, StoredWeight],
     grids: Sequence[BlockGrid],
     losses: Mapping[str, Sequence[float]],
+    feeds: Sequence[Feed],
     context: Context,
 ) -> dict[str, list[float]]:
     """Return the noise in the model's output in place of that of the weights."""
@@ -124,7 +138,7 @@ def _measured(
     found = weight_sensitivity.noises(
         model,
         {name: functools.partial(rounded, site) for name, site in wanted.items() if losses[name][0] > 0},
-        completed(model, context, _FEEDS),
+        feeds,
         state=set(context.state.values()),
         progress=context.progress,
     )

@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...accounting import why_nothing
-from ...core import GRAPH, Change, Context, Need
+from ...core import GRAPH, Change, Context, Feed, Need
 from ...data import feeds as feed_facts
 from ...distillation import reconstruct
 from ...distillation.sample_split import divided
@@ -33,6 +33,7 @@ from ...ops import table as ops
 from ...ops.linear import linear_layers, why_not_linear
 from ...ops.weight_layers import WeightedLayer
 from ...quality.divergence import Divergence
+from ...search import drafts
 from ...shapes import resolve
 from ...targets import facts as targets
 from ..fold import layer_composition
@@ -53,6 +54,8 @@ _SCORED = (16, 128)
 """Fewest and most samples on which outputs are compared. Chosen on the zoo models."""
 _SCORED_MACS = 2e11
 """Multiplications of the runs for all candidates together, about. Chosen on the zoo models, for time."""
+_DRAFT = "neither refitted nor trained"
+"""Difference of a plan from a run."""
 _RETRIES = 2
 """Attempts with the better half of the layers after a refusal. Chosen by judgement; not measured."""
 _FASTER = 0.98
@@ -125,14 +128,15 @@ class LowRank:
         if not context.gate.admits(self.name, GRAPH):
             return []
         macs = ops.total_macs(model, resolve.shape_lookup(shapes)).total
-        scored = min(_SCORED[1], max(_SCORED[0], int(_SCORED_MACS / max(1, macs * len(possible)))))
-        judge = Divergence(model, context.feeds[:: max(1, -(-len(context.feeds) // scored))])
+        feeds = _scored(context, macs, len(possible))
+        judge = Divergence(model, feeds)
         chosen = self._chosen(
             possible, [_measured(model, each, judge) for each in context.progress("Probing", possible)]
         )
         if chosen is None:
             return [Change.skipped(self.name, "even the lowest ranks are over the budget")]
-        return self._built(model, chosen, judge, context)
+        built = self._built(model, chosen, judge, context)
+        return drafts.marked(built, _DRAFT, samples=len(feeds)) if context.is_plan else built
 
     def why_left(self, layer: WeightedLayer, changes: Sequence[Change]) -> str | None:
         """Return why a layer that `run` did not factorize keeps its weights."""
@@ -281,6 +285,15 @@ class _BuiltFactors:
     refitted: float | None
     distilled: Distilled | None
     loss: float
+
+
+def _scored(context: Context, macs: int, candidates: int) -> Sequence[Feed]:
+    """Return the samples on which the outputs with each candidate are compared; in a plan as few as it can afford."""
+    feeds = context.feeds
+    if context.is_plan:
+        return drafts.some(feeds, macs, candidates)
+    count = min(_SCORED[1], max(_SCORED[0], int(_SCORED_MACS / max(1, macs * candidates))))
+    return feeds[:: max(1, -(-len(feeds) // count))]
 
 
 def _write(model: ir.Model, chosen: Sequence[_RankChoice]) -> None:
