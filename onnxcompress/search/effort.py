@@ -75,6 +75,10 @@ class StepSeconds:
         return self.used[label]
 
 
+_GIVEN_UP = ", given up"
+"""What is appended to the label of a step that did not end, and so does not count as one that did."""
+
+
 def _in_checkpoint(label: str) -> str:
     return f"cpu seconds of {label}"
 
@@ -115,17 +119,15 @@ class SearchBudget:
 
     @contextlib.contextmanager
     def step(self, kind: str, label: str) -> Iterator[None]:
-        """Count what a block takes; the label is unique in the run."""
+        """Count what a block takes, if it ends; the label is unique in the run."""
         self._begins(label)
         self._begun, clock_left = self.now(), self._clock.left_seconds
-        try:
-            yield
-        finally:
-            seconds = self._log.note(label, self.now() - self._begun)
-            self._begun = None
-            self._spent += seconds
-            passed = clock_left - self._clock.left_seconds if self._clock.is_limited else 0.0
-            self._costs[kind] = (seconds, passed)
+        yield
+        seconds = self._log.note(label, self.now() - self._begun)
+        self._begun = None
+        self._spent += seconds
+        passed = clock_left - self._clock.left_seconds if self._clock.is_limited else 0.0
+        self._costs[kind] = (seconds, passed)
 
     @contextlib.contextmanager
     def first_step(self, kind: str, label: str) -> Iterator[None]:
@@ -165,11 +167,17 @@ class SearchBudget:
         """
         if not math.isfinite(self.bound):
             return Clock()
-        left = self.left_seconds - kept_seconds
-        known = self._log.known(label)
-        if known is not None and known >= left:
+        known, left = self._log.known(label), self.left_seconds
+        if known is None:
+            return Clock(left - kept_seconds, now=self.now)
+        if known >= (left if self._log.known(f"{label}{_GIVEN_UP}") is None else left - kept_seconds):
             raise TimeUpError
-        return Clock(left, now=self.now)
+        return Clock()
+
+    def give_up(self, label: str) -> str:
+        """Note that a step did not end in its time, and return why it was given up."""
+        self._log.note(f"{label}{_GIVEN_UP}", 0.0 if self._begun is None else self.now() - self._begun)
+        return f"{label}: given up: no more of the {self.bound_text} are left for it"
 
     def objection(self, *kinds: str) -> str | None:
         """Return why steps of some kinds, one after another, should not be begun; None where they may be.

@@ -132,7 +132,7 @@ class CandidateMaker:
             self._refuse(f"{start.label}, {name}: {error.message}")
             return None
         except TimeUpError:
-            self._refuse(f"{start.label}, {name}: given up: of {self._budget.bound_text} none are left for it")
+            self._refuse(self._budget.give_up(f"{start.label}, {name}"))
             return None
         found = QuantizedCandidate(
             label=label,

@@ -240,7 +240,7 @@ class Reducer:
             self._refuse(f"{label}: {error.message}")
             return None
         except TimeUpError:
-            self._refuse(f"{label}: given up: of {self._budget.bound_text} none are left for it")
+            self._refuse(self._budget.give_up(label))
             return None
         if not was_applied(built.changes):
             self._refusals += built.changes

@@ -258,7 +258,7 @@ class _AutoSearch:
         model that keeps less, where one was built; to nothing where none was.
         """
         ranked = self._ranked(found)
-        if not ranked:
+        if not ranked or self.context.excess(ranked[0].trial) is not None:  # then what is smaller or faster is wanted
             return None
         sizes = {1.0: 1.0, **self.reducer.sizes.get(name, {})}
         of_this = [(c.keep[1], c) for c in found if c.keep is not None and c.keep[0] == name]

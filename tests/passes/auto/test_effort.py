@@ -9,7 +9,7 @@ import pytest
 
 from onnxcompress.base.clock import Clock
 from onnxcompress.base.gate import Gate
-from onnxcompress.core import Context
+from onnxcompress.core import Context, no_excess
 from onnxcompress.passes.auto import build as auto_build
 from onnxcompress.passes.auto import quantized as auto_quantized
 from onnxcompress.passes.auto import search as auto_search
@@ -53,12 +53,19 @@ def timed(hand, judge):
     return judge
 
 
-def searched(judge, *, steps=None, show=lambda _: None, clock=None, **options):
+def searched(judge, *, steps=None, show=lambda _: None, clock=None, excess=no_excess, **options):
     model = _model()
     effort = options.pop("effort", "default")
     given = {"numbers": ("quantize-int8",)} | options
     context = Context(
-        feeds=FEEDS, judge=judge, effort=effort, steps=steps, show=show, gate=Gate(), clock=clock or Clock()
+        feeds=FEEDS,
+        judge=judge,
+        effort=effort,
+        steps=steps,
+        show=show,
+        gate=Gate(),
+        clock=clock or Clock(),
+        excess=excess,
     )
     return model, _reasons(SearchBest(**given).run(model, context))
 
@@ -91,13 +98,22 @@ def test_quick_gives_up_a_build_that_takes_too_long_and_has_the_whole_model_in_i
     model, reasons = searched(timed(hand, _Judge()), effort="quick")
     assert "kept" not in model.metadata_props
     assert model.metadata_props["routes"] == "static,dynamic"
-    assert "prune-channels 0.500: given up: of 60 CPU s (--effort quick) none are left for it" in reasons
+    assert "prune-channels 0.500: given up: no more of the 60 CPU s (--effort quick) are left for it" in reasons
 
 
 def test_a_build_that_was_given_up_is_not_begun_when_the_run_is_replayed(hand):
-    steps = StepSeconds({"whole, quantize-int8": INT8, "prune-channels 0.500": 500.0})
-    _, reasons = searched(timed(hand, _Judge()), effort="quick", steps=steps)
-    assert any("prune-channels 0.500: given up" in each for each in reasons)
+    """Nor is one that took longer than there is now; of one that was in time the clock of the replay says nothing."""
+    first = {"whole, quantize-int8": INT8}
+    for seconds, is_given_up in (
+        ({"prune-channels 0.500": 25.0, "prune-channels 0.500, given up": 25.0}, True),
+        ({"prune-channels 0.500": 25.0}, False),
+        ({"prune-channels 0.500": 500.0}, True),
+    ):
+        steps = StepSeconds(first | seconds)
+        model, reasons = searched(timed(hand, _Judge()), effort="quick", steps=steps, builds=1)
+        assert any("prune-channels 0.500: given up" in each for each in reasons) is is_given_up
+        assert ("kept" in model.metadata_props) is not is_given_up
+        assert ("prune-channels 0.500, given up" in steps.used) is is_given_up
 
 
 def test_the_second_numbers_of_the_whole_model_are_tried_without_time_where_the_first_are_not_valid(hand, monkeypatch):
@@ -127,7 +143,7 @@ def test_the_second_numbers_are_given_up_where_they_take_too_long(hand, monkeypa
     both = ("quantize-int8", "quantize-blocks")
     model, reasons = searched(timed(hand, _Judge()), numbers=both, reductions=(), effort="quick")
     assert model.metadata_props["routes"] == "static,dynamic"
-    assert "whole, quantize-blocks: given up: of 60 CPU s (--effort quick) none are left for it" in reasons
+    assert "whole, quantize-blocks: given up: no more of the 60 CPU s (--effort quick) are left for it" in reasons
 
 
 def test_thorough_tries_all_reductions_and_as_many_builds_as_are_wanted(hand):
@@ -158,6 +174,8 @@ def test_a_model_between_two_that_can_not_be_better_is_not_built():
     assert model.metadata_props["kept"] == "0.5"
     why = "without any loss it would cost 0.500 at least, and prune-channels 0.500, static, carefully costs 0.500"
     assert f"prune-channels 0.297: not tried: {why}" in reasons
+    _, reasons = searched(Flat(least=0.3, prefer="size"), excess=lambda _: "too slow")
+    assert not any("without any loss" in each for each in reasons)
 
 
 def test_how_far_it_is_is_shown(hand):
