@@ -87,7 +87,7 @@ def sample_rows(
         feeds = feeds[:_SAMPLES]
     layers = list(layers)
     step = max(1, -(-len(feeds) // _SAMPLES))
-    chosen: Sequence[Feed] = [feeds[index] for index in range(0, len(feeds), step)]
+    chosen = feeds[::step]
     if not state:
         chosen = enough_feeds(model, chosen, list(dict.fromkeys(layer.x.name or "" for layer in layers)))
     found = {id(layer.node): LayerRows(layer, runs=len(chosen), seed=seed) for layer in layers}

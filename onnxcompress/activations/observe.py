@@ -164,11 +164,13 @@ def observe(
     Raises:
         ModelError: the runtime fails.
     """
-    first = list(itertools.islice(feeds, _LOOKED_AT))
+    first: Iterator[Feed] = itertools.islice(feeds, _LOOKED_AT)
     if iter(feeds) is feeds:
-        feeds = itertools.chain(first, feeds)
-    parts = divided(model, first, list(collectors), memory_bytes)
-    del first  # joined feeds are copies
+        read = list(first)
+        first, feeds = iter(read), itertools.chain(read, feeds)
+        del read
+    largest = max(first, key=feed_facts.elements, default=None)  # one at a time: joined feeds are copies
+    parts = divided(model, [] if largest is None else [largest], list(collectors), memory_bytes)
 
     def take(name: str, array: np.ndarray) -> None:
         collectors[name].update(array)
@@ -268,7 +270,7 @@ def enough_feeds(
     count = max(_LEAST_FEEDS, most_bytes // max(1, each))
     if count >= len(feeds):
         return feeds
-    return [feeds[len(feeds) * index // count] for index in range(count)]
+    return feed_facts.Lazy([len(feeds) * index // count for index in range(count)], feeds.__getitem__)
 
 
 class _Batches:

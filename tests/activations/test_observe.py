@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from onnxcompress.activations import observe
+from onnxcompress.data.feeds import Lazy
 from onnxcompress.errors import ModelError
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
@@ -291,3 +294,33 @@ def test_fewer_feeds_are_enough_where_values_are_large():
     assert [id(feed) for feed in spread] == [id(feed) for feed in feeds[::2]]
     assert len(observe.enough_feeds(model, feeds, ["a", "b"], most_bytes=1)) == 8
     assert observe.enough_feeds(model, feeds[:5], ["a"], most_bytes=1) == feeds[:5]
+
+
+class _Counted(np.ndarray):
+    """An array that is counted as long as it lives."""
+
+
+def test_of_feeds_that_are_loaded_when_read_a_few_are_in_memory_at_a_time():
+    living, most = weakref.WeakSet(), []
+
+    def load(index):
+        feed = floats(2, 3, seed=index).view(_Counted)
+        living.add(_Alive(feed))
+        return {"x": feed}
+
+    class _Alive:
+        """Lives as long as an array."""
+
+        def __init__(self, array):
+            array.alive = self
+
+    class _Taker:
+        def update(self, _):
+            most.append(len(living))
+
+    model = from_text(CHAIN)
+    feeds = observe.enough_feeds(model, Lazy(range(60), load), ["a", "b"], most_bytes=2 * 2 * 3 * 4 * 30)
+    assert len(feeds) == 30
+    observe.observe(model, feeds, {"a": _Taker()})
+    assert len(most) == 30
+    assert max(most) <= 4
