@@ -30,3 +30,16 @@ def test_marked_changes_keep_their_details_and_say_what_they_rest_on():
     [change] = drafts.marked([Change.applied("p", "done", details={"loss": 1.0})], "not trained", samples=2)
     assert change.as_json() | {"loss": 1.0, "draft": "not trained", "draft_samples": 2} == change.as_json()
     assert (change.reason, change.target) == ("done", "graph")
+
+
+def test_each_draft_has_a_note_and_nothing_else():
+    changes = [
+        Change.applied("fold", "done"),
+        *drafts.marked([Change.applied("cut", "done"), Change.skipped("cut", "no")], "not trained", samples=1),
+        *drafts.marked([Change.applied("zero", "done")], "by size", samples=0),
+    ]
+    assert drafts.notes(changes) == [
+        "cut is a draft that rests on 1 sample: not trained",
+        "zero is a draft that rests on the weights alone: by size",
+    ]
+    assert drafts.notes(changes[:1]) == []
