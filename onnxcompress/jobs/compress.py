@@ -35,6 +35,7 @@ from ..runtime import executors
 from ..runtime.loaded_model import LoadedModel, path_of
 from ..runtime.processes import peak_memory_bytes
 from ..runtime.time_limit import within
+from ..search import drafts
 from ..search.archive import Archive
 from ..search.checkpoint import Checkpoint, digest
 from ..search.effort import StepSeconds
@@ -346,6 +347,7 @@ def make_report(run: Run, done: RecipeResult, measured: ResultFigures) -> Report
             *run.proof.notes,
             *done.notes,
             *nothing_notes(done.changes),
+            *drafts.notes(done.changes),
             *quantized_notes(quantized, done.changes, run.recipe.active),
             *sample_notes(run.original, run.samples),
             *measurement_notes(

@@ -105,6 +105,7 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
             layers = weighted_layers(candidate) if covers_layers(built) else []
             changes = built.run(candidate, replace(context, gate=type(context.gate)()))
             changes += unmentioned(built, layers, candidate, changes, context)
+            notes += drafts.notes(changes)
         except Exception as error:  # a pass that fails here fails in `compress` too, and is named there as well
             log.info("%s failed", name, exc_info=error)
             notes.append(f"{name} could not be tried: {_told(error)}")
@@ -120,7 +121,6 @@ def tried(start: Still, size_bytes: int, context: Context, notes: list[str]) -> 
         del candidate, changes, layers
     if untried:
         notes.append(f"weights of this size take too much memory to try {', '.join(untried)}")
-    notes += [_draft_note(one) for one in found if one.draft is not None]
     return tuple(found)
 
 
@@ -141,12 +141,6 @@ def _told(error: Exception) -> str:
 def _prepares(kind: type[Pass]) -> bool:
     """Say whether the later passes are tried on what this one leaves, as in every recipe."""
     return kind.name == "normalize"
-
-
-def _draft_note(found: PassPotential) -> str:
-    count = found.draft_samples
-    rests = f"{count} sample{'' if count == 1 else 's'}" if count else "the weights alone"
-    return f"{found.pass_name} is a draft that rests on {rests}: {found.draft}"
 
 
 def _reach(name: str, changes: Sequence[Change], saved_bytes: int) -> PassPotential:

@@ -38,3 +38,15 @@ def marked(changes: Sequence[Change], shortcut: str, *, samples: int) -> list[Ch
         samples: number of samples that the figures rest on; 0 for weights alone.
     """
     return [replace(each, details={**each.details, SHORTCUT: shortcut, SAMPLES: samples}) for each in changes]
+
+
+def notes(changes: Sequence[Change]) -> list[str]:
+    """Return a line for each pass whose changes are a draft: on how many samples it rests, and what was left out."""
+    found: dict[str, str] = {}
+    for change in changes:
+        if SHORTCUT in change.details:
+            count = change.details[SAMPLES]
+            rests = f"{count} sample{'' if count == 1 else 's'}" if count else "the weights alone"
+            line = f"{change.pass_name} is a draft that rests on {rests}: {change.details[SHORTCUT]}"
+            found.setdefault(change.pass_name, line)
+    return list(found.values())

@@ -8,9 +8,10 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
+from onnxcompress.io import model_io
 from onnxcompress.passes.fold.normalize import Normalize
 from onnxcompress.passes.quantize.weights import QuantizeWeights
-from tests.helpers import from_text
+from tests.helpers import floats, from_text, with_constants
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -96,3 +97,19 @@ def test_a_lossy_recipe_that_finds_nothing_leaves_no_name_in_the_model(recipe):
     result = oc.compress(model, recipe=recipe, data=feeds)
     assert not result.model.metadata_props
     assert result.report.output.bytes == result.report.input.bytes
+
+
+def test_a_plan_notes_that_the_figures_of_a_pass_are_a_draft():
+    model = with_constants(
+        "g (float[n, 32] x, float[32, 64] v) => (float[n, 64] y) { m = MatMul(x, v) y = Relu(m) }", v=floats(32, 64)
+    )
+    data = {"x": floats(6, 1, 32)}
+    planned = oc.compress(model_io.clone(model), recipe="sparse", data=data, plan=True).report
+    assert [note for note in map(str, planned.notes) if "draft" in note] == [
+        "sparsify is a draft that rests on the weights alone: "
+        "smallest first: with samples a run removes what the other weights compensate best"
+    ]
+    [entry] = (each for each in planned.as_json()["changes"] if each["pass"] == "sparsify")
+    assert entry["draft_samples"] == 0
+    done = oc.compress(model, recipe="sparse", data=data).report
+    assert not any("draft" in str(note) for note in done.notes)

@@ -18,7 +18,9 @@ from onnxcompress.io import model_io
 from onnxcompress.io.tensors import StoredTensor
 from onnxcompress.jobs import inspect_passes
 from onnxcompress.report import tables_inspect
+from onnxcompress.runtime import session as runtime
 from onnxcompress.runtime.remote_session import RemoteSession
+from onnxcompress.search import drafts
 from tests.helpers import floats
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -254,3 +256,51 @@ def test_a_model_of_some_size_runs_apart_and_heavy_passes_are_not_tried(monkeypa
     monkeypatch.setattr(inspect_passes, "_MOST_TENSOR_BYTES", 1 << 30)
     monkeypatch.setattr(inspect_passes, "_MOST_BYTES", 1000)
     assert {reach.pass_name for reach in oc.inspect(_model()).passes} == tried
+
+
+LAYERS = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n, 64] x) => (float[n, 16] y) { a = MatMul(x, u) b = Relu(a) c = MatMul(b, v) d = Relu(c) y = MatMul(d, w) }
+"""
+
+
+def _layers():
+    model = onnx.parser.parse_model(LAYERS)
+    shapes = {"u": (64, 96), "v": (96, 64), "w": (64, 16)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(floats(*dims, seed=index), name) for index, (name, dims) in enumerate(shapes.items())
+    )
+    return model
+
+
+def test_passes_that_would_measure_are_drafts_and_a_note_says_on_how_many_samples():
+    found = oc.inspect(_layers(), data={"x": floats(9, 1, 64)})
+    drafts_of = {one.pass_name: one.draft_samples for one in found.passes if one.draft is not None}
+    assert drafts_of == {"low-rank": 4, "quantize-blocks": 4, "prune-channels": 4, "sparsify": 0}
+    assert "quantize-blocks is a draft that rests on 4 samples: rounded to the nearest" in _printed(found)
+    assert "sparsify is a draft that rests on the weights alone: smallest first" in _printed(found)
+    document = {one["pass_name"]: one for one in found.as_json()["passes"]}
+    assert document["prune-channels"]["draft"] == "cut once, neither refitted nor trained"
+    assert (document["fuse-affine"]["draft"], document["fuse-affine"]["draft_samples"]) == (None, None)
+    without = oc.inspect(_layers())
+    assert {one.pass_name for one in without.passes if one.draft_samples} == set()
+
+
+def test_a_costly_model_is_run_less_often_and_the_passes_reach_the_same(monkeypatch):
+    runs = []
+    run = runtime.Session.run
+    monkeypatch.setattr(runtime.Session, "run", lambda self, *a, **k: runs.append(1) or run(self, *a, **k))
+    feeds = [{"x": floats(1 + index, 64, seed=index)} for index in range(4)]  # not of one shape: none are joined
+    whole = oc.inspect(_layers(), data=feeds)
+    many = len(runs)
+    runs.clear()
+    monkeypatch.setattr(drafts, "_MACS", 1)
+    found = oc.inspect(_layers(), data=feeds)
+    assert len(runs) < many - 3 * 3 * 3, "three passes measure three layers on three samples less"
+    assert [(p.pass_name, p.draft_samples) for p in found.passes if p.draft_samples] == [
+        ("low-rank", 1),
+        ("quantize-blocks", 1),
+        ("prune-channels", 1),
+    ]
+    one, all_four = ({p.pass_name: p for p in each.passes} for each in (found, whole))
+    assert one["quantize-blocks"].saved_bytes == all_four["quantize-blocks"].saved_bytes > 0

@@ -52,7 +52,7 @@ _FASTER = 0.95
 """Times count as shorter from here on."""
 _ROUGHER = 1.1
 """Most that the noise of the output may grow where products round their activations too."""
-_DRAFT = "rounded to the nearest: a run chooses the integers by what they do, with samples by what the layers compute"
+_DRAFT = "rounded to the nearest, whatever the method, and no channels scaled before"
 """Difference of a plan from a run."""
 
 
@@ -157,14 +157,14 @@ class QuantizeBlocks:
         method: Method = "nearest" if context.is_plan else self.method
         rounder = Rounder({name: choice.grid for name, choice in chosen.items()}, method=method)
         found = self._sites(model, chosen, context)
-        if self._uses_data(context) and not context.is_plan:
+        if self._uses_data(context):
             rounder.by_data(model, found, context)
         else:
             rounder.all_alone(found)
         return rounder
 
     def _uses_data(self, context: Context) -> bool:
-        return self.method in ("auto", "gptq", "awq") and has_enough(context)
+        return self.method in ("auto", "gptq", "awq") and has_enough(context) and not context.is_plan
 
     def _form(self, model: ir.Model, chosen: Mapping[str, WidthChoice], rounder: Rounder, context: Context) -> Form:
         """Return the form that was measured to be fastest; of those that are alike, the first."""

@@ -26,6 +26,7 @@ from onnxcompress.passes.prune.channels import PruneChannels
 from onnxcompress.passes.prune.options import PruneOptions
 from onnxcompress.passes.prune.pruner import Pruner
 from onnxcompress.quality.divergence import Divergence
+from onnxcompress.search import drafts
 from onnxcompress.shapes import count as counting
 from tests.channels.test_remove import graphs
 from tests.helpers import floats, run, with_constants
@@ -458,6 +459,24 @@ def test_a_plan_predicts_and_neither_refits_nor_trains():
     assert changes[0].details["predicted_loss"] > 0
     assert changes[0].details["layers_refitted"] == 0
     assert "distillation" not in changes[0].details
+    assert changes[0].details["draft"] == "cut once, neither refitted nor trained"
+    assert changes[0].details["draft_samples"] == len(FEEDS)
+
+
+def test_a_plan_of_a_costly_model_cuts_each_family_once_and_compares_on_one_sample(monkeypatch):
+    compared = []
+    whole = Divergence.of
+    monkeypatch.setattr(
+        Divergence, "of", lambda self, model: compared.append(len(list(self._feeds))) or whole(self, model)
+    )
+    monkeypatch.setattr(drafts, "_MACS", 1)
+    model = net()
+    families = len(loss_curves.families(channel_groups.find_groups(model_io.clone(model), FEEDS[0]), lambda _: True))
+    changes = PruneChannels(keep_macs=0.5).run(model, Context(feeds=FEEDS, is_plan=True))
+    assert changes[0].details["draft_samples"] == 1
+    assert set(compared) == {1}
+    assert families < len(compared) <= families + 2
+    assert changes[0].details["predicted_loss"] > 0
 
 
 def test_the_predicted_loss_is_told_before_the_cut(caplog):

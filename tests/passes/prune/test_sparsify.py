@@ -11,6 +11,7 @@ from onnxcompress.core import Action, Context, Need
 from onnxcompress.errors import UsageError
 from onnxcompress.graph import edit, query
 from onnxcompress.io import model_io
+from onnxcompress.passes.prune import sparsify as sparsify_module
 from onnxcompress.passes.prune.sparsify import Sparsify
 from onnxcompress.passes.quantize.clip_weights import ClipWeights
 from tests.helpers import floats, run, with_constants
@@ -262,3 +263,13 @@ def test_a_weight_behind_a_cast_becomes_sparse_in_its_own_type(stored):
     tensor = model.graph.initializers["w"].const_value
     assert tensor.dtype == dtype
     assert (tensor.numpy() == 0).mean() == 0.75
+
+
+def test_a_plan_has_the_zeros_of_a_run_without_samples_and_says_so(monkeypatch):
+    _, done = sparsify(net(), ratio=0.5)
+    monkeypatch.setattr(sparsify_module, "refit", lambda *_, **__: pytest.fail("a plan fits nothing"))
+    planned = Sparsify(ratio=0.5).run(net(), Context(feeds=FEEDS, is_plan=True))
+    assert [(c.target, c.details["zeros"]) for c in planned] == [(c.target, c.details["zeros"]) for c in done]
+    assert all("smallest first" in c.details["draft"] and c.details["draft_samples"] == 0 for c in planned)
+    of_weights = Sparsify(ratio=0.5, criterion="magnitude").run(net(), Context(feeds=FEEDS, is_plan=True))
+    assert not any("draft" in c.details for c in of_weights), "a run does no more than that"

@@ -15,11 +15,13 @@ from onnxcompress.io import model_io
 from onnxcompress.numerics.quantization.blocks import BlockGrid
 from onnxcompress.packing import archive as packing
 from onnxcompress.passes import build
+from onnxcompress.passes.quantize import blocks_rounding
 from onnxcompress.passes.quantize.blocks import QuantizeBlocks
 from onnxcompress.passes.quantize.blocks_rounding import Rounder
 from onnxcompress.passes.quantize.blocks_writer import array_of
 from onnxcompress.passes.quantize.weight_storage import sites
 from onnxcompress.runtime import session as runtime
+from onnxcompress.search import drafts
 from onnxcompress.shapes import count as counting
 from tests.helpers import floats, op_types, run, with_constants
 
@@ -474,3 +476,17 @@ def test_options_are_checked():
     for options in ({"bits_per_weight": 0}, {"method": "magic"}, {"form": "none"}, {"min_elements": 0}):
         with pytest.raises(errors.UsageError):
             build("quantize-blocks", options)
+
+
+def test_a_plan_has_the_bytes_of_a_run_and_says_that_it_is_a_draft(monkeypatch):
+    feeds = [{"x": floats(1, 64, seed=seed)} for seed in range(6)]
+    weights = {"u": floats(64, 96), "b": floats(96, seed=1), "v": floats(96, 64, seed=2)}
+    done = QuantizeBlocks().run(with_constants(MLP, **weights), Context(feeds=feeds))
+    monkeypatch.setattr(blocks_rounding.reconstruct, "refit", lambda *_, **__: pytest.fail("a plan fits nothing"))
+    monkeypatch.setattr(drafts, "_MACS", 2 * 2 * (64 * 96 + 96 * 64))
+    planned = QuantizeBlocks().run(with_constants(MLP, **weights), Context(feeds=feeds, is_plan=True))
+    found, expected = ({c.target: (c.bytes_after, c.details["scheme"]) for c in each} for each in (planned, done))
+    assert found == expected
+    assert {c.details["draft_samples"] for c in planned} == {2}
+    assert all("to the nearest" in c.details["draft"] and "nearest" in c.reason for c in planned)
+    assert not any("draft" in c.details for c in done)

@@ -16,6 +16,7 @@ from onnxcompress.io import model_io
 from onnxcompress.passes.shallow import factorizations
 from onnxcompress.passes.shallow.low_rank import LowRank
 from onnxcompress.quality.divergence import Divergence
+from onnxcompress.search import drafts
 from tests.helpers import floats, op_types, run, with_constants
 
 
@@ -73,6 +74,22 @@ def test_a_plan_takes_the_same_ranks_without_a_refit():
     assert planned[0].bytes_after == fitted[0].bytes_after
     assert planned[0].details["loss"] == planned[0].details["loss_when_cut"]
     assert "distillation" not in planned[0].details
+    assert {(c.details["draft"], c.details["draft_samples"]) for c in planned} == {
+        ("neither refitted nor trained", len(FEEDS))
+    }
+
+
+def test_a_plan_of_a_costly_model_compares_outputs_on_few_samples(monkeypatch):
+    seen = []
+    start = Divergence.__init__
+    monkeypatch.setattr(
+        Divergence, "__init__", lambda self, model, feeds: seen.append(len(feeds)) or start(self, model, feeds)
+    )
+    monkeypatch.setattr(drafts, "_MACS", 2 * 3 * (48 * 64 + 64 * 40 + 40 * 5))
+    planned = LowRank(keep_parameters=0.6, multiple=1).run(_dense(), Context(feeds=FEEDS, is_plan=True))
+    assert seen == [planned[0].details["draft_samples"]]
+    assert 1 <= seen[0] <= 3
+    assert planned[0].details["predicted_loss"] > 0
 
 
 def test_inputs_that_are_never_near_zero_lose_nothing_by_their_mean():
