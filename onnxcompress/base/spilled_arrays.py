@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, overload
@@ -80,6 +81,7 @@ class SpilledArrays(Sequence[dict[str, Any]]):
     def _written(self, array: np.ndarray) -> _Stored:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="onnxcompress-", buffering=0)  # noqa: SIM115 - open as long as this
+            weakref.finalize(self, self._file.close)
         offset, left = self._file_bytes, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         self._file.seek(offset)
         while left:

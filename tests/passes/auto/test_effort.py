@@ -106,7 +106,7 @@ def test_a_build_that_was_given_up_is_not_begun_when_the_run_is_replayed(hand):
     first = {"whole, quantize-int8": INT8}
     for seconds, is_given_up in (
         ({"prune-channels 0.500": 25.0, "prune-channels 0.500, given up": 25.0}, True),
-        ({"prune-channels 0.500": 25.0}, False),
+        ({"prune-channels 0.500": 15.0}, False),
         ({"prune-channels 0.500": 500.0}, True),
     ):
         steps = StepSeconds(first | seconds)
