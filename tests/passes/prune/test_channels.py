@@ -210,7 +210,8 @@ def share(model):
     return macs(model) / macs(net())
 
 
-def test_a_budget_of_time_follows_what_the_whole_model_takes():
+def test_a_budget_of_time_follows_what_the_whole_model_takes(monkeypatch):
+    monkeypatch.setattr(budgets, "_rates", lambda *_: {})  # each MAC takes as long: no timing decides the test
     judge = _Judge(ratio=lambda model: 0.3 + 0.7 * share(model))
     model, changes = prune(net(), keep_latency=0.65, judge=judge)
     assert 0.3 + 0.7 * share(model) == pytest.approx(0.65, rel=0.03)
@@ -219,7 +220,7 @@ def test_a_budget_of_time_follows_what_the_whole_model_takes():
         "prune-channels/cut",
     ]
     assert len(set(judge.labels)) == len(judge.labels), "each time is recorded by itself"
-    assert changes[0].details["asked"] == pytest.approx(0.561, abs=0.01)  # of the MACs
+    assert changes[0].details["asked"] == pytest.approx(0.5, abs=0.028)  # .3 + .7 x .5 is .65, which counts within 3%
 
 
 def test_a_budget_of_time_is_met_by_what_is_cut_in_rounds_too():
