@@ -168,9 +168,10 @@ class SearchBudget:
         if not math.isfinite(self.bound):
             return Clock()
         known, left = self._log.known(label), self.left_seconds
-        if known is None:
+        given_up = self._log.known(f"{label}{_GIVEN_UP}")
+        if known is None or (given_up is not None and given_up < left - kept_seconds):  # there is more time now
             return Clock(left - kept_seconds, now=self.now)
-        if known >= (left if self._log.known(f"{label}{_GIVEN_UP}") is None else left - kept_seconds):
+        if given_up is not None or known >= left:
             raise TimeUpError
         return Clock()
 

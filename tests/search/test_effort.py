@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from onnxcompress.base.clock import Clock
+from onnxcompress.errors import TimeUpError
 from onnxcompress.search import candidates as search
 from onnxcompress.search.checkpoint import Checkpoint
 from onnxcompress.search.effort import SearchBudget, SearchEffort, StepSeconds
@@ -151,3 +152,19 @@ def test_a_run_that_goes_on_counts_what_the_interrupted_one_took(tmp_path):
     assert steps.budget.bound == 500
     assert log.used == {"whole": 50.0}
     assert log.known("other") is None
+
+
+def test_a_step_that_was_given_up_has_a_clock_where_there_is_more_time_now():
+    log = StepSeconds({"whole": 10.0, "cut": 20.0, "cut, given up": 20.0, "other": 25.0, "long": 500.0})
+    quick, default = Steps("quick", log=log), Steps("default", log=log)
+    for steps in (quick, default):
+        steps.first(1)
+    with pytest.raises(TimeUpError):
+        quick.budget.clock("cut", kept_seconds=5.0)
+    assert default.budget.clock("cut", kept_seconds=5.0).left_seconds == 285
+    assert quick.budget.clock("new", kept_seconds=5.0).left_seconds == 15
+    with pytest.raises(TimeUpError):
+        quick.budget.clock("other")
+    assert not default.budget.clock("other").is_limited
+    with pytest.raises(TimeUpError):
+        default.budget.clock("long")
