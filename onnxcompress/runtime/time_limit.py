@@ -58,6 +58,7 @@ def within(work: Callable[[], T], clock: Clock, *, grace_seconds: float = GRACE_
         raise TimeUpError
     task = _Work(work)
     try:
+        task.start()  # an interrupt that comes while the thread starts is one for the work, too
         while clock.left_seconds > 0 and not task.done.wait(min(_POLL_SECONDS, clock.left_seconds)):
             pass
     except BaseException:  # the user's interrupt is one for the work
@@ -96,6 +97,9 @@ class _Work(Generic[T]):
         context = contextvars.copy_context()
         context.run(_CURRENT.set, self)
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="onnxcompress-work", daemon=True)
+
+    def start(self) -> None:
+        """Begin the work."""
         self._thread.start()
 
     def stop(self, grace_seconds: float) -> None:

@@ -129,6 +129,26 @@ def test_an_interrupt_by_the_user_is_one_for_the_work(seconds, in_thread):
     assert stopped.is_set()
 
 
+def test_an_interrupt_while_the_thread_starts_is_one_for_the_work(monkeypatch):
+    stopped, start = threading.Event(), threading.Thread.start
+
+    def endless():
+        try:
+            while True:
+                time.sleep(0.001)
+        finally:
+            stopped.set()
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        within(endless, Clock(), grace_seconds=30.0, in_thread=True)
+    assert stopped.is_set()
+
+
 def test_a_run_of_the_runtime_is_ended_between_two_nodes():
     text = """g (float[600, 600] x, int64 n, bool go) => (float[600, 600] y) {
         y = Loop(n, go, x) <body = b (int64 i, bool c, float[600, 600] v) => (bool k, float[600, 600] w)
