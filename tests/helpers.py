@@ -10,9 +10,13 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
+from onnxcompress.base import host
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.runtime import session as runtime
+
+DB_LESS = 6.02 * host.adds_in_16_bits()
+"""What the one bit costs that weights have less on a processor whose kernels add in 16 bits, in dB."""
 
 
 def from_text(text: str, *, opset: int = 17, ir_version: int = 8) -> ir.Model:

@@ -1,5 +1,6 @@
 """Work ends when its time is up, by a clock that the tests turn."""
 
+import functools
 import threading
 import time
 
@@ -108,16 +109,17 @@ def test_a_call_into_native_code_is_left_behind():
         assert not thread.is_alive()
 
 
+def endless(stopped):
+    try:
+        while True:
+            time.sleep(0.001)
+    finally:
+        stopped.set()
+
+
 @pytest.mark.parametrize(("seconds", "in_thread"), [(1e6, False), (None, True)])
 def test_an_interrupt_by_the_user_is_one_for_the_work(seconds, in_thread):
     stopped = threading.Event()
-
-    def endless():
-        try:
-            while True:
-                time.sleep(0.001)
-        finally:
-            stopped.set()
 
     class Interrupted(Clock):
         @property
@@ -125,19 +127,12 @@ def test_an_interrupt_by_the_user_is_one_for_the_work(seconds, in_thread):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        within(endless, Interrupted(seconds), grace_seconds=30.0, in_thread=in_thread)
+        within(functools.partial(endless, stopped), Interrupted(seconds), grace_seconds=30.0, in_thread=in_thread)
     assert stopped.is_set()
 
 
 def test_an_interrupt_while_the_thread_starts_is_one_for_the_work(monkeypatch):
     stopped, start = threading.Event(), threading.Thread.start
-
-    def endless():
-        try:
-            while True:
-                time.sleep(0.001)
-        finally:
-            stopped.set()
 
     def interrupted(thread):
         start(thread)
@@ -145,7 +140,7 @@ def test_an_interrupt_while_the_thread_starts_is_one_for_the_work(monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        within(endless, Clock(), grace_seconds=30.0, in_thread=True)
+        within(functools.partial(endless, stopped), Clock(), grace_seconds=30.0, in_thread=True)
     assert stopped.is_set()
 
 

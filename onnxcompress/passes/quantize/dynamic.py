@@ -31,7 +31,7 @@ from ...shapes import infer as shapes
 from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from . import dynamic_lstm, dynamic_matmul
-from .weight_rounding import Rounding, round_weight
+from .weight_rounding import Rounding, round_weight, saturates
 from .weight_storage import WeightContext, sites
 
 
@@ -79,8 +79,9 @@ class QuantizeDynamic:
 
     scheme: Annotated[str, AfterValidator(schemes.checked)] = "int8/channel/sym"
     """type/group/symmetry of weights: int8/channel/sym has a scale for each output channel, int8/tensor/sym one."""
-    weight_bits: Literal[7, 8] = 8
-    """7: integers from -63 to 63, with which kernels that add in 16 bits (x64 without VNNI) can't overflow."""
+    weight_bits: Literal[7, 8] | None = None
+    """7: integers from -63 to 63, with which kernels that add in 16 bits (x64 without VNNI) can't overflow. None: 7
+    where the target is this machine and has such kernels, else 8."""
     clip: Literal["none", "mse"] = "none"
     """mse: clip the largest weights of a channel where that lowers the squared error."""
     one_scale_db: float = 32
@@ -104,7 +105,7 @@ class QuantizeDynamic:
                     dynamic_matmul.ProductWriter(scene, decision.product, decision.rounding, form, inputs).write()
                 elif decision.lstm is not None:
                     lstms.write(decision.lstm)
-                changes.append(self._change(decision))
+                changes.append(self._change(decision, self._bits(context)))
         return changes
 
     def decide(self, model: ir.Model, context: Context) -> list[DynamicDecision]:
@@ -116,10 +117,10 @@ class QuantizeDynamic:
         return self._plan(model, context).products
 
     def _decide(self, model: ir.Model, context: Context, opset: int) -> list[DynamicDecision]:
-        plan = self._plan(model, context)
+        plan, bits = self._plan(model, context), self._bits(context)
         layers = context.progress("Quantizing products and LSTMs", [*plan.products, *plan.lstms])
         found = [
-            self._round_lstm(layer) if isinstance(layer, ir.Node) else self._round_product(layer, opset)
+            self._round_lstm(layer, bits) if isinstance(layer, ir.Node) else self._round_product(layer, opset, bits)
             for layer in layers
         ]
         found.sort(key=lambda d: d.predicted_loss)  # stable: refusals stay in the graph's order
@@ -164,14 +165,14 @@ class QuantizeDynamic:
             refused.append(DynamicDecision(target="graph", reason=reason))
         return _DynamicPlan(tuple(products), tuple(lstms), refused)
 
-    def _round_product(self, product: dynamic_matmul.DynamicProduct, opset: int) -> DynamicDecision:
+    def _round_product(self, product: dynamic_matmul.DynamicProduct, opset: int, bits: int) -> DynamicDecision:
         site = product.site
         before = site.stored_bytes
         refused = DynamicDecision(target=site.name, reason="", bytes_before=before, bytes_after=before)
         if opset < dynamic_matmul.OPSET:
             return replace(refused, reason=f"needs opset {dynamic_matmul.OPSET}, the model has {opset}")
         try:
-            rounding = round_weight(site.tensor, site.axis, clip=self.clip == "mse", bits=self.weight_bits)
+            rounding = round_weight(site.tensor, site.axis, clip=self.clip == "mse", bits=bits)
         except ValueError as error:
             return replace(refused, reason=f"can't be rounded: {error}")
         kind = "a scale for each output channel" if self._channelwise else "one scale"
@@ -179,7 +180,7 @@ class QuantizeDynamic:
         after = site.tensor.size + rounding.scale.nbytes
         return replace(refused, reason=reason, bytes_after=after, product=product, rounding=rounding)
 
-    def _round_lstm(self, node: ir.Node) -> DynamicDecision:
+    def _round_lstm(self, node: ir.Node, bits: int) -> DynamicDecision:
         before = sum(float_constants.stored_bytes(v) for v in dynamic_lstm.weights(node) if v is not None)
         refused = DynamicDecision(target=query.label(node), reason="", bytes_before=before, bytes_after=before)
         try:
@@ -188,7 +189,7 @@ class QuantizeDynamic:
                 channelwise=self._channelwise,
                 one_scale_db=self.one_scale_db,
                 clip=self.clip == "mse",
-                bits=self.weight_bits,
+                bits=bits,
             )
         except ValueError as error:
             return replace(refused, reason=f"can't be rounded: {error}")
@@ -198,14 +199,17 @@ class QuantizeDynamic:
         reason = f"on integers, int8 weights with {kinds} scales, states with the range of each step"
         return replace(refused, reason=reason, bytes_after=after, lstm=lstm)
 
+    def _bits(self, context: Context) -> int:
+        return self.weight_bits or (7 if saturates(context.target) else 8)
+
     @property
     def _channelwise(self) -> bool:
         return schemes.parse(self.scheme).group == "channel"
 
-    def _change(self, decision: DynamicDecision) -> Change:
+    def _change(self, decision: DynamicDecision, bits: int) -> Change:
         details: dict[str, Any] = {}
         if decision.applies:
-            details = {"scheme": self.scheme, "weight_bits": self.weight_bits}
+            details = {"scheme": self.scheme, "weight_bits": bits}
             noise = decision.predicted_loss
             if noise:
                 details["sqnr_db"] = round(-10 * float(np.log10(noise)), 2)

@@ -21,7 +21,6 @@ from pydantic.dataclasses import dataclass
 
 from ...activations.calibration import Calibration, calibrate
 from ...activations.layer_inputs import sample_rows
-from ...base import host
 from ...core import DESELECTED, Change, Context, Need
 from ...data import feeds as feed_facts
 from ...errors import ModelError
@@ -41,6 +40,7 @@ from .fused_kernels import Kernels, read_back
 from .kernel_groups import units
 from .placement import Placement, plan
 from .qdq import QdqWriter, Range, WrittenLayer
+from .weight_rounding import saturates
 
 _SEVEN = ", weights in 7 bits against saturation"
 _MOST_ROUNDS = 10
@@ -90,8 +90,8 @@ class QuantizeStatic:
         run = StaticRun(raised, context, facts, noise_ps=self.noise_ps)
         if self.ranges == "guarded":
             run.guard_ranges()
-        here = context.target == targets.HERE and host.adds_in_16_bits()
-        if facts.activation == "uint8" and (self.accumulator == "narrow" or (self.accumulator == "auto" and here)):
+        is_narrow = self.accumulator == "narrow" or (self.accumulator == "auto" and saturates(context.target))
+        if facts.activation == "uint8" and is_narrow:
             run.avoid_saturation()
         whole = run.settle(only=None)
         order = _least_harm_first(whole)

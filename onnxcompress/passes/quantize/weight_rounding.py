@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ...base import host
 from ...graph import query
 from ...io.tensors import StoredTensor, computed, cut
 from ...numerics import snr
 from ...numerics.quantization import affine_weights
+from ...targets import facts as targets
 
 PIECE_BYTES = 8 << 20
 """Bytes of a weight that are read at a time. Chosen by judgement; not measured."""
@@ -24,6 +26,11 @@ KEPT_BYTES = 64 << 20
 judgement; not measured."""
 LAZY_BYTES = 16 << 20
 """Bytes from which on a weight is rounded only when its integers are first read. Chosen by judgement; not measured."""
+
+
+def saturates(target: str) -> bool:
+    """Say whether the kernels of a target add two products in 16 bits: this machine's do, on x64 without VNNI."""
+    return target == targets.HERE and host.adds_in_16_bits()
 
 
 @dataclass(frozen=True)
