@@ -150,6 +150,8 @@ class Trial:
     decisive_drop: float | None = None
     """The figure that is held against a limit where that is not `drop`: the upper end at the confidence asked for."""
     latency_ms: float | None = None
+    slower: bool | None = None
+    """Whether it is slower than the original beyond the noise of the times; None where only the ratio is known."""
 
     @property
     def limited_drop(self) -> float | None:

@@ -188,6 +188,7 @@ class Trials:
             divergence=measured.divergence,
             decisive_drop=decisive_drop(measured.drop, measured.drop_interval, self._confidence),
             latency_ms=None if latency is None else latency.compressed_ms,
+            slower=None if latency is None or latency.ratio_interval is None else latency.is_slower,
         )
 
     def _noted(self, candidate: LoadedModel, label: str | None, judged: Evaluation) -> Measurement:

@@ -1,5 +1,7 @@
 """The best of measured candidates, and what is left out to meet a limit."""
 
+from dataclasses import replace
+
 import pytest
 
 from onnxcompress import core
@@ -44,6 +46,12 @@ def test_candidates_over_the_limit_are_out():
     assert "0.011" in search.objection(_trial(drop=0.011), "balanced", 0.01)
     assert "slower" in search.objection(_trial(latency=1.06), "balanced", 0.01)
     assert search.objection(_trial(latency=1.06), "size", 0.01) is None
+
+
+def test_what_is_slower_by_noise_alone_is_not_refused():
+    slow = _trial(latency=1.15)
+    assert search.objection(replace(slow, slower=False), "balanced", 0.01) is None
+    assert "1.15 times" in search.objection(replace(slow, slower=True), "balanced", 0.01)
 
 
 def test_costs_within_five_percent_are_decided_by_the_drop_and_then_by_order():
