@@ -24,7 +24,7 @@ from ..base import host
 from ..errors import ModelError, StuckError
 from . import isolation
 from .error_text import reason
-from .held_model import HEAVY_RUN_BYTES, HeldModel, give_back_others
+from .held_model import HEAVY_RUN_BYTES, HeldModel, give_back_others, give_back_unused
 from .processes import call_isolated
 from .remote_session import LOAD_SECONDS, RemoteSession, SessionHost
 from .run_timeout import RunTimeout
@@ -90,8 +90,9 @@ class Session:
         is_optimized: bool = False,
         has_arena: bool = True,
         reload: Callable[[bool], ort.InferenceSession] | None = None,
+        size_bytes: int = 0,
     ) -> None:
-        self._held = HeldModel(session, reload, has_arena=has_arena)
+        self._held = HeldModel(session, reload, has_arena=has_arena, size_bytes=size_bytes)
         self.threads = threads
         self.is_optimized = is_optimized
         """Whether the runtime's optimizations are on."""
@@ -232,10 +233,20 @@ def open_session(
 
     """
 
+    size_bytes = len(model) if isinstance(model, bytes) else 0
+    give_back_unused(coming_bytes=size_bytes)
+
     def opened(model: bytes | Path, *, optimize: bool) -> Session:
         loaded = _load(model, _options(optimize=optimize, threads=threads, has_arena=not is_heavy))
         reload = None if again is None else functools.partial(_reload, again, optimize=optimize, threads=threads)
-        found = Session(loaded, threads=threads, is_optimized=optimize, reload=reload, has_arena=not is_heavy)
+        found = Session(
+            loaded,
+            threads=threads,
+            is_optimized=optimize,
+            reload=reload,
+            has_arena=not is_heavy,
+            size_bytes=size_bytes,
+        )
         if is_heavy:
             found.mark_heavy()
         return found
@@ -363,6 +374,8 @@ def _options(*, optimize: bool, threads: int, has_arena: bool = True) -> ort.Ses
     options = ort.SessionOptions()
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = options.enable_mem_pattern = has_arena
+    if not has_arena:  # shapes are read as soon as they are known: values that only they need are let go
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT

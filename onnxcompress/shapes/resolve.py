@@ -139,7 +139,7 @@ def _outputs(model: ir.Model, feed: Mapping[str, Any], *, max_seconds: float | N
     """Return the outputs of one run, in which draws that have to agree do."""
     found = draws(model)
     stable = with_same_draws(model, {name: name for _, name in found}) if found else model
-    session = runtime.open_session(model_io.to_bytes(stable), optimize=False)
+    session = runtime.open_session(model_io.to_bytes(stable), optimize=False, is_heavy=True)
     return session.run(feed, max_seconds=max_seconds)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.io import model_io
+from onnxcompress.runtime import held_model
 from onnxcompress.runtime import session as runtime
 from onnxcompress.runtime.loaded_model import LoadedModel
 from tests.helpers import floats, from_text, with_constants
@@ -103,6 +104,23 @@ def test_a_session_of_bytes_alone_stays_loaded(loads):
     session.run(FEED)
     session.run(FEED)
     assert loads == [True]
+
+
+def test_of_many_large_models_those_used_longest_ago_are_given_back(monkeypatch, loads):
+    monkeypatch.setattr(held_model, "_MOST_LOADED_BYTES", 1)
+    first, second, third = (LoadedModel(from_text(TEXT)) for _ in range(3))
+    expected = first.plain.run(FEED)["y"]
+    second.plain.run(FEED)
+    third.plain.run(FEED)
+    assert loads == [True, True, True]  # three are kept
+    first.plain.run(FEED)
+    LoadedModel(from_text(TEXT)).plain.run(FEED)  # in the place of the second
+    third.plain.run(FEED)
+    first.plain.run(FEED)
+    assert len(loads) == 4
+    second.plain.run(FEED)
+    assert len(loads) == 5
+    np.testing.assert_array_equal(second.plain.run(FEED)["y"], expected)
 
 
 def test_lossless_recipes_score_heavy_models_without_optimizations_and_give_the_same_bytes(monkeypatch):

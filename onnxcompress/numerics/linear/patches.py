@@ -51,6 +51,12 @@ class Window:
     def _spans(self) -> tuple[int, ...]:
         return tuple((taps - 1) * gap + 1 for taps, gap in zip(self.kernel, self.dilations, strict=True))
 
+_FEW = 4
+"""Values that windows hold, times this, below which they are picked one by one: neighbours of a channel lie apart.
+
+On [4, 64, 112, 112] with 512 windows of 3x3 picking takes .4 of the time of copying, and 2.4 MB instead of 27.
+"""
+
 
 def patches(x: np.ndarray, window: Window, *, groups: int = 1, at: np.ndarray | None = None) -> np.ndarray:
     """Return the values in the windows: [groups, n, channels per group * taps], in the order of a Conv's weight.
@@ -66,18 +72,43 @@ def patches(x: np.ndarray, window: Window, *, groups: int = 1, at: np.ndarray | 
     counts = window.positions(sizes)
     if at is None:
         at = np.arange(batch * math.prod(counts))
-    padded = np.pad(x, ((0, 0), (0, 0), *window.padding(sizes)))
-    # channels last, so that each tap of a position is one contiguous run of memory
-    last = np.ascontiguousarray(np.moveaxis(padded, 1, -1)).reshape(-1, channels)
     sample, *place = np.unravel_index(at, (batch, *counts))
-    shape = (batch, *padded.shape[2:])
+    is_few = len(at) * math.prod(window.kernel) * _FEW < batch * math.prod(sizes)
+    rows = (_few_rows if is_few else _many_rows)(x, window, sample, place)
+    split = rows.reshape(len(at), -1, groups, channels // groups)
+    return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(groups, len(at), -1)
+
+
+def _many_rows(x: np.ndarray, window: Window, sample: np.ndarray, place: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the values in windows at places: [n, taps, channels]; for it all of `x` is copied twice."""
+    padded = np.pad(x, ((0, 0), (0, 0), *window.padding(x.shape[2:])))
+    # channels last, so that each tap of a position is one contiguous run of memory
+    last = np.ascontiguousarray(np.moveaxis(padded, 1, -1)).reshape(-1, x.shape[1])
+    shape = (len(x), *padded.shape[2:])
+    del padded
     starts = [along * stride for along, stride in zip(place, window.strides, strict=True)]
-    rows = np.empty((len(at), math.prod(window.kernel), channels), x.dtype)
+    rows = np.empty((len(sample), math.prod(window.kernel), x.shape[1]), x.dtype)
     for number, tap in enumerate(np.ndindex(*window.kernel)):
         spots = [start + step * gap for start, step, gap in zip(starts, tap, window.dilations, strict=True)]
         np.take(last, np.ravel_multi_index((sample, *spots), shape), axis=0, out=rows[:, number])
-    split = rows.reshape(len(at), -1, groups, channels // groups)
-    return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(groups, len(at), -1)
+    return rows
+
+
+def _few_rows(x: np.ndarray, window: Window, sample: np.ndarray, place: Sequence[np.ndarray]) -> np.ndarray:
+    """Do as `_many_rows` does without a copy of `x`."""
+    sizes = x.shape[2:]
+    starts = [
+        along * stride - before
+        for along, stride, (before, _) in zip(place, window.strides, window.padding(sizes), strict=True)
+    ]
+    rows = np.empty((len(sample), math.prod(window.kernel), x.shape[1]), x.dtype)
+    for number, tap in enumerate(np.ndindex(*window.kernel)):
+        spots = [start + step * gap for start, step, gap in zip(starts, tap, window.dilations, strict=True)]
+        inside = np.logical_and.reduce([(0 <= at) & (at < size) for at, size in zip(spots, sizes, strict=True)])
+        within = [np.clip(at, 0, size - 1) for at, size in zip(spots, sizes, strict=True)]
+        rows[:, number] = x[(sample, slice(None), *within)]
+        rows[~inside, number] = 0
+    return rows
 
 
 def choose(count: int, limit: int, random: np.random.Generator) -> np.ndarray:
