@@ -232,7 +232,6 @@ def open_session(
         ModelError: the runtime can't load the model, with its reason.
 
     """
-
     size_bytes = len(model) if isinstance(model, bytes) else 0
     give_back_unused(coming_bytes=size_bytes)
 

@@ -51,6 +51,7 @@ class Window:
     def _spans(self) -> tuple[int, ...]:
         return tuple((taps - 1) * gap + 1 for taps, gap in zip(self.kernel, self.dilations, strict=True))
 
+
 _FEW = 4
 """Values that windows hold, times this, below which they are picked one by one: neighbours of a channel lie apart.
 
@@ -104,7 +105,7 @@ def _few_rows(x: np.ndarray, window: Window, sample: np.ndarray, place: Sequence
     rows = np.empty((len(sample), math.prod(window.kernel), x.shape[1]), x.dtype)
     for number, tap in enumerate(np.ndindex(*window.kernel)):
         spots = [start + step * gap for start, step, gap in zip(starts, tap, window.dilations, strict=True)]
-        inside = np.logical_and.reduce([(0 <= at) & (at < size) for at, size in zip(spots, sizes, strict=True)])
+        inside = np.logical_and.reduce([(at >= 0) & (at < size) for at, size in zip(spots, sizes, strict=True)])
         within = [np.clip(at, 0, size - 1) for at, size in zip(spots, sizes, strict=True)]
         rows[:, number] = x[(sample, slice(None), *within)]
         rows[~inside, number] = 0
