@@ -140,7 +140,7 @@ def test_models_of_one_name_are_kept_apart_and_told_by_content(tmp_path):
     assert len(catalogue.read(tmp_path / "feeds")) == 2
     for length, path in ((1, first), (2, second)):
         assert read(tmp_path / "feeds", path).feeds[0]["sound"].shape[1] == length
-    with pytest.raises(DataError, match="none of which is this model.*--data .*m"):
+    with pytest.raises(DataError, match=r"none of which is this model.*--data .*m"):
         read(tmp_path / "feeds", third)
     assert len(read(tmp_path / "feeds" / "m", third).feeds) == 1
 
