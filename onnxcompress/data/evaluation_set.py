@@ -47,7 +47,8 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Feeds to judge a model by, and their labels where there are any (one row, or several, for each feed).
+    """Feeds to judge a model by, and their labels where there are any (one row, or several, for each feed; an array of
+    arrays where their shapes differ).
 
     `state` maps an input to the output whose value it gets from the run before. `caches` are further outputs that only
     go on to other runs; the feeds hold the values of theirs, as in a recording. The first `seen` feeds are those that
@@ -146,13 +147,17 @@ def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions, *, mode
 
 
 def _joined(labels: Sequence[Any], source: str) -> np.ndarray:
-    """Return the labels of all feeds in one array.
+    """Return the labels of all feeds in one array; where their sizes differ it holds one array per feed.
 
     Raises:
-        DataError: their shapes differ.
+        DataError: they differ in the number of axes.
     """
     arrays = [np.atleast_1d(label) for label in labels]
-    if len({array.shape[1:] for array in arrays}) > 1:
+    if len({array.ndim for array in arrays}) > 1:
         shapes = sorted({str(list(array.shape)) for array in arrays})
         raise DataError(f"labels of different shapes: {', '.join(shapes[:3])}", where=source)
-    return np.concatenate(arrays)
+    if len({array.shape[1:] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    found = np.empty(len(arrays), object)
+    found[:] = arrays
+    return found
