@@ -8,7 +8,6 @@ Declared shapes of outputs are never believed; those of inputs are, since the ru
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from ..runtime.session import Session
 from ..shapes.size_relations import Expression, completed, relations
 from .fill_inputs import SHAPES_OF_UNKNOWN_RANK, FreeInput, InputPlan, PlanKey, WholeNumbers, filled, free_inputs
 from .input_semantics import named_sizes
+from .step_kinds import CACHE_NAME
 
 _BATCH_SIZES = (2, 1, 3, 4)
 """Sizes that are tried for a batch, likeliest first. Chosen on the zoo models, as are the three below."""
@@ -45,9 +45,6 @@ _CHOICES_BEFORE_HINTS = 20
 
 _TIED_ATTEMPTS = 40
 """Size combinations that are tried with the relations that the graph tells, before any. Chosen by judgement."""
-
-_CACHE = re.compile("past|cache", re.IGNORECASE)
-"""Names of inputs that may be empty at the first step."""
 
 _MANY_ELEMENTS = 10_000
 """One feed of so many floats is enough for each combination of sizes. Chosen by judgement; not measured."""
@@ -190,7 +187,7 @@ class _InputSearch:
 
     def _with_empty_cache(self, base: InputPlan) -> list[InputPlan]:
         """Return the plan of a first step, which has no past, where the model takes one."""
-        caches = [item for item in self._inputs if _CACHE.search(item.name)]
+        caches = [item for item in self._inputs if CACHE_NAME.search(item.name)]
         keys = {dim for item in caches for dim in item.dims or () if dim in self._keys}
         lengths = {key: 0 for key in keys if not _is_batch(key, self._inputs)}
         plan = replace(base, sizes={**base.sizes, **lengths})
@@ -288,7 +285,7 @@ class _InputSearch:
         return self._refused_elements > _MOST_REFUSED_ELEMENTS or time.monotonic() > self._deadline
 
 
-def _ties(model: ir.Model, inputs: Sequence[FreeInput]) -> dict[str, Expression]:
+def _ties(model: ir.Model, inputs: Sequence[FreeInput]) -> Mapping[str, Expression]:
     return relations(model, [(item.name, item.dims) for item in inputs if item.dims is not None])
 
 

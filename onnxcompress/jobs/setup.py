@@ -51,10 +51,12 @@ class RunSamples:
     """The part of it that candidates are judged by."""
     judged: Evaluation
     """Those by which original and result are scored: the user's, or synthetic."""
+    timed: tuple[Feed, ...]
+    """The feeds that are timed: the largest, or a step and a prompt of a model with a cache."""
 
     @property
     def largest(self) -> Feed:
-        """The feed that is timed, and at whose shapes MACs are counted."""
+        """The feed at whose shapes MACs are counted."""
         return (self.given or self.judged).largest()
 
 
@@ -210,8 +212,9 @@ def read_inputs(
         if options.verify == "full" or _needs_whole(options):
             raise
         proof = proof_inputs(base.model, None, judged, seed=options.seed, notes=(str(error),))
-    judged = judged or Evaluation(feeds=proof.feeds, source="synthetic")
-    return RunSamples(given=given, working=working, held_out=held_out, judged=judged), proof
+    judged = judged or evaluation_set.synthetic(proof.feeds, specs)
+    timed = (given or judged).timed(None if session is None else session.run)
+    return RunSamples(given=given, working=working, held_out=held_out, judged=judged, timed=timed), proof
 
 
 def _is_costly(base: LoadedModel, held_out: Evaluation) -> bool:

@@ -236,7 +236,7 @@ def _truth(labels: np.ndarray, scores: Any) -> Any:
     is_ragged = labels.dtype == object
     if isinstance(scores, list) or (isinstance(scores, dict) and is_ragged):
         return list(labels) if is_ragged else labels
-    if not isinstance(scores, np.ndarray) or scores.ndim != 2:  # noqa: PLR2004 - rows of scores
+    if not isinstance(scores, np.ndarray) or scores.ndim != 2:
         return np.concatenate(list(labels)) if is_ragged and not _is_ragged(list(labels)) else labels
     return np.concatenate([np.ravel(each) for each in labels]) if is_ragged else labels
 

@@ -35,7 +35,7 @@ Inputs = Sequence[tuple[str, Sequence[int | str]]]
 """Name and dimensions of each input: sizes, and keys of dynamic dimensions."""
 
 
-def relations(model: ir.Model, inputs: Inputs) -> dict[str, Expression]:
+def relations(model: ir.Model, inputs: Inputs) -> Mapping[str, Expression]:
     """Return what sizes follow from others: key -> sum of keys that are free.
 
     Args:
@@ -43,7 +43,7 @@ def relations(model: ir.Model, inputs: Inputs) -> dict[str, Expression]:
         inputs: their dimensions, where the same key stands for the same size.
     """
     keys = list(dict.fromkeys(dim for _, dims in inputs for dim in dims if isinstance(dim, str)))
-    if len(keys) < 2:  # noqa: PLR2004 - one size has no other to depend on
+    if len(keys) < 2:
         return {}
     sizes = {name: tuple(_size(dim) for dim in dims) for name, dims in inputs}
     facts = symbolic.interpret(model, infer.infer(model), sizes=sizes)
@@ -105,7 +105,7 @@ def _columns(shapes: Sequence[Dims]) -> Iterator[tuple[Size, Size]]:
         yield from itertools.pairwise(wide)
 
 
-def _solved(differences: Sequence[Size], keys: Sequence[str]) -> dict[str, Expression]:
+def _solved(differences: Sequence[Size], keys: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return key -> sum of free keys, of equations "difference = 0" that are linear in the keys alone."""
     found: dict[str, dict[str, int]] = {}
     for difference in differences:

@@ -79,5 +79,5 @@ def test_a_function_gets_one_array_per_sample(tmp_path, monkeypatch):
 
 
 def test_labels_that_do_not_fit_are_an_error(tmp_path):
-    with pytest.raises(DataError, match="top1.*labels are int64"):
+    with pytest.raises(DataError, match=r"top1.*labels are int64"):
         compared(tmp_path, lambda x: np.zeros(x.shape, np.int64), by_position=False)
