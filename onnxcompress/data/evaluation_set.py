@@ -15,10 +15,12 @@ from ..errors import DataError
 from ..recorder import catalogue
 from . import feeds as feed_facts
 from . import load as data_module
-from . import step_kinds
+from . import states, step_kinds
 from .feeds import Lazy
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from ..runtime.tensor_spec import TensorSpec
     from .read_files import Layout
 
@@ -55,9 +57,10 @@ class DataOptions:
 class Evaluation:
     """Feeds to judge a model by, and their labels where there are any.
 
-    Labels are one row, or several, for each feed; an array of arrays where their shapes differ. `state` maps an input to the output whose value it gets from the run before. `caches` are further outputs that only
-    go on to other runs; the feeds hold the values of theirs, as in a recording. The first `seen` feeds are those that
-    passes work with, too.
+    Labels are one row, or several, for each feed; an array of arrays where their shapes differ. `state` maps an input
+    to the output whose value it gets from the run before. `caches` are further outputs that only go on to other runs;
+    the feeds hold the values of theirs, as in a recording. `cache_inputs` hold a cache. The first `seen` feeds are
+    those that passes work with, too.
     """
 
     feeds: Sequence[Feed]
@@ -148,7 +151,15 @@ def synthetic(feeds: Sequence[Feed], specs: Sequence[TensorSpec]) -> Evaluation:
     return Evaluation(feeds=feeds, source="synthetic", cache_inputs=caches)
 
 
-def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions, *, model: Any = None) -> Evaluation:
+def read(
+    source: Any,
+    specs: Sequence[TensorSpec],
+    options: DataOptions,
+    *,
+    model: Any = None,
+    graph: ir.Model | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Evaluation:
     """Read samples and fit them to a model's inputs.
 
     Args:
@@ -156,13 +167,18 @@ def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions, *, mode
         specs: the model's inputs.
         options: how they are read. States that a recording knows stand in its samples and are not carried.
         model: the model, where it is known: its path, its bytes, or as it was loaded.
+        graph: the model, where it is loaded: it tells its outputs, and which caches grow.
+        outputs: names of its outputs, where there is no graph.
 
     Raises:
         DataError: they can't be read, don't fit, or none is finite.
-        UsageError: `state` names an input that there is not.
+        UsageError: `state` names an input or output that there is not.
     """
     recorded = catalogue.find(source, model, specs)
-    state = {name: output for name, output in options.state.items() if recorded is None or name not in recorded.states}
+    outputs = outputs if graph is None else [value.name or "" for value in graph.graph.outputs]
+    state = states.expanded(options.state, [spec.name for spec in specs], outputs)
+    if recorded is not None:
+        state = {name: output for name, output in state.items() if name not in recorded.states}
     found = data_module.load_data(
         source if recorded is None else recorded.folder,
         specs,
@@ -171,6 +187,7 @@ def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions, *, mode
         scale=options.scale,
         mean=options.mean,
         state=state,
+        empty=states.growing_axes(state, specs, graph),
     )
     labels = None if found.labels is None else _joined(found.labels, found.source)
     return Evaluation(
@@ -180,7 +197,7 @@ def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions, *, mode
         state=found.state,
         caches=() if recorded is None else recorded.caches,
         cache_inputs=step_kinds.cache_inputs(
-            [spec.name for spec in specs], () if recorded is None else recorded.states
+            [spec.name for spec in specs], found.state if recorded is None else {*found.state, *recorded.states}
         ),
         skipped=tuple(found.skipped),
     )

@@ -46,6 +46,9 @@ _CHOICES_BEFORE_HINTS = 20
 _TIED_ATTEMPTS = 40
 """Size combinations that are tried with the relations that the graph tells, before any. Chosen by judgement."""
 
+_PAST = 32
+"""Length of the past of a made-up step of one token. Chosen by judgement; not measured."""
+
 _MANY_ELEMENTS = 10_000
 """One feed of so many floats is enough for each combination of sizes. Chosen by judgement; not measured."""
 
@@ -141,7 +144,7 @@ class _InputSearch:
 
     def feeds(self, count: int) -> list[TriedInput]:
         base = self._first()
-        plans = [base, *self._resized(base), *self._with_empty_cache(base)]
+        plans = [base, *self._resized(base), *self._steps_with_cache(base)]
         branches = [plan for name in self._branching() if (plan := self._branched(base, name)) is not None]
         if self._holds_many(base):
             count = min(count, len(plans))
@@ -185,13 +188,17 @@ class _InputSearch:
             self._keys = self._free_keys()
         yield from self._candidates()
 
-    def _with_empty_cache(self, base: InputPlan) -> list[InputPlan]:
-        """Return the plan of a first step, which has no past, where the model takes one."""
+    def _steps_with_cache(self, base: InputPlan) -> list[InputPlan]:
+        """Return plans of a first step, without a past, and of one token after a past, for a model with a cache."""
         caches = [item for item in self._inputs if CACHE_NAME.search(item.name)]
-        keys = {dim for item in caches for dim in item.dims or () if dim in self._keys}
-        lengths = {key: 0 for key in keys if not _is_batch(key, self._inputs)}
-        plan = replace(base, sizes={**base.sizes, **lengths})
-        return [plan] if lengths and self._runs(plan) else []
+        lengths = [key for key in self._keys if not _is_batch(key, self._inputs)]
+        pasts = [key for key in lengths if any(key in (item.dims or ()) for item in caches)]
+        if not pasts:
+            return []
+        first = replace(base, sizes={**base.sizes, **dict.fromkeys(pasts, 0)})
+        news = dict.fromkeys((key for key in lengths if key not in pasts), 1)
+        one = replace(base, sizes={**base.sizes, **dict.fromkeys(pasts, _PAST), **news})
+        return [plan for plan in (first, one) if self._runs(plan)]
 
     def _candidates(self) -> Iterator[InputPlan]:
         rank_unknown = any(item.dims is None for item in self._inputs)

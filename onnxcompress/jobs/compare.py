@@ -114,7 +114,7 @@ def compare(
         feeds = synthetic.runnable_feeds(a, first.plain, seed=seed, count=_SYNTHETIC_FEEDS)
         judged = evaluation_set.synthetic(feeds, first.plain.feedable)
     else:
-        judged = evaluation_set.read(source, first.plain.feedable, data_options, model=original)
+        judged = evaluation_set.read(source, first.plain.feedable, data_options, model=original, graph=a)
     difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
     plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=judged.carried)
     quality = measure(plan.session(first), plan.session(second), judged, plan=plan, metric=metric, progress=progress)
