@@ -192,9 +192,7 @@ def load(source: ModelSource, options: RunOptions, begun: Begun, *, started: flo
         dropped=dropped,
         samples=samples,
         proof=proof,
-        plan=OutputPlan.of(
-            original, overrides=parse_kinds(options.output_kinds), states=tuple(samples.judged.state.values())
-        ),
+        plan=OutputPlan.of(original, overrides=parse_kinds(options.output_kinds), states=samples.judged.carried),
         checkpoint=checkpoint,
         archive=Archive(checkpoint, keeps_models=options.pareto_dir is not None),
         steps=StepSeconds(begun.timings.cpu_seconds, checkpoint),
@@ -220,7 +218,7 @@ def prepare(run: Run) -> Context:
     options, working = run.options, run.samples.working
     race = None
     if run.proof.is_whole and options.target == targets.HERE and not options.plan:
-        race = Races(run.base, run.samples.largest, plan=run.plan, timings=run.timings, threads=options.threads)
+        race = Races(run.base, run.samples.timed, plan=run.plan, timings=run.timings, threads=options.threads)
     return Context(
         feeds=working.feeds if working else (),
         state=working.state if working else {},
@@ -251,7 +249,7 @@ def _judge(run: Run) -> Trials | None:
     return Trials(
         run.base,
         samples.held_out,
-        samples.largest,
+        samples.timed,
         final=lambda candidate: run.excess_drop(candidate, run.search_limit),
         limit=run.search_limit,
         prefer=options.prefer,
