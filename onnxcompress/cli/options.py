@@ -52,7 +52,11 @@ Evaluation = Annotated[
 ]
 Metric = Annotated[
     str | None,
-    typer.Option(help="top1, top5, cosine, agreement or module:function(outputs, labels).", rich_help_panel=_DATA),
+    typer.Option(
+        help="top1, top5, cosine, agreement, wer, cer, perplexity, bleu, chrf, spearman, ndcg, map50, f1, "
+        "or module:function(outputs, labels).",
+        rich_help_panel=_DATA,
+    ),
 ]
 LayoutOption = Annotated[
     Layout | None, typer.Option("--layout", help="Of images, where the model leaves it open.", rich_help_panel=_DATA)

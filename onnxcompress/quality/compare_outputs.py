@@ -88,7 +88,7 @@ def measure(
     truth = judged.labels if metrics.needs_labels(name) else was_all
     was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
     interval = metrics.drop_interval(name, was_all, now_all, truth)
-    scores = {"original": was, "compressed": now, "drop": was - now, "drop_interval": interval}
+    scores = {"original": was, "compressed": now, "drop": metrics.fall(name, was, now), "drop_interval": interval}
     return quality.model_copy(update=scores)
 
 
