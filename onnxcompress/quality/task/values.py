@@ -54,10 +54,10 @@ def _perplexity(sums: np.ndarray) -> float:
 def _classes_of(values: Any, *, is_scores: bool) -> list[int]:
     found = np.asarray(values)
     if is_scores and found.ndim and found.dtype.kind == "f":
-        return np.argmax(found, -1).ravel().tolist()
+        return [int(each) for each in np.argmax(found, -1).ravel()]
     if found.dtype.kind not in "biu":
         raise ValueError(f"class numbers are needed, not {found.dtype} {list(found.shape)}")
-    return found.ravel().tolist()
+    return [int(each) for each in found.ravel()]
 
 
 def _class_pairs(prediction: Any, reference: Any) -> Counter[tuple[int, int]]:
@@ -99,8 +99,8 @@ def _spearman(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
 def _gain(prediction: Any, reference: Any) -> float | None:
     """Return nDCG@10 of one query: sum of relevance / log2(place + 1), divided by that of the best order.
 
-    K. Jaervelin, J. Kekaelaeinen, "Cumulated gain-based evaluation of IR techniques", 2002, with gains as given. Of equal
-    scores the earlier document comes first. None where nothing is relevant.
+    K. Jaervelin, J. Kekaelaeinen, "Cumulated gain-based evaluation of IR techniques", 2002, with gains as given. Of
+    equal scores the earlier document comes first. None where nothing is relevant.
     """
     scores, relevance = _number_pairs(prediction, reference)
     weights = 1 / np.log2(np.arange(2, min(_MOST_RANKED, scores.size) + 2))
@@ -123,4 +123,4 @@ F1 = TaskMetric(name="f1", statistic=_class_pairs, score=_macro_f1)
 SPEARMAN = TaskMetric(name="spearman", statistic=_number_pairs, score=_spearman)
 """Rank correlation of all numbers with the labels."""
 NDCG = TaskMetric(name="ndcg", statistic=_gain, score=mean)
-"""Mean over the queries of the gain of the first ten places; a sample is a query: scores and relevances of documents."""
+"""Mean over the queries of the gain of ten places; a sample is a query: scores and relevances of its documents."""
