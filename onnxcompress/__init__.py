@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .partition.runner import PartitionedModel
     from .partition.split import split
     from .recipe import Recipe
+    from .recorder.recording import recording
     from .runtime.isolation import isolated
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "load",
     "pack",
     "passes",
+    "recording",
     "save",
     "split",
     "unpack",
@@ -62,6 +64,7 @@ _HOMES = {
     "isolated": "runtime.isolation",
     "load": "io.model_io",
     "pack": "packing.archive",
+    "recording": "recorder.recording",
     "save": "io.model_io",
     "split": "partition.split",
     "unpack": "packing.archive",

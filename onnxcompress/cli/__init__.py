@@ -17,7 +17,7 @@ import typer
 from .. import __version__
 from ..errors import OnnxCompressError, one_line
 from ..runtime.isolation import Isolation, isolated
-from . import batch, compare, compress, distill, inspect, lists, run, split, unpack
+from . import batch, compare, compress, distill, inspect, lists, record, run, split, unpack
 from .supervised import ChildDiedError, supervised
 
 __all__ = ["app", "main"]
@@ -36,6 +36,7 @@ app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=distill.EXAMPLE)(distill.distill)
 app.command(epilog=split.EXAMPLE)(split.split)
 app.command(epilog=run.EXAMPLE)(run.run)
+app.command(epilog=record.EXAMPLE, context_settings={"allow_interspersed_args": False})(record.record)
 app.command(epilog=batch.EXAMPLE)(batch.batch)
 app.command(epilog=unpack.EXAMPLE)(unpack.unpack)
 app.command(name="passes", epilog=lists.PASSES_EXAMPLE)(lists.show_passes)
@@ -74,7 +75,8 @@ def main() -> NoReturn:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = supervised(_run)
+        # A program of the user's has to be in the group of processes that the terminal talks to.
+        code = _run("none") if sys.argv[1:2] == ["record"] else supervised(_run)
     except ChildDiedError as death:
         code = _died(death)
     try:
@@ -113,7 +115,8 @@ def _run(isolation: Isolation) -> int:
         return _fail(_os_error(error), 3)
     except Exception:  # noqa: BLE001 - the last line of defence
         return _bug()
-    return _fail("interrupted", code) if code == _INTERRUPTED else code if isinstance(code, int) else 0
+    was_ours = code == _INTERRUPTED and sys.argv[1:2] != ["record"]
+    return _fail("interrupted", _INTERRUPTED) if was_ours else code if isinstance(code, int) else 0
 
 
 def _died(death: ChildDiedError) -> int:

@@ -56,6 +56,12 @@ def say(message: str) -> None:
     logging.getLogger(__package__).info("%s", one_line(message))
 
 
+def aside(message: str) -> None:
+    """Write a line to stderr, where standard output belongs to somebody else."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"onnxcompress: {one_line(message)}\n")
+
+
 def show(parts: Sequence[RenderableType]) -> None:
     """Print to standard output: in colours and in its width on a terminal, plain and unwrapped elsewhere."""
     from rich.console import Console

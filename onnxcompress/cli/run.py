@@ -58,7 +58,7 @@ def run(
     budget = None if max_memory is None else parse_bytes(max_memory, where="--max-memory")
     chosen = data_options(layout, size, scale, mean, state)
     with run_job.opened(model, max_memory=budget, data=data, data_options=chosen, threads=threads) as session:
-        samples = evaluation_set.read(data, session.feedable, chosen)
+        samples = evaluation_set.read(data, session.feedable, chosen, model=model)
         for note in samples.notes():
             console.warn(note)
         arrays = run_job.run_model(session, samples, progress=console.progress(quiet=quiet))

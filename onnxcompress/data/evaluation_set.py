@@ -11,6 +11,7 @@ import numpy as np
 
 from ..core import Feed
 from ..errors import DataError
+from ..recorder import catalogue
 from . import feeds as feed_facts
 from . import load as data_module
 from .feeds import Lazy
@@ -48,7 +49,8 @@ class DataOptions:
 class Evaluation:
     """Feeds to judge a model by, and their labels where there are any (one row, or several, for each feed).
 
-    `state` maps an input to the output whose value it gets from the run before. The first `seen` feeds are those that
+    `state` maps an input to the output whose value it gets from the run before. `caches` are further outputs that only
+    go on to other runs; the feeds hold the values of theirs, as in a recording. The first `seen` feeds are those that
     passes work with, too.
     """
 
@@ -56,6 +58,7 @@ class Evaluation:
     source: str
     labels: np.ndarray | None = None
     state: Mapping[str, str] = field(default_factory=dict)
+    caches: tuple[str, ...] = ()
     skipped: Sequence[tuple[str, str]] = ()
     seen: int = 0
 
@@ -63,6 +66,11 @@ class Evaluation:
         """Yield the feeds with their state from `last`, where the caller leaves the outputs of each run."""
         for feed in self.feeds:
             yield feed | {name: last[output] for name, output in self.state.items() if output in last}
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Outputs that go on to other runs and are no results."""
+        return tuple(dict.fromkeys((*self.state.values(), *self.caches)))
 
     def largest(self) -> Feed:
         """Return the feed with the most elements, the first of several."""
@@ -102,25 +110,38 @@ class Evaluation:
         return [f"{name} is skipped: {reason}" for name, reason in self.skipped]
 
 
-def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions) -> Evaluation:
+def read(source: Any, specs: Sequence[TensorSpec], options: DataOptions, *, model: Any = None) -> Evaluation:
     """Read samples and fit them to a model's inputs.
+
+    Args:
+        source: see `data.load.load_data`; also a recording, of which the samples of `model` are read.
+        specs: the model's inputs.
+        options: how they are read. States that a recording knows stand in its samples and are not carried.
+        model: the model, where it is known: its path, its bytes, or as it was loaded.
 
     Raises:
         DataError: they can't be read, don't fit, or none is finite.
         UsageError: `state` names an input that there is not.
     """
+    recorded = catalogue.find(source, model, specs)
+    state = {name: output for name, output in options.state.items() if recorded is None or name not in recorded.states}
     found = data_module.load_data(
-        source,
+        source if recorded is None else recorded.folder,
         specs,
         layout=options.layout,
         size=options.size,
         scale=options.scale,
         mean=options.mean,
-        state=options.state,
+        state=state,
     )
     labels = None if found.labels is None else _joined(found.labels, found.source)
     return Evaluation(
-        feeds=found.feeds, source=found.source, labels=labels, state=found.state, skipped=tuple(found.skipped)
+        feeds=found.feeds,
+        source=found.source,
+        labels=labels,
+        state=found.state,
+        caches=() if recorded is None else recorded.caches,
+        skipped=tuple(found.skipped),
     )
 
 

@@ -114,9 +114,9 @@ def compare(
         feeds = synthetic.runnable_feeds(a, first.plain, seed=seed, count=_SYNTHETIC_FEEDS)
         judged = Evaluation(feeds=feeds, source="synthetic")
     else:
-        judged = evaluation_set.read(source, first.plain.feedable, data_options)
+        judged = evaluation_set.read(source, first.plain.feedable, data_options, model=original)
     difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
-    plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=tuple(judged.state.values()))
+    plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=judged.carried)
     quality = measure(plan.session(first), plan.session(second), judged, plan=plan, metric=metric, progress=progress)
     largest = judged.largest()
     result = Comparison(

@@ -192,9 +192,7 @@ def load(source: ModelSource, options: RunOptions, begun: Begun, *, started: flo
         dropped=dropped,
         samples=samples,
         proof=proof,
-        plan=OutputPlan.of(
-            original, overrides=parse_kinds(options.output_kinds), states=tuple(samples.judged.state.values())
-        ),
+        plan=OutputPlan.of(original, overrides=parse_kinds(options.output_kinds), states=samples.judged.carried),
         checkpoint=checkpoint,
         archive=Archive(checkpoint, keeps_models=options.pareto_dir is not None),
         steps=StepSeconds(begun.timings.cpu_seconds, checkpoint),

@@ -193,13 +193,17 @@ def read_inputs(
         ModelError: no feed is found that the model runs, and the whole model has to be run.
     """
     specs = input_specs.input_specs(base.model) if session is None else session.feedable
-    given = None if options.data is None else evaluation_set.read(options.data, specs, options.data_options)
+    given = (
+        None
+        if options.data is None
+        else evaluation_set.read(options.data, specs, options.data_options, model=base.source)
+    )
     working, held_out = (given, given) if given is None or not recipe.uses_data else given.divided()
     if held_out is not None and held_out.seen and session is not None and _is_costly(base, held_out):
         held_out = held_out.without_seen()
     judged = held_out
     if options.eval_data is not None:
-        judged = evaluation_set.read(options.eval_data, specs, options.data_options)
+        judged = evaluation_set.read(options.eval_data, specs, options.data_options, model=base.source)
     try:
         proof = proof_inputs(base.model, session, judged, seed=options.seed)
     except ModelError as error:

@@ -35,7 +35,7 @@ class LoadedModel:
         self, model: ir.Model, source: Any = None, *, threads: int = 1, like: LoadedModel | None = None
     ) -> None:
         self.model = model
-        self._source = source
+        self.source = source
         self._threads = threads
         self._like = like
         self._data: bytes | None = None
@@ -43,7 +43,7 @@ class LoadedModel:
     @property
     def path(self) -> str | None:
         """The file that it was loaded from, None where it came otherwise."""
-        return path_of(self._source)
+        return path_of(self.source)
 
     @functools.cached_property
     def size_bytes(self) -> int:
@@ -102,11 +102,11 @@ class LoadedModel:
     def _open(self, *, optimize: bool, threads: int) -> runtime.Session:
         with isolation.roomy(query.node_count(self.model)):
             if self.path is not None and self.size_bytes > MAX_MESSAGE_BYTES:
-                return open_one(self.model, self._source, optimize=optimize, threads=threads)
+                return open_one(self.model, self.source, optimize=optimize, threads=threads)
             again = functools.partial(model_io.to_bytes, self.model)
             return open_bytes(
                 self.data,
-                self._source,
+                self.source,
                 optimize=optimize,
                 threads=threads,
                 again=again,
