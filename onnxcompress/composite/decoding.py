@@ -14,8 +14,8 @@ from .caches import Step, present_key, score_output, step_feed, token_input
 from .sessions import outputs_of
 
 _SINGLE_STEPS = 8
-"""Tokens at the end of a text that are fed one by one, so that a decoder with a cache runs as it is used: a prompt, then
-steps. Chosen by judgement; not measured."""
+"""Tokens at the end of a text that are fed one by one, so that a decoder with a cache runs as it is used: a prompt,
+then steps. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,10 @@ class _Decoder:
             key = present_key(name)
             if key is not None and value.size:  # a branch that goes on gives nothing for what stays
                 self._cache[key] = value
-        name = score_output(session.get_outputs())
-        if name is None:
+        scored = score_output(session.get_outputs())
+        if scored is None:
             raise ModelError("no output of the decoder scores tokens", hint="Give --pipeline module:function")
-        scores = np.asarray(found[name], np.float32)
+        scores = np.asarray(found[scored], np.float32)
         scores = scores[0] if scores.ndim == 3 else scores
         return scores[-new.shape[1] :]
 

@@ -17,8 +17,8 @@ Pooling = Literal["mean", "cls"]
 class SentenceEncoder:
     """Embeds the rows of a sample.
 
-    The prediction is the embedding of a single row, float32 [width]; of several, the cosines of the first (a query) with
-    each of the others (documents), float32 [rows - 1].
+    The prediction is the embedding of a single row, float32 [width]; of several, the cosines of the first (a query)
+    with each of the others (documents), float32 [rows - 1].
 
     Args:
         encoder: name of the part.
@@ -37,7 +37,7 @@ class SentenceEncoder:
             mask = sample.get("attention_mask")
             values = values[:, 0] if self.pooling == "cls" else _mean(values, mask)
         values = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
-        return (values[0] if len(values) == 1 else values[1:] @ values[0]).astype(np.float32)
+        return np.asarray(values[0] if len(values) == 1 else values[1:] @ values[0], np.float32)
 
 
 def _mean(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -64,9 +64,8 @@ def recognise(folder: Path, *, metric: str | None = None, models: Sequence[Path]
     """
     if not folder.is_dir():
         raise UsageError("is no folder", where=str(folder), hint="Give a folder with several models")
-    paths = sorted(models) or next(
-        (found for each in _FOLDERS if (found := sorted((folder / each).glob("*.onnx")))), []
-    )
+    places = [sorted((folder / each).glob("*.onnx")) for each in _FOLDERS]
+    paths = sorted(models) or next((each for each in places if each), [])
     if not paths:
         raise UsageError("holds no .onnx file", where=str(folder), hint="Give a folder with the models of a pipeline")
     found = [_look(path) for path in paths]
@@ -103,9 +102,10 @@ def _encoder_decoder(
     begins = [each for each in takers if each.has_present and not each.has_past]
     plain = [each for each in takers if not each.has_present and not each.has_past]
     goes_on = [e for e in found if e is not encoder and e.has_past and not caches.is_merged(e.names)]
-    first = (begins if begins and goes_on else merged or begins or plain or [None])[0]
-    if first is None:
+    starters = begins if begins and goes_on else merged or begins or plain
+    if not starters:
         return None
+    first = starters[0]
     later = goes_on[0] if begins and goes_on else first if first.has_past else None
     if metric == "perplexity":
         raise UsageError("perplexity of an encoder and decoder has no built-in driver", hint="Give --pipeline")
@@ -114,7 +114,7 @@ def _encoder_decoder(
         roles["decoder_with_past"] = later
     last = None if later is None else "decoder" if later is first else "decoder_with_past"
     run = EncoderDecoder(encoder="encoder", decoder="decoder", later=last, generation=settings.generation())
-    return _pipeline(folder, found, roles, run, "wer", inputs="encoder")
+    return _pipeline(folder, found, roles, run, "wer", inputs=encoder.inputs)
 
 
 def _causal(folder: Path, found: Sequence[_Found], settings: Configurations, metric: str | None) -> Pipeline | None:
@@ -129,7 +129,9 @@ def _causal(folder: Path, found: Sequence[_Found], settings: Configurations, met
     if metric not in (None, "perplexity"):
         generation = settings.generation(needs_start=False)
         run = CausalGeneration(decoder="decoder", has_cache=has_cache, generation=generation)
-    return _pipeline(folder, found, {"decoder": only}, run, "perplexity", inputs="decoder")
+    tokens = caches.token_input(only.inputs)
+    assert tokens is not None
+    return _pipeline(folder, found, {"decoder": only}, run, "perplexity", inputs=(tokens,))
 
 
 def _sentences(folder: Path, found: Sequence[_Found], settings: Configurations, _: str | None) -> Pipeline | None:
@@ -138,11 +140,17 @@ def _sentences(folder: Path, found: Sequence[_Found], settings: Configurations, 
         return None
     output = next(name for name in _POOLED if name in encoders[0].outputs)
     run = SentenceEncoder(encoder="encoder", output=output, pooling=settings.pooling())
-    return _pipeline(folder, found, {"encoder": encoders[0]}, run, "spearman", inputs="encoder")
+    return _pipeline(folder, found, {"encoder": encoders[0]}, run, "spearman", inputs=encoders[0].inputs)
 
 
 def _pipeline(
-    folder: Path, found: Sequence[_Found], roles: dict[str, _Found], run: RunsSample, metric: str, *, inputs: str
+    folder: Path,
+    found: Sequence[_Found],
+    roles: dict[str, _Found],
+    run: RunsSample,
+    metric: str,
+    *,
+    inputs: tuple[TensorSpec, ...],
 ) -> Pipeline:
     used = {each.path for each in roles.values()}
     left = [str(each.path.relative_to(folder)) for each in found if each.path not in used]

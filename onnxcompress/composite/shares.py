@@ -23,7 +23,7 @@ def choose(options: Sequence[Sequence[Option]], budget: float, refused: Collecti
     """Return the choice of least bytes whose losses add up to the budget at most; None where none is left.
 
     Losses of parts are taken to add up, which the whole is measured for afterwards: a choice that turned out to be over
-    the budget is refused, and so is any that is nowhere gentler. Every combination is tried: parts and candidates are few.
+    the budget is refused, and so is any that is nowhere gentler. Every combination is tried: both are few.
 
     Args:
         options: of each part, from the boldest to the gentlest.

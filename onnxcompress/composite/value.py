@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ModelError, UsageError
 from ..io.signatures import open_model
 from ..quality.task.metric import TaskMetric
+from ..runtime.tensor_spec import TensorSpec
 from .sessions import PartSession
 
 RunsSample = Callable[[Mapping[str, PartSession], Any], Any]
@@ -22,14 +23,14 @@ class Pipeline:
 
     Args:
         parts: name -> path of the model.
-        run: (sessions, sample) -> prediction. `sessions[name].run(names, feed)` returns a list of arrays, as sessions of
-            onnxruntime do. A sample is what the data holds, without its label.
+        run: (sessions, sample) -> prediction. `sessions[name].run(names, feed)` returns a list of arrays, as sessions
+            of onnxruntime do. A sample is what the data holds, without its label.
         metric: the name of a metric of tasks (`quality.task.known`), `module:function`, or a function of all
             predictions and all labels, higher where better; None: `--metric` says it.
         data: samples to work with, where `--data` gives none: see `composite.samples.read`.
         eval_data: labelled samples by which the whole is judged, where `--eval` gives none.
         folder: of whose other files (tokenizers, configurations) a result gets copies; None: of none.
-        inputs: inputs that samples are fitted to, a part's name; None: samples are handed on as they are.
+        inputs: of a model, that samples are fitted to; None: samples are handed on as they are.
         notes: what the user should know about how it was recognised.
     """
 
@@ -39,7 +40,7 @@ class Pipeline:
     data: Any = None
     eval_data: Any = None
     folder: Path | None = None
-    inputs: str | None = None
+    inputs: tuple[TensorSpec, ...] | None = None
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:

@@ -96,7 +96,7 @@ def run_whole(
     return WholeRun(predictions=tuple(predictions), times=times)
 
 
-class Scale:
+class WholeScale:
     """Scores runs of a pipeline against the original's, on the same samples.
 
     Without labels the original's own predictions stand in for them: the loss is how far the result is from it.
