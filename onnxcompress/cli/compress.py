@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..errors import LimitError
+from ..errors import LimitError, UsageError
 from . import options
+from .compress_pipeline import check_options, compress_pipeline
 from .report_files import Files
 from .shared_options import SharedOptions, with_shared_options
 
@@ -46,6 +47,16 @@ Pack = Annotated[
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write a report: a page (.html), .md or .json.")
 ]
+PipelineFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--pipeline", metavar="MODULE:FUNCTION", help="Several models as one: returns an onnxcompress.Pipeline."
+    ),
+]
+ShareWeights = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option("--share-weights", help="Of a pipeline: store what its models have in common once; auto: over 5%."),
+]
 
 
 @with_shared_options(
@@ -57,9 +68,11 @@ ReportFile = Annotated[
     pareto="checkpoint",
     external_data="threads",
     pack="keep_node_metadata",
+    pipeline="pack",
+    share_weights="pipeline",
 )
 def compress(
-    model: options.Model,
+    models: options.Models = None,
     output: Output = None,
     *,
     shared: SharedOptions,
@@ -71,6 +84,8 @@ def compress(
     pareto: FrontFolder = None,
     external_data: ExternalData = "auto",
     pack: Pack = False,
+    pipeline: PipelineFunction = None,
+    share_weights: ShareWeights = "auto",
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; prove and write nothing.")] = False,
     json_file: options.Json = None,
     report_file: ReportFile = None,
@@ -78,9 +93,29 @@ def compress(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compress MODEL, prove the result in onnxruntime, and write it with a report."""
+    """Compress MODEL, or the models of a folder as one pipeline; prove the result, and write it with a report."""
     from . import console
 
+    given = models or []
+    if pipeline is not None or len(given) > 1 or any(path.is_dir() for path in given):
+        only_one = {"--timings": timings, "--keep-best": keep_best, "--checkpoint": checkpoint, "--pareto": pareto}
+        check_options(only_one | {"--pack": pack, "--plan": plan, "--report": report_file, "--scheduler": scheduler})
+        keywords = shared.keywords()
+        console.start_log(verbose=verbose, quiet=quiet)
+        compress_pipeline(
+            given,
+            pipeline,
+            output,
+            shared.within_limit(keywords),
+            share_weights=share_weights,
+            json_file=json_file,
+            force=force,
+            quiet=quiet,
+        )
+        return
+    if not given:
+        raise UsageError("no model was given", where="MODEL", hint="Give an .onnx file, a folder, or --pipeline")
+    model = given[0]
     place = output or model.with_name(f"{model.stem}-compressed.onnx{'pack' if pack else ''}")
     files = Files(option=json_file, json=console.json_path(json_file), page=report_file)
     files.check(model, None if plan else place, force=force)

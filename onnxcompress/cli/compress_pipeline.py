@@ -1,0 +1,115 @@
+"""`onnxcompress compress` of a folder or of several models: one pipeline, judged by what it gives as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LimitError, UsageError
+
+if TYPE_CHECKING:
+    from ..composite.value import Pipeline
+    from ..jobs.pipeline_report import PipelineReport
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Refuse options that hold for one model only.
+
+    Args:
+        given: option -> value, None, False or empty where it was not typed.
+
+    Raises:
+        UsageError: one was typed.
+    """
+    wrong = next((name for name, value in given.items() if value), None)
+    if wrong is not None:
+        raise UsageError("is for one model, and this is a pipeline of several", where=wrong, hint="Leave it out")
+
+
+def compress_pipeline(
+    models: Sequence[Path],
+    function: str | None,
+    output: Path | None,
+    keywords: Mapping[str, Any],
+    *,
+    share_weights: str,
+    json_file: str | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Compress the models of a pipeline, write them into a folder, and report.
+
+    Args:
+        models: a folder, or the models that `function` takes.
+        function: `module:function` that returns the pipeline.
+        output: the folder for the results.
+        keywords: fields of the options.
+        share_weights: see `PipelineOptions`.
+        json_file: what `--json` names.
+        force: replace existing files.
+        quiet: print no tables.
+
+    Raises:
+        UsageError: models and function don't go together, or the folder is not empty.
+    """
+    from . import console
+
+    target = output or _default_target(models)
+    from ..base import atomic_files
+    from . import options
+
+    atomic_files.check_folder(target, force=force)
+    options.check_file(console.json_path(json_file), force=force)
+    if any(path.is_dir() and path.resolve() == target.resolve() for path in models):
+        raise UsageError("is the input itself", where=str(target), hint="Give another -o")
+    from ..jobs import compress_pipeline as job
+
+    pipeline = _pipeline(models, function, keywords)
+    given = job.PipelineOptions(**keywords, share_weights=share_weights)  # type: ignore[arg-type]
+    try:
+        with console.display(quiet=quiet) as display:
+            found = job.compress_pipeline(
+                pipeline, dataclasses.replace(given, progress=display.progress, show=display.show)
+            )
+    except LimitError as error:
+        _publish(error.report, json_file=json_file, quiet=quiet)
+        raise
+    report = found.save(target, force=force)
+    _publish(report, json_file=json_file, quiet=quiet)
+    console.end_with_bugs(report.internal_errors, is_lost=False)
+
+
+def _default_target(models: Sequence[Path]) -> Path:
+    if len(models) == 1 and models[0].is_dir():
+        return models[0].absolute().with_name(f"{models[0].absolute().name}-compressed")
+    raise UsageError("a pipeline of several models is written to a folder", where="--output", hint="Give -o FOLDER")
+
+
+def _pipeline(models: Sequence[Path], function: str | None, keywords: Mapping[str, Any]) -> Pipeline:
+    from ..composite import layouts
+    from ..jobs.compress_pipeline import pipeline_of
+
+    if function is not None:
+        return pipeline_of(function, models)
+    folders = [path for path in models if path.is_dir()]
+    if len(models) > 1 and folders:
+        raise UsageError("give one folder, or several models", where=", ".join(map(str, models)))
+    if folders:
+        return layouts.recognise(folders[0], metric=keywords["metric"])
+    parents = {path.absolute().parent for path in models}
+    if len(parents) > 1:
+        hint = "Give --pipeline module:function, or their folder"
+        raise UsageError("models of several folders are no layout that is known", hint=hint)
+    return layouts.recognise(parents.pop(), metric=keywords["metric"], models=models)
+
+
+def _publish(report: PipelineReport, *, json_file: str | None, quiet: bool) -> None:
+    from ..report.tables_pipeline import pipeline_tables
+    from . import console
+
+    report = dataclasses.replace(report, command=shlex.join(["onnxcompress", *sys.argv[1:]]))
+    console.publish(report.as_json(), lambda: pipeline_tables(report), json_option=json_file, quiet=quiet)
