@@ -45,7 +45,7 @@ def read(source: Any, specs: Sequence[TensorSpec] | None, options: DataOptions) 
         DataError: they can't be read, or there are none.
         UsageError: there is no such function.
     """
-    if specs is not None and (isinstance(source, str | Path) or not _is_of_dictionaries(source)):
+    if specs is not None and not _is_of_pairs(source):
         found = data_loading.load_data(source, specs, layout=options.layout, size=options.size, scale=options.scale)
         labels: Sequence[Any] = found.labels if found.labels is not None else [None] * len(found.feeds)
         return [PipelineSample(found.feeds[index], labels[index]) for index in range(len(found.feeds))]
@@ -65,9 +65,10 @@ def divided(samples: Sequence[PipelineSample]) -> tuple[list[PipelineSample], li
     return [samples[i] for i in places if not is_held[i]], [samples[i] for i in places if is_held[i]]
 
 
-def _is_of_dictionaries(source: Any) -> bool:
-    """Say whether samples are given one by one, in memory; labels are then in them."""
-    return isinstance(source, Sequence) and bool(source) and isinstance(source[0], Mapping | tuple)
+def _is_of_pairs(source: Any) -> bool:
+    """Say whether samples are given as pairs (sample, label), which are handed on as they are."""
+    is_listed = isinstance(source, Sequence) and not isinstance(source, str) and bool(source)
+    return is_listed and isinstance(source[0], tuple | PipelineSample)
 
 
 def _raw(source: Any) -> Iterable[Any]:
