@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..errors import LimitError, UsageError
+from ..errors import LimitError
 from . import options
-from .compress_pipeline import check_options, compress_pipeline
+from .compress_pipeline import Several
 from .report_files import Files
 from .shared_options import SharedOptions, with_shared_options
 
@@ -96,26 +96,16 @@ def compress(
     """Compress MODEL, or the models of a folder as one pipeline; prove the result, and write it with a report."""
     from . import console
 
-    given = models or []
-    if pipeline is not None or len(given) > 1 or any(path.is_dir() for path in given):
-        only_one = {"--timings": timings, "--keep-best": keep_best, "--checkpoint": checkpoint, "--pareto": pareto}
-        check_options(only_one | {"--pack": pack, "--plan": plan, "--report": report_file, "--scheduler": scheduler})
-        keywords = shared.keywords()
+    several = Several(
+        models=models or (), function=pipeline, output=output, share_weights=share_weights, json_file=json_file
+    )
+    if several.is_meant:
+        one = {"--timings": timings, "--keep-best": keep_best, "--checkpoint": checkpoint, "--pareto": pareto}
+        several.check(one | {"--pack": pack, "--plan": plan, "--report": report_file, "--scheduler": scheduler})
         console.start_log(verbose=verbose, quiet=quiet)
-        compress_pipeline(
-            given,
-            pipeline,
-            output,
-            shared.within_limit(keywords),
-            share_weights=share_weights,
-            json_file=json_file,
-            force=force,
-            quiet=quiet,
-        )
+        several.compress(shared.within_limit(shared.keywords()), force=force, quiet=quiet)
         return
-    if not given:
-        raise UsageError("no model was given", where="MODEL", hint="Give an .onnx file, a folder, or --pipeline")
-    model = given[0]
+    model = several.only
     place = output or model.with_name(f"{model.stem}-compressed.onnx{'pack' if pack else ''}")
     files = Files(option=json_file, json=console.json_path(json_file), page=report_file)
     files.check(model, None if plan else place, force=force)

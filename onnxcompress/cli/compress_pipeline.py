@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,71 +17,90 @@ if TYPE_CHECKING:
     from ..jobs.pipeline_report import PipelineReport
 
 
-def check_options(given: Mapping[str, Any]) -> None:
-    """Refuse options that hold for one model only.
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    """The models of a pipeline as a user typed them.
 
     Args:
-        given: option -> value, None, False or empty where it was not typed.
-
-    Raises:
-        UsageError: one was typed.
-    """
-    wrong = next((name for name, value in given.items() if value), None)
-    if wrong is not None:
-        raise UsageError("is for one model, and this is a pipeline of several", where=wrong, hint="Leave it out")
-
-
-def compress_pipeline(
-    models: Sequence[Path],
-    function: str | None,
-    output: Path | None,
-    keywords: Mapping[str, Any],
-    *,
-    share_weights: str,
-    json_file: str | None,
-    force: bool,
-    quiet: bool,
-) -> None:
-    """Compress the models of a pipeline, write them into a folder, and report.
-
-    Args:
-        models: a folder, or the models that `function` takes.
+        models: a folder, or the models that `function` takes; one model is none.
         function: `module:function` that returns the pipeline.
         output: the folder for the results.
-        keywords: fields of the options.
         share_weights: see `PipelineOptions`.
         json_file: what `--json` names.
-        force: replace existing files.
-        quiet: print no tables.
-
-    Raises:
-        UsageError: models and function don't go together, or the folder is not empty.
     """
-    from . import console
 
-    target = output or _default_target(models)
-    from ..base import atomic_files
-    from . import options
+    models: Sequence[Path]
+    function: str | None
+    output: Path | None
+    share_weights: str
+    json_file: str | None
 
-    atomic_files.check_folder(target, force=force)
-    options.check_file(console.json_path(json_file), force=force)
-    if any(path.is_dir() and path.resolve() == target.resolve() for path in models):
-        raise UsageError("is the input itself", where=str(target), hint="Give another -o")
-    from ..jobs import compress_pipeline as job
+    @property
+    def is_meant(self) -> bool:
+        """False where one model is to be compressed."""
+        return self.function is not None or len(self.models) > 1 or any(path.is_dir() for path in self.models)
 
-    pipeline = _pipeline(models, function, keywords)
-    given = job.PipelineOptions(**keywords, share_weights=share_weights)  # type: ignore[arg-type]
-    try:
-        with console.display(quiet=quiet) as display:
-            found = job.compress_pipeline(
-                pipeline, dataclasses.replace(given, progress=display.progress, show=display.show)
-            )
-    except LimitError as error:
-        _publish(error.report, json_file=json_file, quiet=quiet)
-        raise
-    report = found.save(target, force=force)
-    _publish(report, json_file=json_file, quiet=quiet)
-    console.end_with_bugs(report.internal_errors, is_lost=False)
+    @property
+    def only(self) -> Path:
+        """The one model.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if not self.models:
+            raise UsageError("no model was given", where="MODEL", hint="Give an .onnx file, a folder, or --pipeline")
+        return self.models[0]
+
+    @staticmethod
+    def check(given: Mapping[str, Any]) -> None:
+        """Refuse options that hold for one model only.
+
+        Args:
+            given: option -> value, None, False or empty where it was not typed.
+
+        Raises:
+            UsageError: one was typed.
+        """
+        wrong = next((name for name, value in given.items() if value), None)
+        if wrong is not None:
+            raise UsageError("is for one model, and this is a pipeline of several", where=wrong, hint="Leave it out")
+
+    def compress(self, keywords: Mapping[str, Any], *, force: bool, quiet: bool) -> None:
+        """Compress the models, write them into a folder, and report.
+
+        Args:
+            keywords: fields of the options.
+            force: replace existing files.
+            quiet: print no tables.
+
+        Raises:
+            UsageError: models and function don't fit each other, or the folder is not empty.
+        """
+        from . import console
+
+        target = self.output or _default_target(self.models)
+        from ..base import atomic_files
+        from . import options
+
+        atomic_files.check_folder(target, force=force)
+        options.check_file(console.json_path(self.json_file), force=force)
+        if any(path.is_dir() and path.resolve() == target.resolve() for path in self.models):
+            raise UsageError("is the input itself", where=str(target), hint="Give another -o")
+        from ..jobs import compress_pipeline as job
+
+        pipeline = _pipeline(self.models, self.function, keywords)
+        given = job.PipelineOptions(**keywords, share_weights=self.share_weights)  # type: ignore[arg-type]
+        try:
+            with console.display(quiet=quiet) as display:
+                found = job.compress_pipeline(
+                    pipeline, dataclasses.replace(given, progress=display.progress, show=display.show)
+                )
+        except LimitError as error:
+            _publish(error.report, json_file=self.json_file, quiet=quiet)
+            raise
+        report = found.save(target, force=force)
+        _publish(report, json_file=self.json_file, quiet=quiet)
+        console.end_with_bugs(report.internal_errors, is_lost=False)
 
 
 def _default_target(models: Sequence[Path]) -> Path:

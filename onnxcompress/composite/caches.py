@@ -1,4 +1,4 @@
-"""Inputs of a decoder by what they mean: tokens, masks, positions, and the cache that goes from step to step.
+"""Inputs of a decoder by what they mean: tokens, masks, positions, and the cache that each step passes on.
 
     input past_key_values.0.key <- output present.0.key of the step before; at first it is empty (zero length)
 
@@ -57,7 +57,7 @@ def takes_states(name: str) -> bool:
 
 
 def is_merged(inputs: Sequence[str]) -> bool:
-    """Say whether a decoder begins and goes on in one file, by an If."""
+    """Say whether one file has both branches of a decoder, without and with a cache, in an If."""
     return _BRANCH in inputs
 
 
@@ -93,7 +93,7 @@ def empty(spec: TensorSpec) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step of a decoder is given.
+    """Values that one step of a decoder is given.
 
     Args:
         tokens: int64 [1, n], those that are not in the cache.

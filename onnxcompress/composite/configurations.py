@@ -1,4 +1,4 @@
-"""What the configurations beside models say: tokens that begin and end, pooling, and the files that are named."""
+"""Settings in the configurations beside models: tokens that begin and end, pooling, and the files that are named."""
 
 from __future__ import annotations
 

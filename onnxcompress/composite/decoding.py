@@ -20,7 +20,7 @@ then steps. Chosen by judgement; not measured."""
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How tokens are generated.
+    """Settings of greedy decoding.
 
     Args:
         start: tokens that every sequence begins with.
@@ -37,12 +37,12 @@ class Generation:
     not_first: tuple[int, ...] = ()
 
 
-class _Decoder:
+class _DecodedSequence:
     """One sequence: the tokens so far and the cache of them.
 
     Args:
         first: decodes what has no cache yet.
-        later: goes on with one; None where all tokens are fed anew at each step.
+        later: continues with one; None where all tokens are fed anew at each step.
         given: values by name, for inputs that are the same at each step.
         states: of the encoder.
     """
@@ -81,7 +81,7 @@ class EncoderDecoder:
     Args:
         encoder: name of the part.
         decoder: that begins.
-        later: that goes on with a cache: another part, `decoder` itself, or None where there is no cache.
+        later: that continues with a cache: another part, `decoder` itself, or None where there is no cache.
     """
 
     encoder: str
@@ -97,7 +97,7 @@ class EncoderDecoder:
         states = next((value for value in found.values() if value.ndim == 3), None)
         given = {**sample, **found}
         later = None if self.later is None else sessions[self.later]
-        return _generated(_Decoder(sessions[self.decoder], later, given, states), (), self.generation)
+        return _generated(_DecodedSequence(sessions[self.decoder], later, given, states), (), self.generation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class CausalGeneration:
     def __call__(self, sessions: Mapping[str, Any], sample: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the tokens that follow those of one sample."""
         session = sessions[self.decoder]
-        decoder = _Decoder(session, session if self.has_cache else None, {}, None)
+        decoder = _DecodedSequence(session, session if self.has_cache else None, {}, None)
         return _generated(decoder, sequence_of(session, sample), self.generation)
 
 
@@ -132,7 +132,7 @@ class CausalLoss:
         if len(tokens) < 2:
             raise DataError("a text needs two tokens at least")
         single = min(_SINGLE_STEPS, (len(tokens) - 1) // 2) if self.has_cache else 0
-        decoder = _Decoder(session, session if self.has_cache else None, {}, None)
+        decoder = _DecodedSequence(session, session if self.has_cache else None, {}, None)
         cut = len(tokens) - 1 - single
         rows = [decoder.scores(tokens[:cut])]
         rows += [decoder.scores([token]) for token in tokens[cut:-1]]
@@ -155,7 +155,7 @@ def sequence_of(session: Any, sample: Mapping[str, np.ndarray]) -> list[int]:
     return [int(each) for each in np.asarray(sample[name]).ravel() if each >= 0]
 
 
-def _generated(decoder: _Decoder, prompt: Sequence[int], how: Generation) -> np.ndarray:
+def _generated(decoder: _DecodedSequence, prompt: Sequence[int], how: Generation) -> np.ndarray:
     fed = [*(prompt or ()), *(() if prompt else how.start)]
     found: list[int] = []
     while len(found) < how.most:

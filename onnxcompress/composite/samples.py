@@ -38,7 +38,7 @@ def read(source: Any, specs: Sequence[TensorSpec] | None, options: DataOptions) 
         source: with `specs`, what `--data` takes for one model. Without: `module:function` or an iterable that gives
             dictionaries (the label under `label`, `labels` or `y`) or pairs (sample, label); a .npz whose arrays have a
             leading sample axis; a folder of .npz files, one sample each.
-        specs: inputs that samples are fitted to; None: they are handed on as they are.
+        specs: inputs that samples are fitted to; None: they are passed on as they are.
         options: how data is read, with `specs`.
 
     Raises:
@@ -66,7 +66,7 @@ def divided(samples: Sequence[PipelineSample]) -> tuple[list[PipelineSample], li
 
 
 def _is_of_pairs(source: Any) -> bool:
-    """Say whether samples are given as pairs (sample, label), which are handed on as they are."""
+    """Say whether samples are given as pairs (sample, label), which are passed on as they are."""
     is_listed = isinstance(source, Sequence) and not isinstance(source, str) and bool(source)
     return is_listed and isinstance(source[0], tuple | PipelineSample)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
+class PartOption:
     """A candidate of one part: its bytes, and what it alone costs the whole (below zero counts as nothing)."""
 
     bytes: int
@@ -19,7 +19,7 @@ Choice = tuple[int, ...]
 """One option for each part, by its place."""
 
 
-def choose(options: Sequence[Sequence[Option]], budget: float, refused: Collection[Choice] = ()) -> Choice | None:
+def choose(options: Sequence[Sequence[PartOption]], budget: float, refused: Collection[Choice] = ()) -> Choice | None:
     """Return the choice of least bytes whose losses add up to the budget at most; None where none is left.
 
     Losses of parts are taken to add up, which the whole is measured for afterwards: a choice that turned out to be over

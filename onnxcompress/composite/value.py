@@ -30,7 +30,7 @@ class Pipeline:
         data: samples to work with, where `--data` gives none: see `composite.samples.read`.
         eval_data: labelled samples by which the whole is judged, where `--eval` gives none.
         folder: of whose other files (tokenizers, configurations) a result gets copies; None: of none.
-        inputs: of a model, that samples are fitted to; None: samples are handed on as they are.
+        inputs: of a model, that samples are fitted to; None: samples are passed on as they are.
         notes: what the user should know about how it was recognised.
     """
 
@@ -65,7 +65,7 @@ class Pipeline:
         object.__setattr__(self, "parts", paths)
 
     def target(self, name: str) -> Path:
-        """Return where the result of a part goes within the folder of results: as it lies in its own.
+        """Return the place of a part's result within the folder of results: as it lies in its own.
 
         Raises:
             ModelError: two parts of one name lie in different folders.

@@ -31,7 +31,7 @@ class PartTime:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeRun:
-    """What a pipeline gave for some samples."""
+    """Predictions of a pipeline for some samples."""
 
     predictions: tuple[Any, ...]
     times: Mapping[str, PartTime]
@@ -99,7 +99,7 @@ def run_whole(
 class WholeScale:
     """Scores runs of a pipeline against the original's, on the same samples.
 
-    Without labels the original's own predictions stand in for them: the loss is how far the result is from it.
+    Without labels the original's own predictions replace them: the loss is how far the result is from it.
 
     Args:
         metric: of the predictions.

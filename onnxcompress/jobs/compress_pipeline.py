@@ -45,7 +45,7 @@ from .pipeline_figures import (
     whole_quality,
     whole_time,
 )
-from .pipeline_parts import Part, PartCandidate, PartChooser, PartCompressor
+from .pipeline_parts import PartCandidate, PartChooser, PartCompressor, PipelinePart
 from .pipeline_report import ORIGINAL, PipelineReport
 from .pipeline_result import PipelineResult
 from .report import Limits, ResolvedRecipe
@@ -54,6 +54,11 @@ log = logging.getLogger(__name__)
 
 _MOST_RECORDED = 16
 """Runs of each part that it is compressed on: enough that a quarter is held out. Chosen by judgement; not measured."""
+_ROUND_MS = 4000.0
+"""CPU time of one round over the recorded runs of a part: every candidate is scored on them. Chosen on an encoder of
+speech, of .5 s a run, whose search took 150 CPU seconds with 8 runs and more than 250 with 16."""
+_LEAST_RECORDED = 4
+"""Runs that even a part that takes long is compressed on. Chosen by judgement; not measured."""
 _RECORDED_BYTES = 1 << 30
 """Of all recorded runs, on disk: a cache of a speech decoder takes 18 MB a run. Chosen by judgement."""
 
@@ -124,6 +129,15 @@ def _check(options: PipelineOptions) -> None:
         raise UsageError("of a pipeline it is a part of the original's time", where="--max-latency", hint="Give 0.5x")
 
 
+def _thin_out(folder: Path, most: int) -> None:
+    """Remove recorded runs beyond a number, evenly over the time at which they were made."""
+    files = sorted(folder.glob("*.npz"))
+    kept = {files[index * len(files) // most] for index in range(most)} if len(files) > most else set(files)
+    for path in files:
+        if path not in kept:
+            path.unlink()
+
+
 def _pipeline_in(source: Pipeline | Path | str, metric: str | None) -> Pipeline:
     return source if isinstance(source, Pipeline) else layouts.recognise(Path(source), metric=metric)
 
@@ -190,7 +204,7 @@ class _PipelineRun:
         kept = frozenset(name for name, each in chosen.items() if each.label == ORIGINAL)
         return PipelineResult(pipeline, {name: each.model for name, each in chosen.items()}, report, kept)
 
-    def _recorded(self) -> list[Part]:
+    def _recorded(self) -> list[PipelinePart]:
         """Run the original on the samples to work with, and note what each part is fed."""
         pipeline = self._pipeline
         step = max(1, len(self._working) // _MOST_RECORDED)
@@ -201,7 +215,7 @@ class _PipelineRun:
             max_bytes=_RECORDED_BYTES,
             seed=self._options.seed,
         )
-        run_whole(
+        run = run_whole(
             pipeline,
             pipeline.parts,
             self._working[::step][:_MOST_RECORDED],
@@ -210,9 +224,14 @@ class _PipelineRun:
             progress=self._options.progress,
         )
         recorder.close()
+        names = {path.absolute(): name for name, path in pipeline.parts.items()}
+        for each in catalogue.read(recorder.folder):
+            cpu_ms = run.times[names[Path(each.path)]].cpu_ms
+            _thin_out(each.folder, max(_LEAST_RECORDED, int(_ROUND_MS / max(cpu_ms, 1e-3))))
         models = {Path(each.path): each for each in catalogue.read(recorder.folder) if each.samples}
         return [
-            Part(name=name, path=path, recorded=models.get(path.absolute())) for name, path in pipeline.parts.items()
+            PipelinePart(name=name, path=path, recorded=models.get(path.absolute()))
+            for name, path in pipeline.parts.items()
         ]
 
     def _measured(self, choice: Mapping[str, PartCandidate]) -> WholeLoss:
@@ -253,7 +272,9 @@ class _PipelineRun:
                 raise LimitError(fault, report=report)
         check_drop(report.quality, options.max_drop, report, confidence=options.confidence)
 
-    def _report(self, parts: Sequence[Part], chosen: Mapping[str, PartCandidate], loss: WholeLoss) -> PipelineReport:
+    def _report(
+        self, parts: Sequence[PipelinePart], chosen: Mapping[str, PartCandidate], loss: WholeLoss
+    ) -> PipelineReport:
         options, run = self._options, self._runs[tuple(each.label for each in chosen.values())][0]
         entries = tuple(part_report(part, chosen[part.name], self._original, run) for part in parts)
         found = shared_bytes(self._pipeline, chosen, options.share_weights)

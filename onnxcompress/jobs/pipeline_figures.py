@@ -12,7 +12,7 @@ from ..core import Action, Change
 from ..io import save_shared
 from ..quality.result import Quality
 from ..shapes.count import ModelFacts, count, facts
-from .pipeline_parts import Part, PartCandidate
+from .pipeline_parts import PartCandidate, PipelinePart
 from .pipeline_report import PartReport, PartTimes, TriedChoice, WholeTime
 
 _LEAST_GAIN = 0.05
@@ -21,7 +21,7 @@ _LEAST_GAIN = 0.05
 ShareWeights = Literal["auto", "always", "never"]
 
 
-def part_report(part: Part, chosen: PartCandidate, before: WholeRun, after: WholeRun) -> PartReport:
+def part_report(part: PipelinePart, chosen: PartCandidate, before: WholeRun, after: WholeRun) -> PartReport:
     """Return the outcome of one part: its figures, what it costs the whole, and its times within it."""
     original, boldest = part.candidates[-1], part.candidates[0]
     facts_of = chosen.report
@@ -46,7 +46,7 @@ def part_report(part: Part, chosen: PartCandidate, before: WholeRun, after: Whol
     )
 
 
-def taken_back(parts: Sequence[Part], chosen: Mapping[str, PartCandidate]) -> list[Change]:
+def taken_back(parts: Sequence[PipelinePart], chosen: Mapping[str, PartCandidate]) -> list[Change]:
     """Return a change for each part whose boldest candidate was not taken."""
     found = []
     for part in parts:

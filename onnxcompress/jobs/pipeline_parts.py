@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..base.clock import Clock, cpu_seconds
-from ..composite.shares import Choice, Option, choose
+from ..composite.shares import Choice, PartOption, choose
 from ..composite.whole import WholeLoss
 from ..errors import OnnxCompressError
 from ..io import model_io
@@ -49,7 +49,7 @@ class PartCandidate:
 
 
 @dataclass(kw_only=True)
-class Part:
+class PipelinePart:
     """One part of a pipeline, its recorded samples, and its candidates from the boldest to the original."""
 
     name: str
@@ -80,7 +80,7 @@ class PartCompressor:
     def __init__(self, options: CompressOptions, recipe: Recipe, folder: Path, clock: Clock) -> None:
         self._options, self._recipe, self._folder, self._clock = options, recipe, folder, clock
 
-    def begin(self, part: Part, share: float) -> None:
+    def begin(self, part: PipelinePart, share: float) -> None:
         """Give a part its original as a candidate, and before it what the recipe makes of it.
 
         Args:
@@ -100,7 +100,7 @@ class PartCompressor:
             return
         self._add(part, self._recipe, share, tuple(notes))
 
-    def add_gentler(self, part: Part) -> bool:
+    def add_gentler(self, part: PipelinePart) -> bool:
         """Add the candidate between the boldest and the original; False where there is none."""
         if part.is_complete:
             return False
@@ -109,7 +109,7 @@ class PartCompressor:
             return False
         return self._add(part, Recipe.load(_GENTLER), 1.0, ())
 
-    def _add(self, part: Part, recipe: Recipe, share: float, notes: tuple[str, ...]) -> bool:
+    def _add(self, part: PipelinePart, recipe: Recipe, share: float, notes: tuple[str, ...]) -> bool:
         is_asked = recipe is self._recipe
         left = _SHARE_OF_TIME * share * self._clock.left_seconds if self._clock.is_limited else None
         given = vars(self._options)
@@ -159,7 +159,7 @@ class PartChooser:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[PipelinePart],
         compressor: PartCompressor,
         measure: Callable[[Mapping[str, PartCandidate]], WholeLoss],
         decisive: Callable[[Estimate], float],
@@ -187,7 +187,8 @@ class PartChooser:
 
     def _shared_out(self, limit: float, refused: Sequence[Mapping[str, str]]) -> dict[str, PartCandidate]:
         options = [
-            [Option(bytes=each.bytes, loss=self._loss(part, each)) for each in part.candidates] for part in self._parts
+            [PartOption(bytes=each.bytes, loss=self._loss(part, each)) for each in part.candidates]
+            for part in self._parts
         ]
         places = [self._places(labels) for labels in refused]
         found = choose(options, limit, places)
@@ -198,10 +199,10 @@ class PartChooser:
     def _places(self, labels: Mapping[str, str]) -> Choice:
         return tuple([each.label for each in part.candidates].index(labels[part.name]) for part in self._parts)
 
-    def _loss(self, part: Part, candidate: PartCandidate) -> float:
+    def _loss(self, part: PipelinePart, candidate: PartCandidate) -> float:
         return 0.0 if candidate.label == ORIGINAL else self._decisive(part.alone[candidate.label])
 
-    def _cost(self, part: Part, candidate: PartCandidate) -> None:
+    def _cost(self, part: PipelinePart, candidate: PartCandidate) -> None:
         """Measure what a candidate costs the whole where all other parts are as they were."""
         if candidate.label != ORIGINAL and candidate.label not in part.alone:
             choice = {each.name: each.candidates[-1] for each in self._parts} | {part.name: candidate}

@@ -93,7 +93,7 @@ def resolve_metric(name: str) -> Metric:
 
 
 def fall(name: str, before: float, after: float) -> float:
-    """Return the loss between two scores: positive where the second is worse, whichever way the metric goes."""
+    """Return the loss between two scores: positive where the second is worse, whether higher or lower is better."""
     return TASK_METRICS[name].fall(before, after) if name in TASK_METRICS else before - after
 
 

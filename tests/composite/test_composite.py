@@ -1,6 +1,7 @@
 """Pipelines as values: layouts, drivers with and without a cache, samples, and how a loss is shared out."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from onnxcompress.composite import samples as pipeline_samples
 from onnxcompress.composite.decoding import CausalGeneration, CausalLoss, EncoderDecoder
 from onnxcompress.composite.embeddings import SentenceEncoder
 from onnxcompress.composite.sessions import PartSession
-from onnxcompress.composite.shares import Option, choose
+from onnxcompress.composite.shares import PartOption, choose
 from onnxcompress.composite.whole import WholeScale, run_whole
 from onnxcompress.data.evaluation_set import DataOptions
 from onnxcompress.errors import DataError, ModelError, UsageError
@@ -91,7 +92,7 @@ def test_a_folder_of_genai_is_known_by_its_configuration(tmp_path):
     assert pipeline.parts == {"decoder": tmp_path / "text.onnx"}
     assert "vision.onnx" in pipeline.notes[0]
     (tmp_path / "text.onnx").rename(tmp_path / "other.onnx")
-    with pytest.raises(ModelError, match="names 'text.onnx', which is not there"):
+    with pytest.raises(ModelError, match=r"names 'text\.onnx', which is not there"):
         layouts.recognise(tmp_path)
 
 
@@ -104,13 +105,13 @@ def test_a_sentence_encoder_compares_a_query_with_documents(tmp_path):
 
 
 def test_what_is_no_layout_is_said(tmp_path, folder):
-    with pytest.raises(UsageError, match="holds no .onnx file"):
+    with pytest.raises(UsageError, match=r"holds no \.onnx file"):
         layouts.recognise(tmp_path)
     (folder / "generation_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UsageError, match="no configuration says eos_token_id and decoder_start_token_id"):
         layouts.recognise(folder)
     (folder / "generation_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="generation_config.json: can't be read"):
+    with pytest.raises(ModelError, match=r"generation_config\.json: can't be read"):
         layouts.recognise(folder)
     alone = tmp_path / "alone"
     toys.decoder(alone / "decoder_with_past_model.onnx", past=True)
@@ -130,8 +131,10 @@ def test_caches_by_the_names_of_exporters():
 
 def test_samples_of_functions_of_the_user_s_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(
-        "def good():\n    yield {'a': 1, 'label': 'x'}\n    yield ({'a': 2}, 'y')\n\n\ndef bad():\n    raise OSError('off')\n",
+        "def good():\n    yield {'a': 1, 'label': 'x'}\n    yield ({'a': 2}, 'y')\n\n\n"
+        "def bad():\n    raise OSError('off')\n",
         encoding="utf-8",
     )
     found = pipeline_samples.read("mine:good", None, DataOptions())
@@ -186,7 +189,7 @@ def test_a_pipeline_is_checked_when_it_is_made(folder):
 
 
 def _options(*pairs):
-    return [Option(bytes=size, loss=loss) for size, loss in pairs]
+    return [PartOption(bytes=size, loss=loss) for size, loss in pairs]
 
 
 def test_the_budget_goes_where_it_saves_most():

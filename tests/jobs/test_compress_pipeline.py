@@ -100,12 +100,12 @@ def test_the_part_that_hurts_is_taken_back(folder, labelled, tmp_path, monkeypat
 
 
 class _NoGentler:
-    def add_gentler(self, part):
+    def add_gentler(self, _):
         return False
 
 
 def _part(name, **candidates):
-    part = pipeline_parts.Part(name=name, path=None, recorded=None, is_complete=True)
+    part = pipeline_parts.PipelinePart(name=name, path=None, recorded=None, is_complete=True)
     part.candidates = [
         pipeline_parts.PartCandidate(label=label, path=None, bytes=size, model=None)
         for label, size in candidates.items()

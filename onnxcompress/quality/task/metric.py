@@ -1,4 +1,4 @@
-"""What a metric of a task is: statistics of each sample, which add up to the score of all.
+"""Metrics of a task as values: statistics of each sample, which add up to the score of all.
 
 (prediction, reference) --statistic--> one value a sample --score--> the figure that people know
                                        the same, of both models, resampled --> interval of the loss
@@ -41,7 +41,7 @@ class TaskMetric:
         score: the statistics of all samples -> the figure that people know; NaN where they hold nothing to score.
         is_error: lower is better.
         scale: unit of the score.
-        needs_labels: references are labels; else a prediction stands for itself, as the loss of a language model.
+        needs_labels: references are labels; else a prediction is scored by itself, as the loss of a language model.
         resamples: draws of the bootstrap; fewer where a score takes long.
     """
 
