@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from . import options
 from .compress_pipeline import Several
 from .report_files import Files
 from .shared_options import SharedOptions, with_shared_options
+
+if TYPE_CHECKING:
+    from ..jobs.compress import Result
+    from ..jobs.report import Report
 
 EXAMPLE = "Example: onnxcompress compress model.onnx -o small.onnx --recipe int8-weights --json report.json"
 
@@ -96,14 +100,11 @@ def compress(
     """Compress MODEL, or the models of a folder as one pipeline; prove the result, and write it with a report."""
     from . import console
 
-    several = Several(
-        models=models or (), function=pipeline, output=output, share_weights=share_weights, json_file=json_file
-    )
+    several = Several(models or (), pipeline, output, share_weights, json_file)
     if several.is_meant:
         one = {"--timings": timings, "--keep-best": keep_best, "--checkpoint": checkpoint, "--pareto": pareto}
         several.check(one | {"--pack": pack, "--plan": plan, "--report": report_file, "--scheduler": scheduler})
-        console.start_log(verbose=verbose, quiet=quiet)
-        several.compress(shared.within_limit(shared.keywords()), force=force, quiet=quiet)
+        several.compress(shared, force=force, verbose=verbose, quiet=quiet)
         return
     model = several.only
     place = output or model.with_name(f"{model.stem}-compressed.onnx{'pack' if pack else ''}")
@@ -112,36 +113,37 @@ def compress(
     _check_folders(checkpoint, pareto, force=force)
     keywords = shared.keywords()
     console.start_log(verbose=verbose, quiet=quiet)
-    if pack and place.suffix == ".onnx":
-        console.warn(f"{place} will be an archive, no .onnx file: `onnxcompress unpack` makes it one")
+    if pack:
+        _warn_of_name(place)
     from ..jobs import compress as job
 
+    own = {"timings": timings, "keep_best": keep_best, "workers": workers, "scheduler": scheduler, "plan": plan}
+    own |= {"checkpoint": checkpoint, "pareto_dir": pareto, "sensitivity": report_file is not None}
     try:
         with console.display(quiet=quiet) as display:
-            result = job.compress(
-                model,
-                **shared.within_limit(keywords),
-                timings=timings,
-                keep_best=keep_best,
-                workers=workers,
-                scheduler=scheduler,
-                checkpoint=checkpoint,
-                pareto_dir=pareto,
-                sensitivity=report_file is not None,
-                plan=plan,
-                progress=display.progress,
-                show=display.show,
-            )
+            shown = {"progress": display.progress, "show": display.show}
+            result = job.compress(model, **shared.within_limit(keywords), **own, **shown)
     except LimitError as error:
         files.publish(error.report, verbose=verbose, quiet=quiet)
         raise
-    report = result.report
-    if pack and not plan:
-        report = report.delivered(result.pack(place, force=force, external_data=external_data))
-    elif not plan:
-        report = report.located(result.save(place, force=force, external_data=external_data))
+    report = result.report if plan else _written(result, place, pack=pack, force=force, external_data=external_data)
     files.publish(report, verbose=verbose, quiet=quiet)
     console.end_with_bugs(report.internal_errors, is_lost=report.is_lost)
+
+
+def _warn_of_name(place: Path) -> None:
+    """Say so where an archive is named like a model."""
+    from . import console
+
+    if place.suffix == ".onnx":
+        console.warn(f"{place} will be an archive, no .onnx file: `onnxcompress unpack` makes it one")
+
+
+def _written(result: Result, place: Path, *, pack: bool, force: bool, external_data: str) -> Report:
+    """Write the result, and return its report with the place."""
+    if pack:
+        return result.report.delivered(result.pack(place, force=force, external_data=external_data))
+    return result.report.located(result.save(place, force=force, external_data=external_data))
 
 
 def _check_folders(checkpoint: Path | None, pareto: Path | None, *, force: bool) -> None:

@@ -15,9 +15,10 @@ from ..errors import LimitError, UsageError
 if TYPE_CHECKING:
     from ..composite.value import Pipeline
     from ..jobs.pipeline_report import PipelineReport
+    from .shared_options import SharedOptions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Several:
     """The models of a pipeline as a user typed them.
 
@@ -65,12 +66,13 @@ class Several:
         if wrong is not None:
             raise UsageError("is for one model, and this is a pipeline of several", where=wrong, hint="Leave it out")
 
-    def compress(self, keywords: Mapping[str, Any], *, force: bool, quiet: bool) -> None:
+    def compress(self, shared: SharedOptions, *, force: bool, verbose: bool, quiet: bool) -> None:
         """Compress the models, write them into a folder, and report.
 
         Args:
-            keywords: fields of the options.
+            shared: options of one compression.
             force: replace existing files.
+            verbose: log what is being done.
             quiet: print no tables.
 
         Raises:
@@ -78,6 +80,8 @@ class Several:
         """
         from . import console
 
+        keywords = shared.within_limit(shared.keywords())
+        console.start_log(verbose=verbose, quiet=quiet)
         target = self.output or _default_target(self.models)
         from ..base import atomic_files
         from . import options
