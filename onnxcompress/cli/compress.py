@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -117,12 +117,12 @@ def compress(
         _warn_of_name(place)
     from ..jobs import compress as job
 
-    own = {"timings": timings, "keep_best": keep_best, "workers": workers, "scheduler": scheduler, "plan": plan}
-    own |= {"checkpoint": checkpoint, "pareto_dir": pareto, "sensitivity": report_file is not None}
+    own: dict[str, Any] = {"timings": timings, "keep_best": keep_best, "workers": workers, "scheduler": scheduler}
+    own |= {"plan": plan, "checkpoint": checkpoint, "pareto_dir": pareto, "sensitivity": report_file is not None}
     try:
         with console.display(quiet=quiet) as display:
-            shown = {"progress": display.progress, "show": display.show}
-            result = job.compress(model, **shared.within_limit(keywords), **own, **shown)
+            own |= {"progress": display.progress, "show": display.show}
+            result = job.compress(model, **shared.within_limit(keywords), **own)
     except LimitError as error:
         files.publish(error.report, verbose=verbose, quiet=quiet)
         raise
