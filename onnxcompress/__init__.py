@@ -9,11 +9,13 @@ from .errors import DataError, LimitError, ModelError, OnnxCompressError, UsageE
 
 if TYPE_CHECKING:
     from . import passes
+    from .composite.value import Pipeline
     from .data.evaluation_set import DataOptions
     from .io.model_io import load, save
     from .jobs.batch import compress_many
     from .jobs.compare import compare
     from .jobs.compress import compress
+    from .jobs.compress_pipeline import PipelineOptions, compress_pipeline
     from .jobs.distill import distill
     from .jobs.inspect import inspect
     from .jobs.options import CompressOptions
@@ -34,11 +36,14 @@ __all__ = [
     "ModelError",
     "OnnxCompressError",
     "PartitionedModel",
+    "Pipeline",
+    "PipelineOptions",
     "Recipe",
     "UsageError",
     "compare",
     "compress",
     "compress_many",
+    "compress_pipeline",
     "distill",
     "inspect",
     "isolated",
@@ -55,10 +60,13 @@ _HOMES = {
     "CompressOptions": "jobs.options",
     "DataOptions": "data.evaluation_set",
     "PartitionedModel": "partition.runner",
+    "Pipeline": "composite.value",
+    "PipelineOptions": "jobs.compress_pipeline",
     "Recipe": "recipe",
     "compare": "jobs.compare",
     "compress": "jobs.compress",
     "compress_many": "jobs.batch",
+    "compress_pipeline": "jobs.compress_pipeline",
     "distill": "jobs.distill",
     "inspect": "jobs.inspect",
     "isolated": "runtime.isolation",

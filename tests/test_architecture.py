@@ -17,7 +17,7 @@ COLUMN = (
     "passes.auto",
     "recipe",
     "passes.quantize passes.prune passes.shallow",
-    "partition",
+    "partition composite",
     "distillation verify",
     "passes.fold passes.float16 channels quality",
     "passes activations",

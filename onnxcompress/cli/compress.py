@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import LimitError
 from . import options
+from .compress_pipeline import Several
 from .report_files import Files
 from .shared_options import SharedOptions, with_shared_options
+
+if TYPE_CHECKING:
+    from ..jobs.compress import Result
+    from ..jobs.report import Report
 
 EXAMPLE = "Example: onnxcompress compress model.onnx -o small.onnx --recipe int8-weights --json report.json"
 
@@ -46,6 +51,16 @@ Pack = Annotated[
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write a report: a page (.html), .md or .json.")
 ]
+PipelineFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--pipeline", metavar="MODULE:FUNCTION", help="Several models as one: returns an onnxcompress.Pipeline."
+    ),
+]
+ShareWeights = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option("--share-weights", help="Of a pipeline: store what its models have in common once; auto: over 5%."),
+]
 
 
 @with_shared_options(
@@ -57,9 +72,11 @@ ReportFile = Annotated[
     pareto="checkpoint",
     external_data="threads",
     pack="keep_node_metadata",
+    pipeline="pack",
+    share_weights="pipeline",
 )
 def compress(
-    model: options.Model,
+    models: options.Models = None,
     output: Output = None,
     *,
     shared: SharedOptions,
@@ -71,6 +88,8 @@ def compress(
     pareto: FrontFolder = None,
     external_data: ExternalData = "auto",
     pack: Pack = False,
+    pipeline: PipelineFunction = None,
+    share_weights: ShareWeights = "auto",
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done; prove and write nothing.")] = False,
     json_file: options.Json = None,
     report_file: ReportFile = None,
@@ -78,45 +97,53 @@ def compress(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compress MODEL, prove the result in onnxruntime, and write it with a report."""
+    """Compress MODEL, or the models of a folder as one pipeline; prove the result, and write it with a report."""
     from . import console
 
+    several = Several(models or (), pipeline, output, share_weights, json_file)
+    if several.is_meant:
+        one = {"--timings": timings, "--keep-best": keep_best, "--checkpoint": checkpoint, "--pareto": pareto}
+        several.check(one | {"--pack": pack, "--plan": plan, "--report": report_file, "--scheduler": scheduler})
+        several.compress(shared, force=force, verbose=verbose, quiet=quiet)
+        return
+    model = several.only
     place = output or model.with_name(f"{model.stem}-compressed.onnx{'pack' if pack else ''}")
     files = Files(option=json_file, json=console.json_path(json_file), page=report_file)
     files.check(model, None if plan else place, force=force)
     _check_folders(checkpoint, pareto, force=force)
     keywords = shared.keywords()
     console.start_log(verbose=verbose, quiet=quiet)
-    if pack and place.suffix == ".onnx":
-        console.warn(f"{place} will be an archive, no .onnx file: `onnxcompress unpack` makes it one")
+    if pack:
+        _warn_of_name(place)
     from ..jobs import compress as job
 
+    own: dict[str, Any] = {"timings": timings, "keep_best": keep_best, "workers": workers, "scheduler": scheduler}
+    own |= {"plan": plan, "checkpoint": checkpoint, "pareto_dir": pareto, "sensitivity": report_file is not None}
     try:
         with console.display(quiet=quiet) as display:
-            result = job.compress(
-                model,
-                **shared.within_limit(keywords),
-                timings=timings,
-                keep_best=keep_best,
-                workers=workers,
-                scheduler=scheduler,
-                checkpoint=checkpoint,
-                pareto_dir=pareto,
-                sensitivity=report_file is not None,
-                plan=plan,
-                progress=display.progress,
-                show=display.show,
-            )
+            own |= {"progress": display.progress, "show": display.show}
+            result = job.compress(model, **shared.within_limit(keywords), **own)
     except LimitError as error:
         files.publish(error.report, verbose=verbose, quiet=quiet)
         raise
-    report = result.report
-    if pack and not plan:
-        report = report.delivered(result.pack(place, force=force, external_data=external_data))
-    elif not plan:
-        report = report.located(result.save(place, force=force, external_data=external_data))
+    report = result.report if plan else _written(result, place, pack=pack, force=force, external_data=external_data)
     files.publish(report, verbose=verbose, quiet=quiet)
     console.end_with_bugs(report.internal_errors, is_lost=report.is_lost)
+
+
+def _warn_of_name(place: Path) -> None:
+    """Say so where an archive is named like a model."""
+    from . import console
+
+    if place.suffix == ".onnx":
+        console.warn(f"{place} will be an archive, no .onnx file: `onnxcompress unpack` makes it one")
+
+
+def _written(result: Result, place: Path, *, pack: bool, force: bool, external_data: str) -> Report:
+    """Write the result, and return its report with the place."""
+    if pack:
+        return result.report.delivered(result.pack(place, force=force, external_data=external_data))
+    return result.report.located(result.save(place, force=force, external_data=external_data))
 
 
 def _check_folders(checkpoint: Path | None, pareto: Path | None, *, force: bool) -> None:

@@ -52,7 +52,11 @@ Evaluation = Annotated[
 ]
 Metric = Annotated[
     str | None,
-    typer.Option(help="top1, top5, cosine, agreement or module:function(outputs, labels).", rich_help_panel=_DATA),
+    typer.Option(
+        help="top1, top5, cosine, agreement, wer, cer, perplexity, bleu, chrf, spearman, ndcg, map50, f1, "
+        "or module:function(outputs, labels).",
+        rich_help_panel=_DATA,
+    ),
 ]
 LayoutOption = Annotated[
     Layout | None, typer.Option("--layout", help="Of images, where the model leaves it open.", rich_help_panel=_DATA)
@@ -91,6 +95,26 @@ Json = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="List everything, and log what is being done.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No tables, no progress, no warnings: errors only.")]
+
+
+def openable_models(paths: list[Path] | None) -> list[Path]:
+    """Return the paths of models and folders; what can be neither is refused before anything heavy is imported.
+
+    Raises:
+        ModelError: see `io.signatures.open_model`.
+    """
+    return [path if path.is_dir() else openable(path) for path in paths or ()]
+
+
+Models = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="An .onnx file; or a folder with the models of a pipeline; or several models, for --pipeline.",
+        callback=openable_models,
+        show_default=False,
+    ),
+]
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", callback=openable, show_default=False)]
 
 

@@ -50,6 +50,19 @@ def check_locations(path: Path, allowed: Collection[str]) -> None:
             raise ModelError(message, where=os.fspath(path), hint=_AGAIN)
 
 
+def data_files(path: Path) -> list[str]:
+    """Return the files that a model refers to for its data, as it names them.
+
+    Raises:
+        ModelError: it is no model.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own class, which it keeps private
+        raise ModelError("is no ONNX model", where=os.fspath(path)) from error
+    return sorted(set(_locations(model)))
+
+
 def _plain_file(path: Path) -> os.stat_result:
     """Return the status of a file in the folder itself.
 

@@ -91,8 +91,8 @@ def compare(
         other: the model that is compared with it.
         data: feeds for both; without any, synthetic ones.
         eval_data: feeds with labels, by which both are scored (default: `data`).
-        metric: `top1`, `top5`, `cosine`, `agreement`, or `module:function(outputs, labels)`; by default `top1`
-            with labels and `cosine` without.
+        metric: `top1`, `top5`, `cosine`, `agreement`, one of a task, or `module:function(outputs, labels)`; by default
+            `top1` with labels and `cosine` without.
         max_drop: most that the metric may fall, absolute.
         output_kinds: `NAME=KIND` texts, for outputs whose kind is taken for another.
         data_options: how data is read.

@@ -39,7 +39,8 @@ class CompressOptions:
         recipe: the name of a shipped recipe, a TOML file, or a `Recipe`.
         data: samples for passes that need some, in any form that `--data` takes, arrays and feeds included.
         eval_data: samples, with labels, by which original and result are scored (default: `data`, else synthetic).
-        metric: `top1`, `top5`, `cosine`, `agreement`, or `module:function(outputs, labels)`; higher is better.
+        metric: `top1`, `top5`, `cosine`, `agreement`, one of a task (`quality.task.known`), or
+            `module:function(outputs, labels)`; higher is better of those.
         max_drop: most that the metric may fall, absolute (0.01 is one point).
         confidence: that the loss is within `max_drop`, for which the upper end of its interval decides; None: the
             estimate decides.

@@ -88,7 +88,7 @@ def measure(
     truth = was_all if judged.labels is None or not metrics.needs_labels(name) else _truth(judged.labels, was_all)
     was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
     interval = metrics.drop_interval(name, was_all, now_all, truth)
-    scores = {"original": was, "compressed": now, "drop": was - now, "drop_interval": interval}
+    scores = {"original": was, "compressed": now, "drop": metrics.fall(name, was, now), "drop_interval": interval}
     return quality.model_copy(update=scores)
 
 

@@ -1,5 +1,7 @@
 """Scores of a model's outputs, higher is better: against labels, or against the original model's outputs.
 
+Those of tasks (word error rate, perplexity ...) may be lower where better: `fall` is the loss in either case.
+
 All take arrays that hold one or more samples along axis 0 and return one number.
 """
 
@@ -14,6 +16,7 @@ import numpy as np
 from ..base.user_code import load_function
 from ..errors import UsageError
 from ..numerics.statistics.ratios import mean_interval
+from .task.known import TASK_METRICS, task_metric
 
 Metric = Callable[[Any, Any], float]
 """(outputs, labels or the original's outputs) -> score."""
@@ -63,12 +66,12 @@ def cosine_of_moments(product: float, square_a: float, square_b: float) -> float
 
 METRICS: dict[str, Metric] = {"top1": top1, "top5": top5, "cosine": cosine, "agreement": agreement}
 AGAINST_LABELS = frozenset({"top1", "top5"})
-"""Metrics that need labels; a `module:function` does too."""
+"""Metrics that need labels; those of tasks (`task.known`) and a `module:function` do too."""
 
 
 def needs_labels(name: str) -> bool:
     """Say whether a metric compares with labels rather than with the original's outputs."""
-    return name in AGAINST_LABELS or ":" in name
+    return name in AGAINST_LABELS or name in TASK_METRICS or ":" in name
 
 
 def resolve_metric(name: str) -> Metric:
@@ -80,9 +83,29 @@ def resolve_metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    if name in TASK_METRICS:
+        metric = task_metric(name)
+        return lambda outputs, labels: metric.total(metric.statistics(*_samples(outputs, labels)))
     if ":" in name:
         return load_function(name)
-    raise UsageError(f"unknown metric {name!r}", hint=f"Known are {', '.join(sorted(METRICS))} and module:function")
+    known = ", ".join(sorted({*METRICS, *TASK_METRICS}))
+    raise UsageError(f"unknown metric {name!r}", hint=f"Known are {known} and module:function")
+
+
+def fall(name: str, before: float, after: float) -> float:
+    """Return the loss between two scores: positive where the second is worse, whether higher or lower is better."""
+    return TASK_METRICS[name].fall(before, after) if name in TASK_METRICS else before - after
+
+
+def _samples(outputs: Any, labels: Any) -> tuple[Any, Any]:
+    """Return predictions and labels, sample by sample.
+
+    Raises:
+        ValueError: there is not one row of labels for each sample.
+    """
+    if len(outputs) != len(labels):
+        raise ValueError(f"{len(labels)} rows of labels for {len(outputs)} samples")
+    return outputs, labels
 
 
 def drop_interval(name: str, before: Any, after: Any, truth: Any) -> tuple[float, float] | None:
@@ -94,6 +117,10 @@ def drop_interval(name: str, before: Any, after: Any, truth: Any) -> tuple[float
         after: outputs of the result, the same.
         truth: labels, or the original's outputs.
     """
+    if name in TASK_METRICS:
+        task = TASK_METRICS[name]
+        found = task.loss(*(task.statistics(*_samples(each, truth)) for each in (before, after)))
+        return found.low, found.high
     if name not in ("agreement", "top1", "top5"):
         return None
     metric = METRICS[name]

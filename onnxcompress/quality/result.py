@@ -54,7 +54,11 @@ class Quality(ReportValue):
     original: float | None
     compressed: float | None
     drop: float | None
-    """original - compressed, absolute."""
+    """original - compressed, absolute.
+
+    compressed - original where lower is better (error rates); a part of the original's for perplexity; hundredths for
+    bleu and chrf, which are in percent.
+    """
     drop_interval: tuple[float, float] | None = None
     """Ends of the 90% interval of the loss."""
     output: str | None = None

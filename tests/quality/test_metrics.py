@@ -87,7 +87,7 @@ def test_metrics_by_name():
     assert metrics.needs_labels("top5")
     assert metrics.needs_labels("module:function")
     assert not metrics.needs_labels("cosine")
-    with pytest.raises(UsageError, match=r"unknown metric 'top2'\. Known are agreement, cosine, top1, top5"):
+    with pytest.raises(UsageError, match=r"unknown metric 'top2'\. Known are agreement, bleu, cer, chrf, cosine"):
         metrics.resolve_metric("top2")
 
 

@@ -252,6 +252,8 @@ def apply_fusion(plan: Fusion, ctx: RewriteContext) -> None:
     last = plan.after.nodes[-1].outputs[0] if plan.after.nodes else node.outputs[0]
     if plan.left_after is not None:
         source = node.outputs[0] if plan.after.nodes else edit.copy_before(node, ctx.names).outputs[0]
+        if plan.after.nodes and plan.weight is not None:  # another value now: names stand for values in the proof
+            source.name = ctx.names.fresh(f"{source.name}_scaled")
         anchor = plan.after.nodes[0] if plan.after.nodes else node
         edit.take_over(last, _add(source, plan.left_after, anchor, ctx))
     elif plan.after.nodes:

@@ -10,7 +10,9 @@ from onnx import TensorProto, helper
 
 from onnxcompress.core import Context
 from onnxcompress.graph import edit
+from onnxcompress.io import model_io
 from onnxcompress.passes.fold.batchnorm_and_scale import FuseAffine
+from onnxcompress.runtime import session as runtime
 from tests.lossless import (
     applied,
     kinds,
@@ -417,3 +419,16 @@ def test_a_wrong_answer_would_fail() -> None:
     model = _build([_CONV, _BN], {"w": _f(5, 3, 3, 3), **_norm(5)}, [2, 3, 6, 6])
     with pytest.raises(AssertionError, match="Mismatched elements"):
         rewritten(model, Wrong())
+
+
+def test_a_scaled_product_gets_a_name_of_its_own() -> None:
+    """The proof compares values of one name, and the product before the shift isn't what it was."""
+    nodes = [_node("MatMul", "x w", "m"), _node("Add", "m b", "a"), _node("Mul", "a s", "y")]
+    model = _build(nodes, {"w": _f(3, 4), "b": _f(4), "s": np.array([0.125], np.float32)}, ["n", 3])
+    feed = {"x": _f(2, 3)}
+    expected = runtime.open_session(model_io.to_bytes(model), optimize=False).run(feed)["y"]
+    FuseAffine().run(model, Context())
+    assert [node.op_type for node in model.graph] == ["MatMul", "Add"]
+    assert "m" not in {value.name for node in model.graph for value in node.outputs}
+    found = runtime.open_session(model_io.to_bytes(model), optimize=False).run(feed)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

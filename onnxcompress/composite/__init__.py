@@ -1,0 +1,1 @@
+"""Several models that are one program: its parts, how it runs, and the figure of merit of the whole."""

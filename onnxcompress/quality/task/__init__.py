@@ -1,0 +1,1 @@
+"""Metrics of a whole task, by samples, so that the loss of a pipeline has an interval."""
