@@ -77,7 +77,7 @@ def test_the_loss_that_is_told_follows_the_loss_of_boxes(form, pair):
 
 def test_int8_takes_integers_for_a_detector(tmp_path):
     path = tmp_path / "x.npz"
-    np.savez(path, x=np.concatenate([feed["x"] for feed in detectors.pictures(32)]))
+    np.savez(path, x=np.concatenate([feed["x"] for feed in detectors.pictures(16)]))
     result = oc.compress(detectors.detector("rows"), recipe="int8", data=path)
     report = result.report
     assert report.quality.drop <= 0.01

@@ -15,7 +15,7 @@ from onnxcompress.passes.float16.widen import computed_types
 from onnxcompress.passes.quantize.equalize import Equalize
 from tests.helpers import floats, op_types, run, with_constants
 
-CONVS = """g ({t}[n, 3, 32, 32] x, {t}[64, 3, 3, 3] k, {t}[64] kb, {t}[64, 64, 3, 3] l, {t}[64] lb,
+CONVS = """g ({t}[n, 3, 16, 16] x, {t}[64, 3, 3, 3] k, {t}[64] kb, {t}[64, 64, 3, 3] l, {t}[64] lb,
   {t}[64, 64, 3, 3] o, {t}[64, 10] m)
   => ({t}[n, 10] y)
 {{
@@ -56,7 +56,7 @@ WEIGHTS = {
     "v": _weight(512, 256, seed=2),
 }
 LSTM_WEIGHTS = {"w": _weight(1, 512, 128), "r": _weight(1, 512, 128, seed=1)}
-SHAPES = {CONVS: (1, 3, 32, 32), PRODUCTS: (16, 256), STORED: (16, 256), MIXED: (16, 256), LSTM: (20, 1, 128)}
+SHAPES = {CONVS: (1, 3, 16, 16), PRODUCTS: (16, 256), STORED: (16, 256), MIXED: (16, 256), LSTM: (20, 1, 128)}
 
 
 def _model(text: str) -> ir.Model:
@@ -103,7 +103,7 @@ def test_four_bits_take_half_of_what_eight_take(text):
 @pytest.mark.parametrize("text", [CONVS, PRODUCTS, STORED, MIXED], ids=["convs", "products", "stored", "mixed"])
 def test_int8_takes_half_the_size_and_less_time(text):
     model = _model(text)
-    result = oc.compress(model, recipe="int8", data=_feeds(text, 64), max_drop=0.05)
+    result = oc.compress(model, recipe="int8", data=_feeds(text, 24), max_drop=0.05)
     assert result.report.output.bytes < 0.65 * result.report.input.bytes
     assert result.report.latency["ratio"] < 1
     assert result.report.quality["drop"] <= 0.05
@@ -130,7 +130,7 @@ def test_integer_routes_take_all_layers_of_a_widened_model(text):
 
 def test_auto_begins_from_a_widened_model_too():
     settings = ["search-best.reductions=[]"]
-    result = oc.compress(_model(CONVS), data=_feeds(CONVS, 64), settings=settings, max_drop=0.05)
+    result = oc.compress(_model(CONVS), data=_feeds(CONVS, 24), settings=settings, max_drop=0.05)
     assert result.report.output.bytes < 0.6 * result.report.input.bytes
     assert result.report.latency["ratio"] < 1
     assert "widen-float16" in {c.pass_name for c in result.changes if c.action == Action.APPLIED}
