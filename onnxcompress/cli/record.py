@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..recorder.catalogue import RecordedModel
 
 _SHOWN_STATES = 2
+"""States named in the line of a model; chosen by judgement, not measured."""
 
 EXAMPLE = "Example: onnxcompress record -o feeds -- python app.py --speed 2"
 

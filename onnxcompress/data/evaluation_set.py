@@ -146,7 +146,7 @@ class Evaluation:
 
 
 def synthetic(feeds: Sequence[Feed], specs: Sequence[TensorSpec]) -> Evaluation:
-    """Return feeds that were made up, to judge a model by."""
+    """Return synthetic feeds, to judge a model by."""
     caches = step_kinds.cache_inputs([spec.name for spec in specs], ())
     return Evaluation(feeds=feeds, source="synthetic", cache_inputs=caches)
 
@@ -165,7 +165,7 @@ def read(
     Args:
         source: see `data.load.load_data`; also a recording, of which the samples of `model` are read.
         specs: the model's inputs.
-        options: how they are read. States that a recording knows stand in its samples and are not carried.
+        options: how they are read. Its samples hold the states that a recording knows: they are not carried.
         model: the model, where it is known: its path, its bytes, or as it was loaded.
         graph: the model, where it is loaded: it tells its outputs, and which caches grow.
         outputs: names of its outputs, where there is no graph.

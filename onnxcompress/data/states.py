@@ -27,7 +27,7 @@ _MOST_LISTED = 5
 
 
 def expanded(pairs: Mapping[str, str], inputs: Sequence[str], outputs: Sequence[str] | None) -> dict[str, str]:
-    """Return input -> output, each pattern with stars in place of the pairs that it stands for.
+    """Return input -> output, each pattern with stars replaced by the pairs that fit it.
 
     Args:
         pairs: names or patterns, as they were given.
@@ -62,7 +62,7 @@ def growing_axes(
         state: input -> output.
         specs: the inputs.
         graph: the model: an axis grows where the output's is the input's and more; without one, or where its operators
-            don't tell, it is told by the name of the dimension.
+            don't tell, the name of the dimension decides.
     """
     chosen = [spec for spec in specs if spec.name in state]
     known = {dim for spec in specs if spec.name not in state for dim in spec.shape if isinstance(dim, str)}
@@ -97,12 +97,12 @@ def _size(spec: TensorSpec, axis: int) -> Size:
 
 
 def _is_open(size: Size) -> bool:
-    """Say whether a size is nothing but a symbol that inference has made up."""
+    """Say whether a size is nothing but a symbol that inference has named itself."""
     return any(name.startswith(("?", "unk__")) for term in size.terms for name in term)
 
 
 def _matching(pattern: str, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return name -> what its stars stand for, of the names that fit a pattern."""
+    """Return name -> the text at each of its stars, of the names that fit a pattern."""
     if "*" not in pattern:
         return {}
     regular = re.compile("(.*)".join(re.escape(part) for part in pattern.split("*")))

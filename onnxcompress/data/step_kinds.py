@@ -41,9 +41,10 @@ def timed(feeds: Sequence[Feed], caches: Collection[str]) -> tuple[Feed, ...]:
     with_past = [index for index, feed in enumerate(feeds) if _elements(feed, caches)]
     if not with_past or len(set(kinds)) == 1:
         return (max(feeds, key=feed_facts.elements),)
-    fewest = min((kinds[index] for index in with_past), key=lambda each: _new(each, caches))
-    steps = [index for index in with_past if kinds[index] == fewest]
-    prompts = [index for index in range(len(feeds)) if _new(kinds[index], caches) > _new(fewest, caches)]
+    new = [_new(each, caches) for each in kinds]
+    fewest = min(new[index] for index in with_past)
+    steps = [index for index in with_past if new[index] == fewest]
+    prompts = [index for index in range(len(feeds)) if new[index] > fewest]
     chosen = [feeds[max(steps, key=lambda index: feed_facts.elements(feeds[index]))]]
     if prompts:
         others = [name for name in feeds[0] if name not in caches]

@@ -47,7 +47,7 @@ _TIED_ATTEMPTS = 40
 """Size combinations that are tried with the relations that the graph tells, before any. Chosen by judgement."""
 
 _PAST = 32
-"""Length of the past of a made-up step of one token. Chosen by judgement; not measured."""
+"""Length of the past of a synthetic step of one token. Chosen by judgement; not measured."""
 
 _MANY_ELEMENTS = 10_000
 """One feed of so many floats is enough for each combination of sizes. Chosen by judgement; not measured."""

@@ -1,4 +1,4 @@
-"""Outputs that only go on as a cache of keys and values: told by their operator, or by name beside other outputs."""
+"""Outputs that are only a cache of keys and values: recognised by operator, or by name beside other outputs."""
 
 from __future__ import annotations
 

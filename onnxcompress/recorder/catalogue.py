@@ -1,4 +1,4 @@
-"""What a recording holds: its models, which of them is meant, and which of their outputs are states."""
+"""Index of a recording: its models, the one that is meant, and the outputs that are states."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def find(source: Any, model: Any, specs: Sequence[TensorSpec]) -> RecordedModel 
 
     Args:
         source: of samples: the folder of a recording, or that of one of its models, which is taken for any model.
-        model: its path, its bytes or a ModelProto; anything else is told by the names of its inputs.
+        model: its path, its bytes or a ModelProto; anything else is found by the names of its inputs.
         specs: the inputs of the model.
 
     Raises:

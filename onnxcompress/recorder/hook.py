@@ -271,7 +271,7 @@ def _absolute(path: str) -> str:
 
 @contextlib.contextmanager
 def _guarded(store: FeedStore, what: str) -> Iterator[None]:
-    """Write down what goes wrong while recording, and go on."""
+    """Write down a fault of recording, and go on."""
     was, _inside.recording = getattr(_inside, "recording", False), True
     try:
         yield

@@ -1,4 +1,4 @@
-"""Which model it is: digests of its file and of the weights that lie beside it."""
+"""Identity of a model: digests of its file and of the weights that lie beside it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _GLANCED = 64
 
 
 class HandedOver:
-    """Which model and output an array came from, for as long as the program holds it."""
+    """Origins of arrays, model and output, for as long as the program holds them."""
 
     def __init__(self) -> None:
         self._origins: dict[int, tuple[Any, str, str]] = {}

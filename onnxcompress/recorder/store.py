@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import operator
 import os
 import random
 import re
@@ -32,7 +33,10 @@ from .identity import ModelIdentity
 from .links import HandedOver
 
 SCHEMA = 1
+"""Version of the files below; no unit, raised when an older reader could not read them."""
 SETTINGS, INDEX = "recording.json", "index.json"
+_SEVERAL = re.compile(r"(?<=[:x])(?:[2-9]|[1-9][0-9]+)(?=x|$| )")
+"""A size above one: shapes in which only such differ are of one kind, a prompt or a step."""
 _FLUSH_SECONDS = 1.0
 """Most time until what was counted is written. Chosen by judgement."""
 KEEPS = ("reservoir", "first", "shapes")
@@ -64,6 +68,7 @@ class FeedStore:
                 _write_json(folder / SETTINGS, {**first, "processes": 0})
             self.settings = self._enrol()
         self._models: dict[ModelIdentity, KeptModel] = {}
+        self._read: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}
         os.register_at_fork(after_in_child=self._begin_again)
 
     def _enrol(self) -> dict[str, Any]:
@@ -107,7 +112,7 @@ class FeedStore:
         Args:
             identity: the model.
             path: its file, "" where it was given as bytes.
-            facts: inputs and outputs: what else is to stand in its index.
+            facts: inputs and outputs: what else its index holds.
         """
         with self.locked():
             if identity not in self._models:
@@ -127,15 +132,24 @@ class FeedStore:
 
     def index(self, name: str) -> dict[str, Any] | None:
         """Return what is known of a model by the name of its folder, None where there is none."""
+        path = self.folder / name / INDEX
         try:
-            found: dict[str, Any] = json.loads((self.folder / name / INDEX).read_text(encoding="utf-8"))
+            stamp = _stamp(path)
+            if self._read.get(name, ((), {}))[0] != stamp:
+                self._read[name] = stamp, json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return found
+        return self._read[name][1]
 
-    def write_index(self, name: str, index: Mapping[str, Any]) -> None:
+    def write_index(self, name: str, index: dict[str, Any]) -> None:
         """Replace what is known of a model."""
-        _write_json(self.folder / name / INDEX, index)
+        path = self.folder / name / INDEX
+        _write_json(path, index)
+        self._read[name] = _stamp(path), index
+
+    def forget(self) -> None:
+        """Read every index anew: one was changed and not written."""
+        self._read.clear()
 
     def indices(self) -> dict[str, dict[str, Any]]:
         """Return what is known of every model."""
@@ -198,9 +212,13 @@ class KeptModel:
             self._runs += 1
             self._unwritten += 1
             key = float(run) if self.store.settings["keep"] == "first" else self._random.random()
-            shapes = " ".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in sorted(feed.items()))
-            sample = {"file": f"{self.store.process:02d}-{run:07d}.npz", "key": key, "shapes": shapes}
-            if not self._is_wanted(sample):
+            sample = {"file": f"{self.store.process:02d}-{run:07d}.npz", "key": key}
+            wanted = key < self._ceiling
+            if wanted:
+                shapes = " ".join(f"{name}:{'x'.join(map(str, array.shape))}" for name, array in sorted(feed.items()))
+                sample |= {"shapes": shapes, "kind": _SEVERAL.sub("n", shapes)}
+                wanted = self._is_wanted(sample)
+            if not wanted:
                 if time.monotonic() - self._written > _FLUSH_SECONDS:
                     self.flush()
                 return None
@@ -213,17 +231,16 @@ class KeptModel:
         return PendingSample(self, part, {**sample, "bytes": part.stat().st_size})
 
     def _is_wanted(self, sample: Mapping[str, Any]) -> bool:
-        if sample["key"] >= self._ceiling:
-            return False
+        """Say whether a sample would be kept beside those of the last time that they were read."""
         full = len(self._samples) >= self.store.settings["most"]
         return not full or self._given_up([*self._samples, sample]) is not sample
 
     def _given_up(self, samples: list[Any]) -> Any:
         """Return the sample that is given up first."""
         if self.store.settings["keep"] != "shapes":
-            return max(samples, key=lambda each: each["key"])
-        counts, kinds = Counter(each["shapes"] for each in samples), Counter(_kind(each) for each in samples)
-        return max(samples, key=lambda each: (counts[each["shapes"]], kinds[_kind(each)], each["key"]))
+            return max(samples, key=operator.itemgetter("key"))
+        counts, kinds = (Counter(map(operator.itemgetter(fact), samples)) for fact in ("shapes", "kind"))
+        return max(samples, key=lambda each: (counts[each["shapes"]], kinds[each["kind"]], each["key"]))
 
     def commit(self, sample: dict[str, Any], part: Path) -> None:
         """Put a sample in its place, and give up what is too much."""
@@ -244,6 +261,13 @@ class KeptModel:
 
     def _sync(self, sample: dict[str, Any] | None) -> None:
         """Join what this process knows with what others have written; the lock is held."""
+        try:
+            self._join(sample)
+        except BaseException:
+            self.store.forget()
+            raise
+
+    def _join(self, sample: dict[str, Any] | None) -> None:
         indices = self.store.indices()
         index = indices[self.name]
         index["runs"] += self._unwritten
@@ -270,7 +294,9 @@ class KeptModel:
             self.store.write_index(name, indices[name])
         for name, each in given_up:
             (self.store.folder / name / each["file"]).unlink(missing_ok=True)
-        self._samples, self._ceiling = index["samples"], index.get("ceiling", float("inf"))
+        self._samples, self._ceiling = list(index["samples"]), index.get("ceiling", float("inf"))
+        if len(self._samples) >= self.store.settings["most"] and self.store.settings["keep"] != "shapes":
+            self._ceiling = min(self._ceiling, max(each["key"] for each in self._samples))
 
     def _give_up(self, index: dict[str, Any]) -> Any:
         found = self._given_up(index["samples"])
@@ -293,9 +319,10 @@ class PendingSample:
         self._part.unlink(missing_ok=True)
 
 
-def _kind(sample: Mapping[str, Any]) -> str:
-    """Return the shapes with every size above one as the same: a prompt, a step with a cache, a step without."""
-    return re.sub(r"(?<=[:x])(?:[2-9]|[1-9][0-9]+)(?=x|$| )", "n", sample["shapes"])
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what is another for every file that was put in this place."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

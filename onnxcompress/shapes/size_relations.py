@@ -40,7 +40,7 @@ def relations(model: ir.Model, inputs: Inputs) -> Mapping[str, Expression]:
 
     Args:
         model: its graph tells which sizes meet.
-        inputs: their dimensions, where the same key stands for the same size.
+        inputs: their dimensions, where the same key is the same size.
     """
     keys = list(dict.fromkeys(dim for _, dims in inputs for dim in dims if isinstance(dim, str)))
     if len(keys) < 2:

@@ -56,7 +56,7 @@ class _WatchingLoader(importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run it; a fault of recording is told and no more."""
+        """Run it; a fault of recording is reported and no more."""
         self._loader.exec_module(module)
         try:
             _record(module)
