@@ -71,7 +71,10 @@ Scale = Annotated[
 Mean = Annotated[str | None, typer.Option(help="M of x*S - M, in the same forms.", rich_help_panel=_DATA)]
 State = Annotated[
     list[str] | None,
-    typer.Option(help="IN=OUT: input IN gets what output OUT was one feed before. Repeatable.", rich_help_panel=_DATA),
+    typer.Option(
+        help="IN=OUT: input IN gets what output OUT was one feed before; 'past.*=present.*' pairs many. Repeatable.",
+        rich_help_panel=_DATA,
+    ),
 ]
 MaxDrop = Annotated[
     float | None, typer.Option(min=0.0, help="Most that the metric may fall, absolute: 0.01 is one point.")

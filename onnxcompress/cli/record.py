@@ -74,7 +74,7 @@ def _tell(
             console.warn(f"{model.folder.name}: no run has succeeded")
         if model.samples and not quiet:
             console.aside(_line(model))
-    if models and not quiet:
+    if any(model.samples for model in models) and not quiet:
         console.aside(f"recorded in {output}: give it as --data to compress, compare, inspect and run")
 
 

@@ -52,13 +52,16 @@ def run(
     options.check_file(output, force=force)
     console.start_log(verbose=verbose, quiet=quiet)
     from ..data import evaluation_set
+    from ..io import model_io
     from ..jobs import run as run_job
     from .samples import data_options
 
     budget = None if max_memory is None else parse_bytes(max_memory, where="--max-memory")
     chosen = data_options(layout, size, scale, mean, state)
     with run_job.opened(model, max_memory=budget, data=data, data_options=chosen, threads=threads) as session:
-        samples = evaluation_set.read(data, session.feedable, chosen, model=model)
+        graph = model_io.load(model) if chosen.state and model.is_file() else None
+        outputs = [spec.name for spec in session.outputs]
+        samples = evaluation_set.read(data, session.feedable, chosen, model=model, graph=graph, outputs=outputs)
         for note in samples.notes():
             console.warn(note)
         arrays = run_job.run_model(session, samples, progress=console.progress(quiet=quiet))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,17 @@ def fits(shape: Sequence[int], spec: TensorSpec) -> bool:
     )
 
 
-def zeros(spec: TensorSpec, feed: Mapping[str, Any], specs: Sequence[TensorSpec]) -> np.ndarray:
-    """Return the zero state for an input: symbols take their size from the feed's other inputs, others its batch."""
+def zeros(
+    spec: TensorSpec, feed: Mapping[str, Any], specs: Sequence[TensorSpec], *, empty: Collection[int] = ()
+) -> np.ndarray:
+    """Return the zero state for an input: symbols take their size from the feed's other inputs, others its batch.
+
+    Args:
+        spec: the input.
+        feed: input name -> array, of the others.
+        specs: all inputs.
+        empty: axes of no length, along which a cache grows.
+    """
     sizes: dict[str, int] = {}
     batch = 1
     for other in specs:
@@ -91,6 +100,7 @@ def zeros(spec: TensorSpec, feed: Mapping[str, Any], specs: Sequence[TensorSpec]
             sizes |= {d: n for d, n in zip(other.shape, array.shape, strict=True) if isinstance(d, str)}
             batch = array.shape[0] if array.ndim > 1 else batch
     shape = [d if isinstance(d, int) and d >= 0 else sizes.get(str(d), batch) for d in spec.shape]
+    shape = [0 if axis in empty else size for axis, size in enumerate(shape)]
     return np.zeros(shape, spec.dtype or np.float32)
 
 

@@ -6,7 +6,7 @@ inputs. Samples are loaded again each time they are read, so that memory holds o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ def load_data(
     scale: Sequence[float] | None = None,
     mean: Sequence[float] | None = None,
     state: Mapping[str, str] | None = None,
+    empty: Mapping[str, Collection[int]] | None = None,
 ) -> Dataset:
     """Read data and fit it to a model's inputs.
 
@@ -66,6 +67,7 @@ def load_data(
             with the most axes are scaled.
         mean: see `scale`.
         state: input -> output whose value it gets from the run before; first the data's, or zero.
+        empty: state input -> axes of no length where it begins as zero, see `states.growing_axes`.
 
     Raises:
         DataError: missing, unreadable, empty, or not fitting the model.
@@ -80,7 +82,7 @@ def load_data(
         raise UsageError(f"the model has no input {unknown[0]!r} to carry state into", hint=inputs_hint(specs))
     source = str(spec) if isinstance(spec, str | Path) else "data"
     samples = _samples(spec, specs, layout=layout, size=size, optional=frozenset(state))
-    reader = _DataReader(specs=specs, scaling=_scaling(specs, layout, scale, mean), state=state)
+    reader = _DataReader(specs=specs, scaling=_scaling(specs, layout, scale, mean), state=state, empty=empty or {})
     return _checked(samples, reader, source=source)
 
 
@@ -120,6 +122,7 @@ class _DataReader:
     specs: Sequence[TensorSpec]
     scaling: Mapping[str, Scaling]
     state: Mapping[str, str]
+    empty: Mapping[str, Collection[int]]
 
     def read(self, sample: Sample) -> tuple[Feed, Any]:
         raw = dict(sample.load())
@@ -132,7 +135,7 @@ class _DataReader:
                 feed[spec.name] = self._fitted(raw[spec.name], spec, sample.name)
         for spec in self.specs:
             if spec.name not in feed and not spec.is_optional:
-                feed[spec.name] = zeros(spec, feed, self.specs)
+                feed[spec.name] = zeros(spec, feed, self.specs, empty=self.empty.get(spec.name, ()))
         return feed, label
 
     def feed(self, samples: Sequence[Sample], index: int) -> Feed:

@@ -20,8 +20,10 @@ from ..core import Feed
 from ..errors import ModelError, StuckError
 from ..runtime.run_timeout import run_seconds
 from ..runtime.session import Session
+from ..shapes.size_relations import Expression, completed, relations
 from .fill_inputs import SHAPES_OF_UNKNOWN_RANK, FreeInput, InputPlan, PlanKey, WholeNumbers, filled, free_inputs
 from .input_semantics import named_sizes
+from .step_kinds import CACHE_NAME
 
 _BATCH_SIZES = (2, 1, 3, 4)
 """Sizes that are tried for a batch, likeliest first. Chosen on the zoo models, as are the three below."""
@@ -40,6 +42,12 @@ _MOST_ATTEMPTS: Mapping[str, int] = {"guess": 300, "ones": 30, "zeros": 30}
 
 _CHOICES_BEFORE_HINTS = 20
 """Size combinations that are tried before the sizes that the model's own constants name. Chosen by judgement."""
+
+_TIED_ATTEMPTS = 40
+"""Size combinations that are tried with the relations that the graph tells, before any. Chosen by judgement."""
+
+_PAST = 32
+"""Length of the past of a made-up step of one token. Chosen by judgement; not measured."""
 
 _MANY_ELEMENTS = 10_000
 """One feed of so many floats is enough for each combination of sizes. Chosen by judgement; not measured."""
@@ -76,13 +84,14 @@ def synthetic_feeds(model: ir.Model, *, seed: int, sizes: Sequence[int] = (8, 12
 
     """
     inputs = free_inputs(model)
-    keys = _dynamic_keys(inputs)
+    ties = _ties(model, inputs)
+    keys = [key for key in _dynamic_keys(inputs) if key not in ties]
     lengths = [key for key in keys if not _is_batch(key, inputs)]
     feeds = []
     for index, size in enumerate(sizes):
         chosen = {key: _BATCH_SIZES[index % len(_BATCH_SIZES)] for key in keys}
         chosen |= {key: size + offset for offset, key in enumerate(lengths)}
-        feeds.append(filled(inputs, InputPlan(sizes=chosen, seed=seed + index)))
+        feeds.append(filled(inputs, InputPlan(sizes=completed(chosen, ties), seed=seed + index)))
     return feeds
 
 
@@ -121,7 +130,8 @@ class _InputSearch:
 
     def __init__(self, model: ir.Model, session: Session, *, seed: int, max_seconds: float) -> None:
         self._inputs = free_inputs(model)
-        self._keys = _dynamic_keys(self._inputs)
+        self._ties: Mapping[str, Expression] = _ties(model, self._inputs)
+        self._keys = self._free_keys()
         self._named_sizes = named_sizes(model)
         self._session = session
         stored = (value.const_value for value in model.graph.initializers.values())
@@ -134,7 +144,7 @@ class _InputSearch:
 
     def feeds(self, count: int) -> list[TriedInput]:
         base = self._first()
-        plans = [base, *self._resized(base)]
+        plans = [base, *self._resized(base), *self._steps_with_cache(base)]
         branches = [plan for name in self._branching() if (plan := self._branched(base, name)) is not None]
         if self._holds_many(base):
             count = min(count, len(plans))
@@ -151,7 +161,7 @@ class _InputSearch:
             ModelError: none does.
 
         """
-        for plan in self._candidates():
+        for plan in self._tied_then_free():
             tried = self._try(plan)
             if tried is None:
                 if self._is_spent():
@@ -165,6 +175,30 @@ class _InputSearch:
         raise ModelError(
             f"no synthetic inputs that the model runs were found: {why}", hint="Give it real ones with --data"
         ) from self._first_error
+
+    def _free_keys(self) -> list[str]:
+        """Return the sizes to choose: those that follow from others are left to them."""
+        return [key for key in _dynamic_keys(self._inputs) if key not in self._ties]
+
+    def _tied_then_free(self) -> Iterator[InputPlan]:
+        """Yield plans whose sizes are related as the graph says, then others: what it says may be wrong."""
+        if self._ties:
+            yield from itertools.islice(self._candidates(), _TIED_ATTEMPTS)
+            self._ties = {}
+            self._keys = self._free_keys()
+        yield from self._candidates()
+
+    def _steps_with_cache(self, base: InputPlan) -> list[InputPlan]:
+        """Return plans of a first step, without a past, and of one token after a past, for a model with a cache."""
+        caches = [item for item in self._inputs if CACHE_NAME.search(item.name)]
+        lengths = [key for key in self._keys if not _is_batch(key, self._inputs)]
+        pasts = [key for key in lengths if any(key in (item.dims or ()) for item in caches)]
+        if not pasts:
+            return []
+        first = replace(base, sizes={**base.sizes, **dict.fromkeys(pasts, 0)})
+        news = dict.fromkeys((key for key in lengths if key not in pasts), 1)
+        one = replace(base, sizes={**base.sizes, **dict.fromkeys(pasts, _PAST), **news})
+        return [plan for plan in (first, one) if self._runs(plan)]
 
     def _candidates(self) -> Iterator[InputPlan]:
         rank_unknown = any(item.dims is None for item in self._inputs)
@@ -237,6 +271,7 @@ class _InputSearch:
 
     def _try(self, plan: InputPlan) -> TriedInput | None:
         """Return the plan's feed and what came out, None where it doesn't run."""
+        plan = replace(plan, sizes=completed(plan.sizes, self._ties))
         if plan.key not in self._ran:
             elements = 0
             try:
@@ -255,6 +290,10 @@ class _InputSearch:
     def _is_spent(self) -> bool:
         """Say whether enough was tried that did not run."""
         return self._refused_elements > _MOST_REFUSED_ELEMENTS or time.monotonic() > self._deadline
+
+
+def _ties(model: ir.Model, inputs: Sequence[FreeInput]) -> Mapping[str, Expression]:
+    return relations(model, [(item.name, item.dims) for item in inputs if item.dims is not None])
 
 
 def _dynamic_keys(inputs: Sequence[FreeInput]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import Progress
 from ..data import evaluation_set, synthetic
-from ..data.evaluation_set import DataOptions, Evaluation
+from ..data.evaluation_set import DataOptions
 from ..errors import ModelError
 from ..io import model_io
 from ..quality.compare_outputs import measure, quality_notes
@@ -112,9 +112,9 @@ def compare(
     source = eval_data if eval_data is not None else data
     if source is None:
         feeds = synthetic.runnable_feeds(a, first.plain, seed=seed, count=_SYNTHETIC_FEEDS)
-        judged = Evaluation(feeds=feeds, source="synthetic")
+        judged = evaluation_set.synthetic(feeds, first.plain.feedable)
     else:
-        judged = evaluation_set.read(source, first.plain.feedable, data_options, model=original)
+        judged = evaluation_set.read(source, first.plain.feedable, data_options, model=original, graph=a)
     difference = EqualOutputs(first, judged.feeds[:_EQUALITY_FEEDS]).mismatch(second)
     plan = OutputPlan.of(a, overrides=parse_kinds(output_kinds), states=judged.carried)
     quality = measure(plan.session(first), plan.session(second), judged, plan=plan, metric=metric, progress=progress)
@@ -124,7 +124,7 @@ def compare(
         compressed=facts(b, counting.count(b, largest), path_of(other)),
         difference=difference,
         quality=quality,
-        latency=timing.race(plan.timed(first), plan.timed(second), largest),
+        latency=timing.race_each(plan.timed(first), plan.timed(second), judged.timed(first.plain.run)),
         limits=Limits(max_drop=max_drop),
         notes=(*judged.notes(), *quality_notes(quality, max_drop)),
     )

@@ -218,7 +218,7 @@ def prepare(run: Run) -> Context:
     options, working = run.options, run.samples.working
     race = None
     if run.proof.is_whole and options.target == targets.HERE and not options.plan:
-        race = Races(run.base, run.samples.largest, plan=run.plan, timings=run.timings, threads=options.threads)
+        race = Races(run.base, run.samples.timed, plan=run.plan, timings=run.timings, threads=options.threads)
     return Context(
         feeds=working.feeds if working else (),
         state=working.state if working else {},
@@ -249,7 +249,7 @@ def _judge(run: Run) -> Trials | None:
     return Trials(
         run.base,
         samples.held_out,
-        samples.largest,
+        samples.timed,
         final=lambda candidate: run.excess_drop(candidate, run.search_limit),
         limit=run.search_limit,
         prefer=options.prefer,

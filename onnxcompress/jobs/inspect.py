@@ -151,7 +151,7 @@ def inspect(
         session = None if runnable is None else _session(runnable, threads, notes)
         judged = None
         if data is not None and session is not None:
-            judged = evaluation_set.read(data, session.feedable, data_options, model=source)
+            judged = evaluation_set.read(data, session.feedable, data_options, model=source, graph=model)
         feed, runs = (judged.largest(), True) if judged else _synthetic_feed(model, session, seed, notes)
         if runnable is not None and session is not None and runs:
             times = _timed(model, runnable, session, feed, threads, notes)

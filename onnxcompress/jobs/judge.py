@@ -11,7 +11,7 @@ model, byte for byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,12 @@ class Timings:
 class Races:
     """Times candidates against the original, by a label; see `core.Context.race`."""
 
-    def __init__(self, base: LoadedModel, feed: Feed, *, plan: OutputPlan, timings: Timings, threads: int) -> None:
+    def __init__(
+        self, base: LoadedModel, feeds: Sequence[Feed], *, plan: OutputPlan, timings: Timings, threads: int
+    ) -> None:
         self._base = base
         self._plan = plan
-        self._feed = feed
+        self._feeds = feeds
         self._timings = timings
         self._threads = threads
 
@@ -106,9 +108,9 @@ class Races:
 
         def raced() -> Latency:
             candidate = self._plan.timed(LoadedModel(model, threads=self._threads, like=self._base))
-            return timing.race(self._plan.timed(self._base), candidate, self._feed, max_seconds=_RACE_SECONDS)
+            return timing.race_each(self._plan.timed(self._base), candidate, self._feeds, max_seconds=_RACE_SECONDS)
 
-        return self._timings.race(label, raced).ratio
+        return self._timings.race(label, raced).overall_ratio
 
 
 class Trials:
@@ -117,7 +119,7 @@ class Trials:
     Args:
         base: the original.
         held_out: samples that passes don't see.
-        feed: what is timed.
+        feeds: what is timed, see `Evaluation.timed`.
         final: says by how much a candidate is over the limit where the user's own samples decide.
         limit: most that the estimated score may fall.
         prefer: see `core.Prefer`.
@@ -133,7 +135,7 @@ class Trials:
         self,
         base: LoadedModel,
         held_out: Evaluation,
-        feed: Feed,
+        feeds: Sequence[Feed],
         *,
         final: Callable[[LoadedModel], str | None],
         limit: float | None,
@@ -149,7 +151,7 @@ class Trials:
         self.prefer: Prefer = prefer
         self._base = base
         self._held_out = held_out
-        self._feed = feed
+        self._feeds = feeds
         self._final = final
         self._plan = plan
         self._confidence = confidence
@@ -182,7 +184,7 @@ class Trials:
         return Trial(
             bytes=candidate.size_bytes,
             size_ratio=candidate.size_bytes / self._base.size_bytes,
-            latency_ratio=None if latency is None else latency.ratio,
+            latency_ratio=None if latency is None else latency.overall_ratio,
             drop=measured.drop,
             drop_interval=measured.drop_interval,
             divergence=measured.divergence,
@@ -224,7 +226,7 @@ class Trials:
 
     def _race(self, candidate: LoadedModel) -> Latency:
         first, second = self._plan.timed(self._base), self._plan.timed(candidate)
-        return timing.race(first, second, self._feed, max_seconds=_RACE_SECONDS)
+        return timing.race_each(first, second, self._feeds, max_seconds=_RACE_SECONDS)
 
 
 def decisive_drop(drop: float | None, interval: tuple[float, float] | None, confidence: float | None) -> float | None:

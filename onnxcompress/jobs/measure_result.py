@@ -93,18 +93,18 @@ def _scored_and_timed(run: Run, result: LoadedModel, budget: TimeBudget) -> tupl
     quality = run.quality(run.base, result, progress=run.options.progress)
     if run.is_scored_plain and run.latency_limit is None:
         return quality, None
-    largest = run.samples.largest
+    feeds = run.samples.timed
     sessions = run.plan.timed(run.base), run.plan.timed(result)
     if not run.recipe.lossless or run.latency_limit is not None:
         seconds = budget.race_seconds
         if seconds is None or (run.clock.is_limited and seconds < timing.least_seconds(*sessions)):
             return quality, None
-        raced = functools.partial(timing.race, *sessions, largest, max_seconds=seconds)
+        raced = functools.partial(timing.race_each, *sessions, feeds, max_seconds=seconds)
         return quality, run.timings.race("result", raced)
     for session in sessions if run.plan.fixed is not None else ():
-        session.run_time(largest)  # they were made for this, and a glance is at warm sessions
+        session.run_time(feeds[0])  # they were made for this, and a glance is at warm sessions
     spare_seconds = max(_LEAST_TIMED_SECONDS, _TIMED_SHARE * (time.monotonic() - run.started))
-    return quality, timing.glance(*sessions, largest, max_seconds=spare_seconds)
+    return quality, timing.glance(*sessions, feeds[0], max_seconds=spare_seconds)
 
 
 def without_lossy(run: Run, done: RecipeResult) -> RecipeResult:

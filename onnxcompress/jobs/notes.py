@@ -67,3 +67,5 @@ def measurement_notes(
         yield "a run takes much memory: both models were scored with onnxruntime's optimizations off, and not timed"
     if verification.mode == "full" and latency is not None and latency.is_slower:
         yield f"the result is {latency.ratio:.2f} times as slow as the original"
+    if latency is not None and latency.prompt_ratio is not None:
+        yield f"the time is that of a step with a past; at a prompt it is {latency.prompt_ratio:.2f} of the original's"

@@ -51,7 +51,7 @@ def choose_feed(model: ir.Model, data: Any, options: DataOptions, *, seed: int) 
         ModelError: no synthetic inputs run.
     """
     if data is not None:
-        return evaluation_set.read(data, input_specs(model), options).largest()
+        return evaluation_set.read(data, input_specs(model), options, graph=model).largest()
     if fits_whole(model):
         with opened(model) as session:
             feeds = synthetic.runnable_feeds(model, session, seed=seed, count=1)

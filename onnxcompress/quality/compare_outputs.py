@@ -85,7 +85,7 @@ def measure(
     if name == "cosine":
         return quality.model_copy(update=_worst_cosine(quality.outputs, plan))
     was_all, now_all = (_scorable(each, whole=":" in name) for each in runs)
-    truth = judged.labels if metrics.needs_labels(name) else was_all
+    truth = was_all if judged.labels is None or not metrics.needs_labels(name) else _truth(judged.labels, was_all)
     was, now = _scored(score, was_all, truth, name), _scored(score, now_all, truth, name)
     interval = metrics.drop_interval(name, was_all, now_all, truth)
     scores = {"original": was, "compressed": now, "drop": metrics.fall(name, was, now), "drop_interval": interval}
@@ -205,14 +205,40 @@ def quality_notes(quality: Quality, limit: float | None) -> Iterator[str]:
 
 
 def _scorable(runs: Sequence[Mapping[str, Any]], *, whole: bool) -> Any:
-    """Return the first output over all samples; for a function of the user's all outputs, where there are several."""
+    """Return the first output over all samples; for a function of the user's all outputs, where there are several.
+
+    Where samples differ in shape a function of the user's is given lists of one array per sample, and other metrics
+    rows of scores, see `_rows`.
+    """
     found = {name: [np.atleast_1d(run[name]) for run in runs] for name in runs[0]}
-    uneven = next((name for name, arrays in found.items() if len({array.shape[1:] for array in arrays}) > 1), None)
-    if uneven is not None:
-        hint = "Leave --metric out: the loss is then estimated"
-        raise DataError(f"output {uneven!r} has another shape in each sample, which no metric joins", hint=hint)
-    joined = {name: np.concatenate(arrays) for name, arrays in found.items()}
-    return joined if whole and len(joined) > 1 else next(iter(joined.values()))
+    if not whole:
+        first = next(iter(found.values()))
+        return _rows(first) if _is_ragged(first) else np.concatenate(first)
+    ragged = any(_is_ragged(arrays) for arrays in found.values())
+    joined = {name: arrays if ragged else np.concatenate(arrays) for name, arrays in found.items()}
+    return joined if len(joined) > 1 else next(iter(joined.values()))
+
+
+def _is_ragged(arrays: Sequence[np.ndarray]) -> bool:
+    return len({array.shape[1:] for array in arrays}) > 1
+
+
+def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return scores of every position of every sample, float64 [positions, classes]; what a sample lacks is -inf."""
+    classes = max(array.shape[-1] for array in arrays)
+    rows = [array.reshape(-1, array.shape[-1]).astype(np.float64) for array in arrays if array.size]
+    wide = [np.pad(each, ((0, 0), (0, classes - each.shape[1])), constant_values=-np.inf) for each in rows]
+    return np.concatenate(wide) if wide else np.zeros((0, classes))
+
+
+def _truth(labels: np.ndarray, scores: Any) -> Any:
+    """Return labels in the form of what they are compared with: by sample, by position, or as they are."""
+    is_ragged = labels.dtype == object
+    if isinstance(scores, list) or (isinstance(scores, dict) and is_ragged):
+        return list(labels) if is_ragged else labels
+    if not isinstance(scores, np.ndarray) or scores.ndim != 2:
+        return np.concatenate(list(labels)) if is_ragged and not _is_ragged(list(labels)) else labels
+    return np.concatenate([np.ravel(each) for each in labels]) if is_ragged else labels
 
 
 def _scored(score: metrics.Metric, outputs: Any, truth: Any, name: str) -> float:

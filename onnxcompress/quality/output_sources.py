@@ -20,6 +20,7 @@ import onnx_ir as ir
 from ..graph import query
 from ..io import model_io
 from ..shapes.expose import expose
+from .cache_outputs import cache_outputs
 
 _CARRIERS = frozenset(
     {
@@ -102,6 +103,9 @@ def sources(model: ir.Model) -> dict[str, Source]:
     fixed = [i for i in model.graph.inputs if not i.is_initializer() and i.shape is not None and i.shape.rank()]
     is_fixed = bool(fixed) and all(isinstance(value.shape[0], int) for value in fixed if value.shape is not None)
     found = {output.name or "": (output, _source(output)) for output in model.graph.outputs}
+    states = [name for name, (_, source) in found.items() if source.ending is Ending.STATE]
+    for name in cache_outputs(model, states):
+        found[name] = found[name][0], Source(Ending.STATE, "attention")
     return {
         name: replace(source, counts_rows=is_fixed and _is_open(output), has_scores=_has_scores(output))
         for name, (output, source) in found.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +58,5 @@ def run(command: Sequence[str], folder: Path, *, most: int, keep: str, max_bytes
 
 def inherits_python_path(command: Sequence[str]) -> bool:
     """Say whether Python, as it is called, reads PYTHONPATH and runs a sitecustomize."""
-    name = os.path.basename(command[0])  # noqa: PTH119 - a word, perhaps no path
-    flags = [word for word in command[1:3] if word.startswith("-") and not word.startswith("--")]
-    return not (name.startswith("python") and any(set(flag) & set("IES") for flag in flags if flag[1:2] not in "cm"))
+    flags = itertools.takewhile(lambda word: word.startswith("-") and word[1:2] not in "cm-", command[1:])
+    return not (Path(command[0]).name.startswith("python") and any(set("IES") & set(flag) for flag in flags))

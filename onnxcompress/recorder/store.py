@@ -205,7 +205,11 @@ class KeptModel:
                     self.flush()
                 return None
         part = self.folder / f".{sample['file']}.part"
-        _write_npz(part, feed)
+        try:
+            _write_npz(part, feed)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         return PendingSample(self, part, {**sample, "bytes": part.stat().st_size})
 
     def _is_wanted(self, sample: Mapping[str, Any]) -> bool:
@@ -218,15 +222,15 @@ class KeptModel:
         """Return the sample that is given up first."""
         if self.store.settings["keep"] != "shapes":
             return max(samples, key=lambda each: each["key"])
-        counts = Counter(each["shapes"] for each in samples)
-        return max(samples, key=lambda each: (counts[each["shapes"]], each["key"]))
+        counts, kinds = Counter(each["shapes"] for each in samples), Counter(_kind(each) for each in samples)
+        return max(samples, key=lambda each: (counts[each["shapes"]], kinds[_kind(each)], each["key"]))
 
     def commit(self, sample: dict[str, Any], part: Path) -> None:
         """Put a sample in its place, and give up what is too much."""
         most_bytes = self.store.settings["max_bytes"]
         if sample["bytes"] > most_bytes:
             part.unlink()
-            self.note(f"a sample of {sample['bytes']:,} bytes is larger than all that may be kept ({most_bytes:,})")
+            self.note(f"samples that are larger than all that may be kept ({most_bytes:,} bytes) are left out")
             return
         with self.store.locked():
             part.replace(self.folder / sample["file"])
@@ -287,6 +291,11 @@ class PendingSample:
     def discard(self) -> None:
         """Leave it out: the runtime has refused it."""
         self._part.unlink(missing_ok=True)
+
+
+def _kind(sample: Mapping[str, Any]) -> str:
+    """Return the shapes with every size above one as the same: a prompt, a step with a cache, a step without."""
+    return re.sub(r"(?<=[:x])(?:[2-9]|[1-9][0-9]+)(?=x|$| )", "n", sample["shapes"])
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -72,6 +72,21 @@ class Latency(ReportValue):
     """Ends of the 90% interval of the ratio; not written where an older report is replayed."""
     trusted: bool = True
     """False where the machine was too busy for the figures to mean anything."""
+    prompt_original_ms: NotNegative | None = None
+    """At a prompt, where the samples of a model with a cache hold one; the figures above are at one step then."""
+    prompt_compressed_ms: NotNegative | None = None
+
+    @property
+    def prompt_ratio(self) -> float | None:
+        """`prompt_compressed_ms` / `prompt_original_ms`."""
+        if self.prompt_original_ms is None or self.prompt_compressed_ms is None:
+            return None
+        return self.prompt_compressed_ms / max(self.prompt_original_ms, 1e-9)
+
+    @property
+    def overall_ratio(self) -> float:
+        """Ratio by which candidates are chosen: that of a step, or its geometric mean with that of a prompt."""
+        return self.ratio if self.prompt_ratio is None else math.sqrt(self.ratio * self.prompt_ratio)
 
     @property
     def is_slower(self) -> bool:
@@ -127,6 +142,17 @@ def race(
             if is_over or a is b or _width(found) <= precision:
                 return found
             check = len(pairs) + 1 + len(pairs) // 4
+
+
+def race_each(
+    a: TimedSession, b: TimedSession, feeds: Sequence[Mapping[str, Any]], *, max_seconds: float = RACE_SECONDS
+) -> Latency:
+    """Time two sessions on one feed, or on a step and a prompt, each for its part of the time; see `race`."""
+    found = [race(a, b, feed, max_seconds=max_seconds / len(feeds)) for feed in feeds]
+    if len(found) == 1:
+        return found[0]
+    at_prompt = {"prompt_original_ms": found[1].original_ms, "prompt_compressed_ms": found[1].compressed_ms}
+    return found[0].model_copy(update={**at_prompt, "trusted": all(each.trusted for each in found)})
 
 
 def least_seconds(a: TimedSession, b: TimedSession) -> float:

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from ..base import size_limits
-from ..data import feeds as feed_facts
+from ..base import feed_facts, size_limits
 from ..errors import ModelError
 from ..graph import edit, query
 from ..io import model_io

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -16,11 +16,19 @@ _FORK_NODES = 400
 """Nodes behind an undecided If by which its branches are told apart; bounds the time, not measured."""
 
 
-def interpret(model: ir.Model, inferred: Shapes) -> Facts:
-    """Return what is known of every value of the main graph and its bodies."""
+def interpret(model: ir.Model, inferred: Shapes, *, sizes: Mapping[str, Dims] | None = None) -> Facts:
+    """Return what is known of every value of the main graph and its bodies.
+
+    Args:
+        model: its values have unique names.
+        inferred: by shape inference.
+        sizes: input -> dimensions, in place of those that inference gives.
+    """
     facts = Facts(inferred)
     for value in model.graph.inputs:
         facts.of(value)
+        if value.name in (sizes or {}):
+            facts.set(value, Fact((sizes or {})[value.name or ""]))
     _walk(model.graph, facts)
     return facts
 

@@ -27,7 +27,7 @@ def _trials(*, timings=None, timed=True, final=lambda _: None, count=3, checkpoi
     return Trials(
         LoadedModel(_model()),
         Evaluation(feeds=feeds, source="test"),
-        feeds[0],
+        feeds[:1],
         final=final,
         limit=0.01,
         prefer="balanced",
@@ -138,7 +138,7 @@ def test_races_time_candidates_without_scoring_them():
     timings = Timings({"known": LATENCY})
     feed = {"x": floats(2, 4)}
     base = LoadedModel(_model())
-    race = Races(base, feed, plan=OutputPlan.of(base.model), timings=timings, threads=1)
+    race = Races(base, [feed], plan=OutputPlan.of(base.model), timings=timings, threads=1)
     assert race(_model("1, 2, 3, 9"), "known") == 0.5
     assert 0 < race(_model("1, 2, 3, 9"), "new") < 100
     assert set(timings.used) == {"known", "new"}

@@ -222,3 +222,22 @@ def test_a_run_is_timed_where_it_runs(opens: contextlib.AbstractContextManager[N
     with opens:
         short, long = make(2), make(64)
     assert 5 < seconds(long) / seconds(short) < 200
+
+
+def test_a_step_and_a_prompt_are_timed_apart_and_weighed_together():
+    class Sleeper:
+        threads, provider, fastest_seconds = 1, "CPUExecutionProvider", 0.0
+
+        def __init__(self, **seconds):
+            self._seconds = seconds
+
+        def run_time(self, feed):
+            return RunTime(self._seconds["step" if "past" in feed else "prompt"])
+
+    feeds = [{"past": 1}, {"ids": 1}]
+    a, b = Sleeper(step=0.010, prompt=0.050), Sleeper(step=0.005, prompt=0.100)
+    found = timing.race_each(a, b, feeds, max_seconds=0.1)
+    assert (found.ratio, found.prompt_ratio) == (pytest.approx(0.5), pytest.approx(2.0))
+    assert found.overall_ratio == pytest.approx(1.0)
+    alone = timing.race_each(a, b, feeds[:1], max_seconds=0.1)
+    assert (alone.prompt_ratio, alone.overall_ratio) == (None, alone.ratio)
