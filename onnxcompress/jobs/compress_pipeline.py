@@ -293,7 +293,7 @@ class _PipelineRun:
             seconds=round(time.monotonic() - self._started, 3),
             cpu_seconds=round(cpu_seconds() - self._cpu, 3),
             peak_memory_bytes=peak_memory_bytes(),
-            changes=tuple(taken_back(parts, chosen)),
+            changes=tuple(taken_back(parts, chosen, self._tried[0][1].drop.value)),
             parts=entries,
             choices=tuple(tried_choice(choice, each, chosen) for choice, each in self._tried),
             shared_bytes=found,

@@ -46,8 +46,8 @@ def part_report(part: PipelinePart, chosen: PartCandidate, before: WholeRun, aft
     )
 
 
-def taken_back(parts: Sequence[PipelinePart], chosen: Mapping[str, PartCandidate]) -> list[Change]:
-    """Return a change for each part whose boldest candidate was not taken."""
+def taken_back(parts: Sequence[PipelinePart], chosen: Mapping[str, PartCandidate], together: float) -> list[Change]:
+    """Return a change for each part whose boldest candidate was not taken; `together` is the loss with all of them."""
     found = []
     for part in parts:
         boldest, taken = part.candidates[0], chosen[part.name]
@@ -58,7 +58,10 @@ def taken_back(parts: Sequence[PipelinePart], chosen: Mapping[str, PartCandidate
                     pass_name="pipeline",
                     target=part.name,
                     action=Action.ROLLED_BACK,
-                    reason=f"{boldest.label} alone costs the whole {loss:.4g}: {taken.label} is taken in its place",
+                    reason=(
+                        f"with the boldest candidate of each part the whole loses {together:.4g}, with {boldest.label} "
+                        f"here alone {loss:.4g}: {taken.label} is taken in its place"
+                    ),
                     bytes_before=boldest.bytes,
                     bytes_after=taken.bytes,
                 )
