@@ -143,4 +143,16 @@ def _same_sign(converted: np.ndarray, array: np.ndarray) -> bool:
 
 def _refusal(array: np.ndarray, spec: TensorSpec, where: str, why: str) -> DataError:
     found = f"the data has {array.dtype} {list(array.shape)}"
-    return DataError(f"input {spec} expected, {found}" + (f" ({why})" if why else ""), where=where)
+    message = f"input {spec} expected, {found}" + (f" ({why})" if why else "")
+    return DataError(message, where=where, hint=_layout_hint(array.shape, spec))
+
+
+def _layout_hint(shape: tuple[int, ...], spec: TensorSpec) -> str:
+    """Say how pictures whose channels are at the other end are turned; "" where that would not do."""
+    if len(shape) != 4 or fits(shape, spec):
+        return ""
+    for now, order in (("last", (0, 3, 1, 2)), ("first", (0, 2, 3, 1))):
+        if fits([shape[axis] for axis in order], spec):
+            moved = ", ".join(map(str, order))
+            return f"The channels of the data are {now}, the model takes them elsewhere: save x.transpose({moved})"
+    return ""

@@ -143,6 +143,15 @@ def test_what_does_not_fit_is_an_error_that_shows_both_sides(array: np.ndarray, 
         _load({"x": array})
 
 
+def test_pictures_in_the_other_layout_are_refused_with_the_order_that_fits():
+    with pytest.raises(DataError) as refused:
+        _load({"x": floats(2, 4, 4, 3)})
+    assert refused.value.hint.endswith("save x.transpose(0, 3, 1, 2)")
+    with pytest.raises(DataError) as refused:
+        _load({"x": floats(2, 5, 4, 3)})
+    assert not refused.value.hint
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint8, np.int64, np.bool_, ">f4"])
 def test_types_are_converted_where_nothing_is_lost(dtype: Any):
     x = np.arange(48).reshape(1, 3, 4, 4).astype(dtype)
