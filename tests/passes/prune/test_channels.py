@@ -549,7 +549,7 @@ def test_heads_and_their_dimensions_are_cut_and_the_model_still_says_the_same():
 
 def test_the_recipe_runs_and_prunes_before_int8(tmp_path):
     model = oc.load(MODELS / "mbv2.onnx")
-    images = next(iter(np.load(MODELS / "fmnist_calib.npz").values()))[:40]
+    images = next(iter(np.load(MODELS / "fmnist_calib.npz").values()))[:16]
     x = np.asarray(images, np.float32).reshape(-1, 1, 28, 28)
     settings = ["prune-channels.keep_macs=0.8", "prune-channels.distill_steps=0", "prune-channels.rounds=1"]
     result = oc.compress(model, recipe="prune", data={"x": x}, settings=settings, max_drop=1.0)
