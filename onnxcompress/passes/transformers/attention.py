@@ -69,7 +69,6 @@ class Attention:
 class _Scores:
     query: ir.Value
     key: Heads
-    key_value: ir.Value
     scale: float = 1.0
     masks: tuple[Mask, ...] = ()
 
@@ -91,6 +90,32 @@ def recognise(softmax: ir.Node, scene: Scene, ctx: RewriteContext) -> Attention 
     if ctx.shapes.dtype(softmax.outputs[0]) != ir.DataType.FLOAT:
         return "its type is not float32"
     return _checked(scores, product, scene, ctx)
+
+
+def recognise_operator(node: ir.Node, scene: Scene, ctx: RewriteContext) -> Attention | None:
+    """Return the block of an Attention whose heads, cache or shared keys are still spelled out, None for others."""
+    known = {"scale", "is_causal", "softcap", "qk_matmul_output_mode", "softmax_precision"}
+    inputs = [*node.inputs, *[None] * (7 - len(node.inputs))]
+    is_plain = not any(query.attribute(node, name, 0) for name in ("is_causal", "softcap"))
+    if not is_plain or set(node.attributes) - known or len(node.outputs) != 1 or any(inputs[4:]):
+        return None
+    dims = [scene.dims(value, ctx) for value in inputs[:3]]
+    size = dims[0][-1].as_int() if dims[0] is not None else None
+    masked = inputs[3] is None or ctx.shapes.dtype(inputs[3]) == ir.DataType.FLOAT
+    if any(d is None or len(d) != 4 for d in dims) or not size or not masked:
+        return None
+    masks = () if inputs[3] is None else (Mask(inputs[3]),)
+    scale = query.attribute(node, "scale", size**-0.5)
+    queries, keys = operand(node, 0), operand(node, 1)
+    scores = _Scores(queries, heads_of(keys, scene, ctx), scale, masks)
+    found = _checked(scores, node, scene, ctx, port=2)
+    if not isinstance(found, Attention):
+        return None
+    return found if found.repeats > 1 or found.cache is not None or _is_joined(found) else None
+
+
+def _is_joined(found: Attention) -> bool:
+    return found.joined is not None and None not in (found.query.joined, found.key.joined, found.value.joined)
 
 
 def _product_of(weights: ir.Value) -> ir.Node | None:
@@ -156,16 +181,18 @@ def _product(node: ir.Node, scene: Scene, ctx: RewriteContext) -> _Scores | None
     if turned is None:
         return None
     if turned.split is None:
-        return _Scores(queries, turned, keys, scale)
+        return _Scores(queries, turned, scale)
     plain = turned.split
     while (found := unscaled(plain)) is not None:
         plain, scale = found[0], scale * found[1]
-    return _Scores(queries, heads_of(plain, scene, ctx), plain, scale)
+    return _Scores(queries, heads_of(plain, scene, ctx), scale)
 
 
-def _checked(scores: _Scores, product: ir.Node, scene: Scene, ctx: RewriteContext) -> Attention | str | None:
-    """Return the block, if its sizes suit."""
-    values = operand(product, 1)
+def _checked(
+    scores: _Scores, product: ir.Node, scene: Scene, ctx: RewriteContext, port: int = 1
+) -> Attention | str:
+    """Return the block, if its sizes suit; values are the input `port` of the last node."""
+    values = operand(product, port)
     result = product.outputs[0]
     ranks = [None if d is None else len(d) for d in (scene.dims(scores.query, ctx), scene.dims(values, ctx))]
     if ranks[0] != ranks[1] or ranks[0] not in (3, 4):

@@ -26,12 +26,14 @@ from ...io import model_io
 from ...targets import facts as targets
 from ..raise_opset import raise_opset
 from ..rewriting import Refusal, Rewrite, RewriteContext, rewrite
-from .attention import recognise
+from .attention import recognise, recognise_operator
 from .attention_writer import STANDARD_OPSET, AttentionForm, form_problem, write
 from .masks import mask_problem
 from .rotary import rotary_rule
 from .scene import Scene
 
+_ROOTS = ("Softmax", "Attention")
+"""Nodes at which a block is looked for."""
 _NO_SLOWER = 0.99
 """Times count as shorter from here on: less is within the noise of paired runs. Chosen by judgement."""
 
@@ -48,7 +50,7 @@ class FuseTransformers(LosslessPass):
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of the model but local functions, which can't hold constants."""
-        if not any(query.is_op(node, "Softmax") for node in query.nodes(model)):
+        if not any(query.is_op(node, *_ROOTS) for node in query.nodes(model)):
             return []
         form = self._form(model, context)
         if isinstance(form, str) and form in ("standard", "microsoft"):
@@ -102,7 +104,7 @@ class FuseTransformers(LosslessPass):
                 return changes
             turned = functools.partial(_rotary, scene=Scene())
             changes += rewrite(model, context, self.name, {"Add": [turned]})
-        return changes + rewrite(model, context, self.name, {"Softmax": [rule]})
+        return changes + rewrite(model, context, self.name, dict.fromkeys(_ROOTS, [rule]))
 
     def _has_attention(self, model: ir.Model, context: Context) -> bool:
         """Say whether there is an attention block to write, so that the opset is raised for something."""
@@ -111,23 +113,23 @@ class FuseTransformers(LosslessPass):
             isinstance(self._attention(node, ctx, form="standard", scene=scene), Rewrite)
             for graph in query.graphs_outside_functions(model)
             for node in graph
-            if query.is_op(node, "Softmax")
+            if query.is_op(node, *_ROOTS)
         )
 
     def _attention(
         self, node: ir.Node, ctx: RewriteContext, *, form: AttentionForm, scene: Scene
     ) -> Rewrite | Refusal | None:
-        """Look for the attention around a Softmax."""
-        found = recognise(node, scene, ctx)
+        """Look for the attention around a Softmax, or an Attention that does not hold all of it yet."""
+        find = recognise if query.is_op(node, "Softmax") else recognise_operator
+        found = find(node, scene, ctx)
         if found is None:
+            return None
+        if form == "microsoft" and query.is_op(node, "Attention"):
             return None
         kind = "Attention" if form == "standard" else "MultiHeadAttention"
         problem = found if isinstance(found, str) else form_problem(found, form) or mask_problem(found, scene, ctx)
         if problem is not None or isinstance(found, str):
             return Refusal(target=query.label(node), reason=f"no {kind}: {problem}")
-        result = found.joined or found.result
-        if not edit.can_replace(result, result):
-            return None
         shared = f", {found.repeats} queries to each key" if found.repeats > 1 else ""
         cached = " with its cache" if found.cache is not None else ""
         return Rewrite(

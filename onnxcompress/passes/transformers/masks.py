@@ -21,7 +21,7 @@ def mask_problem(found: Attention, scene: Scene, ctx: RewriteContext) -> str | N
     """Return why the masks of a block can't be given to an operator, None where they can."""
     for mask in found.masks:
         dims = scene.dims(mask.value, ctx)
-        if dims is None or len(dims) > (4 if found.heads else 3):
+        if (dims is None and not found.heads) or len(dims or ()) > (4 if found.heads else 3):
             return f"the rank of its mask {mask.value.name} is not known"
         if mask.fill is None and ctx.shapes.dtype(mask.value) != ir.DataType.FLOAT:
             return f"the type of its mask {mask.value.name} is not float32"
@@ -47,8 +47,9 @@ class MaskWriter:
         for other, sizes in parts[1:]:
             summed = self._shared((total, other), "Add", [total, other])
             total, dims = summed, _broadcast(dims, sizes)
-        total, dims = self._in_axes(total, dims)
-        return self._with_rows(total, dims)
+        if dims is None:
+            return self._with_rows(total, ())
+        return self._with_rows(*self._in_axes(total, dims))
 
     def _shared(self, key: object, op_type: str, inputs: list[ir.Value | None], **attributes: int) -> ir.Value:
         def make() -> ir.Value:
@@ -68,9 +69,9 @@ class MaskWriter:
 
         return self._scene.shared(self._anchor, ("constant", key), make)
 
-    def _added(self, mask: Mask) -> tuple[ir.Value, Dims]:
+    def _added(self, mask: Mask) -> tuple[ir.Value, Dims | None]:
         """Return a mask as numbers to be added, with its dimensions."""
-        dims = self._scene.dims(mask.value, self._ctx) or ()
+        dims = self._scene.dims(mask.value, self._ctx)
         if mask.fill is None:
             return mask.value, dims
         fill, none = self._number(mask.fill, np.float32), self._number(0.0, np.float32)
@@ -89,10 +90,15 @@ class MaskWriter:
         return wide, (*[_ONE] * missing, *dims)
 
     def _with_rows(self, mask: ir.Value, dims: Dims) -> ir.Value:
-        """Return a mask that has a row for every query: the runtime's operators don't repeat one row."""
+        """Return a mask that has a row for every query: the runtime's operators don't repeat one row.
+
+        One of unknown rank (no dimensions) gets four axes by the same Expand.
+        """
         queries = self._found.query.split
         sizes = self._scene.dims(queries, self._ctx)
-        if queries is None or sizes is None or dims[-2] == sizes[-2]:
+        assert queries is not None
+        assert sizes is not None
+        if len(dims) > 1 and dims[-2] == sizes[-2]:
             return mask
         if len(dims) == 2:
             mask, dims = self._unsqueezed(mask, dims)
@@ -120,8 +126,10 @@ class MaskWriter:
         return self._shared(key, "Gather", [shape, self._number([place], np.int64)], axis=0)
 
 
-def _broadcast(a: Dims, b: Dims) -> Dims:
+def _broadcast(a: Dims | None, b: Dims | None) -> Dims | None:
     """Return the dimensions of a sum, as far as they decide anything here: those that are not 1."""
+    if a is None or b is None:
+        return None
     longest = max(len(a), len(b))
     wide = [(*[_ONE] * (longest - len(d)), *d) for d in (a, b)]
     return tuple(y if is_one(x) else x for x, y in zip(*wide, strict=True))
