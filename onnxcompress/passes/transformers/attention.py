@@ -188,9 +188,7 @@ def _product(node: ir.Node, scene: Scene, ctx: RewriteContext) -> _Scores | None
     return _Scores(queries, heads_of(plain, scene, ctx), scale)
 
 
-def _checked(
-    scores: _Scores, product: ir.Node, scene: Scene, ctx: RewriteContext, port: int = 1
-) -> Attention | str:
+def _checked(scores: _Scores, product: ir.Node, scene: Scene, ctx: RewriteContext, port: int = 1) -> Attention | str:
     """Return the block, if its sizes suit; values are the input `port` of the last node."""
     values = operand(product, port)
     result = product.outputs[0]
@@ -208,7 +206,11 @@ def _checked(
         few = unrepeated(keys, scene, ctx), unrepeated(values, scene, ctx)
         if few[0] is not None and few[1] is not None:
             key_heads, value_heads, keys = heads_of(few[0], scene, ctx), few[1], few[0]
-    counts = [_count(scores.query, 1, scene, ctx), _key_count(key_heads, scene, ctx), _count(value_heads, 1, scene, ctx)]
+    counts = [
+        _count(scores.query, 1, scene, ctx),
+        _key_count(key_heads, scene, ctx),
+        _count(value_heads, 1, scene, ctx),
+    ]
     if None in counts or not counts[0] or not counts[1] or counts[1] != counts[2] or counts[0] % counts[1]:
         return "the numbers of heads are not known, or don't suit"
     repeats = counts[0] // counts[1]

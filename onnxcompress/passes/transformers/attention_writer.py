@@ -35,17 +35,15 @@ def form_problem(found: Attention, form: AttentionForm) -> str | None:
 
 def write(found: Attention, form: AttentionForm, scene: Scene, ctx: RewriteContext) -> None:
     """Put the operator in the place of the block."""
-    result = found.result if found.joined is None else found.joined
-    anchor = result.producer()
-    assert anchor is not None
     parts = (found.query, found.key, found.value)
     flat = found.heads is not None and found.joined is not None and all(part.joined is not None for part in parts)
+    result = found.joined if found.joined is not None and (flat or form == "microsoft") else found.result
+    anchor = result.producer()
+    assert anchor is not None
     if form == "microsoft":
         operands, attributes = _microsoft(found, anchor, ctx)
     else:
         operands, attributes = _standard(found, anchor, ctx, flat=flat)
-        if not flat:
-            result = found.result
     mask = MaskWriter(found, anchor, scene, ctx, four=form == "microsoft").written()
     caches = [None, None] if found.cache is None else [part.past for part in found.cache]
     inputs = [*operands, *([None, None] if form == "microsoft" else []), mask, *caches]
@@ -75,9 +73,7 @@ def _standard(
     return [part.in_heads(anchor, ctx) for part in parts], attributes
 
 
-def _microsoft(
-    found: Attention, anchor: ir.Node, ctx: RewriteContext
-) -> tuple[list[ir.Value | None], dict[str, int]]:
+def _microsoft(found: Attention, anchor: ir.Node, ctx: RewriteContext) -> tuple[list[ir.Value | None], dict[str, int]]:
     assert found.heads is not None
     ctx.model.opset_imports.setdefault(MICROSOFT, 1)
     together: list[ir.Value | None] = [_memory(part, anchor, ctx) for part in (found.key, found.value)]

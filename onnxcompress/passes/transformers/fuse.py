@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from ...base.gate import Gate, Memo
 from ...core import Action, Change, Context, LosslessPass
-from ...graph import edit, query
+from ...graph import query
 from ...io import model_io
 from ...targets import facts as targets
 from ..raise_opset import raise_opset
@@ -104,7 +104,7 @@ class FuseTransformers(LosslessPass):
                 return changes
             turned = functools.partial(_rotary, scene=Scene())
             changes += rewrite(model, context, self.name, {"Add": [turned]})
-        return changes + rewrite(model, context, self.name, dict.fromkeys(_ROOTS, [rule]))
+        return changes + rewrite(model, context, self.name, dict.fromkeys(_ROOTS, (rule,)))
 
     def _has_attention(self, model: ir.Model, context: Context) -> bool:
         """Say whether there is an attention block to write, so that the opset is raised for something."""

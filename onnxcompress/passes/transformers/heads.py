@@ -18,8 +18,6 @@ from .scene import Dims, Scene, is_one, maker, operand, perm
 
 _HEADS_FIRST = (0, 2, 1, 3)
 _KEY_ROWS = (0, 2, 3, 1)
-_MOST_STEPS = 16
-"""Nodes that are followed from a product to the activations that are cut into heads. Chosen by judgement."""
 
 
 @dataclass(frozen=True)

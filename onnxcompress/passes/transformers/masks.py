@@ -59,7 +59,7 @@ class MaskWriter:
         return self._scene.shared(self._anchor, (op_type, key), make)
 
     def _number(self, number: object, dtype: type) -> ir.Value:
-        array = np.array(number, dtype)
+        array: np.ndarray = np.array(number, dtype)
         key = (str(array.dtype), array.tobytes(), array.shape)
 
         def make() -> ir.Value:

@@ -163,7 +163,7 @@ def _table(value: ir.Value) -> np.ndarray | None:
     return table if table is not None and table.ndim == 2 else None
 
 
-def _half(value: ir.Value, anchor: ir.Node, scene: Scene, ctx: RewriteContext) -> ir.Value:
+def _half(value: ir.Value, anchor: ir.Node, ctx: RewriteContext) -> ir.Value:
     """Make half of cos or sin."""
     nodes, source = _chain(value)
     table = _table(source)
@@ -177,7 +177,7 @@ def _half(value: ir.Value, anchor: ir.Node, scene: Scene, ctx: RewriteContext) -
         rows = ctx.add_constant(anchor, f"{gather.name}_half", np.ascontiguousarray(table[:, : table.shape[1] // 2]))
         made = edit.insert_before(anchor, ctx.names, "Gather", [rows, gather.inputs[1]]).outputs[0]
     for node in reversed(nodes):
-        attributes = {name: attribute for name, attribute in node.attributes.items()}
+        attributes = dict(node.attributes)
         made = edit.insert_before(
             anchor, ctx.names, node.op_type, [made, *node.inputs[1:]], attributes=attributes
         ).outputs[0]
@@ -186,7 +186,7 @@ def _half(value: ir.Value, anchor: ir.Node, scene: Scene, ctx: RewriteContext) -
 
 def _write(found: Rotary, node: ir.Node, scene: Scene, ctx: RewriteContext) -> None:
     factors = [
-        scene.shared(node, ("half", value), lambda value=value: _half(value, node, scene, ctx))  # type: ignore[misc]
+        scene.shared(node, ("half", value), lambda value=value: _half(value, node, ctx))  # type: ignore[misc]
         for value in (found.cos, found.sin)
     ]
     x = found.x
@@ -199,9 +199,7 @@ def _write(found: Rotary, node: ir.Node, scene: Scene, ctx: RewriteContext) -> N
     assert cut is not None
     assert turn is not None
     heads = (ctx.shapes.shape(x.split) or ())[1]
-    made = edit.insert_before(
-        node, ctx.names, "RotaryEmbedding", [x.joined, *factors], attributes={"num_heads": heads}
-    )
+    made = edit.insert_before(node, ctx.names, "RotaryEmbedding", [x.joined, *factors], attributes={"num_heads": heads})
     rows = edit.insert_before(
         node, ctx.names, "Reshape", [made.outputs[0], *cut.inputs[1:]], attributes=dict(cut.attributes)
     )
