@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.core import Context
+from onnxcompress.passes.transformers.attention_writer import AttentionForm
 from onnxcompress.passes.transformers.fuse import FuseTransformers
 from tests.lossless import applied, kinds, parsed, reasons, run_plain
 
@@ -47,7 +48,8 @@ SPELLINGS = {
         f" mask = Where(keep, zero, lowest) m = Add(s, mask) a = Softmax<axis = -1>(m) nan = IsNaN(a)"
         f" p = Where(nan, zero, a) {JOIN}"),
     "torch.export sdpa": (
-        "", f"{HEADS} qs = Mul(q4, quarter) km = Reshape(k4, merged3) kt3 = Transpose<perm = [0, 2, 1]>(km) kt = Reshape(kt3, turned)"
+        "", f"{HEADS} qs = Mul(q4, quarter) km = Reshape(k4, merged3)"
+        " kt3 = Transpose<perm = [0, 2, 1]>(km) kt = Reshape(kt3, turned)"
         f" ks = Mul(kt, quarter) s = MatMul(qs, ks) p = Softmax<axis = -1>(s) {JOIN}"),
     "keys masked by a row": (
         "int64[B, T] keep", f"{HEADS} {TURN} u = Unsqueeze(keep, middle) fl = Cast<to = 1>(u) n = Sub(one, fl)"
@@ -87,6 +89,7 @@ def feeds_of(model: ir.Model) -> list[dict[str, np.ndarray]]:
         feed: dict[str, np.ndarray] = {}
         for value in model.graph.inputs:
             assert value.name
+            assert value.dtype
             shape = [d if isinstance(d, int) else sizes[str(d)] for d in value.shape or ()]
             if value.name in ("keep", "drop"):
                 kept = generator.random(shape) < 0.7
@@ -104,7 +107,7 @@ def feeds_of(model: ir.Model) -> list[dict[str, np.ndarray]]:
     return made
 
 
-def fused(model: ir.Model, form: str = "standard") -> list[str]:
+def fused(model: ir.Model, form: AttentionForm = "standard") -> list[str]:
     """Fuse, and check that outputs stay the same at every size; return the operators that are left."""
     feeds = feeds_of(model)
     before = [run_plain(model, feed) for feed in feeds]
@@ -138,7 +141,7 @@ CACHE = f"float[B, {H}, P, {D}] pk, float[B, {H}, P, {D}] pv"
 
 
 @pytest.mark.parametrize("form", ["standard", "microsoft"])
-def test_a_cache_goes_into_the_operator(form: str) -> None:
+def test_a_cache_goes_into_the_operator(form: AttentionForm) -> None:
     body = (
         f"{HEADS} ck = Concat<axis = 2>(pk, k4) cv = Concat<axis = -2>(pv, v4) kt = Transpose<perm = [0, 1, 3, 2]>(ck)"
         " s = MatMul(q4, kt) d = Div(s, root) m = Add(d, mask) p = Softmax<axis = -1>(m) o = MatMul(p, cv)"

@@ -13,8 +13,8 @@ from tests.lossless import kinds, parsed, reasons, run_plain
 H, D = 2, 8
 E = H * D
 NUMBERS = (
-    f"int64[4] cut = {{0, 0, {H}, {D}}}, int64[3] join = {{0, 0, {E}}}, int64[1] zero = {{0}}, int64[1] half = {{{D // 2}}},"
-    f"int64[1] all = {{{D}}}, int64[1] most = {{9223372036854775807}}, int64[1] last = {{-1}}, int64[1] one = {{1}},"
+    f"int64[4] cut = {{0, 0, {H}, {D}}}, int64[3] join = {{0, 0, {E}}}, int64[1] zero = {{0}},"
+    f"int64[1] half = {{{D // 2}}}, int64[1] most = {{9223372036854775807}}, int64[1] last = {{-1}}, int64[1] one = {{1}},"
     f"float[{D // 2}] speed = {{1, 0.5, 0.1, 0.01}}, float warm = {{0.9}}"
 )
 ANGLES = "pf = Cast<to = 1>(pos) pu = Unsqueeze(pf, last) f = Mul(pu, speed)"
@@ -26,7 +26,10 @@ SCALED = (
 LOOKED_UP = "c0 = Gather(tc, pos) s0 = Gather(ts, pos) c = Unsqueeze(c0, one) s = Unsqueeze(s0, one)"
 SLICES = "{0}1 = Slice({0}4, zero, half, last) {0}2 = Slice({0}4, half, most, last)"
 SPLIT = "{0}1, {0}2 = Split<axis = -1, num_outputs = 2>({0}4)"
-TURN = " {0}n = Neg({0}2) {0}t = Concat<axis = -1>({0}n, {0}1) {0}c = Mul({0}4, c) {0}s = Mul({0}t, s) {0}r = Add({0}c, {0}s)"
+TURN = (
+    " {0}n = Neg({0}2) {0}u = Concat<axis = -1>({0}n, {0}1) {0}c = Mul({0}4, c) {0}s = Mul({0}u, s)"
+    " {0}r = Add({0}c, {0}s)"
+)
 
 
 def model_of(factors: str, halves: str, turn: str = TURN, differ: bool = False) -> ir.Model:
@@ -59,8 +62,9 @@ def fused(model: ir.Model) -> tuple[list[str], str]:
     feeds = []
     for batch, seq in ((1, 1), (2, 5)):
         generator = np.random.default_rng(seq)
-        feed = {x: generator.standard_normal((batch, seq, E), np.float32) for x in "qkv"}
-        feeds.append({**feed, "pos": generator.integers(0, 12, (batch, seq))})
+        feed: dict[str, np.ndarray] = {x: generator.standard_normal((batch, seq, E), np.float32) for x in "qkv"}
+        feed["pos"] = generator.integers(0, 12, (batch, seq))
+        feeds.append(feed)
     before = [run_plain(model, feed)["y"] for feed in feeds]
     changes = FuseTransformers(form="standard").run(model, Context())
     for feed, expected in zip(feeds, before, strict=True):
