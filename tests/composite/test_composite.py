@@ -107,7 +107,7 @@ def test_a_sentence_encoder_compares_a_query_with_documents(tmp_path):
 
 
 def test_what_is_no_layout_is_said(tmp_path, folder):
-    with pytest.raises(UsageError, match=r"holds no \.onnx file"):
+    with pytest.raises(ModelError, match=r"holds no \.onnx file"):
         layouts.recognise(tmp_path)
     (folder / "generation_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UsageError, match="no configuration says eos_token_id and decoder_start_token_id"):
@@ -118,7 +118,7 @@ def test_what_is_no_layout_is_said(tmp_path, folder):
     alone = tmp_path / "alone"
     toys.decoder(alone / "decoder_with_past_model.onnx", past=True)
     toys.decoder(alone / "other.onnx", past=False)
-    with pytest.raises(UsageError, match="neither encoder and decoder"):
+    with pytest.raises(ModelError, match="neither encoder and decoder"):
         layouts.recognise(alone)
 
 
