@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..composite.folders import model_files
 from ..errors import LimitError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -69,12 +70,7 @@ class Several:
     def _check_folders(self) -> None:
         """Refuse a folder without models before anything heavy is imported."""
         for path in self.models:
-            if (
-                self.function is None
-                and path.is_dir()
-                and not any(path.glob("*.onnx"))
-                and not any(path.glob("*/*.onnx"))
-            ):
+            if self.function is None and path.is_dir() and not model_files(path):
                 raise ModelError(
                     "holds no .onnx file", where=str(path), hint="Give a folder with the models of a pipeline"
                 )

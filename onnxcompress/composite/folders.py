@@ -1,4 +1,4 @@
-"""Where the models of a pipeline are in a folder; imports nothing heavy, so that an empty folder is refused at once."""
+"""Places of the models of a pipeline in a folder; imports nothing heavy, so that an empty folder is refused at once."""
 
 from __future__ import annotations
 
