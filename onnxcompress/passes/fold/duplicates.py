@@ -94,9 +94,7 @@ class ShareDuplicates(LosslessPass):
                 corners[_corner(value, transposed=False)].append(value)
         return changes
 
-    def _read_transposed(
-        self, one: ir.Value, other: ir.Value, model: ir.Model, context: Context
-    ) -> Change | None:
+    def _read_transposed(self, one: ir.Value, other: ir.Value, model: ir.Model, context: Context) -> Change | None:
         """Let the readers of one of two matrices read the other, if a Gemm is all that reads it."""
         for removed, kept in ((one, other), (other, one)):
             readers = list(removed.uses())
