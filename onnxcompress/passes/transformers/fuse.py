@@ -47,7 +47,7 @@ class FuseTransformers(LosslessPass):
 
     form: Literal["auto", "standard", "microsoft"] = "auto"
     """standard: Attention and RotaryEmbedding; the opset is raised to 23. microsoft: onnxruntime's MultiHeadAttention,
-    at the model's opset. auto: on cpu the fastest of both and of what stands there; nothing on other targets."""
+    at the model's opset. auto: on cpu the fastest of both and of the spelled form; nothing on other targets."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of the model but local functions, which can't hold constants."""

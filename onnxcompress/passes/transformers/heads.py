@@ -17,7 +17,9 @@ from ..rewriting import RewriteContext
 from .scene import Dims, Scene, is_one, maker, operand, perm
 
 _HEADS_FIRST = (0, 2, 1, 3)
+"""Order of axes from rows to heads and back; a definition."""
 _KEY_ROWS = (0, 2, 3, 1)
+"""Order of axes from rows to turned keys; a definition."""
 
 
 @dataclass(frozen=True)
