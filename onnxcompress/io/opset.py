@@ -21,7 +21,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 _SAMPLING_OPSET = 11
 """Opset from which on Resize says at which coordinates it samples."""
 _HARDMAX_OPSET = 13
-"""Opset from which on Hardmax covers one axis, before over all from one on; the converter changes nothing."""
+"""Opset from which on Hardmax compares along one axis, before along all from one on; the converter changes nothing."""
 _FLATTENING = ("Hardmax", "LogSoftmax", "Softmax")
 """The operators of which that is true; the converter knows the other two."""
 _GROUP_NORM_OPSET = 21
@@ -67,7 +67,7 @@ def _unconverted(model: ir.Model, current: int, version: int) -> str | None:
         if node.op_type == "GroupNormalization" and low < _GROUP_NORM_OPSET <= high:
             return f"GroupNormalization has other scales from opset {_GROUP_NORM_OPSET} on"
         if node.op_type == "Hardmax" and low < _HARDMAX_OPSET <= high and _int(node, "axis", 1) != -1:
-            return f"Hardmax covers other axes from opset {_HARDMAX_OPSET} on"
+            return f"Hardmax compares along other axes from opset {_HARDMAX_OPSET} on"
     for function in model.functions.values():  # runtimes read their bodies by the opset of the model
         own = function.opset_imports.get("", function.opset_imports.get("ai.onnx", current))
         broken = sorted({node.op_type for node in function.all_nodes() if not _stays_valid(node, own, version)})

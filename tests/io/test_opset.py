@@ -56,7 +56,7 @@ REFUSED = {"Hardmax": 13, "GroupNormalization": 21}
 
 
 def model_of(name: str, *, quantized: bool = False) -> onnx.ModelProto:
-    """Return a model of one operator; `quantized`: behind a product on integers and an operator of onnxruntime."""
+    """Return a model of one operator; `quantized` puts a product on integers before it."""
     opset, kind, attributes, constants = CHANGED[name]
     nodes, before = [], "x"
     if quantized:

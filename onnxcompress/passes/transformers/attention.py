@@ -17,13 +17,13 @@ from .heads import HeadLayout, end_of_join, heads_of, turned_key, unrepeated
 from .scene import Dims, Scene, maker, operand, unscaled
 
 _LOWEST = -1e8
-"""Scores that a Where replaces by this or less count for nothing: float32 has 24 bits, so that a sum with it rounds to
-it as far as any scores below 4 are concerned, and their exponential is 0 beside any other. Chosen by the format."""
+"""Scores that a Where replaces by this or less have no effect: float32 has 24 bits, so that a sum with it rounds to it as far
+as any scores below 4 are concerned, and their exponential is 0 beside any other. Chosen by the format."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Summand of the scores: a value, or where a `fill` is given, that number where a condition is `when`."""
+    """Term added to scores: a value, or where a `fill` is given, that number where a condition is `when`."""
 
     value: ir.Value
     fill: float | None = None

@@ -6,8 +6,9 @@
 Keys and values that a cache is joined to, and those that groups of queries share, go into the operator as they are:
 nothing is copied for every query. RMSNorm follows by itself, since `fuse-patterns` writes it where the opset has it.
 
-SkipLayerNormalization, SkipSimplifiedLayerNormalization and GroupQueryAttention are not written: they were measured to
-be slower than what they replace. Gelu, BiasGelu and QuickGelu are found by the runtime itself.
+What is not written, since it was measured to be slower than what it replaces (see the decisions):
+SkipLayerNormalization, SkipSimplifiedLayerNormalization and GroupQueryAttention. Gelu, BiasGelu and QuickGelu are found
+by the runtime itself.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ _NO_SLOWER = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class FuseTransformers(LosslessPass):
-    """Replaces spelled-out attention and rotary embeddings by one operator each, where that is measured faster."""
+    """Replaces spelled-out attention and rotary embeddings by one operator each, where measured to be faster."""
 
     name: ClassVar[str] = "fuse-transformers"
 
     form: Literal["auto", "standard", "microsoft"] = "auto"
     """standard: Attention and RotaryEmbedding; the opset is raised to 23. microsoft: onnxruntime's MultiHeadAttention,
-    at the model's opset. auto: on cpu the fastest of both and of the original form; nothing on other targets."""
+    at the model's opset. auto: on cpu the fastest of both and of the spelled form; nothing on other targets."""
 
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Rewrite every graph of the model but local functions, which can't hold constants."""

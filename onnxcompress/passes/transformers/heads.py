@@ -17,9 +17,9 @@ from ..rewriting import RewriteContext
 from .scene import Dims, Scene, is_one, maker, operand, perm
 
 _HEADS_FIRST = (0, 2, 1, 3)
-"""Permutation from [B, S, H, D] to [B, H, S, D], and back."""
+"""Order of axes from rows to heads and back; a definition."""
 _KEY_ROWS = (0, 2, 3, 1)
-"""Permutation from [B, S, H, D] to the turned keys [B, H, D, S]."""
+"""Order of axes from rows to turned keys; a definition."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Scene:
     def shared(self, anchor: ir.Node, key: Hashable, make: Callable[[], ir.Value]) -> ir.Value:
         """Return what was made under a key in the graph of a node, or make it.
 
-        Blocks are rewritten in the order of the graph, so that the first one's node comes before the others.
+        Blocks are rewritten in the order of the graph, so that the first one's node precedes the others.
         """
         place = (id(anchor.graph), key)
         found = self._shared.get(place)

@@ -14,8 +14,8 @@ H, D = 2, 8
 E = H * D
 NUMBERS = (
     f"int64[4] cut = {{0, 0, {H}, {D}}}, int64[3] join = {{0, 0, {E}}}, int64[1] zero = {{0}},"
-    f"int64[1] half = {{{D // 2}}}, int64[1] most = {{9223372036854775807}}, int64[1] last = {{-1}},"
-    " int64[1] one = {1},"
+    f"int64[1] half = {{{D // 2}}}, int64[1] most = {{9223372036854775807}}, "
+    f"int64[1] last = {{-1}}, int64[1] one = {{1}},"
     f"float[{D // 2}] speed = {{1, 0.5, 0.1, 0.01}}, float warm = {{0.9}}"
 )
 ANGLES = "pf = Cast<to = 1>(pos) pu = Unsqueeze(pf, last) f = Mul(pu, speed)"
