@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from ...graph import query
 from ..rewriting import RewriteContext
-from .heads import HeadLayout, end_of_join, heads_of, turned_key, unrepeated
+from .heads import HeadedValue, end_of_join, heads_of, turned_key, unrepeated
 from .scene import Dims, Scene, maker, operand, unscaled
 
 _LOWEST = -1e8
-"""Scores that a Where replaces by this or less have no effect: float32 has 24 bits, so that a sum with it rounds to it as far
-as any scores below 4 are concerned, and their exponential is 0 beside any other. Chosen by the format."""
+"""Scores that a Where replaces by this or less have no effect: float32 has 24 bits, so that a sum with it rounds to it for
+scores below 4, and its exponential is 0 beside any other. Chosen by the format."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Attention:
         heads: number of heads of the queries, and of keys and values; None where there is but one, and no axis for it.
     """
 
-    query: HeadLayout
-    key: HeadLayout
-    value: HeadLayout
+    query: HeadedValue
+    key: HeadedValue
+    value: HeadedValue
     scale: float
     masks: tuple[Mask, ...]
     result: ir.Value
@@ -68,7 +68,7 @@ class Attention:
 @dataclass(frozen=True)
 class _Scores:
     query: ir.Value
-    key: HeadLayout
+    key: HeadedValue
     scale: float = 1.0
     masks: tuple[Mask, ...] = ()
 
@@ -198,8 +198,8 @@ def _checked(scores: _Scores, product: ir.Node, scene: Scene, ctx: RewriteContex
     if ranks[0] == 3:
         if scores.key.split is None or not _same_batch((scores.query, scores.key.split, values), scene, ctx):
             return "queries, keys and values are not known to be as many"
-        key, value = scores.key, HeadLayout(values)
-        return Attention(HeadLayout(scores.query), key, value, scores.scale, scores.masks, result, None, None)
+        key, value = scores.key, HeadedValue(values)
+        return Attention(HeadedValue(scores.query), key, value, scores.scale, scores.masks, result, None, None)
     key_heads, value_heads, repeats = scores.key, values, 1
     keys = scores.key.split
     if keys is not None:
@@ -238,7 +238,7 @@ def _count(value: ir.Value, axis: int, scene: Scene, ctx: RewriteContext) -> int
     return None if dims is None or len(dims) != 4 else dims[axis].as_int()
 
 
-def _key_count(key: HeadLayout, scene: Scene, ctx: RewriteContext) -> int | None:
+def _key_count(key: HeadedValue, scene: Scene, ctx: RewriteContext) -> int | None:
     if key.split is not None:
         return _count(key.split, 1, scene, ctx)
     return None if key.rows is None else _count(key.rows, 2, scene, ctx)

@@ -10,7 +10,7 @@ from ...graph import edit
 from ...ops.table import MICROSOFT
 from ..rewriting import RewriteContext
 from .attention import Attention
-from .heads import HeadLayout
+from .heads import HeadedValue
 from .masks import MaskWriter
 from .scene import Scene
 
@@ -80,5 +80,5 @@ def _microsoft(found: Attention, anchor: ir.Node, ctx: RewriteContext) -> tuple[
     return [found.query.joined, *together], {"num_heads": found.heads[0]}
 
 
-def _memory(part: HeadLayout, anchor: ir.Node, ctx: RewriteContext) -> ir.Value:
+def _memory(part: HeadedValue, anchor: ir.Node, ctx: RewriteContext) -> ir.Value:
     return part.in_heads(anchor, ctx) if part.joined is None else part.joined

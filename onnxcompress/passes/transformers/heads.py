@@ -23,7 +23,7 @@ _KEY_ROWS = (0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
-class HeadLayout:
+class HeadedValue:
     """Activations in heads, as one value or two that are the same elements.
 
     Args:
@@ -45,13 +45,13 @@ class HeadLayout:
         return turned.outputs[0]
 
 
-def heads_of(value: ir.Value, scene: Scene, ctx: RewriteContext) -> HeadLayout:
+def heads_of(value: ir.Value, scene: Scene, ctx: RewriteContext) -> HeadedValue:
     """Return a value in heads with what it is made of."""
     node = maker(value, "Transpose")
     if node is None or perm(node) != _HEADS_FIRST:
-        return HeadLayout(value)
+        return HeadedValue(value)
     rows = operand(node, 0)
-    return HeadLayout(value, rows, _joined(rows, scene, ctx))
+    return HeadedValue(value, rows, _joined(rows, scene, ctx))
 
 
 def _joined(rows: ir.Value, scene: Scene, ctx: RewriteContext) -> ir.Value | None:
@@ -80,18 +80,18 @@ def end_of_join(value: ir.Value, scene: Scene, ctx: RewriteContext) -> ir.Value 
     return shaped.outputs[0] if is_joined else None
 
 
-def turned_key(value: ir.Value, scene: Scene, ctx: RewriteContext) -> HeadLayout | None:
+def turned_key(value: ir.Value, scene: Scene, ctx: RewriteContext) -> HeadedValue | None:
     """Return the keys [B, H, S, D] (or [B, S, D]) of which a value is the transpose, None where it is none."""
     node = maker(value, "Transpose")
     if node is not None and perm(node) in ((0, 1, 3, 2), (0, 2, 1)):
         return heads_of(operand(node, 0), scene, ctx)
     if node is not None and perm(node) == _KEY_ROWS:
         rows = operand(node, 0)
-        return HeadLayout(None, rows, _joined(rows, scene, ctx))
+        return HeadedValue(None, rows, _joined(rows, scene, ctx))
     return _turned_in_three_axes(value, scene, ctx)
 
 
-def _turned_in_three_axes(value: ir.Value, scene: Scene, ctx: RewriteContext) -> HeadLayout | None:
+def _turned_in_three_axes(value: ir.Value, scene: Scene, ctx: RewriteContext) -> HeadedValue | None:
     """Return k of Reshape(Transpose(Reshape(k))), the way round of torch's exporters for an unknown rank."""
     shaped = maker(value, "Reshape")
     turned = None if shaped is None else maker(operand(shaped, 0), "Transpose")

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ...graph import edit, query
 from ..rewriting import Refusal, Rewrite, RewriteContext
-from .heads import HeadLayout, heads_of
+from .heads import HeadedValue, heads_of
 from .scene import Dims, Scene, maker, operand
 
 _BY_ELEMENT = ("Cos", "Sin", "Mul", "Div", "Cast", "Identity")
@@ -29,7 +29,7 @@ _MOST_STEPS = 8
 class Rotary:
     """A rotary embedding of x [B, H, S, D] by cos and sin [B, S, D], halves of which are equal."""
 
-    x: HeadLayout
+    x: HeadedValue
     cos: ir.Value
     sin: ir.Value
 

@@ -262,9 +262,8 @@ def test_races_are_run_once() -> None:
         labels.append(label)
         return 1.0 if "spelled" in label else 0.5
 
-    findings: dict[str, object] = {}
     for _ in range(2):
         model = model_of(*SPELLINGS["torch legacy"])
-        FuseTransformers().run(model, Context(race=race, findings=findings))
+        FuseTransformers().run(model, Context(race=race))
         assert "Attention" in kinds(model)
     assert len(labels) == 3
