@@ -17,7 +17,7 @@ from .heads import HeadedValue, end_of_join, heads_of, turned_key, unrepeated
 from .scene import Dims, Scene, maker, operand, unscaled
 
 _LOWEST = -1e8
-"""Scores that a Where replaces by this or less have no effect: float32 has 24 bits, so that a sum with it rounds to it for
+"""Scores that a Where replaces by this or less have no effect: a sum with it rounds to it in the 24 bits of float32 for
 scores below 4, and its exponential is 0 beside any other. Chosen by the format."""
 
 
