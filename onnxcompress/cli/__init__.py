@@ -17,7 +17,7 @@ import typer
 from .. import __version__
 from ..errors import OnnxCompressError, one_line
 from ..runtime.isolation import Isolation, isolated
-from . import batch, compare, compress, distill, inspect, lists, record, run, split, unpack
+from . import batch, compare, compress, distill, docs, inspect, lists, record, run, split, unpack
 from .supervised import ChildDiedError, supervised
 
 __all__ = ["app", "main"]
@@ -41,6 +41,7 @@ app.command(epilog=batch.EXAMPLE)(batch.batch)
 app.command(epilog=unpack.EXAMPLE)(unpack.unpack)
 app.command(name="passes", epilog=lists.PASSES_EXAMPLE)(lists.show_passes)
 app.command(name="recipes", epilog=lists.RECIPES_EXAMPLE)(lists.show_recipes)
+app.command(name="docs", epilog=docs.EXAMPLE)(docs.show_docs)
 
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 """Base of the errors that typer raises for mistakes on the command line; typer has it in a private module."""
