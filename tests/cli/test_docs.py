@@ -1,5 +1,6 @@
 """The documentation: pages that the command lists and prints, links that resolve, commands that the parser accepts."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_commands_are_accepted(page, words):
     parse(words)
     if "--recipe" in words:
         name = words[words.index("--recipe") + 1]
-        settings = [value for key, value in zip(words, words[1:], strict=False) if key == "--set"]
+        settings = [value for key, value in itertools.pairwise(words) if key == "--set"]
         assert name.endswith(".toml") or recipe.Recipe.load(name, settings)
 
 
