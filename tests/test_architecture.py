@@ -18,7 +18,7 @@ COLUMN = (
     "recipe",
     "passes.quantize passes.prune passes.shallow",
     "partition composite",
-    "distillation verify",
+    "distillation verify passes.transformers",
     "passes.fold passes.float16 channels quality",
     "passes activations",
     "data",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LimitError, UsageError
+from ..composite.folders import model_files
+from ..errors import LimitError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from ..composite.value import Pipeline
@@ -66,6 +67,14 @@ class Several:
         if wrong is not None:
             raise UsageError("is for one model, and this is a pipeline of several", where=wrong, hint="Leave it out")
 
+    def _check_folders(self) -> None:
+        """Refuse a folder without models before anything heavy is imported."""
+        for path in self.models:
+            if self.function is None and path.is_dir() and not model_files(path):
+                raise ModelError(
+                    "holds no .onnx file", where=str(path), hint="Give a folder with the models of a pipeline"
+                )
+
     def compress(self, shared: SharedOptions, *, force: bool, verbose: bool, quiet: bool) -> None:
         """Compress the models, write them into a folder, and report.
 
@@ -77,7 +86,9 @@ class Several:
 
         Raises:
             UsageError: models and function don't fit each other, or the folder is not empty.
+            ModelError: a folder holds no model.
         """
+        self._check_folders()
         from . import console
 
         keywords = shared.within_limit(shared.keywords())

@@ -19,10 +19,9 @@ from . import caches
 from .configurations import Configurations
 from .decoding import CausalGeneration, CausalLoss, EncoderDecoder
 from .embeddings import SentenceEncoder
+from .folders import model_files
 from .value import Pipeline, RunsSample
 
-_FOLDERS = ("", "onnx")
-"""Where models are within a folder that was given: in it, or where exporters of whole repositories put them."""
 _POOLED = ("sentence_embedding", "last_hidden_state", "token_embeddings", "pooler_output")
 """Outputs of sentence encoders, in the order in which one is taken."""
 
@@ -59,15 +58,14 @@ def recognise(folder: Path, *, metric: str | None = None, models: Sequence[Path]
         models: those that are parts; empty: what is found.
 
     Raises:
-        UsageError: it holds no model, or none of the known layouts.
-        ModelError: a model or a configuration can't be read.
+        UsageError: nothing is built in for the metric.
+        ModelError: it holds no model, none of the known layouts, or one that can't be read.
     """
     if not folder.is_dir():
-        raise UsageError("is no folder", where=str(folder), hint="Give a folder with several models")
-    places = [sorted((folder / each).glob("*.onnx")) for each in _FOLDERS]
-    paths = sorted(models) or next((each for each in places if each), [])
+        raise ModelError("is no folder", where=str(folder), hint="Give a folder with several models")
+    paths = sorted(models) or model_files(folder)
     if not paths:
-        raise UsageError("holds no .onnx file", where=str(folder), hint="Give a folder with the models of a pipeline")
+        raise ModelError("holds no .onnx file", where=str(folder), hint="Give a folder with the models of a pipeline")
     found = [_look(path) for path in paths]
     settings = Configurations(folder)
     named = settings.decoder_file()
@@ -78,7 +76,7 @@ def recognise(folder: Path, *, metric: str | None = None, models: Sequence[Path]
         if pipeline is not None:
             return pipeline
     listed = ", ".join(path.name for path in paths)
-    raise UsageError(
+    raise ModelError(
         f"{listed}: neither encoder and decoder, nor a causal decoder, nor a sentence encoder",
         where=str(folder),
         hint="Give --pipeline module:function that returns an onnxcompress.Pipeline",

@@ -15,6 +15,7 @@ from ..errors import DataError, OnnxCompressError
 from ..numerics.statistics.estimate import Estimate
 from ..quality.task.metric import TaskMetric
 from ..recorder.recording import Recorder
+from .memory import RunMemory
 from .samples import PipelineSample, labels_of
 from .sessions import PartSession
 from .value import Pipeline
@@ -58,6 +59,7 @@ def run_whole(
     *,
     threads: int = 1,
     recorder: Recorder | None = None,
+    memory: RunMemory | None = None,
     progress: Progress = no_progress,
 ) -> WholeRun:
     """Run a pipeline on samples.
@@ -68,13 +70,14 @@ def run_whole(
         samples: what it is run on.
         threads: of the runtime.
         recorder: keeps what each part is fed; None: nothing does.
+        memory: of runs of the same files that were made before.
         progress: wraps the loop over the samples.
 
     Raises:
         ModelError: a part can't be loaded, or refuses what it is fed.
         DataError: the function fails on a sample.
     """
-    opened = {name: PartSession.opened(path, threads=threads) for name, path in files.items()}
+    opened = {name: PartSession.opened(path, threads=threads, memory=memory) for name, path in files.items()}
     sessions: Mapping[str, Any] = opened
     if recorder is not None:
         sessions = {name: recorder.wrap(session, files[name]) for name, session in opened.items()}

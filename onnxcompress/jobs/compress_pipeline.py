@@ -20,6 +20,7 @@ from ..base.user_code import load_function
 from ..base.versions import versions
 from ..composite import layouts
 from ..composite import samples as pipeline_samples
+from ..composite.memory import RunMemory
 from ..composite.samples import PipelineSample
 from ..composite.value import Pipeline
 from ..composite.whole import WholeLoss, WholeRun, WholeScale, run_whole
@@ -159,6 +160,7 @@ class _PipelineRun:
         self._metric = self._chosen_metric()
         self._working, self._judged, self._data_notes = self._samples()
         self._runs: dict[tuple[str, ...], tuple[WholeRun, WholeLoss]] = {}
+        self._memory = RunMemory()
         self._tried: list[tuple[Mapping[str, PartCandidate], WholeLoss]] = []
 
     def _chosen_metric(self) -> TaskMetric:
@@ -187,7 +189,14 @@ class _PipelineRun:
         """Do all of it."""
         options, pipeline = self._options, self._pipeline
         parts = self._recorded()
-        original = run_whole(pipeline, pipeline.parts, self._judged, threads=options.threads, progress=options.progress)
+        original = run_whole(
+            pipeline,
+            pipeline.parts,
+            self._judged,
+            threads=options.threads,
+            memory=self._memory,
+            progress=options.progress,
+        )
         self._original = original
         self._scale = WholeScale(self._metric, self._judged, original)
         log.info("%s of the original: %.4f", self._metric.name, self._scale.score())
@@ -221,6 +230,7 @@ class _PipelineRun:
             self._working[::step][:_MOST_RECORDED],
             threads=self._options.threads,
             recorder=recorder,
+            memory=self._memory,
             progress=self._options.progress,
         )
         recorder.close()
@@ -247,6 +257,7 @@ class _PipelineRun:
                     files,
                     self._judged,
                     threads=self._options.threads,
+                    memory=self._memory,
                     progress=self._options.progress,
                 )
             loss = self._scale.loss(run)

@@ -27,6 +27,7 @@ SHIPPED: Mapping[str, str] = {
     "simplify-transposes": "fold.transposes:SimplifyTransposes",
     "fuse-affine": "fold.batchnorm_and_scale:FuseAffine",
     "fuse-patterns": "fold.patterns:FusePatterns",
+    "fuse-transformers": "transformers.fuse:FuseTransformers",
     "merge-matmuls": "fold.merge_matmuls:MergeMatmuls",
     "merge-layers": "fold.merge_layers:MergeLayers",
     "share-duplicates": "fold.duplicates:ShareDuplicates",

@@ -1,13 +1,14 @@
 """Pipelines as values: layouts, drivers with and without a cache, samples, and how a loss is shared out."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.composite import caches, layouts
+from onnxcompress.composite import caches, layouts, memory
 from onnxcompress.composite import samples as pipeline_samples
 from onnxcompress.composite.decoding import CausalGeneration, CausalLoss, EncoderDecoder
 from onnxcompress.composite.embeddings import SentenceEncoder
@@ -17,6 +18,7 @@ from onnxcompress.composite.whole import WholeScale, run_whole
 from onnxcompress.data.evaluation_set import DataOptions
 from onnxcompress.errors import DataError, ModelError, UsageError
 from onnxcompress.quality.task.known import task_metric
+from onnxcompress.runtime import session as runtime
 from tests.composite import toys
 
 
@@ -105,7 +107,7 @@ def test_a_sentence_encoder_compares_a_query_with_documents(tmp_path):
 
 
 def test_what_is_no_layout_is_said(tmp_path, folder):
-    with pytest.raises(UsageError, match=r"holds no \.onnx file"):
+    with pytest.raises(ModelError, match=r"holds no \.onnx file"):
         layouts.recognise(tmp_path)
     (folder / "generation_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UsageError, match="no configuration says eos_token_id and decoder_start_token_id"):
@@ -116,7 +118,7 @@ def test_what_is_no_layout_is_said(tmp_path, folder):
     alone = tmp_path / "alone"
     toys.decoder(alone / "decoder_with_past_model.onnx", past=True)
     toys.decoder(alone / "other.onnx", past=False)
-    with pytest.raises(UsageError, match="neither encoder and decoder"):
+    with pytest.raises(ModelError, match="neither encoder and decoder"):
         layouts.recognise(alone)
 
 
@@ -166,6 +168,28 @@ def test_without_labels_the_original_is_the_measure(folder):
     assert not scale.has_labels
     assert scale.score() == 0.0
     assert scale.loss(original).drop.value == 0.0
+
+
+def test_costly_runs_are_made_once(folder, monkeypatch):
+    monkeypatch.setattr(memory, "_LEAST_SECONDS", 0.0)
+    pipeline = layouts.recognise(folder)
+    samples = pipeline_samples.read(toys.sentences(4), pipeline.inputs, DataOptions())
+    kept = memory.RunMemory()
+    runs = []
+    plain = runtime.Session.run
+    monkeypatch.setattr(runtime.Session, "run", lambda self, *args: runs.append(1) or plain(self, *args))
+    first = run_whole(pipeline, pipeline.parts, samples, memory=kept)
+    made = len(runs)
+    second = run_whole(pipeline, pipeline.parts, samples, memory=kept)
+    assert len(runs) - made == 3, "each part's first run: by then it was not known to take long"
+    assert [each.tolist() for each in second.predictions] == [each.tolist() for each in first.predictions]
+    assert second.times["encoder"].runs == 4
+    assert second.times["encoder"].cpu_ms > 0
+    swapped = {**pipeline.parts, "decoder": pipeline.parts["decoder"].with_name("other.onnx")}
+    shutil.copyfile(pipeline.parts["decoder"], swapped["decoder"])
+    before = len(runs)
+    run_whole(pipeline, swapped, samples, memory=kept)
+    assert len(runs) - before > 3, "another file is run anew"
 
 
 def test_a_failing_run_names_the_sample(folder):

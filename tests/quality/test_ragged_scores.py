@@ -68,13 +68,13 @@ def test_agreement_needs_no_labels(tmp_path):
 
 
 def test_a_function_gets_one_array_per_sample(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "signs.py").write_text(
         "def score(outputs, labels):\n"
         "    assert [each.shape for each in outputs] == [(1, 3), (1, 7), (1, 5), (1, 4)]\n"
         "    return sum((o > 0).sum() == l.sum() for o, l in zip(outputs, labels)) / 4\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = compared(tmp_path, lambda x: (x > 0).astype(np.int64), by_position=False, metric="mine:score")
+    found = compared(tmp_path, lambda x: (x > 0).astype(np.int64), by_position=False, metric="signs:score")
     assert found.original == 1.0
 
 

@@ -39,6 +39,10 @@ class ShareDuplicates(LosslessPass):
 
     name: ClassVar[str] = "share-duplicates"
 
+    tied: bool = False
+    """True: what multiplies by the transpose of a table of embeddings (a language model's head) reads the table through
+    a Transpose. Half the bytes, the same time, since runtimes compute it at load, and no more memory than with both."""
+
     def run(self, model: ir.Model, context: Context) -> list[Change]:
         """Merge the initializers of every graph of `model`."""
         changes = self._equal(model, context)
@@ -82,7 +86,7 @@ class ShareDuplicates(LosslessPass):
         corners: dict[Hashable, list[ir.Value]] = defaultdict(list)
         for value in large:
             for other in corners.get(_corner(value, transposed=True), []):
-                change = self._read_transposed(value, other, context)
+                change = self._read_transposed(value, other, model, context)
                 if change is not None:
                     changes.append(change)
                     break
@@ -90,7 +94,7 @@ class ShareDuplicates(LosslessPass):
                 corners[_corner(value, transposed=False)].append(value)
         return changes
 
-    def _read_transposed(self, one: ir.Value, other: ir.Value, context: Context) -> Change | None:
+    def _read_transposed(self, one: ir.Value, other: ir.Value, model: ir.Model, context: Context) -> Change | None:
         """Let the readers of one of two matrices read the other, if a Gemm is all that reads it."""
         for removed, kept in ((one, other), (other, one)):
             readers = list(removed.uses())
@@ -111,12 +115,41 @@ class ShareDuplicates(LosslessPass):
             return Change.applied(self.name, reason, target=name, bytes_before=tensor.nbytes)
         if not _is_transpose(one, other):
             return None
+        for removed, table in ((one, other), (other, one)):
+            if self.tied and _is_looked_up(table) and _is_multiplied_by(removed):
+                return self._read_table(removed, table, model, context)
         return Change.skipped(
             self.name,
             f"is the transpose of {other.name}, but not all that reads one of them is a Gemm, "
             "and a Transpose would hold both in memory at run time",
             target=one.name or "",
         )
+
+    def _read_table(self, removed: ir.Value, table: ir.Value, model: ir.Model, context: Context) -> Change | None:
+        """Let products read a table of embeddings through a Transpose."""
+        name, tensor = removed.name or "", removed.const_value
+        if tensor is None or not context.gate.admits(self.name, name):
+            return None
+        names = edit.Names(model)
+        for use in list(removed.uses()):
+            turned = edit.insert_before(use.node, names, "Transpose", [table], attributes={"perm": [1, 0]}, hint=name)
+            use.node.replace_input_with(use.idx, turned.outputs[0])
+        edit.remove_initializer(removed)
+        reason = f"is the transpose of {table.name}, which is looked up and now stored once"
+        return Change.applied(self.name, reason, target=name, bytes_before=tensor.nbytes)
+
+
+def _is_looked_up(value: ir.Value) -> bool:
+    """Say whether rows of a matrix are looked up."""
+    return any(
+        use.idx == 0 and query.is_op(use.node, "Gather") and query.attribute(use.node, "axis", 0) == 0
+        for use in value.uses()
+    )
+
+
+def _is_multiplied_by(value: ir.Value) -> bool:
+    """Say whether a matrix is only the right-hand side of products."""
+    return all(use.idx == 1 and query.is_op(use.node, "MatMul") for use in value.uses())
 
 
 def _is_shareable(value: ir.Value) -> bool:

@@ -258,7 +258,10 @@ _STANDARDISED = Any(
     Op("Div", maybe_cast(_CENTRED), _DEVIATION), Op("Mul", maybe_cast(_CENTRED), Op("Reciprocal", _DEVIATION))
 )
 _MEAN_SQUARE = Op("Sqrt", Op("Add", Op("ReduceMean", squared(X), where=_keeps), Num("eps")))
-_ROOT_MEAN = Any(Op("Div", X, _MEAN_SQUARE), Op("Mul", X, Op("Reciprocal", _MEAN_SQUARE)))
+_ROOT_MEAN = Any(
+    Op("Div", X, _MEAN_SQUARE),
+    Op("Mul", X, Any(Op("Reciprocal", _MEAN_SQUARE), Op("Div", Num(1.0), _MEAN_SQUARE))),
+)
 
 
 def _normalised(match: Match, node: ir.Node, ctx: RewriteContext) -> tuple[int, tuple[int, ...]] | str:

@@ -8,12 +8,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcompress import compress
 from onnxcompress.base.gate import Gate
 from onnxcompress.core import Action, Context
 from onnxcompress.graph import query
 from onnxcompress.io import model_io
 from onnxcompress.passes.fold.duplicates import ShareDuplicates
 from tests.helpers import floats, from_text, op_types, run
+from tests.lossless import applied, run_plain
 
 
 def build(nodes: list, weights: dict[str, np.ndarray], inputs: dict[str, list], outputs: list[str]) -> ir.Model:
@@ -173,3 +175,34 @@ def test_gate_is_asked() -> None:
     changes = ShareDuplicates().run(model, Context(gate=gate))
     assert [c.target for c in changes] == ["c"]
     assert stored(model) == ["a", "b"]
+
+
+def tied_model(columns: int = 64, rows: int = 400) -> ir.Model:
+    """A table of embeddings, and the head of a language model, which an exporter stored as its transpose."""
+    table = floats(rows, columns)
+    body = "e = Gather(table, ids)  r = Relu(e)  y = MatMul(r, head)"
+    text = f"<ir_version: 8, opset_import: ['' : 17]> g (int64[B, S] ids) => (float[B, S, {rows}] y) {{ {body} }}"
+    proto = onnx.parser.parse_model(text.replace("'", '"'))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(table.T), "head"))
+    return ir.from_proto(proto)
+
+
+def test_tied_embeddings_and_head_are_stored_once() -> None:
+    feed = {"ids": np.array([[1, 5, 399]])}
+    model = tied_model()
+    before = run_plain(model, feed)["y"]
+    assert not applied(ShareDuplicates().run(model, Context()))
+    changes = applied(ShareDuplicates(tied=True).run(model, Context()))
+    assert [change.target for change in changes] == ["head"]
+    assert list(model.graph.initializers) == ["table"]
+    np.testing.assert_array_equal(run_plain(model, feed)["y"], before)
+
+
+@pytest.mark.parametrize(("recipe", "share"), [("int8-weights", 0.29), ("int4-weights", 0.18), ("float16", 0.52)])
+def test_recipes_store_tied_weights_once(recipe: str, share: float) -> None:
+    """The file takes little more than one copy of the weights, of the two that it had."""
+    model = tied_model(128, 2000)
+    result = compress(ir.to_proto(model), recipe=recipe)
+    tensors = [value.const_value for value in result.model.graph.initializers.values()]
+    assert sum(tensor.nbytes for tensor in tensors if tensor is not None) < share * 128 * 2000 * 4
