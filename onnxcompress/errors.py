@@ -13,7 +13,7 @@ class OnnxCompressError(Exception):
         where: the file, node, field or sample it happened at ("" where nothing is more precise).
         hint: what to do about it ("" where there is nothing to do).
 
-    `exit_code` is what the command line ends with (see the README's table of exit codes).
+    `exit_code` is what the command line ends with (see docs/command-line.md).
     """
 
     exit_code: ClassVar[int] = 3

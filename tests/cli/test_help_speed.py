@@ -44,6 +44,8 @@ def _cli(*words):
         _cli("--help"),
         _cli("--version"),
         *(_cli(command, "--help") for command in ("compress", "inspect", "run", "passes", "recipes")),
+        _cli("docs"),
+        _cli("docs", "int8"),
     ],
 )
 def test_nothing_heavy_is_imported(code):
@@ -78,6 +80,7 @@ except SystemExit as end:
         (["batch", "models", "-o", "out", "--recipe", "nothing"], 2, "unknown recipe 'nothing'"),
         (["passes", "prune-channel"], 2, "unknown pass 'prune-channel'. Did you mean 'prune-channels'?"),
         (["recipes", "int88"], 2, "unknown recipe 'int88'. Did you mean 'int8'?"),
+        (["docs", "pruneing"], 2, "unknown topic 'pruneing'. Did you mean 'pruning'?"),
         (["inspect", "missing.onnx"], 3, "missing.onnx: no such file"),
         (["compare", "models/vit.onnx", "missing.onnx"], 3, "missing.onnx: no such file"),
         (["split", "missing.onnx", "-o", "parts"], 3, "missing.onnx: no such file"),
