@@ -11,6 +11,7 @@ import pytest
 from onnxcompress.core import Context
 from onnxcompress.passes.transformers.attention_writer import AttentionForm
 from onnxcompress.passes.transformers.fuse import FuseTransformers
+from onnxcompress.recipe import Recipe, shipped
 from tests.lossless import applied, kinds, parsed, reasons, run_plain
 
 B, H, D = 2, 3, 8
@@ -267,3 +268,12 @@ def test_races_are_run_once() -> None:
         FuseTransformers().run(model, Context(race=race))
         assert "Attention" in kinds(model)
     assert len(labels) == 3
+
+
+def test_heads_are_cut_where_they_are_still_spelled() -> None:
+    """No recipe writes attention as one operator before a pass that cuts heads, and `fold` never raises the opset."""
+    for name in shipped():
+        passes = [each.name for each in Recipe.load(name).passes]
+        place = passes.index("fuse-transformers") if "fuse-transformers" in passes else len(passes)
+        assert not {"prune-channels", "search-best"} & set(passes[place:]), name
+    assert "fuse-transformers" not in [each.name for each in Recipe.load("fold").passes]
