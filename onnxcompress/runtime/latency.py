@@ -75,6 +75,7 @@ class Latency(ReportValue):
     prompt_original_ms: NotNegative | None = None
     """At a prompt, where the samples of a model with a cache hold one; the figures above are at one step then."""
     prompt_compressed_ms: NotNegative | None = None
+    prompt_ratio_interval: tuple[NotNegative, NotNegative] | None = None
 
     @property
     def prompt_ratio(self) -> float | None:
@@ -89,9 +90,18 @@ class Latency(ReportValue):
         return self.ratio if self.prompt_ratio is None else math.sqrt(self.ratio * self.prompt_ratio)
 
     @property
+    def overall_interval(self) -> tuple[float, float] | None:
+        """Ends of the 90% interval of `overall_ratio`, both of a mean as if the two were slow together."""
+        one, other = self.ratio_interval, self.prompt_ratio_interval
+        if one is None or self.prompt_ratio is None:
+            return one
+        return None if other is None else (math.sqrt(one[0] * other[0]), math.sqrt(one[1] * other[1]))
+
+    @property
     def is_slower(self) -> bool:
         """True where the compressed model is slower beyond noise."""
-        return self.trusted and self.ratio_interval is not None and self.ratio_interval[0] > SLOWER_RATIO
+        interval = self.overall_interval
+        return self.trusted and interval is not None and interval[0] > SLOWER_RATIO
 
 
 RACE_SECONDS = 4.0
@@ -151,7 +161,12 @@ def race_each(
     found = [race(a, b, feed, max_seconds=max_seconds / len(feeds)) for feed in feeds]
     if len(found) == 1:
         return found[0]
-    at_prompt = {"prompt_original_ms": found[1].original_ms, "prompt_compressed_ms": found[1].compressed_ms}
+    prompt = found[1]
+    at_prompt = {
+        "prompt_original_ms": prompt.original_ms,
+        "prompt_compressed_ms": prompt.compressed_ms,
+        "prompt_ratio_interval": prompt.ratio_interval,
+    }
     return found[0].model_copy(update={**at_prompt, "trusted": all(each.trusted for each in found)})
 
 

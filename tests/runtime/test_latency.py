@@ -133,6 +133,20 @@ def test_nothing_is_called_slower_within_noise(interval, trusted, is_slower):
     assert latency.is_slower == is_slower
 
 
+@pytest.mark.parametrize(
+    ("prompt", "overall", "is_slower"),
+    [((1.9, 2.1), (1.34, 1.45), True), ((1.1, 1.3), (1.02, 1.14), False), (None, None, False)],
+)
+def test_a_model_with_a_cache_is_slower_by_step_and_prompt_together(prompt, overall, is_slower):
+    """A step that takes .95 of the time makes good for a prompt of 1.2, not for one of twice the time."""
+    latency = Latency(
+        original_ms=1, compressed_ms=0.95, ratio=0.95, runs=9, threads=1, provider="", ratio_interval=(0.945, 1.0),
+        prompt_original_ms=1, prompt_compressed_ms=2, prompt_ratio_interval=prompt,
+    )  # fmt: skip
+    assert latency.overall_interval == (None if overall is None else pytest.approx(overall, abs=0.005))
+    assert latency.is_slower == is_slower
+
+
 def test_what_noise_hides_is_not_trusted():
     latency, _ = _race(_noisy(0.1, 40, 1), _noisy(0.1, 40, 4), max_seconds=10)
     assert not latency.trusted
