@@ -81,6 +81,18 @@ def test_times_are_recorded_and_replayed_by_label():
     assert timings.used["known"] == LATENCY
 
 
+def test_the_same_bytes_are_raced_once(monkeypatch):
+    timings, raced = Timings(), []
+    real = judging.timing.race_each
+    monkeypatch.setattr(judging.timing, "race_each", lambda *given, **more: raced.append(1) or real(*given, **more))
+    base = LoadedModel(_model())
+    race = Races(base, [{"x": floats(2, 4)}], plan=OutputPlan.of(base.model), timings=timings, threads=1)
+    assert race(_model("1, 2, 3, 9"), "one") == race(_model("1, 2, 3, 9"), "two")
+    assert (len(raced), set(timings.used)) == (1, {"one", "two"})
+    race(_model("1, 2, 3, 8"), "three")
+    assert len(raced) == 2
+
+
 def test_what_is_meant_for_another_processor_is_not_timed():
     assert _trials(timed=False)(_model(), "any").latency_ratio is None
 

@@ -14,10 +14,8 @@ by the runtime itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
 from pydantic.dataclasses import dataclass
@@ -37,9 +35,9 @@ from .scene import Scene
 
 _ROOTS = ("Softmax", "Attention")
 """Nodes at which a block is looked for."""
-_TIMED: WeakKeyDictionary[Callable[..., float], dict[tuple[int, int], str]] = WeakKeyDictionary()
-"""What races have found, by (blocks, opset), for as long as the run that they belong to: a pass is run again for every
-attempt at a group of passes, and a race takes seconds."""
+_LEAST_SECONDS = 60.0
+"""Time that has to be left for candidates to be timed, where it is limited: three races take 6 s, a tenth of it. Chosen
+by judgement."""
 _NO_SLOWER = 0.99
 """Times count as shorter from here on: less is within the noise of paired runs. Chosen by judgement."""
 
@@ -69,14 +67,9 @@ class FuseTransformers(LosslessPass):
             return self.form
         if context.target != targets.HERE:
             return f"attention is written as one operator where it can be timed, which {context.target} can't be here"
-        if context.race is None:
-            return self._fastest(model, context)
-        known = _TIMED.setdefault(context.race, {})
-        roots = sum(query.is_op(node, *_ROOTS) for node in query.nodes(model))
-        key = (roots, query.opset(model))
-        if key not in known:
-            known[key] = self._fastest(model, context)
-        return known[key]
+        if context.race is not None and context.clock.is_limited and context.clock.left_seconds < _LEAST_SECONDS:
+            return "attention is written as one operator where it can be timed, and too little time is left for that"
+        return self._fastest(model, context)
 
     def _fastest(self, model: ir.Model, context: Context) -> str:
         forms: tuple[AttentionForm, ...] = ("standard", "microsoft")
