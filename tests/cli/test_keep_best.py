@@ -94,7 +94,7 @@ def test_the_best_so_far_is_written_and_the_report_says_why(folder, in_terminal)
     assert code == 0, err
     report = json.loads((folder / "report.json").read_text())
     assert report["interrupted"] is True
-    note = "the user interrupted the run: search-best, shorten-names cut short"
+    note = "the user interrupted the run: search-best, fuse-transformers, shorten-names cut short"
     assert note in report["notes"]
     assert f"onnxcompress: {note}" in err
     onnx.checker.check_model(str(folder / "small.onnx"))
