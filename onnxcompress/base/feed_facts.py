@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+CACHE_NAME = re.compile("past|cache", re.IGNORECASE)
+"""Names of inputs that hold a cache."""
 
 
 def elements(feed: Mapping[str, Any]) -> int:

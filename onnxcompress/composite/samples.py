@@ -12,15 +12,10 @@ import numpy as np
 
 from ..base.user_code import load_function
 from ..data import load as data_loading
-from ..data.evaluation_set import DataOptions
-from ..errors import DataError
+from ..data.evaluation_set import LEAST_TO_DIVIDE, DataOptions, held_out_step
+from ..data.samples import LABEL_NAMES
+from ..errors import DataError, UsageError
 from ..runtime.tensor_spec import TensorSpec
-
-_LABELS = ("label", "labels", "y")
-_LEAST_TO_DIVIDE = 16
-"""Samples; fewer serve for both, as those of a single model. Chosen by judgement; not measured."""
-_HELD_OUT_STEP = 4
-"""One sample in so many is held out, as of a single model. Chosen by judgement; not measured."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +52,12 @@ def read(source: Any, specs: Sequence[TensorSpec] | None, options: DataOptions) 
 
 
 def divided(samples: Sequence[PipelineSample]) -> tuple[list[PipelineSample], list[PipelineSample]]:
-    """Divide samples in those to work with and those to judge by; too few serve for both."""
-    if len(samples) < _LEAST_TO_DIVIDE:
+    """Divide samples in those to work with and those to judge by, as of one model; too few serve for both."""
+    if len(samples) < LEAST_TO_DIVIDE:
         return list(samples), list(samples)
-    places = range(len(samples))
-    is_held = [place % _HELD_OUT_STEP == _HELD_OUT_STEP - 1 for place in places]
-    return [samples[i] for i in places if not is_held[i]], [samples[i] for i in places if is_held[i]]
+    step = held_out_step(len(samples))
+    working = [sample for place, sample in enumerate(samples) if place % step != step - 1]
+    return working, list(samples[step - 1 :: step])
 
 
 def _is_of_pairs(source: Any) -> bool:
@@ -89,11 +84,9 @@ def _raw(source: Any) -> Iterable[Any]:
 def _of_function(name: str) -> list[Any]:
     try:
         return list(load_function(name)())
-    except DataError:
+    except (DataError, UsageError, MemoryError):
         raise
     except (Exception, SystemExit) as error:  # the user's own function may raise anything
-        if type(error).__name__ == "UsageError":
-            raise
         text = " ".join(str(error).split())
         raise DataError(f"failed: {type(error).__name__}: {text}", where=name) from error
 
@@ -127,7 +120,7 @@ def _rows(arrays: Mapping[str, Any], where: str) -> list[Any]:
         raise DataError(f"the arrays have different numbers of samples: {shown}", where=where)
     count = next(iter(lengths.values()))
     return [
-        {name: array[i] if name in _LABELS else array[i : i + 1] for name, array in stacks.items()}
+        {name: array[i] if name in LABEL_NAMES else array[i : i + 1] for name, array in stacks.items()}
         for i in range(count)
     ]
 
@@ -138,7 +131,7 @@ def _sample(value: Any) -> PipelineSample:
     if isinstance(value, tuple) and len(value) == 2:
         return PipelineSample(*value)
     if isinstance(value, Mapping):
-        label = next((name for name in _LABELS if name in value), None)
+        label = next((name for name in LABEL_NAMES if name in value), None)
         inputs = {name: each for name, each in value.items() if name != label}
         return PipelineSample(inputs, None if label is None else value[label])
     return PipelineSample(value)

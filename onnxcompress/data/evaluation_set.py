@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..runtime.tensor_spec import TensorSpec
     from .read_files import Layout
 
-_LEAST_TO_DIVIDE = 16
+LEAST_TO_DIVIDE = 16
 """Samples; fewer are used whole, for passes and for judging. Chosen by judgement; not measured."""
 
 _HELD_OUT_STEP = 4
@@ -40,6 +40,11 @@ _ENOUGH = 64
 
 _ROLLED = 32
 """Steps with a carried cache of which one is timed. Chosen by judgement; not measured."""
+
+
+def held_out_step(count: int) -> int:
+    """Return of how many samples one is held out, the last of them."""
+    return max(_HELD_OUT_STEP, math.ceil(count / _MOST_HELD_OUT))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +116,9 @@ class Evaluation:
         """
         count = len(self.feeds)
         uneven = self.labels is not None and len(self.labels) % count != 0
-        if count < _LEAST_TO_DIVIDE or self.state or uneven:
+        if count < LEAST_TO_DIVIDE or self.state or uneven:
             return self, self
-        step = max(_HELD_OUT_STEP, math.ceil(count / _MOST_HELD_OUT))
-        held = sorted(self._held(step))
+        held = sorted(self._held(held_out_step(count)))
         apart = frozenset(held)
         rest = [index for index in range(count) if index not in apart]
         added = rest[: max(0, _ENOUGH - len(held))] if self.labels is None else []

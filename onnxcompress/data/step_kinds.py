@@ -5,22 +5,18 @@ Two feeds are of one kind where every dimension is 0 in both, 1 in both, or more
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..base import feed_facts
 from ..core import Feed
 
-CACHE_NAME = re.compile("past|cache", re.IGNORECASE)
-"""Names of inputs that hold a cache."""
-
 Kind = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def cache_inputs(names: Collection[str], known: Collection[str]) -> frozenset[str]:
     """Return the inputs that hold a cache: those that are known to, and those that are called so."""
-    return frozenset(name for name in names if name in known or CACHE_NAME.search(name))
+    return frozenset(name for name in names if name in known or feed_facts.CACHE_NAME.search(name))
 
 
 def kind(feed: Mapping[str, Any]) -> Kind:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
+from ..base.feed_facts import CACHE_NAME
 from ..core import Feed
 from ..errors import ModelError, StuckError
 from ..runtime.run_timeout import run_seconds
@@ -23,7 +24,6 @@ from ..runtime.session import Session
 from ..shapes.size_relations import Expression, completed, relations
 from .fill_inputs import SHAPES_OF_UNKNOWN_RANK, FreeInput, InputPlan, PlanKey, WholeNumbers, filled, free_inputs
 from .input_semantics import named_sizes
-from .step_kinds import CACHE_NAME
 
 _BATCH_SIZES = (2, 1, 3, 4)
 """Sizes that are tried for a batch, likeliest first. Chosen on the zoo models, as are the three below."""

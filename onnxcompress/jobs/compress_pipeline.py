@@ -25,7 +25,7 @@ from ..composite.samples import PipelineSample
 from ..composite.value import Pipeline
 from ..composite.whole import WholeLoss, WholeRun, WholeScale, run_whole
 from ..core import Progress, no_progress
-from ..errors import LimitError, UsageError
+from ..errors import LimitError, OnnxCompressError, UsageError
 from ..numerics.statistics.estimate import Estimate
 from ..quality.task.known import task_metric
 from ..quality.task.metric import TaskMetric
@@ -107,13 +107,14 @@ def pipeline_of(name: str, models: Sequence[Path]) -> Pipeline:
 
     Raises:
         UsageError: it fails, or returns something else.
+        OnnxCompressError: it has raised that itself, of a part that can't be a model.
     """
     function: Any = load_function(name)
     try:
         found = function(list(models)) if models else function()
-    except Exception as error:
-        if isinstance(error, UsageError):
-            raise
+    except (OnnxCompressError, MemoryError):
+        raise
+    except Exception as error:  # the user's own function may raise anything
         text = " ".join(str(error).split())
         raise UsageError(f"failed: {type(error).__name__}: {text}", where=name) from error
     if not isinstance(found, Pipeline):

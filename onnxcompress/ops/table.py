@@ -302,6 +302,8 @@ SAME_SHAPE = ELEMENTWISE | frozenset(
     | {*("Selu", "Shrink", "Sin", "Sinh", "Softmax", "Softsign", "Tan", "ThresholdedRelu", "Trilu")}
 )
 """Operators whose first result has the shape of their first input."""
+CACHES = frozenset({"Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention", "MultiHeadAttention"})
+"""Operators, of any domain, whose results after the first are caches of keys and values."""
 BROADCASTING = frozenset(
     {*("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mul")}
     | {*("Or", "Pow", "Sub", "Sum", "Where", "Xor")}

@@ -7,11 +7,10 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from ..ops.table import CACHES
+
 _NAMED = re.compile(r"^(present|past|new_?(past|cache)d?)($|[._\d])|(^|[._])(kv_?)?cached?($|[._\d])", re.IGNORECASE)
 """Names that exporters of decoders give: present.0.key, present_key_values.0, new_cached_key_1, cache_k_0_out."""
-
-_ATTENTION = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "DecoderMaskedMultiHeadAttention"})
-"""Operators whose outputs after the first are caches."""
 
 
 def cache_outputs(model: ir.Model, states: Collection[str]) -> frozenset[str]:
@@ -30,6 +29,6 @@ def _is_cache(name: str, value: ir.Value) -> bool:
     if value.dtype is not None and not value.dtype.is_floating_point():
         return False
     node = value.producer()
-    if node is not None and node.op_type in _ATTENTION and value is not node.outputs[0]:
+    if node is not None and node.op_type in CACHES and value is not node.outputs[0]:
         return True
     return bool(_NAMED.search(name))

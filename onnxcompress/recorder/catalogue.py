@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.feed_facts import CACHE_NAME
 from ..errors import DataError
 from . import identity
 from .identity import ModelIdentity
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 _LEAST_SHARE = 0.2
 """Of the runs in which an input could be a state: so often it has to be the output. Beams and new sequences break a
 chain now and then. Chosen by judgement."""
-
-_CACHE = re.compile("past|cache", re.IGNORECASE)
-"""Names of inputs that hold a cache which another model has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +180,7 @@ def _caches(
         output
         for other, index in indices.items()
         for name, (model, output) in index["sources"].items()
-        if model == folder.name and (name in states[other] or _CACHE.search(name))
+        if model == folder.name and (name in states[other] or CACHE_NAME.search(name))
     }
     for caches in (own | handed, own):
         if caches < set(outputs):

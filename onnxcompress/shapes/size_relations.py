@@ -16,13 +16,9 @@ import onnx_ir as ir
 
 from ..graph import query
 from ..numerics.polynomials import Size
+from ..ops.table import BROADCASTING
 from . import infer, symbolic
 from .facts import Dims, Facts
-from .rules_arithmetic import ARITHMETIC
-
-_UNARY = frozenset({"Cast", "Neg", "Not", "ReduceProd", "ReduceSum"})
-_MEETING = frozenset(ARITHMETIC) - _UNARY
-"""Operators whose operands broadcast."""
 
 _NAME = r"[A-Za-z_][\w.]*"
 _SUM = re.compile(rf"\s*(?:{_NAME}|\d+)(?:\s*[+]\s*(?:{_NAME}|\d+))+\s*")
@@ -85,7 +81,7 @@ def _meetings(body: ir.Graph, facts: Facts) -> Iterator[tuple[Size, Size]]:
         known = [dims for dims in shapes if dims is not None]
         if len(known) < len(shapes):
             continue
-        if node.op_type in _MEETING:
+        if node.op_type in BROADCASTING:
             yield from _columns(known)
         elif node.op_type == "MatMul" and all(known):
             first, second = known

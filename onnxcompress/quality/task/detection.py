@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...numerics.statistics.boxes import overlaps
 from .metric import TaskMetric, mean
 
 _OVERLAP = 0.5
@@ -28,14 +29,6 @@ def _rows(values: Any, width: int, what: str) -> np.ndarray:
     return found
 
 
-def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Return intersection over union of a box [4] with boxes [n, 4], corners x1, y1, x2, y2."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:4], boxes[:, 2:4])
-    shared = np.prod(np.maximum(high - low, 0), axis=1)
-    areas = [np.prod(np.maximum(each[:, 2:4] - each[:, :2], 0), axis=1) for each in (box[None], boxes)]
-    return np.asarray(shared / np.maximum(areas[0] + areas[1] - shared, 1e-12))
-
-
 def _matched(prediction: Any, reference: Any) -> Matched:
     """Match the detections of one image with its objects, the surest first, each object once.
 
@@ -52,8 +45,8 @@ def _matched(prediction: Any, reference: Any) -> Matched:
         mine = mine[np.argsort(-mine[:, 4], kind="stable")]
         is_free = np.ones(len(wanted), bool)
         hits = []
-        for row in mine:
-            overlap = np.where(is_free, _overlaps(row, wanted), -1.0) if len(wanted) else np.zeros(0)
+        for row, with_each in zip(mine, overlaps(mine[:, :4], wanted[:, :4]), strict=True):
+            overlap = np.where(is_free, with_each, -1.0)
             best = int(np.argmax(overlap)) if overlap.size else -1
             is_hit = best >= 0 and overlap[best] >= _OVERLAP
             if is_hit:

@@ -14,17 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from ...errors import DataError
 from ...numerics.statistics.estimate import Estimate
+from ...numerics.statistics.ratios import RESAMPLES, resampled
 
-RESAMPLES = 400
-"""Draws of the bootstrap, as in `numerics.statistics.ratios`. Chosen by judgement; not measured."""
 FEW_RESAMPLES = 60
 """Draws where each score takes long: chrF, and functions of the user's own. Chosen by judgement; not measured."""
-_TAIL = 0.05
-"""Probability beyond either end of a 90% interval."""
 
 Scale = Literal["share", "percent", "relative"]
 """Unit of the score: a share, whose differences are losses; percent, of which one is one point; or a positive number
@@ -108,10 +104,7 @@ class TaskMetric:
                 losses.append(self.fall(*scores))
         if not losses:
             return Estimate.exact(value)
-        # as for ratios: Student's t against the normal distribution, and the divisor of the variance
-        widening = float(stdtrit(count - 1, 1 - _TAIL) / stdtrit(10**6, 1 - _TAIL)) * (count / (count - 1)) ** 0.5
-        low, high = (float(end) for end in np.quantile(losses, [_TAIL, 1 - _TAIL]))
-        return Estimate(value, value - max(0.0, value - low) * widening, value + max(0.0, high - value) * widening)
+        return resampled(value, losses, count)
 
 
 def summed(value: Callable[[np.ndarray], float]) -> Callable[[Sequence[Any]], float]:

@@ -16,22 +16,15 @@ from typing import Any
 import numpy as np
 
 from ...errors import UsageError
+from ...numerics.statistics import row_matching
 from .metric import FEW_RESAMPLES, TaskMetric, summed
 
 
-def edit_distance(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Return the least number of insertions, deletions and substitutions that make one sequence the other.
-
-    V. I. Levenshtein, "Binary codes capable of correcting deletions, insertions, and reversals", 1966; a row at a time.
-    """
+def symbol_distance(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return the edit distance of sequences of words, characters or tokens, see `row_matching.edit_distance`."""
     codes: dict[Any, int] = {}
-    a, b = (np.array([codes.setdefault(each, len(codes)) for each in side], np.int64) for side in (one, other))
-    steps = np.arange(len(b) + 1)
-    row = steps.copy()
-    for index, symbol in enumerate(a.tolist()):
-        found = np.concatenate([[index + 1], np.minimum(row[1:] + 1, row[:-1] + (b != symbol))])
-        row = np.minimum.accumulate(found - steps) + steps  # insertions, from left to right
-    return int(row[-1])
+    numbers = [[codes.setdefault(each, len(codes)) for each in side] for side in (one, other)]
+    return row_matching.edit_distance(*numbers)
 
 
 def tokens(text: Any) -> list[Any]:
@@ -57,12 +50,12 @@ def _joined(text: Any) -> str:
 
 def _word_errors(prediction: Any, reference: Any) -> np.ndarray:
     wanted = tokens(reference)
-    return np.array([edit_distance(tokens(prediction), wanted), len(wanted)], np.float64)
+    return np.array([symbol_distance(tokens(prediction), wanted), len(wanted)], np.float64)
 
 
 def _character_errors(prediction: Any, reference: Any) -> np.ndarray:
     wanted = _joined(reference)
-    return np.array([edit_distance(_joined(prediction), wanted), len(wanted)], np.float64)
+    return np.array([symbol_distance(_joined(prediction), wanted), len(wanted)], np.float64)
 
 
 def _ratio(sums: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnxcompress.errors import DataError, UsageError
 from onnxcompress.quality import metrics
 from onnxcompress.quality.task.known import TASK_METRICS, task_metric
-from onnxcompress.quality.task.text import edit_distance
+from onnxcompress.quality.task.text import symbol_distance
 
 
 def _score(name, predictions, references):
@@ -28,7 +28,7 @@ def _slow_distance(a, b):
 
 @given(st.text("abc", max_size=5), st.text("abc", max_size=5))
 def test_edit_distance_is_that_of_the_definition(one, other):
-    assert edit_distance(one, other) == _slow_distance(one, other)
+    assert symbol_distance(one, other) == _slow_distance(one, other)
 
 
 def test_word_and_character_errors():
